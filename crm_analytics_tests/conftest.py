@@ -1,0 +1,107 @@
+"""Fixtures shared by all tests: the run's embedded server and fresh databases cloned from a migrated template."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics import migrations
+from crm_analytics.embedded import EmbeddedPostgres
+
+PG_VERSION = int(os.environ.get("PG", "18"))
+STATE_VARIABLE = "CRM_ANALYTICS_TEST_STATE"
+_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One state folder per test run; xdist's workers inherit it from the controller."""
+    if STATE_VARIABLE not in os.environ:
+        os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="crm_analytics_tests_")
+        config.stash[_OWNED] = os.environ[STATE_VARIABLE]
+    for name in ("ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "LANDING_DIR"):
+        os.environ.pop(name, None)
+    os.environ["CRM_ANALYTICS_HOME"] = os.environ[STATE_VARIABLE]
+    os.environ["EMBEDDED_POSTGRES_VERSION"] = str(PG_VERSION)
+    os.environ["BUSINESS_TIMEZONE"] = "America/New_York"
+
+
+_OWNED = pytest.StashKey[str]()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the run's server by its state folder, then remove the folder."""
+    owned = config.stash.get(_OWNED, None)
+    if owned:
+        EmbeddedPostgres(Path(owned), PG_VERSION).stop()
+        shutil.rmtree(owned, ignore_errors=True)
+        del os.environ[STATE_VARIABLE]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The run's embedded PostgreSQL, shared by all workers (fsync off: tests do not survive power cuts)."""
+    handle = EmbeddedPostgres(
+        Path(os.environ[STATE_VARIABLE]), PG_VERSION, {"fsync": "off", "full_page_writes": "off"}
+    ).start()
+    yield handle
+    handle.release()
+
+
+@pytest.fixture(scope="session")
+def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
+    """Makes a database and returns its URL: empty, or a clone of the migrated template of `analytics`/`crm`."""
+
+    def make(template: str | None = None) -> str:
+        name = f"t_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            if template is None:
+                connection.execute(f'CREATE DATABASE "{name}"')
+            else:
+                source = _template(server, template)
+                connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
+                # CREATE DATABASE does not copy ALTER DATABASE ... SET
+                for (setting,) in connection.execute(
+                    "SELECT unnest(setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
+                    " WHERE d.datname = %s AND s.setrole = 0",
+                    [source],
+                ).fetchall():
+                    key, value = setting.split("=", 1)
+                    connection.execute(f'ALTER DATABASE "{name}" SET {key} = {value}')
+        return server.url(name)
+
+    return make
+
+
+def _template(server: EmbeddedPostgres, database: str) -> str:
+    """The migrated template database, made once per run whichever worker comes first."""
+    name = f"template_{database}"
+    with (Path(os.environ[STATE_VARIABLE]) / f"{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                connection.execute(f'CREATE DATABASE "{name}_new"')
+                migrations.migrate(database, url=server.url(f"{name}_new"))
+                connection.execute(f'ALTER DATABASE "{name}_new" RENAME TO "{name}"')
+    return name
+
+
+@pytest.fixture
+def analytics_url(new_database: Callable[..., str]) -> str:
+    """URL of a fresh, migrated analytics database."""
+    return new_database("analytics")
+
+
+@pytest.fixture
+def analytics(analytics_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection to a fresh, migrated analytics database."""
+    with psycopg.connect(analytics_url, autocommit=True) as connection:
+        yield connection
