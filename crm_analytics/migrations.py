@@ -207,7 +207,7 @@ def _run_alembic(
     def upgrade(revision: Any, context: Any) -> list[Any]:
         return scripts._upgrade_revs("head", revision)
 
-    def apply_file(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+    def apply_file(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:  # alembic passes these by name
         revision = step.up_revision
         file: SqlFile = revision.module.sql_file
         record_applied(connection.connection.driver_connection, database_name, file)  # type: ignore[arg-type]
@@ -233,7 +233,7 @@ def _run_alembic(
             version_table="alembic_version",
             version_table_schema=schema,
             transaction_per_migration=True,
-            on_version_apply=[apply_file],
+            on_version_apply=apply_file,
         )
         with environment.begin_transaction():
             environment.run_migrations()
