@@ -16,7 +16,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-
 # -- raw rows, as far as metrics depend on them -----------------------------------------------------------
 
 
