@@ -399,15 +399,15 @@ class _Writer:
         rows = []
         first = self.months[0].first
         while first <= self.months[-1].first.replace(month=12):
-            repairs = 140 * business.volume(first)
+            repairs = 122 * business.volume(first)
             whole = [
                 f"{first:%Y-%m}",
                 "ALL",
                 "ALL",
                 f"{repairs:.0f}",
-                f"{repairs * 155:.2f}",
-                "0.5000",
-                "38.00",
+                f"{repairs * 200:.2f}",
+                "0.4800",
+                "34.00",
             ]
             rows.append(whole)
             for source, limit in (("eLocals", "62.00"), ("Google", "60.00")):
