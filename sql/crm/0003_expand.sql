@@ -1,0 +1,246 @@
+-- Expand: what the prose names and the DDL lacks. History is not rewritten; the only fills of adopted rows are
+-- orders.total_amount and currency (from final_price_eur, in EUR), shipments.status ('delivered' where the client
+-- has received), payments.reference_key (the oldest holder of each reference), order_status_events.seq, one event
+-- and one audit row 'adopt' per row that was there before.
+-- Every ADD COLUMN stands on one line of its own: adoption reads them to compare columns that exist already.
+
+SET LOCAL row_security = off;  -- a filtered update would lose rows silently; this makes it an error
+
+-- helpers that indexes and fills need -------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.trimmed(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT NULLIF(regexp_replace(p_text, '^\s+|\s+$', '', 'g'), '') $$;
+COMMENT ON FUNCTION crm_private.trimmed(text) IS
+'The text without white space around it; NULL where nothing is left. Payment references are compared in this form.';
+
+CREATE FUNCTION crm_private.phone_digits(p_phone text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+  SELECT NULLIF(regexp_replace(regexp_replace(regexp_replace(p_phone, '\D', '', 'g'), '^00', ''), '^8(\d{10})$', '7\1'), '')
+$$;
+COMMENT ON FUNCTION crm_private.phone_digits(text) IS
+'The digits by which phones are compared: 00 in front is dropped, a Russian 8XXXXXXXXXX becomes 7XXXXXXXXXX.';
+
+CREATE FUNCTION crm_private.folded_email(p_email text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT lower(crm_private.trimmed(p_email)) $$;
+COMMENT ON FUNCTION crm_private.folded_email(text) IS 'The form in which e-mail addresses are compared: trimmed, lower case.';
+
+CREATE FUNCTION crm_private.system_user_id() RETURNS uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT '00000000-0000-0000-0000-000000000001'::uuid $$;
+COMMENT ON FUNCTION crm_private.system_user_id() IS 'The inactive users row that acts where no person does.';
+
+CREATE SEQUENCE crm_private.order_code_seq;
+
+-- columns -----------------------------------------------------------------------------------------------------
+
+ALTER TABLE public.users ADD COLUMN IF NOT EXISTS email text;
+ALTER TABLE public.customers ADD COLUMN IF NOT EXISTS billing_address jsonb;
+ALTER TABLE public.customers ADD COLUMN IF NOT EXISTS delivery_details jsonb;
+ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
+ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS assigned_to uuid;
+ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS contact text;
+ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS notes text;
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS items jsonb;
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS total_amount numeric(12, 2);
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS currency public.currency_enum;
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS created_by uuid;
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS updated_by uuid;
+ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
+ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS created_by uuid;
+ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
+ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS reference_key text;
+ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS uploaded_by uuid;
+ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS lead_id uuid;
+ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS created_by uuid;
+ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS lead_id uuid;
+ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS status text GENERATED ALWAYS AS (CASE WHEN completed THEN 'done' ELSE 'open' END) STORED;
+ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS status text;
+ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS created_by uuid;
+ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS seq integer;
+ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS reason text;
+ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS notes text;
+
+ALTER TABLE public.orders ALTER COLUMN status SET DEFAULT 'created'::public.order_status_enum;
+ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT now();
+ALTER TABLE public.orders ALTER COLUMN updated_at SET DEFAULT now();
+ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT now();
+ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
+
+COMMENT ON COLUMN public.orders.order_code IS 'Order number, the one told to the client.';
+COMMENT ON COLUMN public.orders.created_by IS 'Who created the order; NULL only on rows adopted from before the guards.';
+COMMENT ON COLUMN public.payments.created_by IS 'Who booked the payment; NULL only on rows adopted from before the guards.';
+COMMENT ON COLUMN public.payments.reference_key IS
+'external_reference without white space around it, unique for ever; NULL on adopted duplicates of an older payment.';
+COMMENT ON COLUMN public.shipments.status IS
+'created, shipped, in_transit, customs, delivered or lost; NULL (unknown) only on adopted rows not yet received.';
+COMMENT ON COLUMN public.order_status_events.seq IS
+'1, 2, 3 … within an order, without gaps; NULL only on adopted events that belong to no order.';
+
+-- new tables --------------------------------------------------------------------------------------------------
+
+CREATE TABLE public.audit_log (
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  actor_id uuid NULL,
+  action text NOT NULL,
+  entity text NOT NULL,
+  entity_id uuid NULL,
+  payload jsonb NOT NULL DEFAULT '{}'::jsonb,
+  "session_user" text NOT NULL DEFAULT SESSION_USER,
+  created_at timestamp with time zone NOT NULL DEFAULT now(),
+  CONSTRAINT audit_log_pkey PRIMARY KEY (id),
+  CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
+);
+CREATE INDEX idx_audit_log_entity ON public.audit_log USING btree (entity, entity_id);
+COMMENT ON TABLE public.audit_log IS
+'Every change of a business row: who (actor_id; NULL where the table owner wrote directly), what, and which login.';
+COMMENT ON COLUMN public.audit_log.entity IS 'Name of the table that the row is in.';
+
+CREATE TABLE public.audit_seals (
+  seq bigint NOT NULL,
+  last_audit_id bigint NOT NULL,
+  row_count bigint NOT NULL,
+  previous_hash text NOT NULL,
+  hash text NOT NULL,
+  created_at timestamp with time zone NOT NULL DEFAULT now(),
+  CONSTRAINT audit_seals_pkey PRIMARY KEY (seq),
+  CONSTRAINT audit_seals_last_audit_id_key UNIQUE (last_audit_id),
+  CONSTRAINT audit_seals_seq_check CHECK (seq > 0),
+  CONSTRAINT audit_seals_row_count_check CHECK (row_count > 0),
+  CONSTRAINT audit_seals_hash_check CHECK (hash ~ '^[0-9a-f]{64}$' AND previous_hash ~ '^[0-9a-f]{64}$')
+);
+COMMENT ON TABLE public.audit_seals IS
+'Hash chain over audit_log: each seal covers the rows after the last one. Sealed rows cannot change unnoticed.';
+
+CREATE TABLE public.user_identity_map (
+  provider text NOT NULL,
+  external_id text NOT NULL,
+  crm_user_id uuid NOT NULL,
+  created_at timestamp with time zone NOT NULL DEFAULT now(),
+  CONSTRAINT user_identity_map_pkey PRIMARY KEY (provider, external_id),
+  CONSTRAINT user_identity_map_crm_user_id_fkey FOREIGN KEY (crm_user_id) REFERENCES public.users (id)
+);
+COMMENT ON TABLE public.user_identity_map IS 'Which CRM user an account of an identity provider is.';
+
+CREATE TABLE public.order_status_transitions (
+  from_status public.order_status_enum NOT NULL,
+  to_status public.order_status_enum NOT NULL,
+  required_role public.user_role_enum NOT NULL,
+  CONSTRAINT order_status_transitions_pkey PRIMARY KEY (from_status, to_status),
+  CONSTRAINT order_status_transitions_check CHECK (from_status <> to_status AND to_status <> 'paid')
+);
+COMMENT ON TABLE public.order_status_transitions IS
+'The transitions that people may make; manager means every active user. To paid lead payments only. Changed by migration.';
+
+INSERT INTO public.order_status_transitions (from_status, to_status, required_role) VALUES
+  ('created', 'awaiting_payment', 'manager'),
+  ('created', 'cancelled', 'manager'),
+  ('awaiting_payment', 'cancelled', 'manager'),
+  ('paid', 'in_delivery', 'manager'),
+  ('paid', 'cancelled', 'admin'),
+  ('in_delivery', 'delivered', 'manager'),
+  ('in_delivery', 'cancelled', 'admin'),
+  ('delivered', 'closed', 'admin');
+
+-- fills of adopted rows ---------------------------------------------------------------------------------------
+
+UPDATE public.orders SET total_amount = final_price_eur, currency = 'EUR'
+WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur IS NOT NULL;
+
+UPDATE public.shipments SET status = 'delivered' WHERE client_received AND status IS NULL;
+
+UPDATE public.payments p SET reference_key = r.reference
+FROM (
+  SELECT id, crm_private.trimmed(external_reference) AS reference,
+         row_number() OVER (PARTITION BY crm_private.trimmed(external_reference) ORDER BY created_at, id) AS place
+  FROM public.payments
+) r
+WHERE r.id = p.id AND r.place = 1 AND r.reference IS NOT NULL;
+
+UPDATE public.order_status_events e SET seq = n.place
+FROM (
+  SELECT id, row_number() OVER (PARTITION BY order_id ORDER BY created_at, id) AS place
+  FROM public.order_status_events WHERE order_id IS NOT NULL
+) n
+WHERE n.id = e.id;
+
+INSERT INTO public.users (id, name, role, active) VALUES (crm_private.system_user_id(), 'system', 'manager', false)
+ON CONFLICT (id) DO NOTHING;
+
+INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
+SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), COALESCE(l.seq, 0) + 1, 'adopted'
+FROM public.orders o
+LEFT JOIN LATERAL (
+  SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
+) l ON true;
+
+-- what the audit trail starts from: every row that was there before, as it stands after the fills
+INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
+SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, a.payload
+FROM (
+            SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS payload FROM public.users t
+  UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
+  UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
+  UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t
+  UNION ALL SELECT 'payments', t.id, t.created_at, to_jsonb(t) FROM public.payments t
+  UNION ALL SELECT 'documents', t.id, t.uploaded_at, to_jsonb(t) FROM public.documents t
+  UNION ALL SELECT 'tasks', t.id, t.created_at, to_jsonb(t) FROM public.tasks t
+  UNION ALL SELECT 'shipments', t.id, t.created_at, to_jsonb(t) FROM public.shipments t
+) a
+ORDER BY a.created_at, a.entity, a.id;
+
+-- constraints and indexes -------------------------------------------------------------------------------------
+
+CREATE UNIQUE INDEX users_email_key ON public.users USING btree (lower(email));
+CREATE INDEX idx_customers_phone_digits ON public.customers USING btree (crm_private.phone_digits(phone));
+CREATE INDEX idx_customers_email ON public.customers USING btree (crm_private.folded_email(email));
+CREATE INDEX idx_leads_customer ON public.leads USING btree (customer_id);
+CREATE INDEX idx_orders_customer ON public.orders USING btree (customer_id);
+CREATE INDEX idx_orders_lead ON public.orders USING btree (lead_id);
+ALTER TABLE public.payments ADD CONSTRAINT payments_reference_key_key UNIQUE (reference_key);
+ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_order_seq_key UNIQUE (order_id, seq);
+ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_seq_check CHECK (seq > 0);
+ALTER TABLE public.shipments ADD CONSTRAINT shipments_status_check
+  CHECK (status IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost'));
+
+-- A foreign-key action would change rows past the RPCs; NO ACTION refuses the delete instead.
+DO $$
+DECLARE
+  v_key record;
+BEGIN
+  FOR v_key IN
+    SELECT * FROM (VALUES
+      ('leads', 'customer_id', 'customers'),
+      ('leads', 'assigned_to', 'users'),
+      ('orders', 'assigned_manager', 'users'),
+      ('orders', 'customer_id', 'customers'),
+      ('orders', 'lead_id', 'leads'),
+      ('orders', 'created_by', 'users'),
+      ('orders', 'updated_by', 'users'),
+      ('payments', 'order_id', 'orders'),
+      ('payments', 'related_payment_id', 'payments'),
+      ('payments', 'created_by', 'users'),
+      ('documents', 'order_id', 'orders'),
+      ('documents', 'lead_id', 'leads'),
+      ('documents', 'uploaded_by', 'users'),
+      ('tasks', 'order_id', 'orders'),
+      ('tasks', 'lead_id', 'leads'),
+      ('tasks', 'assigned_to', 'users'),
+      ('tasks', 'created_by', 'users'),
+      ('shipments', 'order_id', 'orders'),
+      ('shipments', 'created_by', 'users'),
+      ('order_status_events', 'order_id', 'orders'),
+      ('order_status_events', 'changed_by', 'users')
+    ) AS keys (tab, col, target)
+  LOOP
+    EXECUTE format('ALTER TABLE public.%I DROP CONSTRAINT IF EXISTS %I, ADD CONSTRAINT %I FOREIGN KEY (%I) REFERENCES public.%I (id)',
+                   v_key.tab, v_key.tab || '_' || v_key.col || '_fkey', v_key.tab || '_' || v_key.col || '_fkey', v_key.col, v_key.target);
+  END LOOP;
+END
+$$;
