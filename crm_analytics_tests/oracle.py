@@ -376,19 +376,12 @@ def covered_to(month: date, exported_on: date) -> date:
 
 
 def resolve(job_uuid: str | None, job_number: str | None, jobs: Iterable[Job]) -> str | None:
-    """The job that a payment means: by UUID verbatim, else by number without zero padding."""
+    """The job that a payment means: by UUID verbatim, else by a number that names exactly one job."""
     jobs = list(jobs)
-    for job in jobs:
-        if job_uuid is not None and job.job_id == job_uuid:
-            return job.job_id
-    for job in jobs:
-        if (
-            job_number is not None
-            and job.job_number is not None
-            and plain(job.job_number) == plain(job_number)
-        ):
-            return job.job_id
-    return None
+    if job_uuid in {job.job_id for job in jobs}:
+        return job_uuid
+    named = [job.job_id for job in jobs if job_number and plain(job.job_number or "") == plain(job_number)]
+    return named[0] if len(named) == 1 else None
 
 
 def plain(number: str) -> str:
