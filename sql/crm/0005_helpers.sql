@@ -1,0 +1,310 @@
+-- Helpers that the RPCs share: each rule stands here once. They run with the caller's rights, so that called by
+-- anybody but an RPC they can do nothing.
+
+CREATE FUNCTION crm_private.refuse(p_sqlstate text, p_message text, p_detail jsonb, p_hint text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RAISE EXCEPTION USING ERRCODE = p_sqlstate, MESSAGE = p_message, DETAIL = p_detail::text, HINT = p_hint;
+END
+$$;
+COMMENT ON FUNCTION crm_private.refuse(text, text, jsonb, text) IS
+'Ends a call with an error: SQLSTATE, message, machine-readable detail and remedy.';
+
+-- actors and roles -----------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.actor(p_user_id uuid, p_or_system boolean DEFAULT false) RETURNS public.users
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  v_user public.users;
+BEGIN
+  -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    PERFORM crm_private.refuse('25001', 'the RPCs run at READ COMMITTED, not at ' || upper(current_setting('transaction_isolation')),
+      jsonb_build_object('rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'),
+      'Start the transaction with ISOLATION LEVEL READ COMMITTED.');
+  END IF;
+  IF p_user_id IS NULL AND p_or_system THEN
+    SELECT * INTO STRICT v_user FROM public.users u WHERE u.id = crm_private.system_user_id();
+    RETURN v_user;
+  END IF;
+  SELECT * INTO v_user FROM public.users u WHERE u.id = p_user_id AND u.active;
+  IF NOT FOUND THEN
+    PERFORM crm_private.refuse('42501', 'the actor is not an active CRM user',
+      jsonb_build_object('rule', 'actor', 'field', 'p_user_id', 'found', p_user_id, 'accepted', 'id of an active row of users'),
+      'Pass the id that resolve_crm_user returned for the person who acts.');
+  END IF;
+  RETURN v_user;
+END
+$$;
+COMMENT ON FUNCTION crm_private.actor(uuid, boolean) IS
+'The active user who acts; with p_or_system the system user where none is given. Errors: 42501; 25001 above READ COMMITTED.';
+
+CREATE FUNCTION crm_private.require_admin(p_actor public.users, p_what text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF p_actor.role <> 'admin' THEN
+    PERFORM crm_private.refuse('42501', p_what || ' needs an admin',
+      jsonb_build_object('rule', 'role', 'found', p_actor.role, 'accepted', 'admin', 'actor', p_actor.id),
+      'Let an admin do it.');
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.require_admin(public.users, text) IS 'Refuses (42501) everybody but admins.';
+
+-- input ----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.invalid(p_field text, p_found text, p_accepted text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  PERFORM crm_private.refuse('PT422', format('%s: %s is not accepted', p_field, COALESCE(quote_literal(p_found), 'nothing')),
+    jsonb_build_object('rule', 'input', 'field', p_field, 'found', p_found, 'accepted', p_accepted),
+    format('%s must be %s.', p_field, p_accepted));
+END
+$$;
+COMMENT ON FUNCTION crm_private.invalid(text, text, text) IS 'Refuses an argument: PT422 with field, found, accepted.';
+
+CREATE FUNCTION crm_private.label(p_field text, p_value text, p_type regtype, p_required boolean) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF p_value IS NULL AND NOT p_required THEN
+    RETURN NULL;
+  END IF;
+  IF p_value IS NULL OR NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = p_type AND e.enumlabel = p_value) THEN
+    PERFORM crm_private.invalid(p_field, p_value,
+      'one of ' || (SELECT string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = p_type));
+  END IF;
+  RETURN p_value;
+END
+$$;
+COMMENT ON FUNCTION crm_private.label(text, text, regtype, boolean) IS 'The text if it is a label of the enum; otherwise PT422 naming the labels.';
+
+CREATE FUNCTION crm_private.required_text(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF crm_private.trimmed(p_value) IS NULL THEN
+    PERFORM crm_private.invalid(p_field, p_value, 'a text that is not blank');
+  END IF;
+  RETURN crm_private.trimmed(p_value);
+END
+$$;
+COMMENT ON FUNCTION crm_private.required_text(text, text) IS 'The trimmed text; PT422 where it is missing or blank.';
+
+CREATE FUNCTION crm_private.required_id(p_field text, p_value uuid) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF p_value IS NULL THEN
+    PERFORM crm_private.invalid(p_field, NULL, 'a uuid');
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.required_id(text, uuid) IS 'PT422 where an id is missing.';
+
+CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF crm_private.folded_email(p_value) !~ '^[^@\s]+@[^@\s]+$' THEN
+    PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
+  END IF;
+  RETURN crm_private.folded_email(p_value);
+END
+$$;
+COMMENT ON FUNCTION crm_private.email(text, text) IS 'The folded address, NULL where none is given; PT422 where it is not one.';
+
+CREATE FUNCTION crm_private.phone(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF crm_private.trimmed(p_value) IS NOT NULL AND COALESCE(length(crm_private.phone_digits(p_value)), 0) < 5 THEN
+    PERFORM crm_private.invalid(p_field, p_value, 'a phone number (at least five digits)');
+  END IF;
+  RETURN crm_private.trimmed(p_value);
+END
+$$;
+COMMENT ON FUNCTION crm_private.phone(text, text) IS 'The trimmed phone, NULL where none is given; PT422 where it has fewer than five digits.';
+
+CREATE FUNCTION crm_private.amount(p_field text, p_value numeric, p_or_zero boolean DEFAULT false) RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  -- NaN is greater than every number, so it has to be named
+  IF p_value IS NULL OR p_value = 'NaN' OR p_value >= 10000000000 OR p_value < 0
+     OR (p_value = 0 AND NOT p_or_zero) OR p_value <> round(p_value, 2) THEN
+    PERFORM crm_private.invalid(p_field, p_value::text,
+      CASE WHEN p_or_zero THEN 'zero or more' ELSE 'more than zero' END || ', below 10000000000, with at most two decimals');
+  END IF;
+  RETURN p_value;
+END
+$$;
+COMMENT ON FUNCTION crm_private.amount(text, numeric, boolean) IS 'The amount if it is positive, finite and has at most two decimals; otherwise PT422.';
+
+CREATE FUNCTION crm_private.items(p_field text, p_value jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF jsonb_typeof(p_value) <> 'array' THEN
+    PERFORM crm_private.invalid(p_field, left(p_value::text, 200), 'a JSON array of positions');
+  END IF;
+  RETURN p_value;
+END
+$$;
+COMMENT ON FUNCTION crm_private.items(text, jsonb) IS 'The order positions; PT422 where they are not a JSON array.';
+
+-- existence and state --------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.not_found(p_entity text, p_field text, p_id uuid) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  PERFORM crm_private.refuse('PT404', format('%s: no row of %s has this id', p_field, p_entity),
+    jsonb_build_object('rule', 'existence', 'entity', p_entity, 'field', p_field, 'found', p_id, 'accepted', 'id of a row of ' || p_entity),
+    'Check the id.');
+END
+$$;
+COMMENT ON FUNCTION crm_private.not_found(text, text, uuid) IS 'Refuses an id that no row has: PT404.';
+
+CREATE FUNCTION crm_private.conflict(p_rule text, p_message text, p_detail jsonb, p_hint text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  PERFORM crm_private.refuse('PT409', p_message, jsonb_build_object('rule', p_rule) || p_detail, p_hint);
+END
+$$;
+COMMENT ON FUNCTION crm_private.conflict(text, text, jsonb, text) IS 'Refuses what the state of the rows does not allow: PT409.';
+
+CREATE FUNCTION crm_private.locked_order(p_order_id uuid) RETURNS public.orders
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  v_order public.orders;
+BEGIN
+  -- before anything else, and not FOR UPDATE: that deadlocks with the foreign-key locks of child inserts
+  SELECT * INTO v_order FROM public.orders o WHERE o.id = p_order_id FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
+    PERFORM crm_private.not_found('orders', 'p_order_id', p_order_id);
+  END IF;
+  RETURN v_order;
+END
+$$;
+COMMENT ON FUNCTION crm_private.locked_order(uuid) IS 'The order, locked until the transaction ends; PT404 where there is none.';
+
+CREATE FUNCTION crm_private.locked_lead(p_lead_id uuid) RETURNS public.leads
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  v_lead public.leads;
+BEGIN
+  SELECT * INTO v_lead FROM public.leads l WHERE l.id = p_lead_id FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
+    PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
+  END IF;
+  RETURN v_lead;
+END
+$$;
+COMMENT ON FUNCTION crm_private.locked_lead(uuid) IS 'The lead, locked until the transaction ends; PT404 where there is none.';
+
+CREATE FUNCTION crm_private.assignee_exists(p_field text, p_user_id uuid) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
+    PERFORM crm_private.not_found('users', p_field, p_user_id);
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.assignee_exists(text, uuid) IS 'PT404 where work is given to a user who does not exist.';
+
+CREATE FUNCTION crm_private.assignee_active(p_field text, p_user_id uuid) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id AND NOT u.active) THEN
+    PERFORM crm_private.conflict('assignee', p_field || ': this user is inactive',
+      jsonb_build_object('field', p_field, 'found', p_user_id, 'accepted', 'id of an active row of users'),
+      'Choose an active user.');
+  END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.assignee_active(text, uuid) IS 'PT409 where work is given to an inactive user.';
+
+-- traces ---------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.audit(p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_payload jsonb) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+  INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
+  VALUES (p_actor, p_action, p_entity, p_entity_id, p_payload)
+$$;
+COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb) IS 'Writes one row of audit_log.';
+
+CREATE FUNCTION crm_private.changes(p_old jsonb, p_new jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+  SELECT COALESCE(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
+  FROM jsonb_each(p_new) n
+  WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key
+$$;
+COMMENT ON FUNCTION crm_private.changes(jsonb, jsonb) IS 'What differs between two states of a row: {column: {old, new}}, without updated_at and updated_by.';
+
+CREATE FUNCTION crm_private.set_order_status(
+  p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_payload jsonb
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  v_old public.order_status_enum;
+BEGIN
+  SELECT o.status INTO STRICT v_old FROM public.orders o WHERE o.id = p_order_id;
+  UPDATE public.orders SET status = p_new_status, updated_by = p_actor, updated_at = now() WHERE id = p_order_id;
+  INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes)
+  SELECT p_order_id, v_old::text, p_new_status::text, p_actor, COALESCE(max(e.seq), 0) + 1, p_reason, p_notes
+  FROM public.order_status_events e WHERE e.order_id = p_order_id;
+  PERFORM crm_private.audit(p_actor, 'status_change', 'orders', p_order_id,
+    jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_payload);
+END
+$$;
+COMMENT ON FUNCTION crm_private.set_order_status(uuid, public.order_status_enum, uuid, text, text, jsonb) IS
+'Moves a locked order: status, event with the next seq, audit. The only place where the status of an order changes.';
+
+CREATE FUNCTION crm_private.client_money(p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+  SELECT
+    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.direction = 'incoming' AND p.status = 'completed'), 0),
+    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status = 'completed'), 0),
+    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status IN ('planned', 'pending')), 0)
+  FROM public.payments p
+  WHERE p.order_id = p_order.id AND p.currency = p_order.currency AND p.amount <> 'NaN'
+$$;
+COMMENT ON FUNCTION crm_private.client_money(public.orders) IS
+'Client money of an order in its currency: completed client payments, completed refunds, refunds planned or pending.';
+
+SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
