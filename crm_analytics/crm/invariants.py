@@ -1,0 +1,275 @@
+"""Tier C of crm.md: what must be true of the CRM's rows, one named query each, all in one read-only snapshot.
+
+The queries restate the rules of crm.md on their own: they read no rule from the functions that they check.
+Rows older than the guards are exempt where crm.md says so ("history isn't rewritten"): the migration gave each
+of them one audit row `adopt`. A row with no audit row at all was written past the RPCs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+ID_CAP = 20  # offending ids shown; the count is always complete
+
+_HISTORY = (
+    "Find out who wrote past the RPCs (audit_log.session_user, server log), then put the rows right in one "
+    "transaction that disables the table's guard and enables it ALWAYS again."
+)
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """One rule over all rows: `query` returns an `id` (text) and a `detail` for every offending row."""
+
+    name: str
+    rule: str
+    query: str
+    remedy: str = _HISTORY
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one invariant found: no offenders means that it holds."""
+
+    invariant: Invariant
+    offenders: int
+    examples: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether no row offends."""
+        return self.offenders == 0
+
+
+#: Tables whose every row has its audit rows.
+AUDITED_TABLES = ("customers", "documents", "leads", "orders", "payments", "shipments", "tasks", "users")
+
+#: crm.md "Transitions", restated: (old, new, role needed).
+LEGAL_TRANSITIONS = (
+    ("created", "awaiting_payment", "manager"),
+    ("created", "cancelled", "manager"),
+    ("created", "paid", "manager"),
+    ("awaiting_payment", "cancelled", "manager"),
+    ("awaiting_payment", "paid", "manager"),
+    ("paid", "in_delivery", "manager"),
+    ("paid", "cancelled", "admin"),
+    ("in_delivery", "delivered", "manager"),
+    ("in_delivery", "cancelled", "admin"),
+    ("delivered", "closed", "admin"),
+)
+
+_BUSINESS_ROWS = " UNION ALL ".join(
+    f"SELECT '{table}' AS entity, id FROM public.{table}" for table in AUDITED_TABLES
+)
+
+_LEGAL = (
+    "(VALUES "
+    + ", ".join(f"('{old}', '{new}', '{role}')" for old, new, role in LEGAL_TRANSITIONS)
+    + ") AS legal(old_status, new_status, required_role)"
+)
+
+#: Shared by all queries: new (audited) rows, money per order, events in order, roles that somebody ever had.
+_COMMON = """
+WITH adopted AS MATERIALIZED (
+    SELECT entity, entity_id FROM public.audit_log WHERE action = 'adopt'
+), new_payment AS (
+    SELECT p.* FROM public.payments p
+    WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'payments' AND a.entity_id = p.id)
+), money AS (
+    SELECT p.order_id,
+        coalesce(sum(amount) FILTER (WHERE role = 'client_payment' AND status = 'completed'), 0) AS client,
+        coalesce(sum(amount) FILTER (WHERE role = 'refund' AND status = 'completed'), 0) AS refunded,
+        coalesce(sum(amount) FILTER (WHERE role = 'refund' AND status IN ('completed', 'pending', 'planned')), 0)
+            AS refunds
+    FROM public.payments p GROUP BY p.order_id
+), event AS (
+    SELECT e.*, lag(e.new_status) OVER w AS before_status, lag(e.seq) OVER w AS before_seq,
+        row_number() OVER w AS position, lead(e.id) OVER w IS NULL AS is_last,
+        max(e.seq) FILTER (WHERE e.reason = 'adopted') OVER (PARTITION BY e.order_id) AS adopted_seq
+    FROM public.order_status_events e WINDOW w AS (PARTITION BY e.order_id ORDER BY e.seq)
+), new_event AS (
+    SELECT * FROM event WHERE adopted_seq IS NULL OR seq > adopted_seq
+), was_admin AS (
+    SELECT id FROM public.users WHERE role = 'admin'
+    -- a user's role is audited: whoever was changed may have been an admin when it mattered
+    UNION SELECT entity_id FROM public.audit_log WHERE entity = 'users' AND payload::text LIKE '%"admin"%'
+)
+"""
+
+INVARIANTS: tuple[Invariant, ...] = (
+    Invariant(
+        "status_is_last_event",
+        "orders.status equals the new_status of the order's last event",
+        """SELECT o.id::text, format('status %s, last event %s', o.status, coalesce(e.new_status, 'none')) AS detail
+           FROM public.orders o LEFT JOIN event e ON e.order_id = o.id AND e.is_last
+           WHERE o.status::text IS DISTINCT FROM e.new_status""",
+    ),
+    Invariant(
+        "event_numbers_have_no_gap",
+        "order_status_events.seq counts 1, 2, 3 … within each order",
+        """SELECT e.order_id::text AS id, format('seq %s at position %s', e.seq, e.position) AS detail
+           FROM event e WHERE e.order_id IS NOT NULL AND e.seq IS DISTINCT FROM e.position""",
+    ),
+    Invariant(
+        "events_follow_each_other",
+        "an event's old_status is the new_status of the event before it; an order starts as created",
+        """SELECT e.id::text, format('order %s seq %s: %s after %s', e.order_id, e.seq, e.old_status, e.before_status)
+               AS detail
+           FROM new_event e
+           WHERE e.old_status IS DISTINCT FROM e.before_status
+              OR (e.before_status IS NULL AND e.new_status IS DISTINCT FROM 'created')""",
+    ),
+    Invariant(
+        "transitions_are_legal",
+        "every status change is one of crm.md's transitions, by a role that may make it",
+        f"""SELECT e.id::text, format('order %s: %s -> %s by %s', e.order_id, e.old_status, e.new_status, e.changed_by)
+                AS detail
+            FROM new_event e LEFT JOIN {_LEGAL} USING (old_status, new_status)
+            WHERE e.old_status IS NOT NULL AND (legal.new_status IS NULL
+                OR (legal.required_role = 'admin' AND e.changed_by NOT IN (SELECT id FROM was_admin)))""",
+    ),
+    Invariant(
+        "paid_means_paid",
+        "an order became paid only when completed client payments reached its total",
+        """SELECT e.order_id::text AS id, format('total %s, client paid %s', o.total_amount, coalesce(m.client, 0))
+               AS detail
+           FROM new_event e JOIN public.orders o ON o.id = e.order_id LEFT JOIN money m ON m.order_id = o.id
+           WHERE e.new_status = 'paid' AND (o.total_amount IS NULL OR coalesce(m.client, 0) < o.total_amount)""",
+    ),
+    Invariant(
+        "full_payment_moves_the_order",
+        "an order whose total is paid (net of refunds) does not wait for payment any more",
+        """SELECT o.id::text, format('status %s, total %s, net %s', o.status, o.total_amount, m.client - m.refunded)
+               AS detail
+           FROM public.orders o JOIN money m ON m.order_id = o.id
+           WHERE o.status IN ('created', 'awaiting_payment') AND m.client - m.refunded >= o.total_amount
+             AND o.id IN (SELECT order_id FROM new_payment WHERE role = 'client_payment' AND status = 'completed')""",
+    ),
+    Invariant(
+        "payouts_follow_client_money",
+        "money went out (other than refunds) only for orders whose client has paid",
+        """SELECT p.id::text, format('%s %s %s of order %s', p.role, p.amount, p.currency, p.order_id) AS detail
+           FROM new_payment p LEFT JOIN money m ON m.order_id = p.order_id
+           WHERE p.direction = 'outgoing' AND p.role <> 'refund' AND p.status = 'completed'
+             AND coalesce(m.client, 0) <= 0""",
+    ),
+    Invariant(
+        "refunds_within_the_paid_sum",
+        "refunds (completed, pending, planned) of an order are at most what its client paid",
+        """SELECT m.order_id::text AS id, format('refunds %s, client paid %s', m.refunds, m.client) AS detail
+           FROM money m WHERE m.refunds > m.client
+             AND m.order_id IN (SELECT order_id FROM new_payment
+                                WHERE role = 'refund' AND status IN ('completed', 'pending', 'planned'))""",
+    ),
+    Invariant(
+        "refunds_by_admins",
+        "every refund was registered by an admin",
+        """SELECT p.id::text, format('refund by %s', coalesce(p.created_by::text, 'nobody')) AS detail
+           FROM new_payment p WHERE p.role = 'refund'
+             AND (p.created_by IS NULL OR p.created_by NOT IN (SELECT id FROM was_admin))""",
+    ),
+    Invariant(
+        "references_are_unique",
+        "a payment provider's reference stands for one payment, for ever",
+        """SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
+           FROM new_payment p
+           WHERE p.reference_key IS DISTINCT FROM nullif(btrim(p.external_reference), '')
+              OR EXISTS (SELECT FROM public.payments q WHERE q.id <> p.id
+                         AND btrim(q.external_reference) = btrim(p.external_reference))""",
+    ),
+    Invariant(
+        "provider_payments_have_references",
+        "a completed incoming payment by online_cashbox or card has its provider's reference",
+        """SELECT p.id::text, format('%s %s by %s', p.amount, p.currency, p.method) AS detail
+           FROM new_payment p WHERE p.direction = 'incoming' AND p.status = 'completed'
+             AND p.method IN ('online_cashbox', 'card') AND p.reference_key IS NULL""",
+    ),
+    Invariant(
+        "payments_are_well_formed",
+        "amounts are positive and finite; direction fits the role; client money has the order's currency",
+        """SELECT p.id::text, format('%s %s %s %s', p.direction, p.role, p.amount, p.currency) AS detail
+           FROM new_payment p LEFT JOIN public.orders o ON o.id = p.order_id
+           WHERE o.id IS NULL OR p.amount <= 0 OR p.amount = 'NaN'
+              OR (p.role = 'client_payment' AND p.direction <> 'incoming')
+              OR (p.role IN ('refund', 'supplier_payment') AND p.direction <> 'outgoing')
+              OR (p.role IN ('client_payment', 'refund') AND p.currency IS DISTINCT FROM o.currency)""",
+    ),
+    Invariant(
+        "new_rows_have_actors",
+        "every row written since the guards names the user who wrote it",
+        """SELECT id::text, format('%s without %s', entity, actor) AS detail FROM (
+               SELECT 'orders' AS entity, id, 'created_by' AS actor FROM public.orders WHERE created_by IS NULL
+               UNION ALL SELECT 'payments', id, 'created_by' FROM public.payments WHERE created_by IS NULL
+               UNION ALL SELECT 'documents', id, 'uploaded_by' FROM public.documents WHERE uploaded_by IS NULL
+               UNION ALL SELECT 'tasks', id, 'created_by' FROM public.tasks WHERE created_by IS NULL
+               UNION ALL SELECT 'shipments', id, 'created_by' FROM public.shipments WHERE created_by IS NULL
+           ) r WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = r.entity AND a.entity_id = r.id)
+           UNION ALL SELECT e.id::text, 'event without changed_by' FROM new_event e WHERE e.changed_by IS NULL
+           UNION ALL SELECT l.id::text, format('audit row of %s without actor_id', l.entity) FROM public.audit_log l
+                     -- the owner's own writes to people's rows have a session_user instead
+                     WHERE l.actor_id IS NULL AND l.entity NOT IN ('users', 'customers')""",
+    ),
+    Invariant(
+        "converted_leads_have_orders",
+        "a lead is converted exactly when an order was made from it",
+        """SELECT l.id::text, format('status %s, orders %s', l.status, count(o.id)) AS detail
+           FROM public.leads l LEFT JOIN public.orders o ON o.lead_id = l.id
+           WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'leads' AND a.entity_id = l.id)
+           GROUP BY l.id, l.status HAVING (l.status = 'converted') <> (count(o.id) > 0)""",
+    ),
+    Invariant(
+        "every_row_is_audited",
+        "every business row has an audit row that tells of its creation (or adoption)",
+        f"""SELECT r.id::text, format('%s has no audit row of its creation', r.entity) AS detail
+            FROM ({_BUSINESS_ROWS}) r
+            WHERE NOT EXISTS (SELECT FROM public.audit_log l WHERE l.entity = r.entity AND l.entity_id = r.id
+                              AND l.action IN ('adopt', 'create'))""",
+    ),
+    Invariant(
+        "audited_rows_exist",
+        "every row that the audit log tells of is still there",
+        f"""SELECT DISTINCT l.entity_id::text AS id, format('%s is gone', l.entity) AS detail
+            FROM public.audit_log l
+            WHERE l.entity IN ({", ".join(f"'{table}'" for table in AUDITED_TABLES)}) AND l.entity_id IS NOT NULL
+              AND NOT EXISTS (SELECT FROM ({_BUSINESS_ROWS}) r WHERE r.entity = l.entity AND r.id = l.entity_id)""",
+    ),
+)
+
+
+@contextmanager
+def snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """One REPEATABLE READ READ ONLY snapshot with row security off: it errors where it would filter rows."""
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute("SET LOCAL row_security = off")
+        yield
+
+
+def check(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
+    """Evaluate every invariant (or those named) in one snapshot; a transaction must not be open yet.
+
+    Raises:
+        psycopg.Error: if a query cannot run; nothing is then known, and the caller must not report success.
+    """
+    with snapshot(connection):
+        return evaluate(connection, only)
+
+
+def evaluate(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
+    """Evaluate the invariants inside the caller's transaction (tests roll their damage back)."""
+    results = {}
+    for invariant in INVARIANTS:
+        if only is not None and invariant.name not in only:
+            continue
+        rows = connection.execute(
+            f"{_COMMON} SELECT id, detail, count(*) OVER () FROM ({invariant.query}) offender ORDER BY 1 LIMIT {ID_CAP}"
+        ).fetchall()
+        results[invariant.name] = Result(
+            invariant, rows[0][2] if rows else 0, tuple(f"{row[0]}: {row[1]}" for row in rows)
+        )
+    return results
