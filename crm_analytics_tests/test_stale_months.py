@@ -1,0 +1,217 @@
+"""Which change makes which month stale (architecture, decision 7), case by case, and how payments find their job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+Connection = psycopg.Connection[Any]
+
+
+def job(
+    connection: Connection, job_id: str, day: str, number: str | None = None, type_: str = "COD Service"
+) -> None:
+    connection.execute(
+        "INSERT INTO raw.jobs (job_id, job_number, type, source, created_at, job_date)"
+        " VALUES (%s, %s, %s, 'Google', %s, %s)",
+        [job_id, number, type_, f"{day} 12:00-05", day],
+    )
+
+
+def payment(
+    connection: Connection,
+    payment_id: str,
+    ref: str,
+    day: str,
+    amount: str = "150.00",
+    status: str = "paid",
+    job_id: str | None = None,
+) -> None:
+    """A payment as the loader inserts it (job_id already looked up), or by hand (left to the triggers)."""
+    connection.execute(
+        "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_number_ref, paid_date, amount, status, job_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [payment_id, ref, ref, ref.lstrip("0") if ref.isdigit() else None, day, amount, status, job_id],
+    )
+
+
+def stale(connection: Connection) -> list[str]:
+    """The months queued since the last call."""
+    rows = connection.execute(
+        "WITH gone AS (DELETE FROM analytics.stale_months RETURNING month)"
+        " SELECT DISTINCT to_char(month, 'YYYY-MM') FROM gone ORDER BY 1"
+    ).fetchall()
+    return [month for (month,) in rows]
+
+
+def linked(connection: Connection) -> dict[str, str | None]:
+    return dict(connection.execute("SELECT payment_id, job_id FROM raw.payments").fetchall())
+
+
+def test_job_affects_its_own_month_old_and_new(analytics: Connection) -> None:
+    """Without it a moved job would be counted in two months, or in none."""
+    job(analytics, "A", "2024-10-31")
+    assert stale(analytics) == ["2024-10"]
+    analytics.execute("UPDATE raw.jobs SET job_date = '2024-12-01' WHERE job_id = 'A'")
+    assert stale(analytics) == ["2024-10", "2024-12"]
+    analytics.execute("DELETE FROM raw.jobs")
+    assert stale(analytics) == ["2024-12"]
+
+
+def test_columns_that_no_metric_reads_dirty_nothing(analytics: Connection) -> None:
+    """Without it every re-export would make all of history stale."""
+    job(analytics, "A", "2024-10-31")
+    payment(analytics, "p", "A", "2024-11-05")
+    stale(analytics)
+    analytics.execute(
+        "UPDATE raw.jobs SET status = 'Done', technician = 'x', total = 5, type = ' cod  SERVICE'"
+    )
+    analytics.execute("UPDATE raw.payments SET method = 'cash', paid_at = now(), paid_date = paid_date")
+    analytics.execute("UPDATE raw.jobs SET job_date = job_date WHERE false")
+    assert stale(analytics) == []
+    analytics.execute("UPDATE raw.jobs SET type = 'INS Service'")
+    assert stale(analytics) == ["2024-10"]
+
+
+def test_payment_affects_its_jobs_month_and_not_its_own(analytics: Connection) -> None:
+    """Revenue is the job's cohort: a late payment restates the old month only."""
+    job(analytics, "A", "2024-10-31")
+    stale(analytics)
+    payment(analytics, "p", "A", "2024-11-05", "0.01", job_id="A")
+    assert stale(analytics) == ["2024-10"]
+    analytics.execute("UPDATE raw.payments SET amount = 5 WHERE payment_id = 'p'")
+    assert stale(analytics) == ["2024-10"]
+    analytics.execute("UPDATE raw.payments SET paid_date = '2025-01-01'")  # the cohort does not move
+    assert stale(analytics) == []
+    analytics.execute("DELETE FROM raw.payments")
+    assert stale(analytics) == ["2024-10"]
+
+
+def test_waiting_payment_affects_its_paid_month_until_the_job_arrives(analytics: Connection) -> None:
+    """When the job arrives both months change: the paid month loses the orphan, the job's month gains it."""
+    payment(analytics, "p", "Z", "2024-11-04", "75.00")
+    assert stale(analytics) == ["2024-11"]
+    analytics.execute("UPDATE raw.payments SET paid_date = '2024-12-04'")
+    assert stale(analytics) == ["2024-11", "2024-12"]
+    job(analytics, "Z", "2024-08-01")
+    assert stale(analytics) == ["2024-08", "2024-12"]
+    assert linked(analytics) == {"p": "Z"}
+    analytics.execute("DELETE FROM raw.jobs WHERE job_id = 'Z'")
+    assert stale(analytics) == ["2024-08", "2024-12"]
+    assert linked(analytics) == {"p": None}
+
+
+def test_job_that_changes_its_number_gains_and_loses_payments(analytics: Connection) -> None:
+    """Payments that name a number follow the number, and their paid months change with them."""
+    job(analytics, "A", "2024-03-01", number="7")
+    payment(analytics, "p7", "007", "2024-05-05")
+    payment(analytics, "p8", "8", "2024-06-06")
+    assert linked(analytics) == {"p7": "A", "p8": None}
+    stale(analytics)
+    analytics.execute("UPDATE raw.jobs SET job_number = '8' WHERE job_id = 'A'")
+    assert linked(analytics) == {"p7": None, "p8": "A"}
+    assert stale(analytics) == ["2024-03", "2024-05", "2024-06"]
+
+
+def test_number_that_two_jobs_share_links_nothing(analytics: Connection) -> None:
+    """Guessing one of two jobs would move money silently; the id still links."""
+    job(analytics, "A", "2024-03-01", number="7")
+    payment(analytics, "p", "7", "2024-05-05")
+    assert linked(analytics) == {"p": "A"}
+    job(analytics, "B", "2024-04-01", number="7")
+    assert linked(analytics) == {"p": None}
+    stale(analytics)
+    analytics.execute("DELETE FROM raw.jobs WHERE job_id = 'A'")
+    assert linked(analytics) == {"p": "B"}
+    assert stale(analytics) == ["2024-03", "2024-04", "2024-05"]
+
+
+def test_job_id_wins_over_a_number(analytics: Connection) -> None:
+    """An all-digit reference may be a UUID or a number: the job with that id is meant, even if it comes later."""
+    job(analytics, "A", "2024-03-01", number="123456")
+    payment(analytics, "p", "123456", "2024-05-05")
+    assert linked(analytics) == {"p": "A"}
+    job(analytics, "123456", "2024-04-01", number="9")
+    assert linked(analytics) == {"p": "123456"}
+    analytics.execute("UPDATE raw.jobs SET job_id = 'C' WHERE job_id = '123456'")
+    assert linked(analytics) == {"p": "A"}
+
+
+@pytest.mark.parametrize("status", ["failed", "Pending", " VOIDED ", "declined"])
+def test_payments_that_do_not_count_affect_no_month(analytics: Connection, status: str) -> None:
+    """They are no revenue; when one begins to count, its month changes."""
+    job(analytics, "A", "2024-10-31")
+    stale(analytics)
+    payment(analytics, "p", "A", "2024-11-05", status=status)
+    assert stale(analytics) == []
+    analytics.execute("UPDATE raw.payments SET status = 'paid'")
+    assert stale(analytics) == ["2024-10"]
+
+
+def test_leads_calls_and_spend_affect_their_own_months(analytics: Connection) -> None:
+    """Only what metrics read counts: a free eLocals row, a passed lead, a call's answer change nothing."""
+    analytics.execute(
+        "INSERT INTO raw.elocals_leads (lead_id, lead_at, lead_date, cost) VALUES"
+        " ('a', now(), '2024-01-05', 10), ('b', now(), '2024-02-05', 0), ('c', now(), '2024-03-05', NULL)"
+    )
+    assert stale(analytics) == ["2024-01"]
+    analytics.execute("UPDATE raw.elocals_leads SET cost = cost + 1, status = 'credited'")
+    assert stale(analytics) == ["2024-01", "2024-02"]
+    analytics.execute(
+        "INSERT INTO raw.proref_leads (lead_id, lead_at, lead_date, current_status) VALUES"
+        " ('a', now(), '2024-01-05', 'Passed'), ('b', now(), '2024-02-05', NULL)"
+    )
+    assert stale(analytics) == ["2024-02"]
+    analytics.execute("UPDATE raw.proref_leads SET current_status = 'Won'")
+    assert stale(analytics) == ["2024-01"]
+    analytics.execute(
+        "INSERT INTO raw.calls (call_id, started_at, call_date, flow) VALUES ('a', now(), '2024-04-01', 'eLocals')"
+    )
+    assert stale(analytics) == ["2024-04"]
+    analytics.execute("UPDATE raw.calls SET answered = true, job_ref = '7', duration_seconds = 5")
+    assert stale(analytics) == []
+    analytics.execute("INSERT INTO raw.google_spend VALUES ('2024-06-01', 'all', 310, '2024-06-30')")
+    assert stale(analytics) == ["2024-06"]
+    analytics.execute("UPDATE raw.google_spend SET covered_to = '2024-06-15'")
+    assert stale(analytics) == ["2024-06"]
+    analytics.execute("UPDATE raw.google_spend SET amount = amount")
+    assert stale(analytics) == []
+
+
+def test_channel_rules_and_aliases_affect_every_month(analytics: Connection) -> None:
+    """A rule changes all of history; rewriting it as it is changes nothing."""
+    job(analytics, "A", "2024-01-31")
+    job(analytics, "B", "2024-04-30")
+    stale(analytics)
+    every = ["2024-01", "2024-02", "2024-03", "2024-04"]
+    analytics.execute("INSERT INTO analytics.channel_aliases VALUES ('insurance', 'Rely')")
+    assert stale(analytics) == every
+    analytics.execute("UPDATE analytics.lead_channels SET lead_rule = 'jobs' WHERE source = 'Rely'")
+    assert stale(analytics) == every
+    analytics.execute("UPDATE analytics.lead_channels SET lead_rule = lead_rule")
+    assert stale(analytics) == []
+    analytics.execute("DELETE FROM analytics.channel_aliases WHERE alias_folded = 'insurance'")
+    assert stale(analytics) == every
+
+
+def test_truncate_affects_every_month(analytics: Connection) -> None:
+    """TRUNCATE tells nobody which rows went: every month that metrics know is recomputed."""
+    job(analytics, "A", "2024-01-31")
+    job(analytics, "B", "2024-03-30")
+    stale(analytics)
+    analytics.execute("TRUNCATE raw.calls")
+    assert stale(analytics) == ["2024-01", "2024-02", "2024-03"]
+
+
+def test_rules_that_read_a_shared_table_belong_to_one_channel(analytics: Connection) -> None:
+    """Two channels with Google's spend would book it twice."""
+    with pytest.raises(psycopg.errors.CheckViolation, match="google_spend can belong to one channel only"):
+        analytics.execute(
+            "INSERT INTO analytics.lead_channels (source, lead_rule, cost_rule) VALUES ('Bing', 'jobs', 'google_spend')"
+        )
+    with pytest.raises(psycopg.errors.CheckViolation):
+        analytics.execute(
+            "INSERT INTO analytics.lead_channels (source, lead_rule, cost_rule) VALUES ('Bing', 'jobs', 'sum_cost')"
+        )
