@@ -28,7 +28,12 @@ from crm_analytics_tests.oracle import (
     Spend,
     Warehouse,
 )
-from crm_analytics_tests.oracle_comparison import assert_every_way_agrees, profile
+from crm_analytics_tests.oracle_comparison import (
+    assert_every_way_agrees,
+    assert_metrics,
+    profile,
+    refresh_stale,
+)
 
 Connection = psycopg.Connection[Any]
 
@@ -312,32 +317,50 @@ rule_steps = channel_names.flatmap(
 )
 ids = st.sampled_from(["a", "b", "c"])
 
-steps = st.one_of(
+#: Changes that affect some months only; the others affect every month, and would hide what these forget.
+local_steps = st.one_of(
+    st.builds(delete, st.just("jobs"), st.just("job_id"), st.just("jobs"), uuids),
+    st.builds(swap_numbers),
+    st.builds(change_all_jobs, st.sampled_from(["Rely", "Thumbtack", "Google"]), days),
     st.builds(put_jobs, st.lists(jobs, min_size=1, max_size=4)),
-    st.builds(put_payments, st.lists(payments, min_size=1, max_size=6)),
     st.builds(put_payments, st.lists(payments, min_size=1, max_size=6)),
     st.builds(put_leads, st.sampled_from(["elocals_leads", "proref_leads"]), ids, days, costs,
               st.sampled_from(["Accepted", " PASSED", "passed", None, "Not passed"])),
     st.builds(put_call, ids, days, st.sampled_from(["eLocals", "GoogleAds", "Forward to Dispatch", None])),
     st.builds(put_spend, spends),
-    st.builds(delete, st.just("jobs"), st.just("job_id"), st.just("jobs"), uuids),
     st.builds(delete, st.just("payments"), st.just("payment_id"), st.just("payments"), st.sampled_from(["P0", "P1"])),
     st.builds(delete, st.just("calls"), st.just("call_id"), st.just("calls"), ids),
     st.builds(delete, st.just("elocals_leads"), st.just("lead_id"), st.just("elocals"), ids),
-    st.builds(change_all_jobs, st.sampled_from(["Rely", "Thumbtack", "Google"]), days),
-    st.builds(swap_numbers),
+    st.builds(delete, st.just("proref_leads"), st.just("lead_id"), st.just("proref"), ids),
+    st.builds(refresh_one, st.integers(0, 3)),
+)  # fmt: skip
+global_steps = st.one_of(
+    rule_steps,
+    st.builds(drop_rules, channel_names),
+    st.builds(put_alias, st.sampled_from(["thumbtack", "google", "rely", "forward to dispatch", "service direct"]),
+              st.sampled_from([None, "Rely", "Google", "Thumbtack", "eLocals"])),
     st.sampled_from([
         truncate("raw.jobs, raw.payments", ("jobs", "payments")), truncate("raw.payments", ("payments",)),
         truncate("raw.google_spend", ("spend",)), truncate("raw.elocals_leads, raw.calls", ("elocals", "calls")),
         truncate("analytics.channel_aliases", ("aliases",)),
     ]),
-    rule_steps,
-    st.builds(drop_rules, channel_names),
-    st.builds(put_alias, st.sampled_from(["thumbtack", "google", "rely", "forward to dispatch", "service direct"]),
-              st.sampled_from([None, "Rely", "Google", "Thumbtack", "eLocals"])),
-    st.builds(refresh_one, st.integers(0, 3)),
-    st.builds(refresh_one, st.integers(0, 3)),
 )  # fmt: skip
+#: Several changes between two refreshes, of one kind or of both.
+bursts = st.one_of(
+    st.lists(local_steps, min_size=1, max_size=3),
+    st.lists(local_steps, min_size=1, max_size=3),
+    st.lists(global_steps, min_size=1, max_size=2),
+    st.lists(st.one_of(local_steps, global_steps), min_size=2, max_size=4),
+)
+filling = st.tuples(
+    st.builds(put_jobs, st.lists(jobs, min_size=3, max_size=8)),
+    st.builds(put_payments, st.lists(payments, min_size=4, max_size=10)),
+    st.builds(put_leads, st.just("elocals_leads"), ids, days, costs, st.none()),
+    st.builds(
+        put_leads, st.just("proref_leads"), ids, days, st.none(), st.sampled_from(["Accepted", "passed"])
+    ),
+    st.builds(put_spend, spends),
+)
 
 
 @pytest.fixture(scope="module")
@@ -365,13 +388,16 @@ def empty(connection: Connection) -> None:
 
 
 @profile(60)
-@given(work=st.lists(steps, min_size=1, max_size=14))
+@given(fill=filling, work=st.lists(bursts, min_size=1, max_size=5))
 def test_whatever_is_changed_by_hand_the_stale_months_bring_it_right(
-    connection: Connection, work: list[Step]
+    connection: Connection, fill: tuple[Step, ...], work: list[list[Step]]
 ) -> None:
     """Without this, some change of some column would leave a month's numbers wrong for ever."""
     empty(connection)
     model = Model()
-    for step in work:
-        step(connection, model)
+    for burst in (fill, *work):
+        for step in burst:
+            step(connection, model)
+        refresh_stale(connection)
+        assert_metrics(connection, model.warehouse())
     assert_every_way_agrees(connection, model.warehouse(), FIRST, LAST)
