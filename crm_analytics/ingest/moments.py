@@ -1,0 +1,229 @@
+"""The exact scalar rules for dates, times of day, months and durations written as text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from functools import lru_cache
+from typing import Literal
+
+DateOrder = Literal["mdy", "dmy"]
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+ACCEPTED_DATES = (
+    "a date of the years 2000 to 2100 like 2024-11-15, Fri Nov 15 2024, Nov 15, 2024 or {numeric}, "
+    "with or without a time like 10:30:00 or 10:30 AM and an offset like -0500 or Z"
+)
+ACCEPTED_MONTHS = "a month like 2024-11, 2024-11-01, Nov 2024 or 11/2024"
+ACCEPTED_DURATIONS = "3 Min 25 Sec, 3:25 (minutes and seconds), 1:03:25 or whole seconds"
+ACCEPTED_CALL_TIMES = (
+    "Wed Dec 17th, 03:21PM (weekday fitting one of the five years up to the export) or a full date and time"
+)
+
+
+class Unreadable(ValueError):
+    """A cell that a rule does not accept; the message says why and what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Microseconds since 1970, in UTC where the text had an offset (`aware`), else of the local wall clock."""
+
+    microseconds: int
+    aware: bool
+
+
+_TIME = r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.(?P<fraction>\d{1,9}))?)?(?:\s*(?P<half>[ap])\.?m\.?)?"
+_OFFSET = r"(?P<offset>z|utc|gmt|(?:utc|gmt)?\s*[+-]\d{2}:?\d{2})"
+_TAIL = re.compile(rf"(?:[\s,]*T|[\s,]+){_TIME}(?:\s*{_OFFSET})?(?:\s*\([^()]*\))?", re.IGNORECASE)
+_WEEKDAY = r"(?:(?P<weekday>mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
+_MONTH = r"(?P<month>jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_ORDINAL = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
+_DATES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})",
+        r"(?P<year>\d{4})/(?P<month>\d{1,2})/(?P<day>\d{1,2})",
+        rf"{_WEEKDAY}{_MONTH}\s+{_ORDINAL},?\s+(?P<year>\d{{4}})",
+        rf"{_WEEKDAY}{_ORDINAL}[\s-]+{_MONTH},?[\s-]+(?P<year>\d{{4}})",
+        r"(?P<first>\d{1,2})[/.-](?P<second_>\d{1,2})[/.-](?P<year>\d{4})",
+    )
+)
+_CALL_TIME = re.compile(
+    rf"(?P<weekday>mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+{_MONTH}\s+{_ORDINAL},?\s+(?P<time>{_TIME})",
+    re.IGNORECASE,
+)
+_MONTH_FORMS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?P<year>\d{4})-(?P<month>\d{1,2})",
+        r"(?P<month>\d{1,2})/(?P<year>\d{4})",
+        rf"{_MONTH},?[\s-]+(?P<year>\d{{4}})",
+        rf"(?P<year>\d{{4}})\s+{_MONTH}",
+    )
+)
+_DURATION_WORDS = re.compile(
+    r"(?:(?P<hours>\d{1,4})\s*h(?:ou)?r?s?)?\s*(?:(?P<minutes>\d{1,5})\s*min(?:ute)?s?)?"
+    r"\s*(?:(?P<seconds>\d{1,6})\s*sec(?:ond)?s?)?",
+    re.IGNORECASE,
+)
+_CLOCK = re.compile(r"(?:(?P<hours>\d{1,4}):)?(?P<minutes>\d{1,4}):(?P<seconds>[0-5]\d)")
+
+
+def accepted_dates(order: DateOrder) -> str:
+    """The sentence of accepted date forms, with the declared order of numeric dates."""
+    numeric = "11/15/2024 (month first)" if order == "mdy" else "15/11/2024 (day first)"
+    return ACCEPTED_DATES.format(numeric=numeric)
+
+
+def _month_number(text: str) -> int:
+    return int(text) if text.isdigit() else MONTHS.index(text[:3].lower()) + 1
+
+
+@lru_cache(maxsize=4096)
+def _read_date(text: str, order: DateOrder) -> tuple[date, int] | None:
+    """The date that the text begins with and where it ends; None where no form fits or the day is impossible."""
+    for pattern in _DATES:
+        match = pattern.match(text)
+        if not match:
+            continue
+        found = match.groupdict()
+        if "first" in found:
+            first, second = int(found["first"]), int(found["second_"])
+            month, day = (first, second) if order == "mdy" else (second, first)
+        else:
+            month, day = _month_number(found["month"]), int(found["day"])
+        try:
+            value = date(int(found["year"]), month, day)
+        except ValueError:
+            return None
+        weekday = found.get("weekday")
+        if weekday and WEEKDAYS.index(weekday.lower()) != value.weekday():
+            return None
+        return value, match.end()
+    return None
+
+
+def _read_time(match: re.Match[str]) -> time | None:
+    hour, half = int(match["hour"]), (match["half"] or "").lower()
+    if half and not 1 <= hour <= 12:
+        return None
+    if half:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    fraction = int((match["fraction"] or "0").ljust(6, "0")[:6])
+    try:
+        return time(hour, int(match["minute"]), int(match["second"] or 0), fraction)
+    except ValueError:
+        return None
+
+
+def _read_offset(text: str | None) -> timezone | None:
+    """The offset as a timezone; None where there is none. Raises ValueError for impossible ones."""
+    if not text:
+        return None
+    digits = re.sub(r"[^0-9+-]", "", text)
+    if not digits:
+        return UTC
+    shift = timedelta(hours=int(digits[1:3]), minutes=int(digits[3:5]))
+    return timezone(-shift if digits[0] == "-" else shift)
+
+
+def read_moment(text: str, order: DateOrder) -> Moment:
+    """A date with or without a time of day and offset; a date alone is its local midnight.
+
+    Numeric dates follow the declared order, never guessed row by row. A weekday that does not fit the date is
+    refused. Raises Unreadable.
+    """
+    found = _read_date(text, order)
+    if found:
+        day, end = found
+        rest = text[end:]
+        if not rest:
+            return Moment(
+                (datetime(day.year, day.month, day.day, tzinfo=UTC) - _EPOCH) // _MICROSECOND, False
+            )
+        tail = _TAIL.fullmatch(rest)
+        clock = _read_time(tail) if tail else None
+        if tail and clock is not None:
+            try:
+                offset = _read_offset(tail["offset"])
+                value = datetime.combine(day, clock, offset or UTC)
+                return Moment((value - _EPOCH) // _MICROSECOND, offset is not None)
+            except (ValueError, OverflowError):
+                pass
+    raise Unreadable(f"is not a date that exists; accepted: {accepted_dates(order)}")
+
+
+def read_day(text: str, order: DateOrder) -> date:
+    """A date; a time of day after it is refused. Raises Unreadable."""
+    found = _read_date(text, order)
+    if not found or found[1] != len(text):
+        raise Unreadable(
+            f"is not a date that exists; accepted: {accepted_dates(order).partition(', with')[0]}"
+        )
+    return found[0]
+
+
+def read_month(text: str, order: DateOrder) -> date:
+    """A month as its first day; of a full date, its month. Raises Unreadable."""
+    for pattern in _MONTH_FORMS:
+        match = pattern.fullmatch(text)
+        if match and 1 <= (month := _month_number(match["month"])) <= 12 and match["year"] != "0000":
+            return date(int(match["year"]), month, 1)
+    found = _read_date(text, order)
+    if not found or found[1] != len(text):
+        raise Unreadable(f"is not a month; accepted: {ACCEPTED_MONTHS}")
+    return found[0].replace(day=1)
+
+
+def read_call_time(text: str, order: DateOrder, exported_on: date) -> Moment:
+    """A call's time; one without a year is resolved by its weekday and the export's local date.
+
+    Of the export's year and the four before it, exactly one can fit a weekday (the same date returns to a
+    weekday after five years at the earliest); a date after the export's never fits. Raises Unreadable.
+    """
+    match = _CALL_TIME.fullmatch(text)
+    if not match:
+        try:
+            return read_moment(text, order)
+        except Unreadable as error:
+            raise Unreadable(f"is not a call's time; accepted: {ACCEPTED_CALL_TIMES}") from error
+    clock = _read_time(match)
+    month, day, weekday = _month_number(match["month"]), int(match["day"]), match["weekday"].lower()
+    for year in range(exported_on.year, exported_on.year - 5, -1):
+        try:
+            value = date(year, month, day)
+        except ValueError:
+            continue
+        if clock is not None and value <= exported_on and value.weekday() == WEEKDAYS.index(weekday[:3]):
+            return Moment((datetime.combine(value, clock, UTC) - _EPOCH) // _MICROSECOND, False)
+    raise Unreadable(
+        f"has no year and its weekday fits none of the five years up to the export of {exported_on}; "
+        f"accepted: {ACCEPTED_CALL_TIMES}"
+    )
+
+
+def read_duration(text: str) -> int:
+    """A duration in seconds. Raises Unreadable."""
+    if text.isascii() and text.isdigit() and len(text) <= 7:
+        return int(text)
+    match = _CLOCK.fullmatch(text) or _DURATION_WORDS.fullmatch(text)
+    if not match or not text:
+        raise Unreadable(f"is not a duration; accepted: {ACCEPTED_DURATIONS}")
+    hours, minutes, seconds = (int(match[part] or 0) for part in ("hours", "minutes", "seconds"))
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
+    """The first and last day of a report's date range line, or of a single day; None where it is neither."""
+    ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
+    if len(ends) not in (1, 2):
+        return None
+    days = [found[0] for end in ends if (found := _read_date(end, order)) and found[1] == len(end)]
+    if len(days) != len(ends) or days[0] > days[-1]:
+        return None
+    return days[0], days[-1]

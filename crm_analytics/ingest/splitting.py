@@ -1,0 +1,235 @@
+"""CSV text split into records: a fast exact path for clean quoting, a careful one for the rest.
+
+Both see UTF-8 with plain newlines. While every quote is where RFC 4180 wants it, records can be cut by the
+parity of quotes and pyarrow splits them. From the first stray quote on, and for any piece whose records differ
+in width, the csv module splits, record by record.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+PIECE = 4 << 20
+MAX_RECORD = 16 << 20
+RECORDS_PER_BLOCK = 20_000
+csv.field_size_limit(MAX_RECORD)
+
+
+class QuoteNeverCloses(Exception):
+    """A quote opened in this record (counted from 1 within the data, with its line) and never closed."""
+
+    def __init__(self, record: int, line: int) -> None:
+        super().__init__(f"record {record}, line {line}")
+        self.record = record
+        self.line = line
+
+
+@dataclass
+class Block:
+    """Some records as columns of text, as wide as the header."""
+
+    columns: list[pa.Array]
+    length: int
+    lines: Callable[[], npt.NDArray[np.int64]]  # each record's first line in the file
+    defects: dict[int, str] = field(default_factory=dict)  # row -> why it cannot be a record
+    beyond: dict[int, list[str]] = field(default_factory=dict)  # row -> cells beyond the header's
+
+
+def block_of_rows(rows: list[list[str]], lines: list[int], width: int, defects: dict[int, str]) -> Block:
+    """A block of records that were split one by one; too short and too long ones become defects."""
+    beyond: dict[int, list[str]] = {}
+    defects = dict(defects)
+    for number, row in enumerate(rows):
+        if len(row) == width:
+            continue
+        found = len(row)
+        extra = row[width:]
+        if found < width:
+            rows[number] = row + [""] * (width - found)
+        else:
+            rows[number] = row[:width]
+        if found < width or any(cell.strip() for cell in extra):
+            beyond[number] = extra
+            defects.setdefault(
+                number, f"the record has {found} cells where the header has {width}; accepted: {width}"
+            )
+    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+    return Block(columns, len(rows), lambda: np.array(lines, dtype=np.int64), defects, beyond)
+
+
+def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) -> Iterator[Block]:
+    """The records of the data (what follows the header), in blocks; blank lines are not records.
+
+    Memory is bounded by the size of a piece. Raises QuoteNeverCloses.
+    """
+    pending = b""
+    line = first_line
+    records = 0
+    separator = ord(delimiter)
+    for block in chain(blocks, [b""]):
+        last = not block
+        pending += block
+        if not pending or (len(pending) < PIECE and not last):
+            continue
+        buffer = np.frombuffer(pending, dtype=np.uint8)
+        quotes = np.flatnonzero(buffer == 34)
+        if not _clean(buffer, quotes, separator) or (last and len(quotes) % 2):
+            yield from _carefully(_lines(chain([pending], blocks)), delimiter, width, line, records)
+            return
+        end = len(pending) if last else _last_record_end(pending, quotes)
+        if not end:
+            if len(pending) > MAX_RECORD:
+                raise QuoteNeverCloses(records + 1, line)
+            continue
+        piece, pending = pending[:end], pending[end:]
+        inside = quotes[: int(np.searchsorted(quotes, end))]
+        result = _fast(piece, inside, delimiter, width, line)
+        for part in (
+            [result] if result else _carefully(_lines(iter([piece])), delimiter, width, line, records)
+        ):
+            records += part.length
+            yield part
+        line += piece.count(b"\n")
+
+
+def _clean(buffer: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp], separator: int) -> bool:
+    """Whether every opening quote begins a cell and every closing one ends it (doubled ones do both)."""
+    if not len(quotes):
+        return True
+    opening, closing = quotes[::2], quotes[1::2]
+    before = buffer[opening[opening > 0] - 1]
+    after = buffer[closing[closing < len(buffer) - 1] + 1]
+    return bool(
+        np.all((before == separator) | (before == 10) | (before == 34))
+        and np.all((after == separator) | (after == 10) | (after == 34))
+    )
+
+
+def _last_record_end(piece: bytes, quotes: npt.NDArray[np.intp]) -> int:
+    """The offset behind the last newline that is outside quotes; 0 where there is none."""
+    end = len(piece)
+    while True:
+        newline = piece.rfind(b"\n", 0, end)
+        if newline < 0:
+            return 0
+        before = int(np.searchsorted(quotes, newline))
+        if before % 2 == 0:
+            return newline + 1
+        end = int(quotes[before - 1])  # inside the cell that this quote opens
+
+
+def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int, line: int) -> Block | None:
+    """The piece split by pyarrow; None where records differ in width."""
+    names = [str(number) for number in range(width)]
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(piece),
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=len(piece) + 1),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                check_utf8=False, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+
+    def lines() -> npt.NDArray[np.int64]:
+        newlines = np.flatnonzero(np.frombuffer(piece, dtype=np.uint8) == 10)
+        ends = np.flatnonzero(
+            np.searchsorted(quotes, newlines) % 2 == 0
+        )  # the numbers of newlines that end records
+        offsets = np.concatenate(([0], newlines[ends] + 1))
+        filled = np.diff(np.append(offsets, len(piece) + 1)) > 1
+        return (line + np.concatenate(([0], ends + 1)))[filled]
+
+    columns = [column.combine_chunks() for column in table.columns]
+    return Block(columns, table.num_rows, lines)
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[str]:
+    rest = b""
+    for block in blocks:
+        rest += block
+        cut = rest.rfind(b"\n") + 1
+        for line in rest[:cut].split(b"\n")[:-1]:
+            yield line.decode() + "\n"
+        rest = rest[cut:]
+        if len(rest) > MAX_RECORD:
+            break
+    if rest:
+        yield rest.decode(errors="replace")  # cut within a character only where it is refused as too long
+
+
+class _Recorder:
+    """Hands lines to the csv module, remembers those of the current record and can take them back."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.waiting: deque[str] = deque()
+        self.record: list[str] = []
+        self.size = 0
+
+    def __iter__(self) -> _Recorder:
+        return self
+
+    def __next__(self) -> str:
+        line = self.waiting.popleft() if self.waiting else next(self.lines)
+        self.record.append(line)
+        self.size += len(line)
+        if self.size > MAX_RECORD:
+            raise _TooLong
+        return line
+
+
+class _TooLong(Exception):
+    pass
+
+
+BAD_QUOTES = (
+    "the record's quotes do not fit (text stands beside a quoted cell's end); accepted: a cell with quotes stands in "
+    "quotes itself, those inside it doubled"
+)
+
+
+def _carefully(lines: Iterator[str], delimiter: str, width: int, line: int, records: int) -> Iterator[Block]:
+    """Records split by the csv module, strictly. Where a record's quotes do not fit, its first line alone is the
+    bad record and reading goes on with the next line, so that its neighbours are kept."""
+    recorder = _Recorder(lines)
+    reader = csv.reader(recorder, delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    defects: dict[int, str] = {}
+    while True:
+        recorder.record, recorder.size = [], 0
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except _TooLong as error:
+            raise QuoteNeverCloses(records + len(rows) + 1, line) from error
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise QuoteNeverCloses(records + len(rows) + 1, line) from error
+            recorder.waiting.extendleft(reversed(recorder.record[1:]))
+            del recorder.record[1:]
+            row = next(csv.reader(recorder.record, delimiter=delimiter))
+            defects[len(rows)] = BAD_QUOTES
+        if row:
+            rows.append(row)
+            numbers.append(line)
+        line += len(recorder.record)
+        if len(rows) >= RECORDS_PER_BLOCK:
+            yield block_of_rows(rows, numbers, width, defects)
+            records += len(rows)
+            rows, numbers, defects = [], [], {}
+    if rows:
+        yield block_of_rows(rows, numbers, width, defects)
