@@ -101,6 +101,7 @@ CREATE INDEX idx_audit_log_entity ON public.audit_log USING btree (entity, entit
 COMMENT ON TABLE public.audit_log IS
 'Every change of a business row: who (actor_id; NULL where the table owner wrote directly), what, and which login.';
 COMMENT ON COLUMN public.audit_log.entity IS 'Name of the table that the row is in.';
+COMMENT ON COLUMN public.audit_log.payload IS 'row: the row as it stood after the change; beside it what the action says: changes, old and new status, reason …';
 
 CREATE TABLE public.audit_seals (
   seq bigint NOT NULL,
@@ -182,9 +183,9 @@ LEFT JOIN LATERAL (
 
 -- what the audit trail starts from: every row that was there before, as it stands after the fills
 INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, a.payload
+SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row)
 FROM (
-            SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS payload FROM public.users t
+            SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
   UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
   UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
   UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t

@@ -253,41 +253,48 @@ COMMENT ON FUNCTION crm_private.assignee_active(text, uuid) IS 'PT409 where work
 
 -- traces ---------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION crm_private.audit(p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_payload jsonb) RETURNS void
+CREATE FUNCTION crm_private.audit(
+  p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
+) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
   INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-  VALUES (p_actor, p_action, p_entity, p_entity_id, p_payload)
+  VALUES (p_actor, p_action, p_entity, p_entity_id, p_detail || jsonb_build_object('row', p_row))
 $$;
-COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb) IS 'Writes one row of audit_log.';
+COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb, jsonb) IS
+'Writes one row of audit_log: the changed row as it stands now, and what else the action says.';
 
-CREATE FUNCTION crm_private.changes(p_old jsonb, p_new jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE
+CREATE FUNCTION crm_private.audit_update(p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb) RETURNS void
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-  SELECT COALESCE(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
-  FROM jsonb_each(p_new) n
-  WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key
+  SELECT crm_private.audit(p_actor, 'update', p_entity, p_entity_id, p_new, jsonb_build_object('changes', (
+    SELECT COALESCE(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
+    FROM jsonb_each(p_new) n
+    WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key)))
 $$;
-COMMENT ON FUNCTION crm_private.changes(jsonb, jsonb) IS 'What differs between two states of a row: {column: {old, new}}, without updated_at and updated_by.';
+COMMENT ON FUNCTION crm_private.audit_update(uuid, text, uuid, jsonb, jsonb) IS
+'Audits an edited row, with changes: {column: {old, new}}, updated_at and updated_by left out.';
 
 CREATE FUNCTION crm_private.set_order_status(
-  p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_payload jsonb
+  p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_detail jsonb
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_old public.order_status_enum;
+  v_order public.orders;
 BEGIN
   SELECT o.status INTO STRICT v_old FROM public.orders o WHERE o.id = p_order_id;
-  UPDATE public.orders SET status = p_new_status, updated_by = p_actor, updated_at = now() WHERE id = p_order_id;
+  UPDATE public.orders o SET status = p_new_status, updated_by = p_actor, updated_at = now()
+  WHERE o.id = p_order_id RETURNING * INTO STRICT v_order;
   INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes)
   SELECT p_order_id, v_old::text, p_new_status::text, p_actor, COALESCE(max(e.seq), 0) + 1, p_reason, p_notes
   FROM public.order_status_events e WHERE e.order_id = p_order_id;
-  PERFORM crm_private.audit(p_actor, 'status_change', 'orders', p_order_id,
-    jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_payload);
+  PERFORM crm_private.audit(p_actor, 'status_change', 'orders', p_order_id, to_jsonb(v_order),
+    jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_detail);
 END
 $$;
 COMMENT ON FUNCTION crm_private.set_order_status(uuid, public.order_status_enum, uuid, text, text, jsonb) IS

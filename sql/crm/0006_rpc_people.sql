@@ -24,7 +24,8 @@ BEGIN
       VALUES (v_provider, v_external_id, v_mapped) ON CONFLICT DO NOTHING;
       IF FOUND THEN
         PERFORM crm_private.audit(v_mapped, 'map_identity', 'user_identity_map', v_mapped,
-          jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'by', 'email'));
+          jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'crm_user_id', v_mapped),
+          jsonb_build_object('by', 'email'));
       END IF;
       -- another request may have mapped it a moment ago: what stands in the map counts
       SELECT m.crm_user_id INTO STRICT v_mapped FROM public.user_identity_map m
@@ -82,6 +83,7 @@ AS $$
 DECLARE
   v_actor public.users;
   v_old public.users;
+  v_new public.users;
 BEGIN
   -- one at a time: two admins who deactivate each other would leave none
   PERFORM pg_advisory_xact_lock(hashtextextended('crm:set_user_active', 0));
@@ -101,9 +103,8 @@ BEGIN
       'Let another admin do it.');
   END IF;
   IF v_old.active <> p_active THEN
-    UPDATE public.users SET active = p_active WHERE id = v_old.id;
-    PERFORM crm_private.audit(v_actor.id, 'update', 'users', v_old.id,
-      jsonb_build_object('active', jsonb_build_object('old', v_old.active, 'new', p_active)));
+    UPDATE public.users u SET active = p_active WHERE u.id = v_old.id RETURNING * INTO v_new;
+    PERFORM crm_private.audit_update(v_actor.id, 'users', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
   END IF;
   RETURN jsonb_build_object('id', v_old.id, 'active', p_active);
 END
@@ -131,7 +132,8 @@ BEGIN
   VALUES (v_provider, v_external_id, p_crm_user_id) ON CONFLICT DO NOTHING;
   IF FOUND THEN
     PERFORM crm_private.audit(v_actor.id, 'map_identity', 'user_identity_map', p_crm_user_id,
-      jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'by', 'admin'));
+      jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'crm_user_id', p_crm_user_id),
+      jsonb_build_object('by', 'admin'));
   ELSE
     SELECT m.crm_user_id INTO STRICT v_mapped FROM public.user_identity_map m
     WHERE m.provider = v_provider AND m.external_id = v_external_id;
@@ -180,7 +182,7 @@ BEGIN
     billing_address = COALESCE(p_billing_address, c.billing_address),
     delivery_details = COALESCE(p_delivery_details, c.delivery_details)
   WHERE c.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit(v_actor.id, 'update', 'customers', v_new.id, crm_private.changes(to_jsonb(v_old), to_jsonb(v_new)));
+  PERFORM crm_private.audit_update(v_actor.id, 'customers', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
   RETURN jsonb_build_object('id', v_new.id);
 END
 $$;

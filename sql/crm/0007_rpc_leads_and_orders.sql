@@ -93,8 +93,8 @@ BEGIN
     notes = NULLIF(concat_ws(E'\n', l.notes, crm_private.trimmed(p_notes)), ''),
     updated_at = now()
   WHERE l.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_new.id,
-    jsonb_build_object('old', v_old.status, 'new', v_new.status, 'assigned_to', v_new.assigned_to, 'notes', p_notes));
+  PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
+    jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', crm_private.trimmed(p_notes)));
   RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status, 'assigned_to', v_new.assigned_to);
 END
 $$;
@@ -135,7 +135,7 @@ BEGIN
     assigned_to = COALESCE(p_assigned_to, l.assigned_to),
     updated_at = now()
   WHERE l.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit(v_actor.id, 'update', 'leads', v_new.id, crm_private.changes(to_jsonb(v_old), to_jsonb(v_new)));
+  PERFORM crm_private.audit_update(v_actor.id, 'leads', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
   RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
 END
 $$;
@@ -159,6 +159,7 @@ DECLARE
   v_items jsonb := COALESCE(crm_private.items('p_items', p_items), '[]'::jsonb);
   v_code text := crm_private.trimmed(p_order_code);
   v_lead public.leads;
+  v_old_lead_status public.lead_status_enum;
   v_customer_id uuid;
   v_order public.orders;
 BEGIN
@@ -209,9 +210,11 @@ BEGIN
   VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created');
   PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, to_jsonb(v_order));
   IF v_lead.id IS NOT NULL THEN
-    UPDATE public.leads SET status = 'converted', customer_id = v_customer_id, updated_at = now() WHERE id = v_lead.id;
-    PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_lead.id,
-      jsonb_build_object('old', v_lead.status, 'new', 'converted', 'order_id', v_order.id));
+    v_old_lead_status := v_lead.status;
+    UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = now()
+    WHERE l.id = v_lead.id RETURNING * INTO v_lead;
+    PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_lead.id, to_jsonb(v_lead),
+      jsonb_build_object('old', v_old_lead_status, 'new', v_lead.status, 'order_id', v_order.id));
   END IF;
   RETURN jsonb_build_object('id', v_order.id, 'order_code', v_order.order_code, 'status', v_order.status,
     'customer_id', v_order.customer_id, 'lead_id', v_order.lead_id, 'total_amount', v_order.total_amount, 'currency', v_order.currency);
@@ -298,7 +301,7 @@ BEGIN
     updated_by = v_actor.id,
     updated_at = now()
   WHERE o.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit(v_actor.id, 'update', 'orders', v_new.id, crm_private.changes(to_jsonb(v_old), to_jsonb(v_new)));
+  PERFORM crm_private.audit_update(v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
   RETURN jsonb_build_object('id', v_new.id, 'order_code', v_new.order_code, 'status', v_new.status,
     'total_amount', v_new.total_amount, 'currency', v_new.currency);
 END
