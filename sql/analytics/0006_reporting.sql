@@ -5,6 +5,8 @@
 -- Roles belong to the whole server, and several databases may be migrated at once: whoever comes second finds the
 -- role made. It has no password here; an operator gives it one (docs/operations.md), and until then nobody can log in.
 DO $$
+DECLARE
+    setting text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana_reader') THEN
         BEGIN
@@ -13,14 +15,21 @@ BEGIN
             WHEN duplicate_object OR unique_violation THEN NULL;
             WHEN insufficient_privilege THEN
                 RAISE EXCEPTION 'the role grafana_reader does not exist, and % may not create it', current_user
-                    USING ERRCODE = 'insufficient_privilege',
-                        HINT = 'Have an administrator run CREATE ROLE grafana_reader LOGIN, then migrate again.';
+                    USING HINT = 'Have an administrator run CREATE ROLE grafana_reader LOGIN, then migrate again.';
         END;
     END IF;
-    EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET default_transaction_read_only = on', current_database());
-    EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET statement_timeout = ''15s''', current_database());
-    EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET search_path = analytics, reporting', current_database());
-    EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET timezone = ''UTC''', current_database());
+    BEGIN
+        FOREACH setting IN ARRAY ARRAY[
+            'default_transaction_read_only = on', 'statement_timeout = ''15s''', 'timezone = ''UTC''',
+            'search_path = analytics, reporting'
+        ] LOOP
+            EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET %s', current_database(), setting);
+        END LOOP;
+    EXCEPTION WHEN insufficient_privilege THEN
+        -- another login made the role; what it may read is as narrow without these settings
+        RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
+            USING HINT = 'As an administrator of the server: python -m crm_analytics.grafana.reader';
+    END;
 END $$;
 
 CREATE SCHEMA reporting;
