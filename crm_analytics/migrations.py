@@ -222,7 +222,10 @@ def _run_alembic(
         def __call__(self, **_: Any) -> None:
             raw = connection.connection.driver_connection
             assert raw is not None
-            raw.execute(self.file.text().encode())
+            try:
+                raw.execute(self.file.text().encode())
+            except psycopg.Error as error:
+                raise MigrationError(f"{self.file.name}: {error}") from error
 
     for revision in scripts.walk_revisions():
         revision.module.__dict__["upgrade"] = _Step(revision.module.__dict__["sql_file"])
