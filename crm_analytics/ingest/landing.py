@@ -1,0 +1,174 @@
+"""The landing folder: which files lie there, which of them are new or changed, which still grow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from crm_analytics.ingest import ledger
+from crm_analytics.ingest.errors import RefusedFile
+from crm_analytics.ingest.reader import recognise
+from crm_analytics.ingest.sources import SOURCES
+
+_IGNORED_PREFIXES = (".", "~")
+_IGNORED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".lock", "~")
+_IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class LandingFile:
+    """A file in the landing folder, as its directory entry describes it."""
+
+    path: Path
+    name: str  #: path below the landing folder, with `/`: what the ledger calls it
+    size: int  #: bytes
+    modified_at: datetime  #: UTC, to the microsecond, as the ledger keeps it
+    last_touched_at: datetime  #: the later of modification and status change: copies may keep the first
+
+
+@dataclass(frozen=True)
+class PendingFile(LandingFile):
+    """A file that a load would read, or could not: `source` is None and `message` says why."""
+
+    source: str | None
+    message: str | None = None
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder name is hidden, temporary, a lock or a partial download."""
+    folded = name.casefold()
+    return (
+        folded.startswith(_IGNORED_PREFIXES) or folded.endswith(_IGNORED_SUFFIXES) or folded in _IGNORED_NAMES
+    )
+
+
+def stat(path: Path, landing: Path) -> LandingFile:
+    """The directory entry of one file; `FileNotFoundError` if it is gone."""
+    status = path.stat()
+    modified = _moment(status.st_mtime_ns)
+    # a name that is not valid UTF-8 cannot be written into the ledger as it is
+    name = os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "replace")
+    return LandingFile(path, name, status.st_size, modified, max(modified, _moment(status.st_ctime_ns)))
+
+
+def _moment(nanoseconds: int) -> datetime:
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+
+
+def scan(landing: Path) -> list[LandingFile]:
+    """Every file of the landing folder and its subfolders, by name; hidden, temporary and lock files left out.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    if not landing.is_dir():
+        raise FileNotFoundError(f"landing folder {landing} does not exist: create it, or set LANDING_DIR")
+    found = []
+    for folder, folders, names in os.walk(landing, followlinks=True):
+        folders[:] = [name for name in folders if not is_ignored(name)]
+        for name in names:
+            if is_ignored(name):
+                continue
+            path = Path(folder, name)
+            try:
+                if path.is_file():
+                    found.append(stat(path, landing))
+            except FileNotFoundError:
+                continue  # removed since the folder was listed
+    return sorted(found, key=lambda file: file.name)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the file's content, in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def declarations_version() -> int:
+    """Changes whenever any source's declaration does: a file that none recognised is then looked at again."""
+    return sum(source.version for source in SOURCES.values())
+
+
+def pending(
+    connection: ledger.Connection,
+    landing: Path,
+    *,
+    only: str | None = None,
+    quiet_seconds: float = 0,
+    include_loaded: bool = False,
+) -> list[PendingFile]:
+    """Which files of the landing folder are new or changed by the ledger, unrecognised ones among them.
+
+    Size and modification time are compared first; a known path where only the time differs is hashed, and if its
+    content is known, its ledger entry gets the new time. A refused or unrecognised file is pending again only
+    when its content or its source's declaration changes.
+
+    Args:
+        connection: to the analytics database.
+        landing: the landing folder.
+        only: leave out files of other sources (unrecognised ones are reported all the same).
+        quiet_seconds: files touched within so many seconds may still be growing, and are left out.
+        include_loaded: every file, not only the new and changed ones (a forced reload).
+
+    Raises:
+        FileNotFoundError: if the landing folder does not exist.
+    """
+    known: dict[str, list[ledger.Entry]] = {}
+    for entry in ledger.entries(connection):
+        known.setdefault(entry.path, []).append(entry)
+    found = []
+    now = datetime.now(UTC)
+    for file in scan(landing):
+        current = _current_entry(connection, file, known.get(file.name, []))
+        source = current.source if current else None
+        if current and current.declaration_version == _version(source) and not (include_loaded and source):
+            continue
+        if quiet_seconds and (now - file.last_touched_at).total_seconds() < quiet_seconds:
+            continue
+        message = None
+        if source is None:
+            try:
+                source = recognise(file.path, landing).name
+            except (RefusedFile, OSError) as error:
+                message = str(error)
+        if only is None or source is None or source == only:
+            found.append(PendingFile(**vars(file), source=source, message=message))
+    return found
+
+
+def _version(source: str | None) -> int | None:
+    if source is None:
+        return declarations_version()
+    return SOURCES[source].version if source in SOURCES else None
+
+
+def _current_entry(
+    connection: ledger.Connection, file: LandingFile, known: Iterable[ledger.Entry]
+) -> ledger.Entry | None:
+    """The ledger's entry for what lies at this path now, or None if its content is new."""
+    newest_first = sorted(known, key=lambda entry: entry.file_id, reverse=True)
+    for entry in newest_first:
+        if (entry.size_bytes, entry.modified_at) == (file.size, file.modified_at):
+            return entry
+    same_size = [entry for entry in newest_first if entry.size_bytes == file.size]
+    if same_size:
+        try:
+            sha256 = fingerprint(file.path)
+        except OSError:
+            return None
+        for entry in same_size:
+            if entry.sha256 == sha256:
+                ledger.touch(connection, entry.file_id, file.modified_at)
+                return entry
+    return None
+
+
+def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
+    """Ledger entries, refused or unrecognised, of files that lie in the landing folder as they were then."""
+    present = [(file.name, file.size, file.modified_at) for file in scan(landing)]
+    return ledger.unreadable(ledger.entries(connection), present)

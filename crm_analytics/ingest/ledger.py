@@ -1,0 +1,167 @@
+"""The ledger of landing files (raw.source_files): reading its entries and writing what became of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg.types.json import Json
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One content seen at one path: the columns of raw.source_files that decide what to do with a file."""
+
+    file_id: int
+    source: str | None
+    path: str
+    sha256: str
+    size_bytes: int
+    modified_at: datetime
+    declaration_version: int | None
+    exported_at: datetime
+    exported_at_from: str
+    status: str
+    message: str | None
+
+    @property
+    def order(self) -> tuple[datetime, str, int]:
+        """Files of a source apply in this order (architecture, decision 3)."""
+        return (self.exported_at, self.path, self.file_id)
+
+
+@dataclass
+class Counts:
+    """What became of a file's records; the parts always add up to `records_read` (architecture, decision 8)."""
+
+    records_read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    superseded: int = 0
+    quarantined: int = 0
+    summary_lines: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file's content as the ledger identifies it."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    modified_at: datetime
+    exported_at: datetime
+    exported_at_from: str
+
+
+@dataclass
+class Reading:
+    """How a file was read and what came of it: the rest of its ledger entry."""
+
+    status: str
+    declaration_version: int
+    message: str | None = None
+    same_as: int | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    mapping: dict[str, str] | None = None
+    unknown_columns: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    first_date: date | None = None
+    last_date: date | None = None
+    run_id: str | None = None
+
+
+_ENTRY_COLUMNS = ", ".join(Entry.__dataclass_fields__)
+
+
+def entries(connection: Connection, file_id: int | None = None) -> list[Entry]:
+    """The ledger's entries of all sources, unrecognised files included, oldest first; or just one."""
+    with connection.cursor(row_factory=class_row(Entry)) as cursor:
+        cursor.execute(
+            f"SELECT {_ENTRY_COLUMNS} FROM raw.source_files"
+            " WHERE %(file_id)s::bigint IS NULL OR file_id = %(file_id)s ORDER BY file_id",
+            {"file_id": file_id},
+        )
+        return cursor.fetchall()
+
+
+def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
+    """Note a new modification time of content that is known already, so that it is not hashed again."""
+    connection.execute(
+        "UPDATE raw.source_files SET modified_at = %s WHERE file_id = %s", [modified_at, file_id]
+    )
+
+
+def identify(connection: Connection, source: str | None, content: Content, version: int) -> int:
+    """The number of the entry for this content at this path; a new entry if it was never seen.
+
+    An entry that no source recognised becomes this source's. The export time of a known entry stays as it is.
+    """
+    found = connection.execute(
+        "UPDATE raw.source_files SET source = %s, size_bytes = %s, modified_at = %s"
+        " WHERE file_id = (SELECT file_id FROM raw.source_files"
+        "  WHERE path = %s AND sha256 = %s AND (source = %s OR source IS NULL)"
+        "  ORDER BY source NULLS LAST LIMIT 1) RETURNING file_id",
+        [source, content.size_bytes, content.modified_at, content.path, content.sha256, source],
+    ).fetchone()
+    if found is None:
+        found = connection.execute(
+            "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,"
+            " exported_at, exported_at_from, status) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 'loaded')"
+            " RETURNING file_id",
+            [
+                source,
+                content.path,
+                content.sha256,
+                content.size_bytes,
+                content.modified_at,
+                version,
+                content.exported_at,
+                content.exported_at_from,
+            ],
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
+    """Write what became of a file into its entry (the table's CHECK refuses counts that do not add up)."""
+    values: dict[str, Any] = {
+        **{name: value for name, value in vars(reading).items() if name != "counts"},
+        **vars(reading.counts),
+        "mapping": None if reading.mapping is None else Json(reading.mapping),
+    }
+    assignments = ", ".join(f"{name} = %({name})s" for name in values)
+    connection.execute(
+        f"UPDATE raw.source_files SET {assignments}, finished_at = clock_timestamp() WHERE file_id = %(file_id)s",
+        {**values, "file_id": file_id},
+    )
+
+
+def unreadable(entries: Iterable[Entry], present: Iterable[tuple[str, int, datetime]]) -> list[Entry]:
+    """The refused and unrecognised entries whose content is what lies in the landing folder now.
+
+    Args:
+        entries: the ledger.
+        present: (path, size in bytes, modification time) of the files that are there.
+    """
+    there = set(present)
+    return [
+        entry
+        for entry in entries
+        if entry.status in ("refused", "unrecognised")
+        and (entry.path, entry.size_bytes, entry.modified_at) in there
+    ]

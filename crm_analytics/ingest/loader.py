@@ -1,0 +1,380 @@
+"""Loading a source: every new or changed landing file, whole, in export order, one transaction a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import errors
+
+from crm_analytics.ingest import landing as landing_folder
+from crm_analytics.ingest import ledger
+from crm_analytics.ingest.errors import RefusedFile
+from crm_analytics.ingest.landing import PendingFile
+from crm_analytics.ingest.ledger import Content, Counts, Entry, Reading
+from crm_analytics.ingest.merging import Merged, UnknownNewerValues, merge
+from crm_analytics.ingest.newer import NewerFiles, NewerKeys
+from crm_analytics.ingest.plans import PLANS, Plan
+from crm_analytics.ingest.reader import OpenFile, export_time, open_file
+from crm_analytics.ingest.staging import stage
+
+Connection = psycopg.Connection[Any]
+Report = Callable[[str], None]
+
+LOCK_CLASS = 7205119  #: first half of the advisory locks of loads; the second is the source's name hashed
+WORK_MEM = "128MB"  #: joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk
+
+
+@dataclass
+class FileResult:
+    """What became of one file in one run."""
+
+    path: str  #: below the landing folder
+    status: str  #: loaded, refused, same_content, or waiting (it changed while it was read)
+    message: str | None = None
+    file_id: int = 0  #: ledger entry; 0 while there is none
+    counts: Counts = field(default_factory=Counts)
+    warnings: list[str] = field(default_factory=list)
+    changed_by_month: dict[date, int] = field(default_factory=dict)
+
+
+@dataclass
+class LoadResult:
+    """What a run did for one source."""
+
+    source: str
+    files: list[FileResult] = field(default_factory=list)
+
+    @property
+    def months(self) -> set[date]:
+        """Months (first days) in which rows were inserted, updated or removed."""
+        return set(self.rows_by_month)
+
+    @property
+    def rows_by_month(self) -> dict[date, int]:
+        """How many rows were inserted, updated or removed, by month (a row that moved counts in both)."""
+        total: dict[date, int] = {}
+        for file in self.files:
+            for month, rows in file.changed_by_month.items():
+                total[month] = total.get(month, 0) + rows
+        return dict(sorted(total.items()))
+
+    @property
+    def totals(self) -> Counts:
+        """The files' counts added up."""
+        return sum((file.counts for file in self.files), Counts())
+
+    @property
+    def refused(self) -> list[FileResult]:
+        """The files that could not be read."""
+        return [file for file in self.files if file.status == "refused"]
+
+
+def load_source(
+    connection_or_url: Connection | str,
+    landing: Path,
+    source: str,
+    *,
+    timezone: ZoneInfo,
+    run_id: str | None = None,
+    force: bool = False,
+    report: Report = lambda message: None,
+) -> LoadResult:
+    """Load every new or changed landing file of a source (architecture, decisions 3 and 8).
+
+    Files apply in the order (export time, path), each in its own transaction, so that a kill leaves whole files.
+    A file that comes late, after newer ones, changes only what these left open. A file that cannot be read is
+    refused in the ledger and does not stop the others. One load of a source runs at a time; others wait.
+
+    Args:
+        connection_or_url: an idle connection to the analytics database, or its URL.
+        landing: the landing folder.
+        source: one of `sources.SOURCES`.
+        timezone: the business timezone.
+        run_id: the Dagster run, for the ledger.
+        force: read loaded files again too.
+        report: takes progress messages, one line each.
+
+    Raises:
+        FileNotFoundError: if the landing folder does not exist.
+        psycopg.Error: if the database fails; files loaded before stay loaded.
+    """
+    plan = PLANS[source]
+    with _session(connection_or_url) as connection, _only_load_of(connection, source, report):
+        found = landing_folder.pending(connection, landing, only=source, include_loaded=force)
+        _record_unrecognised(connection, found, timezone, run_id)
+        run = _Run(connection, landing, plan, timezone, run_id, report)
+        try:
+            return LoadResult(source, run.load([file for file in found if file.source == source]))
+        finally:
+            run.close()
+
+
+def record_unrecognised(
+    connection: Connection, landing: Path, *, timezone: ZoneInfo, run_id: str | None = None
+) -> list[PendingFile]:
+    """Write files that no source recognises into the ledger, once for each content; returns the new ones."""
+    found = landing_folder.pending(connection, landing)
+    return _record_unrecognised(connection, found, timezone, run_id)
+
+
+def _record_unrecognised(
+    connection: Connection, found: list[PendingFile], timezone: ZoneInfo, run_id: str | None
+) -> list[PendingFile]:
+    unrecognised = [file for file in found if file.source is None]
+    for file in unrecognised:
+        try:
+            content = _content(file, timezone)
+        except OSError:
+            continue  # gone, or not readable by this user: the next run sees
+        version = landing_folder.declarations_version()
+        with connection.transaction():
+            file_id = ledger.identify(connection, None, content, version)
+            reading = Reading("unrecognised", version, file.message, run_id=run_id)
+            ledger.conclude(connection, file_id, reading)
+    return unrecognised
+
+
+def _content(file: PendingFile, timezone: ZoneInfo) -> Content:
+    exported_at, exported_at_from = export_time(file.path, timezone)
+    sha256 = landing_folder.fingerprint(file.path)
+    return Content(file.name, sha256, file.size, file.modified_at, exported_at, exported_at_from)
+
+
+@contextmanager
+def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
+    """A connection in autocommit mode: transactions are begun where they are meant."""
+    if isinstance(connection_or_url, str):
+        with psycopg.connect(connection_or_url, autocommit=True) as connection:
+            yield connection
+        return
+    connection = connection_or_url
+    before = connection.autocommit
+    if not before:
+        connection.autocommit = True
+    try:
+        yield connection
+    finally:
+        if not before and not connection.closed:
+            connection.autocommit = before
+
+
+@contextmanager
+def _only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
+    """The source's advisory lock, held by the session across the files' transactions."""
+    lock = [LOCK_CLASS, source]
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", lock).fetchone()
+    if not (row and row[0]):
+        report(f"{source}: waiting for another load of this source to end")
+        connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", lock)
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
+
+
+class _FileChanged(Exception):
+    """The file changed while it was read."""
+
+
+@dataclass
+class _Run:
+    """One run's state: the source's ledger entries, and the newer keys once a late file needs them."""
+
+    connection: Connection
+    landing: Path
+    plan: Plan
+    timezone: ZoneInfo
+    run_id: str | None
+    report: Report
+
+    def __post_init__(self) -> None:
+        mine = (self.plan.source.name, None)
+        self.entries = {
+            entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
+        }
+        self.newer_keys = NewerKeys(self.connection, self.landing, self.plan, self.timezone, self.report)
+
+    def close(self) -> None:
+        """Leave the session as it was."""
+        if not self.connection.broken:
+            self.newer_keys.drop()
+
+    def load(self, files: list[PendingFile]) -> list[FileResult]:
+        """Load the files in their order."""
+        known = {(entry.path, entry.sha256): entry for entry in self.entries.values()}
+        waiting: list[FileResult] = []
+        ordered: list[tuple[tuple[Any, ...], PendingFile, Content, Entry | None]] = []
+        for file in files:
+            try:
+                content = _content(file, self.timezone)
+            except OSError as error:
+                waiting.append(FileResult(file.name, "waiting", f"{file.name}: cannot be read ({error})"))
+                continue
+            entry = known.get((content.path, content.sha256))
+            if entry is not None:  # frozen when the content was first seen
+                content = Content(
+                    **{
+                        **vars(content),
+                        "exported_at": entry.exported_at,
+                        "exported_at_from": entry.exported_at_from,
+                    }
+                )
+            last = entry.file_id if entry else float("inf")
+            ordered.append(((content.exported_at, content.path, last), file, content, entry))
+        ordered.sort(key=lambda item: item[0])
+        results = [self._load_file(file, content, entry) for _, file, content, entry in ordered]
+        for result in [*waiting, *results]:
+            self.report(describe(result))
+        return waiting + results
+
+    def _load_file(self, file: PendingFile, content: Content, entry: Entry | None) -> FileResult:
+        loaded = [other for other in self.entries.values() if other.status == "loaded"]
+        twin = next(
+            (other for other in loaded if other.sha256 == content.sha256 and other.path != content.path), None
+        )
+        if twin is not None and (entry is None or entry.status != "loaded"):
+            message = f"{content.path}: the same content as {twin.path}, which is loaded"
+            reading = Reading("same_content", self.plan.source.version, message, twin.file_id)
+            return self._conclude_without_rows(content, reading)
+        order = (content.exported_at, content.path, entry.file_id if entry else _LAST)
+        try:
+            newer = self.newer_keys.after(order, entry.file_id if entry else None, content.path, loaded)
+            with self.connection.transaction():
+                result = self._load_rows(file, content, newer)
+            self._remember(result.file_id)
+        except _FileChanged:
+            message = f"{content.path}: changed while it was read; it is loaded when it has settled"
+            return FileResult(content.path, "waiting", message)
+        except UnknownNewerValues as error:
+            return self._refuse(content, _unknowable(content, newer, error))
+        except RefusedFile as error:
+            return self._refuse(content, str(error))
+        except (errors.DataError, errors.IntegrityError) as error:
+            return self._refuse(content, _refused_by_database(content, error))
+        return result
+
+    def _load_rows(self, file: PendingFile, content: Content, newer: NewerFiles) -> FileResult:
+        source = self.plan.source
+        connection = self.connection
+        connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
+        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        file_id = ledger.identify(connection, source.name, content, source.version)
+        dismissed = _forget_quarantine(connection, file_id)
+        staged = stage(connection, opened, self.plan, file_id)
+        merged = merge(connection, staged, file_id, newer)
+        _dismiss_again(connection, file_id, dismissed)
+        merged.counts.records_read = opened.records_read
+        merged.counts.summary_lines = opened.summary_lines
+        try:
+            after = landing_folder.stat(file.path, self.landing)
+        except FileNotFoundError:
+            raise _FileChanged from None
+        if (after.size, after.modified_at) != (file.size, file.modified_at):
+            raise _FileChanged
+        warnings = [*opened.warnings, *merged.warnings]
+        ledger.conclude(
+            connection,
+            file_id,
+            _reading_of(opened, merged, warnings, self.run_id),
+        )
+        return FileResult(
+            content.path, "loaded", None, file_id, merged.counts, warnings, merged.changed_by_month
+        )
+
+    def _refuse(self, content: Content, message: str) -> FileResult:
+        reading = Reading("refused", self.plan.source.version, message, run_id=self.run_id)
+        return self._conclude_without_rows(content, reading)
+
+    def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
+        with self.connection.transaction():
+            file_id = ledger.identify(
+                self.connection, self.plan.source.name, content, self.plan.source.version
+            )
+            _forget_quarantine(self.connection, file_id)
+            ledger.conclude(self.connection, file_id, reading)
+        self._remember(file_id)
+        return FileResult(content.path, reading.status, reading.message, file_id)
+
+    def _remember(self, file_id: int) -> None:
+        (self.entries[file_id],) = ledger.entries(self.connection, file_id)
+
+
+_LAST = 2**63  #: a file without an entry comes after every entry of its time and path
+
+
+def _forget_quarantine(connection: Connection, file_id: int) -> list[tuple[int, str | None, str, Any]]:
+    """Remove what an earlier reading of this file quarantined; returns what a person had dismissed of it."""
+    dismissed = connection.execute(
+        "SELECT record_no, note, record::text, closed_at FROM raw.rejected_rows"
+        " WHERE file_id = %s AND status = 'dismissed'",
+        [file_id],
+    ).fetchall()
+    connection.execute("DELETE FROM raw.rejected_rows WHERE file_id = %s", [file_id])
+    return dismissed
+
+
+def _dismiss_again(
+    connection: Connection, file_id: int, dismissed: list[tuple[int, str | None, str, Any]]
+) -> None:
+    """A record that a person dismissed stays so when its file is read again."""
+    for record_no, note, record, closed_at in dismissed:
+        connection.execute(
+            "UPDATE raw.rejected_rows SET status = 'dismissed', note = %s, closed_at = %s"
+            " WHERE file_id = %s AND record_no = %s AND record = %s::jsonb",
+            [note, closed_at, file_id, record_no, record],
+        )
+
+
+def _reading_of(opened: OpenFile, merged: Merged, warnings: list[str], run_id: str | None) -> Reading:
+    return Reading(
+        status="loaded",
+        declaration_version=opened.source.version,
+        encoding=opened.encoding,
+        delimiter=opened.delimiter or None,
+        mapping=opened.mapping,
+        unknown_columns=opened.unknown_columns,
+        warnings=warnings,
+        counts=merged.counts,
+        first_date=merged.first_date,
+        last_date=merged.last_date,
+        run_id=run_id,
+    )
+
+
+def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> str:
+    missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
+    return (
+        f"{content.path}: exported {content.exported_at:%Y-%m-%d %H:%M} UTC, before files that are loaded already, of"
+        f" which {len(newer.lost)} cannot be read again ({missing}): whether these said something newer about"
+        f" {error.records:,} of its records (e.g. {error.example}) cannot be told. Put them back into the landing"
+        " folder, under any name in this source's folder, and load again with force"
+    )
+
+
+def _refused_by_database(content: Content, error: psycopg.Error) -> str:
+    detail = error.diag.message_detail
+    return (
+        f"{content.path}: the database does not take it: {error.diag.message_primary or error}"
+        + (f" ({detail})" if detail else "")
+        + ". Nothing of the file was loaded; correct the value in the export, or report this: such a record should"
+        " have been quarantined"
+    )
+
+
+def describe(result: FileResult) -> str:
+    """One line for people: what became of a file."""
+    if result.message is not None:
+        return f"{result.status}: {result.message}"
+    counts = vars(result.counts)
+    parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    return f"{result.path}: {', '.join(parts) or 'no records'}" + "".join(
+        f"; {warning}" for warning in result.warnings
+    )

@@ -1,0 +1,220 @@
+"""From an open export file into a temporary table: COPY while the next batch is parsed, repeats sorted out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+from psycopg.types.json import Json
+from pyarrow import csv
+
+from crm_analytics.ingest.plans import Plan
+from crm_analytics.ingest.reader import OpenFile, Rejected
+
+Connection = psycopg.Connection[Any]
+_CSV = csv.WriteOptions(include_header=False)
+
+
+@dataclass
+class Staged:
+    """A file's records in the temporary table `staged`, and what was left out of it."""
+
+    open_file: OpenFile
+    plan: Plan
+    numbers_only: bool  #: a jobs file without UUIDs: job_id holds the number until it is matched
+    rejected: int = 0
+    duplicates: int = 0
+
+
+def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int | None) -> Staged:
+    """Copy a file's good records into the temporary table `staged` and its bad ones into the quarantine.
+
+    Identical records of one key are collapsed; records of one key that differ are quarantined, all of them. Keys
+    made of a hash get their occurrence numbers.
+
+    Args:
+        connection: inside a transaction; the table goes with it.
+        open_file: the file.
+        plan: of its source.
+        file_id: its ledger entry; None to write no quarantine (only the accepted keys are wanted).
+
+    Raises:
+        RefusedFile: by the reader, for what it finds only while reading.
+    """
+    staged = Staged(open_file, plan, plan.source.name == "jobs" and "job_id" not in open_file.mapping)
+    _create(connection, plan)
+    names = [name for name, _ in plan.source.staged_columns]
+    copy_rows = sql.SQL("COPY pg_temp.staged ({}) FROM STDIN (FORMAT csv)").format(
+        sql.SQL(", ").join(map(sql.Identifier, ["record_no", *names]))
+    )
+    for rows, rejected in _read_ahead(staged):
+        if rows:
+            with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
+                copy.write(rows)
+        if rejected and file_id is not None:
+            _quarantine(connection, file_id, plan, rejected)
+        staged.rejected += len(rejected)
+    connection.execute("ANALYZE pg_temp.staged")
+    _settle_repeats(connection, staged, file_id)
+    return staged
+
+
+def _create(connection: Connection, plan: Plan) -> None:
+    columns: list[sql.Composable] = [sql.SQL("record_no int NOT NULL")]
+    columns += [
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
+        for name, sql_type in plan.source.staged_columns
+    ]
+    if plan.hashed_key:
+        columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
+        columns.append(
+            sql.SQL("row_key text GENERATED ALWAYS AS ({}) STORED").format(sql.SQL(plan.hashed_key))
+        )
+    connection.execute("DROP TABLE IF EXISTS pg_temp.staged")
+    connection.execute(
+        sql.SQL("CREATE TEMP TABLE staged ({}) ON COMMIT DROP").format(sql.SQL(", ").join(columns))
+    )
+
+
+def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
+    """Batches as CSV for COPY; the next one is parsed in a thread while the database takes this one."""
+    batches = staged.open_file.batches()
+
+    def encode_next() -> tuple[bytes, list[Rejected]] | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        rows = batch.rows
+        if staged.numbers_only:
+            rows = rows.set_column(rows.schema.get_field_index("job_id"), "job_id", rows["job_number"])
+        sink = pa.BufferOutputStream()
+        csv.write_csv(rows, sink, _CSV)
+        return sink.getvalue().to_pybytes() if rows.num_rows else b"", batch.rejected
+
+    with ThreadPoolExecutor(1, "reader") as pool:
+        upcoming = pool.submit(encode_next)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(encode_next)
+            yield item
+
+
+def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list[Rejected]) -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY raw.rejected_rows (file_id, source, record_no, row_key, reasons, record) FROM STDIN"
+        ) as copy,
+    ):
+        for row in rejected:
+            record = {_storable(header): _storable(cell) for header, cell in row.record.items()}
+            reasons = [_storable(reason) for reason in row.reasons]
+            key = None if row.key is None else _storable(row.key)
+            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, Json(record)))
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text holds no NUL and no lone surrogate; a damaged cell is quarantined without them."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None) -> None:
+    """Collapse identical records of one key, quarantine different ones, number the occurrences of a hash."""
+    plan = staged.plan
+    key = sql.SQL(plan.key)
+    connection.execute("DROP TABLE IF EXISTS pg_temp.repeated")
+    connection.execute(
+        sql.SQL(
+            "CREATE TEMP TABLE repeated ON COMMIT DROP AS"
+            " SELECT {key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
+        ).format(key=key)
+    )
+    if not _count(connection, "SELECT count(*) FROM pg_temp.repeated"):
+        return
+    if plan.hashed_key:
+        connection.execute(
+            "UPDATE pg_temp.staged s SET occurrence = numbered.occurrence FROM ("
+            "  SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence"
+            "  FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)"
+            f"  WHERE {plan.numbered}) numbered"
+            " WHERE numbered.occurrence > 1 AND s.record_no = numbered.record_no"
+        )
+        if not plan.given_key:
+            return
+    columns = [name for name, _ in plan.source.staged_columns]
+    differing = sql.SQL(", ").join(
+        sql.SQL(
+            "CASE WHEN count(DISTINCT coalesce(s.{column}::text, '')) > 1 THEN {label} ||"
+            " string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | ') END"
+        ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
+        for name in columns
+    )
+    connection.execute("DROP TABLE IF EXISTS pg_temp.conflicting")
+    connection.execute(
+        sql.SQL(
+            "CREATE TEMP TABLE conflicting ON COMMIT DROP AS SELECT * FROM ("
+            " SELECT r.row_key, count(*) AS records, nullif(concat_ws('; ', {differing}), '') AS differing"
+            " FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {key} GROUP BY r.row_key"
+            ") compared"
+        ).format(differing=differing, key=key)
+    )
+    if file_id is not None:
+        quarantine_staged(
+            connection,
+            staged,
+            file_id,
+            "JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NOT NULL",
+            "format('%s %s stands in %s records of this file with different values (%s); accepted: identical"
+            " records, or one', {name}, c.row_key, c.records, left(c.differing, 1000))",
+        )
+    staged.rejected += connection.execute(
+        sql.SQL(
+            "DELETE FROM pg_temp.staged s USING pg_temp.conflicting c"
+            " WHERE c.row_key = {key} AND c.differing IS NOT NULL"
+        ).format(key=key)
+    ).rowcount
+    staged.duplicates += connection.execute(
+        sql.SQL(
+            "DELETE FROM pg_temp.staged s USING ("
+            " SELECT {key} AS row_key, min(s.record_no) AS record_no FROM pg_temp.staged s"
+            " JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NULL GROUP BY 1) first"
+            " WHERE first.row_key = {key} AND s.record_no <> first.record_no"
+        ).format(key=key)
+    ).rowcount
+
+
+def quarantine_staged(
+    connection: Connection, staged: Staged, file_id: int, which: LiteralString, reason: LiteralString
+) -> None:
+    """Write staged records into the quarantine (the caller deletes them from `staged`).
+
+    Args:
+        connection: inside the file's transaction.
+        staged: the file.
+        file_id: its ledger entry.
+        which: SQL after `FROM pg_temp.staged s`; `{key}` is the record's key.
+        reason: SQL expression of the one reason; `{name}` is what the source calls its key.
+    """
+    plan = staged.plan
+    columns = sql.SQL(", ").join(
+        sql.SQL("{}, s.{}").format(sql.Literal(name), sql.Identifier(name))
+        for name, _ in plan.source.staged_columns
+    )
+    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name), "columns": columns}
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)"
+            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "],"
+            " jsonb_strip_nulls(jsonb_build_object({columns})) FROM pg_temp.staged s " + which
+        ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
+    )
+
+
+def _count(connection: Connection, query: LiteralString) -> int:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
