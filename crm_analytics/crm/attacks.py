@@ -121,9 +121,12 @@ class Lab:
         statements: Iterable[str],
         role: str | None = None,
         sqlstates: frozenset[str] = REFUSED,
+        saying: str = "",
         **values: Any,
     ) -> None:
-        """Every one of the statements must be refused with one of the SQLSTATEs.
+        """Every one of the statements must be refused with one of the SQLSTATEs, and a message that has `saying`.
+
+        Privileges and triggers refuse with the same SQLSTATE: the message tells which of the two held.
 
         Raises:
             Breach: naming the first statement that was not.
@@ -136,14 +139,14 @@ class Lab:
                         said = f"succeeded ({result.statusmessage})"
                         self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 except psycopg.Error as error:
-                    if error.sqlstate in sqlstates:
+                    if error.sqlstate in sqlstates and saying in str(error):
                         continue
                     said = f"ended with {error.sqlstate}: {str(error).splitlines()[0]}"
             raise Breach(
                 f"as {role or 'the owner'}: {statement} {said}, expected {'/'.join(sorted(sqlstates))}"
             )
 
-    def call(self, rpc: str, **arguments: Any) -> dict[str, Any]:
+    def call(self, rpc: str, /, **arguments: Any) -> dict[str, Any]:
         """Call an RPC by named arguments (names without `p_`); raises what the database raises."""
         names = sql.SQL(", ").join(
             sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name))
@@ -156,10 +159,10 @@ class Lab:
         answer: dict[str, Any] = row[0]
         return answer
 
-    def call_refused(self, sqlstate: str, rpc: str, role: str = "crm_app", **arguments: Any) -> None:
-        """The RPC must refuse with exactly this SQLSTATE."""
+    def call_refused(self, sqlstate: str, rpc: str, /, **arguments: Any) -> None:
+        """The RPC, called as crm_app, must refuse with exactly this SQLSTATE."""
         shown = f"{rpc}({', '.join(f'{name} => {value}' for name, value in arguments.items())})"
-        with self.role(role):
+        with self.role("crm_app"):
             try:
                 with self.connection.transaction():
                     said = f"returned {self.call(rpc, **arguments)}"
@@ -277,12 +280,14 @@ def _replica_writes(lab: Lab, table: str) -> None:
 
 
 def _app_writes(lab: Lab, table: str) -> None:
-    lab.refused(lab.writes(table), role="crm_app")
+    lab.refused(lab.writes(table), role="crm_app", saying="permission denied")
 
 
 def _stranger_reaches(lab: Lab, table: str) -> None:
     stranger = lab.stranger()
-    lab.refused([f"SELECT FROM public.{table}", *lab.writes(table)], role=stranger)
+    lab.refused(
+        [f"SELECT FROM public.{table}", *lab.writes(table)], role=stranger, saying="permission denied"
+    )
     lab.refused(
         [
             f"CREATE TRIGGER planted BEFORE INSERT ON public.{table} FOR EACH ROW"
@@ -293,6 +298,16 @@ def _stranger_reaches(lab: Lab, table: str) -> None:
         ],
         role=stranger,
     )
+
+
+def _broad_grant(lab: Lab, table: str) -> None:
+    stranger = lab.stranger()
+    lab.run(f"GRANT ALL ON public.{table} TO {stranger}")
+    with lab.role(stranger):
+        if seen := lab.run(f"SELECT count(*) FROM public.{table}"):
+            raise Breach(f"a role with nothing but a grant reads {seen} rows of {table}")
+    # no row is visible to update or delete; an insert meets the trigger, and behind it the policy
+    lab.refused([f"INSERT INTO public.{table} DEFAULT VALUES"], role=stranger)
 
 
 def _rewrites_history(lab: Lab, table: str) -> None:
@@ -322,8 +337,14 @@ for _table in CRM_TABLES:
         (
             "stranger_reaches",
             "A role without rights reads, writes, or plants a trigger, rule or policy on {}.",
-            ("table_grants", "row_security"),
+            ("table_grants",),
             _stranger_reaches,
+        ),
+        (
+            "broad_grant",
+            "Somebody grants everything on {} to a stranger: row security and triggers must still hold.",
+            ("row_security", f"triggers_{_table}"),
+            _broad_grant,
         ),
     ):
         _register(f"{_name}_{_table}", _text.format(_table), _guards, partial(_run, table=_table))
@@ -334,6 +355,81 @@ for _table in APPEND_ONLY:
         (f"triggers_{_table}",),
         partial(_rewrites_history, table=_table),
     )
+
+
+_ACTOR_COLUMNS = {
+    "orders": "created_by",
+    "payments": "created_by",
+    "documents": "uploaded_by",
+    "tasks": "created_by",
+    "shipments": "created_by",
+    "order_status_events": "changed_by",
+}
+
+
+def _no_actor_row(lab: Lab, table: str, column: str) -> None:
+    others = [name for name in lab.columns(table) if name not in ("id", column)]
+    insert = f"INSERT INTO public.{table} ({', '.join(others)}) SELECT {', '.join(others)} FROM public.{table} LIMIT 1"
+    lab.refused([insert], role="crm_rpc", sqlstates=frozenset({"23502"}), saying="is obligatory")
+    if table not in APPEND_ONLY:
+        lab.refused(
+            [f"UPDATE public.{table} SET {column} = %(admin)s"],
+            role="crm_rpc",
+            sqlstates=frozenset({"23514", "42501"}),
+        )
+
+
+for _table, _column in _ACTOR_COLUMNS.items():
+    _register(
+        f"row_without_actor_{_table}",
+        f"A faulty RPC inserts a row of {_table} without {_column}, or changes who made it.",
+        (f"triggers_{_table}",),
+        partial(_no_actor_row, table=_table, column=_column),
+    )
+
+
+@_attack("triggers_payments", "constraints")
+def faulty_ledger_writes(lab: Lab) -> None:
+    """A faulty RPC books a payment of nothing, or changes one that is booked."""
+    insert = (
+        "INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, external_reference,"
+        " reference_key, created_by) VALUES ({order}, 'incoming', 'client_payment', 'cash', {amount}, 'EUR',"
+        " 'completed', {reference}, {key}, %(manager)s)"
+    )
+    good = {"order": "%(fresh)s", "amount": "1", "reference": "NULL", "key": "NULL"}
+    wrong = (
+        {"amount": "0"}, {"amount": "'NaN'"}, {"order": "NULL"}, {"reference": "'a'"}, {"reference": "' a'", "key": "' a'"},
+    )  # fmt: skip
+    refused = partial(lab.refused, role="crm_rpc", sqlstates=frozenset({"23514"}))
+    refused([insert.format(**{**good, **change}) for change in wrong])
+    refused(["UPDATE public.payments SET status = 'failed' WHERE id = %(payment)s"])
+    refused(
+        ["UPDATE public.payments SET external_reference = 'b', reference_key = 'b' WHERE id = %(planned)s"]
+    )
+
+
+@_attack("triggers_users", "triggers_customers")
+def unaudited_owner_write(lab: Lab) -> None:
+    """The owner changes people's rows: allowed, and traced with the login, however the session is set."""
+    for setting in ("origin", "replica"):
+        lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
+        for table, insert in (
+            ("users", "INSERT INTO public.users (name) VALUES ('x') RETURNING id"),
+            ("customers", "INSERT INTO public.customers (full_name) VALUES ('x') RETURNING id"),
+        ):
+            name = "name" if table == "users" else "full_name"
+            row = lab.run(insert)
+            lab.run(f"UPDATE public.{table} SET {name} = 'y' WHERE id = %(row)s", row=row)
+            traces = lab.run(
+                "SELECT count(*) FROM public.audit_log WHERE entity = %(table)s AND entity_id = %(row)s"
+                ' AND "session_user" = SESSION_USER',
+                table=table,
+                row=row,
+            )
+            if traces != 2:
+                raise Breach(
+                    f"an insert and an update of {table} by the owner left {traces} audit rows, expected 2"
+                )
 
 
 @_attack(*(f"triggers_{table}" for table in CRM_TABLES))
@@ -512,7 +608,10 @@ def reused_reference(lab: Lab) -> None:
 @_attack("functions")
 def illegal_transitions(lab: Lab) -> None:
     """Statuses are skipped, undone or claimed; a manager does what only an admin may."""
-    advance = partial(lab.call_refused, rpc="advance_order_status_safe")
+
+    def advance(sqlstate: str, **arguments: Any) -> None:
+        lab.call_refused(sqlstate, "advance_order_status_safe", **arguments)
+
     for status in ("created", "paid", "in_delivery", "delivered", "closed"):
         advance("PT409", order_id=lab.sample["fresh"], new_status=status, user_id=lab.sample["admin"])
     for status in ("created", "awaiting_payment", "paid", "delivered", "closed"):
@@ -610,7 +709,11 @@ def _working_day(lab: Lab) -> None:
 
 
 def _expect_status(lab: Lab, order: Any, status: str) -> None:
-    found = lab.run("SELECT status::text FROM public.orders WHERE id = %(order)s", order=order)
+    # spelt out, because hostile_search_path calls this as well
+    found = lab.run(
+        "SELECT status::pg_catalog.text FROM public.orders WHERE id OPERATOR(pg_catalog.=) %(order)s",
+        order=order,
+    )
     if found != status:
         raise Breach(f"the order is {found}, expected {status}: an update silently touched nothing")
 
@@ -661,7 +764,7 @@ def hostile_search_path(lab: Lab) -> None:
         lab.run(f"CREATE FUNCTION hostile.{signature} RETURNS {result} {trap}")
     lab.run("SET LOCAL search_path = hostile, pg_catalog, public")
     with lab.role("crm_app"):
-        for type_name in ("uuid", "text", "numeric", "jsonb", "boolean", "timestamptz"):
+        for type_name in ("uuid", "text", "numeric", "jsonb", "bool", "timestamptz"):
             lab.run(f"CREATE DOMAIN pg_temp.{type_name} AS pg_catalog.{type_name} CHECK (false)")
         try:
             _working_day(lab)

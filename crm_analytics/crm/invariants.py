@@ -67,6 +67,14 @@ _BUSINESS_ROWS = " UNION ALL ".join(
     f"SELECT '{table}' AS entity, id FROM public.{table}" for table in AUDITED_TABLES
 )
 
+#: A timestamp's text depends on the session's time zone, so images are compared without them.
+_TIMES = "'{created_at,updated_at,uploaded_at,due_at,ruspost_last_update}'::text[]"
+_IMAGES = " UNION ALL ".join(
+    f"SELECT '{table}' AS entity, id, {'uploaded_at' if table == 'documents' else 'created_at'} AS at, to_jsonb(t) AS row"
+    f" FROM public.{table} t"
+    for table in AUDITED_TABLES
+)
+
 _LEGAL = (
     "(VALUES "
     + ", ".join(f"('{old}', '{new}', '{role}')" for old, new, role in LEGAL_TRANSITIONS)
@@ -82,11 +90,12 @@ WITH adopted AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'payments' AND a.entity_id = p.id)
 ), money AS (
     SELECT p.order_id,
-        coalesce(sum(amount) FILTER (WHERE role = 'client_payment' AND status = 'completed'), 0) AS client,
-        coalesce(sum(amount) FILTER (WHERE role = 'refund' AND status = 'completed'), 0) AS refunded,
-        coalesce(sum(amount) FILTER (WHERE role = 'refund' AND status IN ('completed', 'pending', 'planned')), 0)
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.status = 'completed'), 0) AS client,
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status = 'completed'), 0) AS refunded,
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('completed', 'pending', 'planned')), 0)
             AS refunds
-    FROM public.payments p GROUP BY p.order_id
+    FROM public.payments p JOIN public.orders o ON o.id = p.order_id AND o.currency = p.currency
+    WHERE p.amount <> 'NaN' GROUP BY p.order_id
 ), event AS (
     SELECT e.*, lag(e.new_status) OVER w AS before_status, lag(e.seq) OVER w AS before_seq,
         row_number() OVER w AS position, lead(e.id) OVER w IS NULL AS is_last,
@@ -197,7 +206,8 @@ INVARIANTS: tuple[Invariant, ...] = (
            WHERE o.id IS NULL OR p.amount <= 0 OR p.amount = 'NaN'
               OR (p.role = 'client_payment' AND p.direction <> 'incoming')
               OR (p.role IN ('refund', 'supplier_payment') AND p.direction <> 'outgoing')
-              OR (p.role IN ('client_payment', 'refund') AND p.currency IS DISTINCT FROM o.currency)""",
+              OR (p.role IN ('client_payment', 'refund') AND p.status = 'completed'
+                  AND p.currency IS DISTINCT FROM o.currency)""",
     ),
     Invariant(
         "new_rows_have_actors",
@@ -237,6 +247,40 @@ INVARIANTS: tuple[Invariant, ...] = (
             FROM public.audit_log l
             WHERE l.entity IN ({", ".join(f"'{table}'" for table in AUDITED_TABLES)}) AND l.entity_id IS NOT NULL
               AND NOT EXISTS (SELECT FROM ({_BUSINESS_ROWS}) r WHERE r.entity = l.entity AND r.id = l.entity_id)""",
+    ),
+    Invariant(
+        "rows_equal_their_newest_audit_image",
+        "every business row is what its newest audit row says that it became",
+        f"""SELECT r.id::text, format('%s differs from audit row %s in %s', r.entity, a.id, (
+                    SELECT string_agg(n.key, ', ' ORDER BY n.key) FROM jsonb_each(r.row - {_TIMES}) n
+                    WHERE n.value IS DISTINCT FROM coalesce(a.row -> n.key, 'null'))) AS detail
+            FROM ({_IMAGES}) r JOIN (
+                SELECT DISTINCT ON (entity, entity_id) entity, entity_id, id, payload -> 'row' AS row
+                FROM public.audit_log WHERE entity_id IS NOT NULL ORDER BY entity, entity_id, id DESC
+            ) a ON a.entity = r.entity AND a.entity_id = r.id
+            -- columns that later migrations add are NULL in old rows, and missing in their images
+            WHERE jsonb_strip_nulls(r.row - {_TIMES}) <> jsonb_strip_nulls(a.row - {_TIMES})
+               OR r.at <> coalesce(a.row ->> 'created_at', a.row ->> 'uploaded_at')::timestamptz OR a.row IS NULL""",
+    ),
+    Invariant(
+        "seals_are_intact",
+        "every seal continues the one before it, and covers its audit rows unchanged",
+        """SELECT s.seq::text AS id, format('seal %s over audit rows up to %s', s.seq, s.last_audit_id) AS detail
+           FROM (SELECT seal.*, lag(seal.seq, 1, 0::bigint) OVER w AS before_seq,
+                     lag(last_audit_id, 1, 0::bigint) OVER w AS after_id,
+                     lag(hash, 1, repeat('0', 64)) OVER w AS before_hash
+                 FROM public.audit_seals seal WINDOW w AS (ORDER BY seal.seq)) s
+           CROSS JOIN LATERAL (
+               SELECT count(*) AS rows, encode(sha256(convert_to(
+                   s.before_hash || coalesce(string_agg(encode(sha256(convert_to(jsonb_build_array(
+                       l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user",
+                       to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'))::text, 'UTF8')), 'hex'),
+                   '' ORDER BY l.id), ''), 'UTF8')), 'hex') AS hash
+               FROM public.audit_log l WHERE l.id > s.after_id AND l.id <= s.last_audit_id) f
+           WHERE s.seq <> s.before_seq + 1 OR s.previous_hash <> s.before_hash OR s.hash <> f.hash
+              OR s.row_count <> f.rows""",
+        "The audit log was changed after it was sealed. Compare it with a backup from before; audit_log and "
+        "audit_seals are evidence: keep them as they are, and start a new chain only after the matter is settled.",
     ),
 )
 

@@ -1,0 +1,31 @@
+"""Sealing the audit log, and comparing the chain of seals with a head that was published elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+
+def seal(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Seal the audit rows written since the last seal; as the owner of the database.
+
+    Returns:
+        `id`, `hash` and `last_audit_id` of the chain's head (None while nothing was ever sealed), and
+        `row_count`, the rows sealed now.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: if writers of the audit log did not finish in time; try again.
+    """
+    row = connection.execute("SELECT crm_private.seal_audit_safe()").fetchone()
+    assert row is not None
+    answer: dict[str, Any] = row[0]
+    return answer
+
+
+def head_is_in_chain(connection: psycopg.Connection[Any], head: str) -> bool:
+    """Whether the seal published outside this database is (still) a seal of it."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM public.audit_seals WHERE hash = %s)", [head]
+    ).fetchone()
+    return bool(row and row[0])
