@@ -1,0 +1,160 @@
+"""How each column of a dashboard query is called and formatted, once for all panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, a Grafana unit (None: as it comes) and decimals."""
+
+    title: str
+    unit: str | None = None
+    decimals: int | None = None
+
+
+MONTH = "time:YYYY-MM"
+DAY = "time:YYYY-MM-DD"
+MOMENT = "time:YYYY-MM-DD HH:mm"
+COUNT, MONEY, CENTS, PERCENT = ("locale", 0), ("currencyUSD", 0), ("currencyUSD", 2), ("percentunit", 1)
+
+COLUMNS: dict[str, Column] = {
+    "month": Column("Month", MONTH),
+    "days": Column("Days"),
+    "date": Column("Date", DAY),
+    "as_of": Column("Loaded up to", DAY),
+    "days_left": Column("Days left", *COUNT),
+    "source": Column("Source"),
+    "segment": Column("Segment"),
+    "stage": Column("Stage"),
+    "count": Column("Count", *COUNT),
+    "jobs": Column("Jobs", *COUNT),
+    "leads": Column("Leads", *COUNT),
+    "units": Column("Units", *COUNT),
+    "repairs": Column("Repairs", *COUNT),
+    "calls": Column("Calls", *COUNT),
+    "cost": Column("Cost", *MONEY),
+    "revenue_gross": Column("Gross revenue", *MONEY),
+    "revenue40": Column("Revenue40", *MONEY),
+    "profit": Column("Profit", *MONEY),
+    "conv_l_to_u": Column("L→U", *PERCENT),
+    "conv_l_to_r": Column("L→R", *PERCENT),
+    "conv_u_to_r": Column("U→R", *PERCENT),
+    "conv_l_to_r_target": Column("L→R target", *PERCENT),
+    "target_conv_l_to_r": Column("L→R target", *PERCENT),
+    "cpl": Column("CPL", *CENTS),
+    "cpl_maximum": Column("CPL maximum", *CENTS),
+    "target_cpl_max": Column("CPL maximum", *CENTS),
+    "cost_per_repair": Column("Cost per repair", *CENTS),
+    "revenue40_per_lead": Column("Revenue40 per lead", *CENTS),
+    "margin": Column("Margin", *PERCENT),
+    **{
+        f"{measure}_change": Column("± %", *PERCENT)
+        for measure in ("leads", "units", "repairs", "cost", "revenue40", "cpl")
+    },
+    "profit_change": Column("± $", *MONEY),
+    **{
+        f"{measure}_before": Column("Same days, month before", *form)
+        for measure, form in (
+            ("leads", COUNT),
+            ("units", COUNT),
+            ("repairs", COUNT),
+            ("cost", MONEY),
+            ("revenue40", MONEY),
+            ("profit", MONEY),
+            ("cpl", CENTS),
+        )
+    },
+    "target_repairs": Column("Repairs target", *COUNT),
+    "target_revenue40": Column("Revenue40 target", *MONEY),
+    **{
+        f"{measure}_{name}": Column(title, *form)
+        for measure, form in (("repairs", ("locale", 1)), ("revenue40", MONEY))
+        for name, title in (
+            ("pace", "Pace"),
+            ("target", "Target"),
+            ("projection", "Projection"),
+            ("needed_per_day", "Needed per day"),
+        )
+    },
+    "repairs_attainment": Column("Attainment", *PERCENT),
+    "revenue40_attainment": Column("Attainment", *PERCENT),
+    "actual": Column("Actual"),
+    "pace": Column("Pace"),
+    "target": Column("Target"),
+    "last_month": Column("Month before"),
+    "projection": Column("Projection"),
+    "last_file": Column("Last file"),
+    "last_exported_at": Column("Exported", MOMENT),
+    "last_loaded_at": Column("Loaded", MOMENT),
+    "last_row": Column("Last row", DAY),
+    "days_behind": Column("Days behind", *COUNT),
+    "reason": Column("Reason"),
+    "records": Column("Records", *COUNT),
+    "files": Column("Files", *COUNT),
+    "oldest": Column("Oldest", MOMENT),
+    "example_file": Column("A file"),
+    "path": Column("File"),
+    "status": Column("Status"),
+    "message": Column("Message"),
+    "first_seen_at": Column("First seen", MOMENT),
+    "finished_at": Column("Read", MOMENT),
+    "records_read": Column("Read", *COUNT),
+    "inserted": Column("New", *COUNT),
+    "updated": Column("Changed", *COUNT),
+    "unchanged": Column("Unchanged", *COUNT),
+    "duplicates": Column("Duplicate", *COUNT),
+    "superseded": Column("Superseded", *COUNT),
+    "quarantined": Column("Quarantined", *COUNT),
+    "summary_lines": Column("Totals lines", *COUNT),
+    "warnings": Column("Warnings", *COUNT),
+    "run_id": Column("Dagster run"),
+    "stale_since": Column("Stale since", MOMENT),
+    "causes": Column("Why"),
+    "last_refreshed_at": Column("Last refresh", MOMENT),
+    "changed_rows": Column("Rows changed", *COUNT),
+    "state": Column("State"),
+    "measure": Column("Compared"),
+    "expected": Column("Below", "locale", 2),
+    "found": Column("Metrics", "locale", 2),
+    "difference": Column("Difference", "locale", 2),
+    "first_month": Column("First month", MONTH),
+    "last_month_seen": Column("Last month", MONTH),
+    "stale_months": Column("Stale months", *COUNT),
+    "refused_files": Column("Refused files", *COUNT),
+    "unrecognised_files": Column("Unrecognised files", *COUNT),
+    "sources_without_rule": Column("Sources without a rule", *COUNT),
+    "seconds_since_refresh": Column("Since the last refresh", "s", 0),
+    **{
+        name: Column(name.replace("_", " ").capitalize(), *COUNT)
+        for name in (
+            "new",
+            "in_progress",
+            "converted",
+            "rejected",
+            "other",
+            "created",
+            "awaiting_payment",
+            "paid",
+            "in_delivery",
+            "delivered",
+            "closed",
+            "cancelled",
+            "rows",
+            "payments",
+        )
+    },
+    "entity": Column("What"),
+    "mean_days": Column("Mean", "d", 1),
+    "longest_days": Column("Longest", "d", 1),
+    "currency": Column("Currency"),
+    "money_in": Column("In", "locale", 2),
+    "money_out": Column("Out", "locale", 2),
+    "net": Column("Net", "locale", 2),
+    "at": Column("When", MOMENT),
+    "action": Column("Action"),
+    "entity_id": Column("Id"),
+    "actor": Column("Who"),
+    "sealed": Column("Sealed"),
+}

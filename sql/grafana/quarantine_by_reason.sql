@@ -1,0 +1,4 @@
+-- Open quarantined records by reason; what was found is masked.
+SELECT source, reason, records, files, oldest, example_file
+FROM reporting.quarantine
+ORDER BY records DESC, source, reason

@@ -1,0 +1,8 @@
+-- One annotation a refresh, over the time that it took.
+SELECT min(started_at) AS time, max(finished_at) AS timeend,
+    'Refreshed ' || count(*) || ' month(s), ' || sum(changed_rows) || ' daily rows changed' AS text,
+    'refresh' AS tags
+FROM refresh_log
+WHERE $__timeFilter(finished_at)
+GROUP BY coalesce(run_id, finished_at::text)
+ORDER BY time

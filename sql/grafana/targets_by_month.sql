@@ -1,0 +1,29 @@
+-- Actual months against their targets, from monthly_metrics and targets. Every month with metrics or a target.
+WITH actual AS (
+    SELECT m.month, sum(m.leads) AS leads, sum(m.repairs) AS repairs, sum(m.cost) AS cost, sum(m.revenue40) AS revenue40
+    FROM monthly_metrics m
+    WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+        AND m.source = ANY(ARRAY[${source:sqlstring}]::text[]) AND m.segment = ANY(ARRAY[${segment:sqlstring}]::text[])
+    GROUP BY m.month
+)
+SELECT
+    c.month,
+    CASE WHEN c.is_partial THEN 'days 1–' || c.elapsed ELSE 'whole month' END AS days,
+    coalesce(a.repairs, 0) AS repairs,
+    t.target_repairs,
+    a.repairs / nullif(t.target_repairs, 0)::numeric AS repairs_attainment,
+    coalesce(a.revenue40, 0) AS revenue40,
+    t.target_revenue40,
+    a.revenue40 / nullif(t.target_revenue40, 0) AS revenue40_attainment,
+    a.repairs / nullif(a.leads, 0)::numeric AS conv_l_to_r,
+    t.target_conv_l_to_r,
+    a.cost / nullif(a.leads, 0) AS cpl,
+    t.target_cpl_max
+FROM generate_series(date_trunc('month', $__timeFrom()::date), $__timeTo()::date, interval '1 month') AS s (month)
+CROSS JOIN LATERAL reporting.month_clock(s.month::date) AS c
+LEFT JOIN actual a ON a.month = c.month
+LEFT JOIN LATERAL reporting.target_of(
+    c.month, ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]
+) t ON true
+WHERE a.month IS NOT NULL OR t.month IS NOT NULL
+ORDER BY c.month DESC

@@ -1,0 +1,2 @@
+-- Where the Dagster UI is, for links.
+SELECT dagster_url FROM reporting.deployment
