@@ -1,0 +1,1 @@
+"""Tests of the CRM database, on real PostgreSQL."""

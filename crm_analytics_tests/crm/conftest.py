@@ -1,0 +1,101 @@
+"""Fixtures of the CRM tests: a migrated database per test, a client on it, and the people who act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import CrmClient, CrmResult
+
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def crm_url(new_database: Callable[..., str]) -> str:
+    """URL of a fresh, migrated CRM database."""
+    return new_database("crm")
+
+
+@pytest.fixture
+def crm(crm_url: str) -> Iterator[Connection]:
+    """An autocommit connection to a fresh, migrated CRM database, as its owner (a superuser)."""
+    with psycopg.connect(crm_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def client(crm: Connection) -> CrmClient:
+    """The RPCs on the connection of `crm`."""
+    return CrmClient(crm)
+
+
+def add_user(connection: Connection, name: str, role: str = "manager", active: bool = True) -> UUID:
+    """A CRM user made by the table owner, as the first admin is."""
+    row = connection.execute(
+        "INSERT INTO public.users (name, email, role, active) VALUES (%s, %s, %s, %s) RETURNING id",
+        [name, f"{name.lower()}@example.com", role, active],
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@pytest.fixture
+def admin(crm: Connection) -> UUID:
+    """An active admin, Ada."""
+    return add_user(crm, "Ada", "admin")
+
+
+@pytest.fixture
+def manager(crm: Connection) -> UUID:
+    """An active manager, Max."""
+    return add_user(crm, "Max")
+
+
+@pytest.fixture
+def order(client: CrmClient, manager: UUID) -> CrmResult:
+    """A created order of 1000 EUR, of a customer that came by phone."""
+    return client.quick_order_safe(
+        source="site",
+        full_name="Olga Example",
+        items=[{"model": "Gravel 54"}],
+        total_amount=1000,
+        currency="EUR",
+        phone="+1 555 010 0100",
+        user_id=manager,
+    )
+
+
+def pay(
+    client: CrmClient,
+    order: CrmResult,
+    actor: UUID | None,
+    amount: Any,
+    reference: str | None = None,
+    **changed: Any,
+) -> CrmResult:
+    """A completed client payment by bank transfer in EUR; `changed` arguments replace those."""
+    arguments: dict[str, Any] = {
+        "order_id": order.id,
+        "direction": "incoming",
+        "role": "client_payment",
+        "method": "bank_transfer",
+        "amount": amount,
+        "currency": "EUR",
+        "external_reference": reference,
+        "user_id": actor,
+    }
+    return client.record_generic_payment_safe(**{**arguments, **changed})
+
+
+def rows(connection: Connection, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query."""
+    return connection.execute(query.encode(), parameters).fetchall()
+
+
+def value(connection: Connection, query: str, *parameters: Any) -> Any:
+    """The single value of a query."""
+    return rows(connection, query, *parameters)[0][0]
