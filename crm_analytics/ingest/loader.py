@@ -208,7 +208,8 @@ class _Run:
             self.newer_keys.drop()
 
     def load(self, files: list[PendingFile]) -> list[FileResult]:
-        """Load the files in their order."""
+        """Load the files in their order; copies of loaded files first, since late files may need them."""
+        loaded = {entry.sha256 for entry in self.entries.values() if entry.status == "loaded"}
         known = {(entry.path, entry.sha256): entry for entry in self.entries.values()}
         waiting: list[FileResult] = []
         ordered: list[tuple[tuple[Any, ...], PendingFile, Content, Entry | None]] = []
@@ -228,7 +229,13 @@ class _Run:
                     }
                 )
             last = entry.file_id if entry else float("inf")
-            ordered.append(((content.exported_at, content.path, last), file, content, entry))
+            place = (
+                (content.path, content.sha256) in known or content.sha256 not in loaded,
+                content.exported_at,
+                content.path,
+                last,
+            )
+            ordered.append((place, file, content, entry))
         ordered.sort(key=lambda item: item[0])
         results = [self._load_file(file, content, entry) for _, file, content, entry in ordered]
         for result in [*waiting, *results]:

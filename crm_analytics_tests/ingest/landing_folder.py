@@ -80,7 +80,7 @@ class Landing:
 
     def rows(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """What a query finds."""
-        return self.connection.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+        return self.connection.execute(query, parameters).fetchall()
 
     def table(self, name: str) -> list[tuple[Any, ...]]:
         """A table's rows without provenance (file, record, time of the change), sorted."""
