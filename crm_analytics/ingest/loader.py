@@ -253,7 +253,9 @@ class _Run:
             return self._conclude_without_rows(content, reading)
         order = (content.exported_at, content.path, entry.file_id if entry else _LAST)
         try:
-            newer = self.newer_keys.after(order, entry.file_id if entry else None, content.path, loaded)
+            newer = self.newer_keys.after(
+                order, entry.file_id if entry else None, content.path, self.entries.values()
+            )
             with self.connection.transaction():
                 result = self._load_rows(file, content, newer)
             self._remember(result.file_id)

@@ -39,7 +39,7 @@ class NewerKeys:
     places: list[tuple[Order, Entry]] | None = None
     lost: set[int] = field(default_factory=set)
 
-    def after(self, order: Order, own: int | None, path: str, loaded: Iterable[Entry]) -> NewerFiles:
+    def after(self, order: Order, own: int | None, path: str, known: Iterable[Entry]) -> NewerFiles:
         """What newer files say about the file at this place of the order; reads them again if there are any.
 
         The first call of a run decides how far back keys are known: later calls must be for newer places.
@@ -48,14 +48,15 @@ class NewerKeys:
             order: the file's place.
             own: the file's entry, if it has one already (it is not newer than itself).
             path: the file's path below the landing folder.
-            loaded: the source's loaded entries.
+            known: the source's entries.
         """
-        entries = [entry for entry in loaded if entry.file_id != own]
-        newer = sorted((entry.order, entry) for entry in entries if entry.order > order)
-        older_ids = [entry.file_id for entry in entries if entry.order < order]
+        others = [entry for entry in known if entry.file_id != own]
+        loaded = [entry for entry in others if entry.status == "loaded"]
+        newer = sorted((entry.order, entry) for entry in loaded if entry.order > order)
+        older_ids = [entry.file_id for entry in loaded if entry.order < order]
         if newer and self.places is None:
             self.places = newer
-            self._read(entries)
+            self._read(others)
         places = self.places or []
         threshold = next((place for place, (other, _) in enumerate(places) if other > order), len(places))
         return NewerFiles(

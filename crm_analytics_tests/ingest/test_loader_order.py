@@ -66,7 +66,7 @@ EXPORTS: dict[str, tuple[dict[int, str], str, list[tuple[Any, ...]]]] = {
         {
             1: text(
                 JOBS[:1] + JOBS[2:],
-                [_without_uuid for _without_uuid in (("1", *job(1)[2:]), ("2", *job(2)[2:]))],
+                [("1", *job(1)[2:]), ("2", *job(2)[2:])],
             ),
             2: text(JOBS, [job(1, "AAAAAA", Status="Booked"), job(3, "CCCCCC")]),
             3: text(JOBS[:1] + JOBS[2:], [("0001", *job(1, Status="Gone")[2:]), ("4", *job(4)[2:])]),
