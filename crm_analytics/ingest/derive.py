@@ -172,7 +172,13 @@ def google_month(facts: FileFacts) -> date:
     return first.replace(day=1)
 
 
-def google_coverage(tables: list[pa.Table], facts: FileFacts) -> list[pa.Table]:
+def google_check(facts: FileFacts) -> None:
+    """Refuse a report whose month cannot be told."""
+    if not {"month", "day"} & facts.mapping.keys():
+        google_month(facts)
+
+
+def google_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.Table], list[str]]:
     """Fill `covered_to`: per month, the last day that the file's figure covers (`metrics.md`, Google spend).
 
     The report's last day (its date range line, else the last day of a file by day), else the export's date
@@ -181,7 +187,7 @@ def google_coverage(tables: list[pa.Table], facts: FileFacts) -> list[pa.Table]:
     """
     whole = pa.concat_tables(tables) if tables else None
     if whole is None or not whole.num_rows:
-        return tables
+        return tables, []
     by_day = whole["day"].null_count == 0 and pc.any(pc.not_equal(pc.day(whole["day"]), 1)).as_py()
     found = report_range(facts)
     last_day: date | None = found[1] if found else pc.max(whole["day"]).as_py() if by_day else None
@@ -201,4 +207,10 @@ def google_coverage(tables: list[pa.Table], facts: FileFacts) -> list[pa.Table]:
                 table.schema.get_field_index("day"), "day", pa.nulls(table.num_rows, pa.date32())
             )
         result.append(table)
-    return result
+    first_day: date | None = found[0] if found else pc.min(whole["day"]).as_py() if by_day else None
+    if first_day is None or first_day.day == 1:
+        return result, []
+    return result, [
+        f"the report begins on {first_day}, so its figure for {first_day:%Y-%m} lacks the days before; "
+        "export whole months"
+    ]

@@ -50,7 +50,7 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
     """Match a row to the source's columns by folded names and aliases (`inputs.md`, header matching)."""
     cells = list(cells)
     folded = [fold_header(cell) for cell in cells]
-    owner = {alias: column.name for column in source.columns for alias in column.folded}
+    owner = source.owners
     claims: dict[str, list[int]] = {}
     for position, header in enumerate(folded):
         if header in owner and header not in source.second_choice:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -44,6 +44,7 @@ _EXPORT_TIME = re.compile(
     r"(?<!\d)(\d{4})-(\d{2})-(\d{2})T(\d{2})[_:-](\d{2})[_:-](\d{2})(?:\.(\d{1,9}))?(Z)?", re.IGNORECASE
 )
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
+_EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,14 @@ class OpenFile:
                     yield Batch(batch.rows.slice(0, 0), batch.rejected, batch.flagged)
         except splitting.QuoteNeverCloses as error:
             raise RefusedFile(
-                f"{self.path.name}: line {error.line}: a quote opens in record {self.records_read + error.record} and "
+                f"{self.path.name}: line {error.line}: a quote opens in record {error.record} and "
                 "never closes; accepted: quotes in pairs; export the file again (it may have been cut off), or "
                 "mend the quote and keep the new file"
             ) from error
         if self.source.complete is not None:
-            yield from (Batch(table, [], 0) for table in self.source.complete(tables, self.facts))
+            tables, warnings = self.source.complete(tables, self.facts)
+            self.warnings += warnings
+            yield from (Batch(table, [], 0) for table in tables)
         self._warn_at_the_end(accepted)
 
     def _warn_at_the_end(self, accepted: int) -> None:
@@ -215,27 +218,27 @@ class OpenFile:
         """Which rows are blank, and which are summary lines: the first cell that is not blank says Total, and
         no other cell gives the record's date."""
         candidates = np.arange(block.length)
-        totals: list[npt.NDArray[np.intp]] = []
-        for column in block.columns:
+        totals: list[tuple[int, int]] = []
+        for position, column in enumerate(block.columns):
             cells = column if len(candidates) == block.length else column.take(pa.array(candidates))
             matches = pc.match_substring_regex(cells, _SUMMARY).to_numpy(zero_copy_only=False)
-            totals.append(candidates[matches])
-            empty = pc.match_substring_regex(cells, r"^[\s\x{FEFF}\x{A0}]*$").to_numpy(zero_copy_only=False)
+            totals += [(row, position) for row in candidates[matches].tolist()]
+            empty = pc.match_substring_regex(cells, _EMPTY).to_numpy(zero_copy_only=False)
             candidates = candidates[empty & ~matches]
             if not len(candidates):
                 break
         blank = np.zeros(block.length, dtype=np.bool_)
-        blank[[row for row in candidates if not any(block.beyond.get(int(row), []))]] = True
+        blank[[row for row in candidates.tolist() if not any(block.beyond.get(row, []))]] = True
         summary = np.zeros(block.length, dtype=np.bool_)
-        dated = [name for name in self.header.positions if name in _DATED]
-        for row in chain.from_iterable(totals):
-            dates = [block.columns[self.header.positions[name]][int(row)].as_py() for name in dated]
-            summary[row] = not any(re.search(r"\d", text) for text in dates)
+        dated = [position for name, position in self.header.positions.items() if name in _DATED]
+        for row, position in totals:
+            others = [block.columns[other][row].as_py() for other in dated if other != position]
+            summary[row] = not any(re.search(r"\d", text) for text in others)
         return blank, summary
 
     def _note_totals(self, block: splitting.Block, rows: Sequence[int] | npt.NDArray[np.intp]) -> None:
-        name = next((name for name in ("amount", "cost", "total") if name == self.source.summed), None)
-        if name is None or name not in self.header.positions:
+        name = self.source.summed
+        if name not in self.header.positions:
             return
         for row in rows:
             text = block.columns[self.header.positions[name]][int(row)].as_py()
@@ -297,9 +300,7 @@ def _beginnings(path: Path, encoding: str) -> list[_Beginning]:
         text += block
         if len(text) >= HEADER_BYTES:
             break
-    lines = text[:HEADER_BYTES].decode(errors="ignore").splitlines(keepends=True)
-    # str.splitlines also breaks at form feeds and the like; a record's line ends at the newline only.
-    lines = [line + "\n" for line in "".join(lines).split("\n")]
+    lines = [line + "\n" for line in text[:HEADER_BYTES].decode(errors="ignore").split("\n")]
     found = []
     for delimiter in DELIMITERS:
         consumed = 0
@@ -318,8 +319,13 @@ def _beginnings(path: Path, encoding: str) -> list[_Beginning]:
     return found
 
 
-def _best(source: Source, candidates: Sequence[list[list[str]]]) -> tuple[int, int, HeaderMatch] | None:
-    """The candidate and row that read best as the source's header: a complete one first, then most columns."""
+def _best(
+    source: Source, candidates: Sequence[list[list[str]]], *, sheets: bool
+) -> tuple[int, int, HeaderMatch] | None:
+    """The candidate and row that read best as the source's header.
+
+    Of sheets the first that is complete; of delimiters the one with most columns.
+    """
     best: tuple[int, int, HeaderMatch] | None = None
     for number, rows in enumerate(candidates):
         found = find_header(source, rows)
@@ -328,6 +334,8 @@ def _best(source: Source, candidates: Sequence[list[list[str]]]) -> tuple[int, i
         rank = (found[1].complete, len(found[1].positions))
         if best is None or rank > (best[2].complete, len(best[2].positions)):
             best = number, *found
+        if sheets and found[1].complete:
+            break
     return best
 
 
@@ -387,7 +395,7 @@ def _open_file(path: Path, source: Source, exported_at: datetime, timezone: Zone
         warnings += [text.warning] if text.warning else []
         beginnings = _beginnings(path, text.encoding)
         encoding, candidates = text.encoding, [beginning.rows for beginning in beginnings]
-    best = _best(source, candidates)
+    best = _best(source, candidates, sheets=encoding == "xlsx")
     if best is None or not best[2].complete:
         raise _refuse_header(path, source, best and best[2], candidates[0] if candidates else [])
     number, row, header = best
@@ -400,8 +408,8 @@ def _open_file(path: Path, source: Source, exported_at: datetime, timezone: Zone
         beginning = beginnings[number]
         opened.delimiter = beginning.delimiter
         opened.header_line, opened.data_offset = beginning.next_lines[row], beginning.offsets[row]
-    if source.name == "google_spend" and not {"month", "day"} & set(mapping):
-        derive.google_month(facts)  # refuses now what has no month
+    if source.check is not None:
+        source.check(facts)
     return opened
 
 
@@ -428,7 +436,7 @@ def recognise(path: Path, landing: Path) -> Source:
 
     Raises UnrecognisedFile where none or several sources fit, RefusedFile where the file cannot be read.
     """
-    folders = path.relative_to(landing).parts[:-1]
+    folders = path.relative_to(landing).parts[:-1] if path.is_relative_to(landing) else ()
     if folders:
         if folders[0] in SOURCES:
             return SOURCES[folders[0]]
@@ -463,13 +471,14 @@ def _words(stem: str) -> str:
 
 def _fitting_sources(path: Path) -> list[Source]:
     """The sources whose header the file has, with none of the headers that are foreign to them."""
-    if is_workbook(path):
+    sheets = is_workbook(path)
+    if sheets:
         candidates = [[cells for _, cells in part] for part in _first_rows_of_sheets(path)[1]]
     else:
         candidates = [beginning.rows for beginning in _beginnings(path, sniff_encoding(path).encoding)]
     fitting = []
     for source in SOURCES.values():
-        best = _best(source, candidates)
+        best = _best(source, candidates, sheets=sheets)
         if best and best[2].complete and not best[2].folded & source.foreign_headers:
             fitting.append(source)
     return fitting

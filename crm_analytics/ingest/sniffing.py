@@ -37,7 +37,9 @@ def is_workbook(path: Path) -> bool:
         return True
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     remedy = "accepted: CSV text or an XLSX workbook; export it again as CSV"
-    if text.startswith((b"<!doctype", b"<html", b"<table", b"<head", b"<?xml", b"<body", b"<script")):
+    if text.startswith(
+        (b"<!doctype", b"<!--", b"<html", b"<table", b"<head", b"<?xml", b"<body", b"<script")
+    ):
         raise RefusedFile(
             f"{path.name}: this is a web page (HTML or XML), probably a login or error page; {remedy}"
         )
@@ -135,11 +137,11 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
         yield b"\n"
 
 
-MAX_UNCOMPRESSED = 1 << 30
+MAX_UNCOMPRESSED = 512 << 20
 
 
 def check_workbook_size(path: Path) -> None:
-    """Refuse a workbook whose parts would unpack to more than a gigabyte, or that is no sound archive."""
+    """Refuse a workbook whose parts would unpack to more than 512 MiB, or that is no sound archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -51,18 +52,14 @@ class Column:
         """Every accepted header, the canonical name last."""
         return tuple(dict.fromkeys((*self.aliases, self.name)))
 
-    @property
-    def folded(self) -> frozenset[str]:
-        """The accepted headers, folded."""
-        return frozenset(fold_header(header) for header in self.headers)
-
     def kind_under(self, header: str) -> Kind:
         """The kind of the column under the header that the file has."""
         return self.kind_by_header.get(fold_header(header), self.kind)
 
 
 Derivation = Callable[[derive.Columns, int, derive.FileFacts], derive.Derived]
-Completion = Callable[[list[pa.Table], derive.FileFacts], list[pa.Table]]
+Check = Callable[[derive.FileFacts], None]
+Completion = Callable[[list[pa.Table], derive.FileFacts], tuple[list[pa.Table], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,17 @@ class Source:
     second_choice: dict[str, str] = field(
         default_factory=dict
     )  # folded header -> column, if its own is taken
-    complete: Completion | None = None  # what can only be told at the end of the file
+    check: Check | None = None  # refuses a file whose columns do not suffice
+    complete: Completion | None = None  # what can only be told at the end of the file; it may warn
     summed: str | None = None  # the staged amount that a total line adds up
     suspicious_record_count: int | None = None
     date_order: DateOrder = "mdy"
     decimal_comma: bool = False
+
+    @cached_property
+    def owners(self) -> dict[str, str]:
+        """Every accepted header, folded -> canonical name."""
+        return {fold_header(header): column.name for column in self.columns for header in column.headers}
 
     def column(self, name: str) -> Column:
         """The column of a canonical name."""
@@ -331,6 +334,7 @@ GOOGLE = Source(
         ("covered_to", "date"),
     ),
     derive=derive.google_spend,
+    check=derive.google_check,
     complete=derive.google_coverage,
     filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
     foreign_headers=frozenset(

@@ -15,6 +15,8 @@ from crm_analytics.ingest.errors import RefusedFile
 from crm_analytics.ingest.sniffing import check_workbook_size
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
+# What it remarks on (styles, extensions, bad dates) either does not matter here or becomes a cell like `#VALUE!`.
+warnings.filterwarnings("ignore", module=r"openpyxl\.")
 
 
 def cell_text(value: Any) -> str:
@@ -32,7 +34,9 @@ def cell_text(value: Any) -> str:
             text = format(value, ".15g")
             return str(int(value)) if "e" in text and value.is_integer() and abs(value) < 1e15 else text
         case datetime():
-            value = (value + timedelta(microseconds=500_000)).replace(microsecond=0)
+            if value.year < 9999:
+                value += timedelta(microseconds=500_000)
+            value = value.replace(microsecond=0)
             return value.date().isoformat() if value.time() == time() else value.isoformat(" ")
         case date() | time():
             return value.isoformat()
@@ -40,16 +44,15 @@ def cell_text(value: Any) -> str:
             minutes, seconds = divmod(round(value.total_seconds()), 60)
             return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
         case _:
-            return str(value).replace("\x00", "\ufffd")
+            # Escapes such as _x0000_ and _xD800_ make characters that no database takes.
+            return str(value).replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Whatever the library meets in a damaged workbook (it raises many kinds of errors) is a refusal."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except RefusedFile:
         raise
     except Exception as error:
