@@ -90,21 +90,22 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
     """Bring one database, or both, to the newest schema. Safe to repeat, and to run twice at once."""
     from crm_analytics import migrations
 
+    failed = False
     for name in [database] if database else ["analytics", "crm"]:
         if name == "crm":
-            from crm_analytics.crm.commands import migrate_command
+            from crm_analytics.crm import commands
 
-            migrate_command(sql=sql, check=check, replace_legacy=replace_legacy)
+            failed |= bool(commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy))
         elif sql:
             click.echo(migrations.script(name))
         elif check:
             pending = migrations.status(name).pending
-            console.print(f"{name}: {'pending: ' + ', '.join(pending) if pending else 'up to date'}")
-            if pending:
-                sys.exit(1)
+            click.echo(f"{name}: {'pending: ' + ', '.join(pending) if pending else 'up to date'}")
+            failed |= bool(pending)
         else:
-            done = migrations.migrate(name, report=lambda line, name=name: console.print(f"{name}: {line}"))
-            console.print(f"{name}: at version {done.version}")
+            done = migrations.migrate(name, report=click.echo)
+            click.echo(f"{name} is at {done.version}")
+    sys.exit(1 if failed else 0)
 
 
 @main.command()

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -72,8 +73,6 @@ def refresh_months(
     os.environ.update(dagster_environment(config))
     if config.configured_url("analytics") is None:
         migrations.migrate("analytics", config=config)
-    import dagster as dg
-
     from crm_analytics.automation.jobs import RAW_KEYS
     from crm_analytics.definitions import build_defs
     from crm_analytics.partitions import key_month, months, range_tags
@@ -94,7 +93,10 @@ def refresh_months(
         ops = {"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {}
         with dg.DagsterInstance.get() as instance:
             result = defs.resolve_job_def("refresh").execute_in_process(
-                instance=instance, tags=range_tags(first, last), run_config={"ops": ops}, raise_on_error=False
+                instance=instance,
+                tags=range_tags(first, last),
+                run_config={"ops": ops, "loggers": {"console": {}}},
+                raise_on_error=False,
             )
         progress.update(task, description="done" if result.success else "[red]failed[/]")
     with connect("analytics", config) as connection:
@@ -109,9 +111,8 @@ def refresh_months(
     return result.success and not stale and (accept_refused or not refused)
 
 
-def _progress_logger(show: Any) -> Any:
+def _progress_logger(show: Callable[[str], None]) -> dg.LoggerDefinition:
     """A Dagster logger that shows what the run is doing instead of printing every event."""
-    import dagster as dg
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -135,6 +136,9 @@ def _progress_logger(show: Any) -> Any:
         return logger
 
     return progress
+
+
+silent_logger = _progress_logger(lambda _: None)
 
 
 def _summary(

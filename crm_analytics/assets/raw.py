@@ -1,8 +1,5 @@
 """The raw assets and the targets: one asset for each source, each loading its export files whole."""
 
-from __future__ import annotations
-
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -67,9 +64,15 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
         analytics: AnalyticsDatabase,
         landing: LandingFolder,
     ) -> dg.MaterializeResult[Any]:
+        folder = landing.path()
+        if not folder.is_dir():
+            raise dg.Failure(
+                f"the landing folder {folder} does not exist: create it, or set LANDING_DIR",
+                allow_retries=False,
+            )
         result = load_source(
             analytics.address(),
-            landing.path(),
+            folder,
             source.name,
             timezone=settings().timezone,
             run_id=context.run_id,
@@ -118,12 +121,12 @@ def _report_months(
 
 def _files_metadata(result: LoadResult) -> dict[str, Any]:
     """Small: on a ranged run it is copied to every month's event."""
-    statuses = Counter(file.status for file in result.files)
+    totals = result.totals
     return {
-        "files_loaded": statuses["loaded"],
-        "files_refused": statuses["refused"],
-        "records_quarantined": sum(file.counts.quarantined for file in result.files),
-        "records_changed": sum(file.counts.inserted + file.counts.updated for file in result.files),
+        "files_loaded": sum(file.status == "loaded" for file in result.files),
+        "files_refused": len(result.refused),
+        "records_quarantined": totals.quarantined,
+        "records_changed": totals.inserted + totals.updated,
     }
 
 

@@ -3,15 +3,14 @@
 State lives in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from datetime import date
 
 import dagster as dg
 
-from crm_analytics.automation.jobs import RAW_KEYS, load_job, recompute_job, refresh_job
+from crm_analytics.assets.metrics import DAILY, MONTHLY
+from crm_analytics.automation.jobs import RAW_KEYS, refresh_job
 from crm_analytics.ingest.landing import pending
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.months import contiguous
@@ -21,6 +20,7 @@ from crm_analytics.resources.landing import LandingFolder
 from crm_analytics.settings import settings
 from crm_analytics.warehouse.refresh import StaleMonth, stale_months
 
+METRICS = [DAILY, MONTHLY]
 INTERVAL = 10  # seconds between a sensor's ticks
 QUIET = 5.0  # seconds that a file must have kept its size and time: younger ones are still being written
 
@@ -32,7 +32,7 @@ def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleM
 @dg.schedule(
     cron_schedule="15 3 * * *",
     execution_timezone=settings().business_timezone,
-    jobs=[refresh_job, recompute_job],
+    job=refresh_job,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
 )
@@ -43,21 +43,19 @@ def nightly_refresh(
     at = context.scheduled_execution_time
     known = {key_month(key) for key in months.get_partition_keys(current_time=at)}
     current = max(known)
-    yield dg.RunRequest(
-        run_key=f"nightly:{at:%Y-%m-%d}", job_name=refresh_job.name, tags=range_tags(current, current)
-    )
+    yield dg.RunRequest(run_key=f"nightly:{at:%Y-%m-%d}", tags=range_tags(current, current))
     with analytics.connect() as connection:
         stale = _partitioned(stale_months(connection), known)
     for first, last in contiguous(set(stale) - {current}):
         yield dg.RunRequest(
             run_key=f"nightly:{at:%Y-%m-%d}:{first:%Y-%m}:{last:%Y-%m}",
-            job_name=recompute_job.name,
+            asset_selection=METRICS,
             tags=range_tags(first, last),
         )
 
 
 @dg.sensor(
-    job=recompute_job,
+    job=refresh_job,
     minimum_interval_seconds=INTERVAL,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Recomputes months that late or corrected data made stale: neighbours in one run, nothing else.",
@@ -79,7 +77,7 @@ def refresh_stale_months(
 
 
 @dg.sensor(
-    job=load_job,
+    job=refresh_job,
     minimum_interval_seconds=INTERVAL,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Loads new and changed files of the landing folder. A file that still grows waits; a refused one"
@@ -89,13 +87,16 @@ def load_landing_files(
     context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase, landing: LandingFolder
 ) -> dg.RunRequest | dg.SkipReason:
     """One run for the sources that have news; the run key is what the news is, so that a failure does not loop."""
+    folder = landing.path()
+    if not folder.is_dir():
+        return dg.SkipReason(f"the landing folder {folder} does not exist: create it, or set LANDING_DIR")
     with analytics.connect() as connection:
-        news = pending(connection, landing.path(), timezone=settings().timezone, quiet_seconds=QUIET)
+        news = pending(connection, folder, quiet_seconds=QUIET)
     if not news:
         return dg.SkipReason("no new or changed files")
     current = max(key_month(key) for key in months.get_partition_keys())
     fingerprint = hashlib.sha256(
-        repr(sorted((f.path, f.size, f.modified_at) for f in news)).encode()
+        repr(sorted((f.name, f.size, f.modified_at) for f in news)).encode()
     ).hexdigest()
     wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
     keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
@@ -104,6 +105,6 @@ def load_landing_files(
     )
 
 
-analytics_jobs = [refresh_job, load_job, recompute_job]
+analytics_jobs = [refresh_job]
 analytics_schedules = [nightly_refresh]
 analytics_sensors = [refresh_stale_months, load_landing_files]

@@ -1,4 +1,4 @@
-"""The jobs that people and automation launch."""
+"""The one analytics job; automation launches it whole or for a selection of its assets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,6 @@ refresh_job = dg.define_asset_job(
     "refresh",
     selection=dg.AssetSelection.assets(*RAW_KEYS, DAILY, MONTHLY),
     partitions_def=months,
-    description="Load every new file, then recompute the months: the whole analytics graph with its checks.",
-)
-load_job = dg.define_asset_job(
-    "load",
-    selection=dg.AssetSelection.assets(*RAW_KEYS),
-    partitions_def=months,
-    description="Load new and changed landing files; months that they make stale are refreshed by the sensor.",
-)
-recompute_job = dg.define_asset_job(
-    "recompute",
-    selection=dg.AssetSelection.assets(DAILY, MONTHLY),
-    partitions_def=months,
-    description="Recompute daily and monthly metrics of the months from what is loaded.",
+    description="Load every new file, then recompute the months: the whole analytics graph with its checks."
+    " Sensors launch parts of it.",
 )

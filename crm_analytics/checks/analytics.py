@@ -1,7 +1,5 @@
 """The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any

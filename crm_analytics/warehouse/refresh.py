@@ -67,7 +67,7 @@ def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
         SELECT analytics.month_of(day) AS month, count(*)
         FROM (SELECT day FROM gone UNION ALL SELECT day FROM written) AS changed
         GROUP BY 1
-    """  # type: ignore[return-value]
+    """
 
 
 WRITE_DAILY = _write_sql("daily_metrics", "date")
