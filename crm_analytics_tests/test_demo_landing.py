@@ -8,12 +8,16 @@ import os
 import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import openpyxl
+import psycopg
 import pytest
 
 from crm_analytics.demo.business import uuid_of
 from crm_analytics.demo.landing import JOB_HEADER, ForeignFiles, LandingSummary, write_landing
+from crm_analytics.ingest.loader import load_source
 
 UNTIL = date(2025, 12, 16)
 
@@ -139,6 +143,39 @@ def test_everything_promised_is_planted(sample: LandingSummary) -> None:
     assert {"Thumbtack", "Service direct", "service Direct", "", "Retention"} <= sources
     (refused,) = sample.refused
     assert refused.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_loader_finds_exactly_what_was_planted(
+    tmp_path: Path, analytics: psycopg.Connection[Any]
+) -> None:
+    """Otherwise the sample would not be in the formats that the loader reads, or oddities would pass unnoticed."""
+    summary = write_landing(tmp_path, months=8, until=UNTIL)
+    planted = summary.planted
+    loaded = {
+        source: load_source(analytics, tmp_path, source, timezone=ZoneInfo("America/New_York"))
+        for source in summary.records
+    }
+    refused = {tmp_path / file.path for result in loaded.values() for file in result.refused}
+    assert refused == set(summary.refused)
+    quarantined = {source: result.totals.quarantined for source, result in loaded.items()}
+    assert quarantined == {
+        "jobs": planted["job without id"] + planted["impossible date"],
+        "payments": planted["ambiguous amount"]
+        + planted["amount that is no number"]
+        + 2 * planted["conflicting payment"],
+        "calls": planted["call without a time"],
+        "elocals_leads": planted["id spoilt by a spreadsheet"],
+        "proref_leads": 0,
+        "google_spend": 0,
+        "targets": 0,
+    }
+    assert loaded["jobs"].totals.duplicates == planted["job listed twice"]
+    assert loaded["payments"].totals.duplicates == planted["payment listed twice"]
+    assert loaded["elocals_leads"].totals.updated == planted["lead credited in a later export"]
+    assert loaded["google_spend"].totals.summary_lines == 2 * 6
+    unknown = analytics.execute("SELECT count(*) FROM raw.payments WHERE job_id IS NULL").fetchone()
+    assert unknown == (planted["payment without known job"],)
+    assert [file.warnings for file in loaded["google_spend"].files if file.warnings] == []
 
 
 def test_the_current_payments_come_as_a_workbook(sample: LandingSummary) -> None:

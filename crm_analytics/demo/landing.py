@@ -388,7 +388,7 @@ class _Writer:
         records = len(rows)
         for label in ("Total: Campaigns", "Total: Account"):
             total = _report_row(label, _total(days.values())) | {"Campaign status": "--"}
-            rows.append(total | ({"Day": "--"} if by_day else {}))
+            rows.append(total | ({"Day": label, "Campaign": "--"} if by_day else {}))
         text = f'Campaign performance report\n"{_long(first)} - {_long(last)}"\n'
         header = ["Day", *header] if by_day else header
         self._file(name, (text + _csv_text(header, rows)).encode(), exported)
