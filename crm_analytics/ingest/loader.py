@@ -124,6 +124,28 @@ def record_unrecognised(
     return _record_unrecognised(connection, found, timezone, run_id)
 
 
+def try_file(
+    connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
+) -> tuple[FileResult, list[tuple[int, str | None, list[str]]]]:
+    """What loading this file now would do: its result, and record number, key and reasons of the quarantined.
+
+    Everything happens in a transaction that is rolled back.
+    """
+    assert file.source is not None
+    with (
+        _session(connection) as session,
+        _only_load_of(session, file.source, lambda message: None),
+        session.transaction(force_rollback=True),
+    ):
+        run = _Run(session, landing, PLANS[file.source], timezone, None, lambda message: None)
+        (result,) = run.load([file])
+        rejected = session.execute(
+            "SELECT record_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
+            [result.file_id],
+        ).fetchall()
+        return result, [(number, key, reasons) for number, key, reasons in rejected]
+
+
 def _record_unrecognised(
     connection: Connection, found: list[PendingFile], timezone: ZoneInfo, run_id: str | None
 ) -> list[PendingFile]:
