@@ -6,7 +6,9 @@ that must work does not (a guard that refuses everybody is no guard). Never run 
 
 from __future__ import annotations
 
+import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from crm_analytics.crm.manifest import CRM_TABLES, RPC_NAMES
+from crm_analytics.crm.manifest import CRM_TABLES, RPC_NAMES, expected
 from crm_analytics.embedded import EmbeddedPostgres
 
 REFUSED = frozenset({"42501"})
@@ -37,9 +39,13 @@ class _RollBack(Exception):
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: what it tries, which guards (of `manifest.GUARDS`) it exercises, and how to run it."""
+    """One attack: what it tries, which guards (of `manifest.GUARDS`) it exercises, and how to run it.
+
+    Attacks that differ only in their table or function are one `family`: one check in Dagster.
+    """
 
     name: str
+    family: str
     description: str
     guards: tuple[str, ...]
     run: Callable[[Lab], None]
@@ -57,18 +63,21 @@ class Outcome:
 ATTACKS: dict[str, Attack] = {}
 
 
-def _attack(*guards: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _attack(*guards: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function as an attack under its own name; its docstring is the description."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        _register(name or function.__name__, (function.__doc__ or "").strip(), guards, function)
+        _register(function.__name__, (function.__doc__ or "").strip(), guards, function)
         return function
 
     return register
 
 
-def _register(name: str, description: str, guards: tuple[str, ...], run: Callable[[Lab], None]) -> None:
-    ATTACKS[name] = Attack(name, description, guards, run)
+def _register(
+    family: str, description: str, guards: tuple[str, ...], run: Callable[[Lab], None], about: str = ""
+) -> None:
+    name = f"{family}_{about}" if about else family
+    ATTACKS[name] = Attack(name, family, description, guards, run)
 
 
 class Lab:
@@ -172,14 +181,15 @@ class Lab:
                 said = f"ended with {error.sqlstate}: {str(error).splitlines()[0]}"
         raise Breach(f"{shown} {said}, expected {sqlstate}")
 
-    def columns(self, table: str) -> list[str]:
-        """The writable columns of a table (generated ones cannot be named in an UPDATE)."""
+    def columns(self, table: str, *, identity: bool = False, writable: bool = True) -> list[str]:
+        """The columns that a statement can name: not generated ones, and identity columns only if asked for."""
         return [
             name
             for (name,) in self.connection.execute(
-                "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
-                " AND NOT attisdropped AND attgenerated = '' AND attidentity = '' ORDER BY attnum",
-                [f"public.{table}"],
+                "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %(table)s::regclass AND attnum > 0"
+                " AND NOT attisdropped AND (attgenerated = '' OR NOT %(writable)s)"
+                " AND (attidentity = '' OR %(identity)s OR NOT %(writable)s) ORDER BY attnum",
+                {"table": f"public.{table}", "identity": identity, "writable": writable},
             )
         ]
 
@@ -281,6 +291,7 @@ def _replica_writes(lab: Lab, table: str) -> None:
 
 def _app_writes(lab: Lab, table: str) -> None:
     lab.refused(lab.writes(table), role="crm_app", saying="permission denied")
+    _plants(lab, table, "crm_app")
 
 
 def _stranger_reaches(lab: Lab, table: str) -> None:
@@ -288,6 +299,10 @@ def _stranger_reaches(lab: Lab, table: str) -> None:
     lab.refused(
         [f"SELECT FROM public.{table}", *lab.writes(table)], role=stranger, saying="permission denied"
     )
+    _plants(lab, table, stranger)
+
+
+def _plants(lab: Lab, table: str, role: str) -> None:
     lab.refused(
         [
             f"CREATE TRIGGER planted BEFORE INSERT ON public.{table} FOR EACH ROW"
@@ -296,8 +311,25 @@ def _stranger_reaches(lab: Lab, table: str) -> None:
             f"CREATE POLICY planted ON public.{table} USING (true)",
             f"ALTER TABLE public.{table} DISABLE TRIGGER ALL",
         ],
-        role=stranger,
+        role=role,
     )
+
+
+def _rpc_role_overreaches(lab: Lab, table: str) -> None:
+    grants = expected().objects
+    writes = [
+        ("INSERT", f"INSERT INTO public.{table} DEFAULT VALUES"),
+        ("DELETE", f"DELETE FROM public.{table}"),
+        ("TRUNCATE", f"TRUNCATE public.{table} CASCADE"),
+        *((f"UPDATE {c}", f"UPDATE public.{table} SET {c} = {c}") for c in lab.columns(table)),
+    ]
+    for action, statement in writes:
+        privilege, _, column = action.partition(" ")
+        granted = f"grant table public.{table} to crm_rpc: {privilege}" in grants or (
+            f"grant column public.{table}.{column} to crm_rpc: {privilege}" in grants
+        )
+        if not granted:
+            lab.refused([statement], role="crm_rpc", saying="permission denied")
 
 
 def _broad_grant(lab: Lab, table: str) -> None:
@@ -311,7 +343,10 @@ def _broad_grant(lab: Lab, table: str) -> None:
 
 
 def _rewrites_history(lab: Lab, table: str) -> None:
-    lab.refused(lab.writes(table, ("UPDATE", "DELETE", "TRUNCATE")), role="crm_rpc")
+    lab.run(f"GRANT UPDATE, DELETE, TRUNCATE ON public.{table} TO crm_rpc")  # only the triggers are left
+    for setting in ("origin", "replica"):
+        lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
+        lab.refused(lab.writes(table, ("UPDATE", "DELETE")), role="crm_rpc", saying="is refused")
 
 
 for _table in CRM_TABLES:
@@ -341,19 +376,26 @@ for _table in CRM_TABLES:
             _stranger_reaches,
         ),
         (
+            "rpc_role_overreaches",
+            "crm_rpc writes in {} what no RPC needs to write: its grants end there.",
+            ("table_grants",),
+            _rpc_role_overreaches,
+        ),
+        (
             "broad_grant",
             "Somebody grants everything on {} to a stranger: row security and triggers must still hold.",
             ("row_security", f"triggers_{_table}"),
             _broad_grant,
         ),
     ):
-        _register(f"{_name}_{_table}", _text.format(_table), _guards, partial(_run, table=_table))
+        _register(_name, _text.format(_table), _guards, partial(_run, table=_table), _table)
 for _table in APPEND_ONLY:
     _register(
-        f"rewrites_history_{_table}",
+        "rewrites_history",
         f"Even crm_rpc, the RPCs' own role, changes or deletes rows of {_table}.",
         (f"triggers_{_table}",),
         partial(_rewrites_history, table=_table),
+        _table,
     )
 
 
@@ -381,10 +423,11 @@ def _no_actor_row(lab: Lab, table: str, column: str) -> None:
 
 for _table, _column in _ACTOR_COLUMNS.items():
     _register(
-        f"row_without_actor_{_table}",
+        "row_without_actor",
         f"A faulty RPC inserts a row of {_table} without {_column}, or changes who made it.",
         (f"triggers_{_table}",),
         partial(_no_actor_row, table=_table, column=_column),
+        _table,
     )
 
 
@@ -487,6 +530,75 @@ def role_attributes(lab: Lab) -> None:
         raise Breach(f"{strong} can do more than hold privileges")
 
 
+#: A row that each CHECK must refuse.
+_CHECKED: dict[str, dict[str, Any]] = {
+    "chk_final_price_nonneg": {"final_price_eur": -1},
+    "chk_amount_positive": {"amount": -1},
+    "audit_seals_hash_check": {"hash": "x"},
+    "audit_seals_row_count_check": {"row_count": 0},
+    "audit_seals_seq_check": {"seq": 0},
+    "order_status_events_seq_check": {"seq": 0},
+    "order_status_transitions_check": {"from_status": "awaiting_payment", "to_status": "paid"},
+    "shipments_status_check": {"status": "teleported"},
+}
+#: Values that no sample row has, for the columns of unique keys.
+_FRESH: dict[str, Any] = {
+    "id": "00000000-0000-4000-8000-0000000000ff",
+    "order_code": "fresh",
+    "reference_key": "fresh",
+    "email": "fresh@example.com",
+    "seq": 1_000_000,
+    "last_audit_id": 1_000_000_000,
+    "external_id": "fresh",
+    "from_status": "closed",
+    "to_status": "created",
+}
+
+
+@_attack("constraints", "unique_indexes")
+def rows_against_constraints(lab: Lab) -> None:
+    """With the triggers out of the way: rows that a key, a unique index, a foreign key or a CHECK must refuse."""
+    for key, facts in expected().objects.items():
+        kind, name = key.split(" ", 1)
+        unique_index = kind == "index" and facts["unique"]
+        if not name.startswith("public.") or not (kind == "constraint" or unique_index):
+            continue
+        _, table, constraint = name.split(".")
+        definition = facts["definition"].split(" USING btree ")[-1]
+        own = [
+            c
+            for c in lab.columns(table, writable=False)
+            if re.search(rf"\b{c}\b", definition.split("REFERENCES")[0])
+        ]
+        fresh = {**_FRESH, "id": 1_000_000_000} if table == "audit_log" else _FRESH
+        values = {c: v for c, v in fresh.items() if c in lab.columns(table, writable=False)}
+        if definition.startswith("CHECK"):
+            if constraint not in _CHECKED:
+                raise Breach(f"no row is known that {constraint} refuses: add one to _CHECKED")
+            values |= _CHECKED[constraint]
+        elif definition.startswith("FOREIGN KEY"):
+            values |= {own[0]: "00000000-0000-4000-8000-00000000dead"}
+        else:
+            values = {c: v for c, v in values.items() if c not in own}
+        _refused_row(lab, table, constraint, own, values)
+
+
+def _refused_row(lab: Lab, table: str, constraint: str, own: list[str], values: dict[str, Any]) -> None:
+    columns = ", ".join(lab.columns(table, identity=True))
+    not_null = " AND ".join(f"{column} IS NOT NULL" for column in own if column not in values) or "true"
+    with lab.role(None):
+        lab.run(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
+        lab.refused(
+            [
+                f"INSERT INTO public.{table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM jsonb_populate_record("
+                f"NULL::public.{table}, (SELECT to_jsonb(t) FROM public.{table} t WHERE {not_null} LIMIT 1) || %(values)s)"
+            ],
+            sqlstates=frozenset({"23503", "23505", "23514"}),
+            saying=constraint,
+            values=Jsonb(values),
+        )
+
+
 # -- calling the RPCs ------------------------------------------------------------------------------------
 
 
@@ -511,18 +623,17 @@ def _stranger_calls(lab: Lab, rpc: str) -> None:
 
 for _rpc in RPC_NAMES:
     _register(
-        f"stranger_calls_{_rpc}",
+        "stranger_calls",
         f"A role that is not crm_app calls {_rpc}.",
         ("function_grants",),
         partial(_stranger_calls, rpc=_rpc),
+        _rpc,
     )
 
 
 @_attack("functions")
 def no_actor(lab: Lab) -> None:
     """Nobody, an unknown user, or one who has left acts through every RPC that needs a user."""
-    import uuid
-
     for actor in (None, uuid.uuid4(), lab.sample["left"]):
         refused = partial(lab.call_refused, "42501")
         s = lab.sample
@@ -623,6 +734,48 @@ def illegal_transitions(lab: Lab) -> None:
     )  # fmt: skip
 
 
+@_attack("transitions", "functions")
+def every_transition(lab: Lab) -> None:
+    """Each legal transition by the least role that may make it; where an admin is needed, a manager is refused."""
+    for way in _WAYS:
+        with lab.role("crm_app"):
+            order = lab.call(
+                "create_order_safe", customer_id=lab.sample["customer"], total_amount="10", currency="EUR",
+                user_id=lab.sample["manager"],
+            )["id"]  # fmt: skip
+            for status, who in way:
+                if status == "paid":
+                    lab.call(
+                        "record_generic_payment_safe", order_id=order, direction="incoming", role="client_payment",
+                        method="cash", amount="10", currency="EUR", user_id=lab.sample["manager"],
+                    )  # fmt: skip
+                else:
+                    step = {"order_id": order, "new_status": status}
+                    if who == "admin":
+                        lab.call_refused(
+                            "42501", "advance_order_status_safe", **step, user_id=lab.sample["manager"]
+                        )
+                    _must_work(lab, "advance_order_status_safe", **step, user_id=lab.sample[who])
+                _expect_status(lab, order, status)
+
+
+#: Every legal transition at least once, each by the role that it needs.
+_WAYS = (
+    (("cancelled", "manager"),),
+    (("awaiting_payment", "manager"), ("cancelled", "manager")),
+    (("paid", ""), ("cancelled", "admin")),
+    (("paid", ""), ("in_delivery", "manager"), ("cancelled", "admin")),
+    (("paid", ""), ("in_delivery", "manager"), ("delivered", "manager"), ("closed", "admin")),
+)
+
+
+def _must_work(lab: Lab, rpc: str, /, **arguments: Any) -> None:
+    try:
+        lab.call(rpc, **arguments)
+    except psycopg.Error as error:
+        raise Breach(f"{rpc}({arguments}) must work: {error.sqlstate} {error}") from error
+
+
 @_attack("functions")
 def manager_makes_admins(lab: Lab) -> None:
     """A manager creates an admin, wakes one who left, or maps a login to one."""
@@ -705,6 +858,7 @@ def _working_day(lab: Lab) -> None:
         "id"
     ]
     lab.call("map_identity_safe", provider="attack", external_id="new", crm_user_id=user, user_id=admin)
+    lab.call("resolve_crm_user", provider="attack", external_id="by mail", email="New@example.com")
     lab.call("set_user_active_safe", crm_user_id=user, active=False, user_id=admin)
 
 
@@ -740,6 +894,35 @@ def app_reads(lab: Lab) -> None:
                 raise Breach(f"crm_app cannot read {table}: {error.sqlstate}") from error
         if seen != count or count == 0:
             raise Breach(f"crm_app sees {seen} of {count} rows of {table}")
+
+
+@_attack("functions", "function_grants", "table_grants", "row_security")
+def sealing(lab: Lab) -> None:
+    """Not an attack: the owner seals the audit log, new rows continue the chain, and crm_app cannot seal."""
+    lab.call("create_lead_safe", source="site", full_name="S", contact="@s")
+    before = lab.run("SELECT max(seq) FROM public.audit_seals")
+    try:
+        seal = lab.run("SELECT crm_private.seal_audit_safe()")
+    except psycopg.Error as error:
+        raise Breach(f"the owner cannot seal: {error.sqlstate} {error}") from error
+    if seal["id"] is None or before is None or seal["id"] <= before:
+        raise Breach(f"nothing was sealed: {seal} after seal {before}")
+    lab.refused(["SELECT crm_private.seal_audit_safe()"], role="crm_app", saying="permission denied")
+
+
+@_attack("functions")
+def hostile_operators_against_guards(lab: Lab) -> None:
+    """The writer's search_path holds an = by which everybody is crm_rpc; the guard must not use it."""
+    lab.run("CREATE SCHEMA hostile")
+    for left, right in (("name", "name"), ("text", "text"), ("name", "text"), ("text", "name")):
+        lab.run(
+            f"CREATE FUNCTION hostile.yes(a {left}, b {right}) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true'"
+        )
+        lab.run(f"CREATE OPERATOR hostile.= (FUNCTION = hostile.yes, LEFTARG = {left}, RIGHTARG = {right})")
+    writes = [s for table in CRM_TABLES for s in lab.writes(table, ("DELETE",))]
+    truncates = [f"TRUNCATE public.{table}" for table in ("audit_log", "audit_seals", "user_identity_map")]
+    lab.run("SET LOCAL search_path = hostile, pg_catalog, public")
+    lab.refused([*writes, *truncates, "UPDATE public.orders SET status = 'paid'"])
 
 
 @_attack("functions")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ _SECTIONS: Mapping[str, str] = {
             FROM routines r, aclexplode(coalesce(r.proacl, acldefault('f', r.proowner))) a
             UNION SELECT 'schema ' || n.nspname, {_role("a.grantee")}, a.privilege_type, a.is_grantable
             FROM pg_namespace n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
-            WHERE n.nspname = 'crm_private' OR (n.nspname = 'public' AND a.grantee <> n.nspowner
+            WHERE n.nspname = 'crm_private' OR (n.nspname = 'public' AND (a.privilege_type = 'CREATE'
+                OR a.grantee IN (to_regrole('crm_rpc'), to_regrole('crm_app'))) AND a.grantee <> n.nspowner
                 AND a.grantee IS DISTINCT FROM (SELECT oid FROM owner))
         ) g WHERE g.privilege_type <> 'MAINTAIN'""",
     "role": """
@@ -330,6 +332,7 @@ def _transitions(cursor: psycopg.Cursor[Any]) -> Iterator[tuple[str, Mapping[str
             yield f"transition {old} -> {new}", {"required_role": role}
 
 
+@cache
 def expected() -> Manifest:
     """The committed manifest."""
     content = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
