@@ -7,7 +7,7 @@ WITH clock AS (
     CROSS JOIN LATERAL reporting.month_clock(m.month::date) AS c
 ),
 actual AS (
-    SELECT m.month, m.source, sum(m.jobs) AS jobs, sum(m.leads) AS leads, sum(m.units) AS units,
+    SELECT m.month, coalesce(m.source, '') AS source, sum(m.jobs) AS jobs, sum(m.leads) AS leads, sum(m.units) AS units,
         sum(m.repairs) AS repairs, sum(m.calls) AS calls, sum(m.cost) AS cost, sum(m.revenue_gross) AS revenue_gross,
         sum(m.revenue40) AS revenue40, sum(m.profit) AS profit, grouping(m.source) AS is_total
     FROM clock c
@@ -16,7 +16,7 @@ actual AS (
     GROUP BY GROUPING SETS ((m.month, m.source), (m.month))
 ),
 before AS (
-    SELECT d.month, d.source, sum(d.leads) AS leads, sum(d.units) AS units, sum(d.repairs) AS repairs,
+    SELECT d.month, coalesce(d.source, '') AS source, sum(d.leads) AS leads, sum(d.units) AS units, sum(d.repairs) AS repairs,
         sum(d.calls) AS calls, sum(d.cost) AS cost, sum(d.revenue40) AS revenue40, sum(d.profit) AS profit,
         grouping(d.source) AS is_total
     FROM (

@@ -1,0 +1,1 @@
+"""Tests of the dashboards: their JSON, their queries, their role."""

@@ -1,0 +1,103 @@
+"""The committed dashboard files: generated from the code, in order by the lint, and the lint itself finds what it must."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crm_analytics.grafana.generate import FOLDER, generated
+from crm_analytics.grafana.lint import DATASOURCES, problems
+from crm_analytics.settings import PROJECT_DIR
+
+
+@pytest.fixture(scope="module")
+def boards() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def test_committed_files_are_what_the_code_generates():
+    """Without it Grafana would show dashboards that nobody can regenerate."""
+    committed = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
+    assert committed == generated(), "run python -m crm_analytics.grafana.generate and commit"
+
+
+def test_dashboards_keep_the_lint(boards):
+    """Without it overlapping panels, missing definitions or dead links would reach people."""
+    assert len(boards) == 6
+    assert problems(boards) == []
+
+
+def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts `value` at a dotted path; digits are list positions."""
+
+    def change(board: dict[str, Any]) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        for part in way:
+            board = board[part]  # type: ignore[index]
+        board[last] = value  # type: ignore[index]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_set("panels.1.id", 1), "panel id 1 is used 2 times"),
+        (_set("panels.1.type", "graph"), "type 'graph'"),
+        (_set("panels.1.description", " "), "has no description"),
+        (_set("panels.1.datasource", {}), "no explicit data source"),
+        (_set("panels.1.gridPos", {"x": 0, "y": 0, "w": 6, "h": 6}), "overlap"),
+        (_set("panels.1.gridPos", {"x": 20, "y": 90, "w": 6, "h": 6}), "outside the grid"),
+        (_set("panels.1.options.reduceOptions.calcs", []), "reduceOptions.calcs"),
+        (_set("panels.1.fieldConfig.defaults.unit", "dollars"), "unit 'dollars'"),
+        (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE 'a' IN ($source)"), "bare $variable"),
+        (_set("panels.1.targets.0.rawSql", "SELECT ${source:singlequote}"), "${source:sqlstring}"),
+        (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE $__timeFilter(lower(a))"), "nests parentheses"),
+        (_set("panels.1.targets.0.rawSql", "SELECT $__timeGroup(a, '1M')"), "$__timeGroup"),
+        (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE a IN (${source:sqlstring})"), "nothing is chosen"),
+        (_set("panels.1.targets.0.rawSql", "SELECT ${other:sqlstring}"), "used and not defined"),
+        (_set("panels.1.targets.0.datasource", {"type": "postgres", "uid": "x"}), "data source"),
+        (_set("templating.list.0.name", "unused"), "variable unused is not used"),
+        (_set("links.0.tags", ["nobody"]), "no dashboard has the tags"),
+        (_set("timezone", "browser"), "timezone 'browser'"),
+    ],
+)
+def test_lint_finds(boards, change, complaint):
+    """Without it a rule of the lint could stop working unseen."""
+    broken = copy.deepcopy(next(board for board in boards if board["title"] == "Executive"))
+    change(broken)
+    found = problems([broken])
+    assert any(complaint in line for line in found), found
+
+
+def test_lint_finds_a_repeated_uid(boards):
+    """Grafana would silently keep one of the two dashboards."""
+    assert any("uid" in line for line in problems([boards[0], boards[0]]))
+
+
+def test_provisioning_files_name_the_same_data_sources_and_the_folder_of_the_dashboards():
+    """Without it dashboards would come up without data, or not at all."""
+    folder = PROJECT_DIR / "grafana" / "provisioning"
+    sources = yaml.safe_load((folder / "datasources" / "databases.yaml").read_text())
+    assert sources["apiVersion"] == 1
+    assert {(one["type"], one["uid"]) for one in sources["datasources"]} == DATASOURCES
+    for one in sources["datasources"]:
+        assert one["editable"] is False
+        assert one["user"] == "grafana_reader"
+        assert one["secureJsonData"] == {"password": "$GRAFANA_READER_PASSWORD"}
+        assert one["jsonData"]["database"] and one["jsonData"]["sslmode"]
+        assert 5 <= one["jsonData"]["maxOpenConns"] <= 10
+        assert "://" not in one["url"]
+    providers = yaml.safe_load((folder / "dashboards" / "dashboards.yaml").read_text())
+    assert providers["apiVersion"] == 1
+    (provider,) = providers["providers"]
+    assert provider["type"] == "file"
+    compose = yaml.safe_load((PROJECT_DIR / "docker-compose.yml").read_text())
+    mounts = {volume.split(":")[1]: Path(volume.split(":")[0]) for volume in compose["services"]["grafana"]["volumes"]}
+    assert (PROJECT_DIR / mounts[provider["options"]["path"]]).resolve() == FOLDER
