@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from crm_analytics.settings import SQL_DIR, Settings, settings
 
 #: Where each database keeps its version table and checksums.
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
+_ALEMBIC = threading.Lock()  # its environment is one per process
 LOCK_KEY = 7_205_119_002_661_001  # one migration at a time per database
 MINIMUM_SERVER = 160000
 
@@ -230,7 +232,7 @@ def _run_alembic(
     for revision in scripts.walk_revisions():
         revision.module.__dict__["upgrade"] = _Step(revision.module.__dict__["sql_file"])
 
-    with EnvironmentContext(Config(), scripts, fn=upgrade) as environment:
+    with _ALEMBIC, EnvironmentContext(Config(), scripts, fn=upgrade) as environment:
         environment.configure(
             connection=connection,
             version_table="alembic_version",
