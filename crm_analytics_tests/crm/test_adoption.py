@@ -1,0 +1,378 @@
+"""Adoption: a database made from the DDL handed over, full of old rows, is migrated without losing or changing one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import Conflict, CrmClient, migrate_crm
+from crm_analytics.crm.adoption import AdoptionError, prepare
+from crm_analytics.migrations import migration_files
+from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
+
+SEED_SCHEMA = (Path(__file__).parent / "seed_schema.sql").read_text(encoding="utf-8")
+SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
+
+TABLES = (
+    "users", "customers", "leads", "orders", "documents", "order_status_events", "payments", "shipments", "tasks",
+)  # fmt: skip
+
+#: 10,000 orders with what eight years leave behind: every status and label, missing customers and actors, zero
+#: amounts, two or more payments with one reference, events out of order and events of no order.
+FILL = """
+INSERT INTO public.users (id, name, role, active)
+SELECT md5('user' || n)::uuid, 'User ' || n, (enum_range(NULL::public.user_role_enum))[1 + n % 2], n % 3 > 0
+FROM generate_series(1, 20) n;
+INSERT INTO public.customers (id, full_name, phone, email, preferred_channel, created_at)
+SELECT md5('customer' || n)::uuid, 'Customer ' || n, '+1 555 01' || lpad(n::text, 5, '0'), 'c' || n || '@example.com',
+       CASE WHEN n % 7 > 0 THEN (enum_range(NULL::public.preferred_channel_enum))[1 + n % 4] END,
+       timestamptz '2018-01-01' + n * interval '1 hour'
+FROM generate_series(1, 3000) n;
+INSERT INTO public.leads (id, source, customer_id, status, estimated_budget_eur, created_at)
+SELECT md5('lead' || n)::uuid, 'site', CASE WHEN n % 5 > 0 THEN md5('customer' || n)::uuid END,
+       (enum_range(NULL::public.lead_status_enum))[1 + n % 4], n, timestamptz '2018-01-01' + n * interval '1 hour'
+FROM generate_series(1, 3000) n;
+INSERT INTO public.orders (id, order_code, customer_id, lead_id, final_price_eur, commission_eur, status, assigned_manager, created_at)
+SELECT md5('order' || n)::uuid, 'OLD-' || n, CASE WHEN n % 11 > 0 THEN md5('customer' || 1 + n % 3000)::uuid END,
+       CASE WHEN n % 4 = 0 THEN md5('lead' || 1 + n % 3000)::uuid END,
+       CASE n % 6 WHEN 0 THEN NULL WHEN 1 THEN 0 ELSE n + 0.25 END, CASE WHEN n % 3 = 0 THEN 10 END,
+       (enum_range(NULL::public.order_status_enum))[1 + n % 7], CASE WHEN n % 2 = 0 THEN md5('user' || 1 + n % 20)::uuid END,
+       timestamptz '2018-01-01' + n * interval '5 hours'
+FROM generate_series(1, 10000) n;
+INSERT INTO public.payments (id, order_id, direction, role, method, amount, currency, status, external_reference, created_at)
+SELECT md5('payment' || n)::uuid, CASE WHEN n % 500 > 0 THEN md5('order' || 1 + n % 10000)::uuid END,
+       (enum_range(NULL::public.payment_direction_enum))[1 + n % 2], (enum_range(NULL::public.payment_role_enum))[1 + n % 4],
+       (enum_range(NULL::public.payment_method_enum))[1 + n % 3], CASE WHEN n % 9 = 0 THEN 0 ELSE n END,
+       (enum_range(NULL::public.currency_enum))[1 + n % 3], (enum_range(NULL::public.payment_status_enum))[1 + n % 3],
+       CASE n % 10 WHEN 0 THEN NULL WHEN 1 THEN '  ' WHEN 2 THEN ' dup-' || n / 100 || ' ' ELSE 'ref-' || n END,
+       timestamptz '2018-01-01' + (n % 977) * interval '1 day'
+FROM generate_series(1, 15000) n;
+UPDATE public.payments SET related_payment_id = md5('payment1')::uuid WHERE role = 'refund';
+INSERT INTO public.order_status_events (id, order_id, old_status, new_status, changed_by, created_at)
+SELECT md5('event' || n)::uuid, CASE WHEN n % 100 > 0 THEN md5('order' || 1 + n % 4000)::uuid END,
+       CASE WHEN n % 2 = 0 THEN 'awaiting_payment' END, CASE WHEN n % 13 > 0 THEN 'paid' END,
+       CASE WHEN n % 3 = 0 THEN md5('user' || 1 + n % 20)::uuid END, timestamptz '2018-01-01' + (n % 501) * interval '1 day'
+FROM generate_series(1, 12000) n;
+INSERT INTO public.documents (id, order_id, type, file_url)
+SELECT md5('document' || n)::uuid, CASE WHEN n % 9 > 0 THEN md5('order' || n)::uuid END,
+       (enum_range(NULL::public.document_type_enum))[1 + n % 3], 's3://old/' || n FROM generate_series(1, 2000) n;
+INSERT INTO public.shipments (id, order_id, provider, tracking_number, client_received)
+SELECT md5('shipment' || n)::uuid, md5('order' || n)::uuid, (enum_range(NULL::public.shipment_provider_enum))[1 + n % 3],
+       'T' || n, CASE n % 3 WHEN 0 THEN true WHEN 1 THEN false END FROM generate_series(1, 2000) n;
+INSERT INTO public.tasks (id, order_id, title, completed, assigned_to)
+SELECT md5('task' || n)::uuid, md5('order' || n)::uuid, 'Task ' || n, CASE n % 3 WHEN 0 THEN true WHEN 1 THEN false END,
+       CASE WHEN n % 2 = 0 THEN md5('user' || 1 + n % 20)::uuid END FROM generate_series(1, 2000) n;
+"""
+
+
+@pytest.fixture
+def seed_url(new_database: Callable[..., str]) -> str:
+    """URL of a database as production has it: the tables handed over, no rows."""
+    url = new_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(SEED_SCHEMA)
+    return url
+
+
+def snapshot(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, in the columns that the tables have now."""
+    return {name: rows(connection, f"SELECT * FROM public.{name} ORDER BY id") for name in TABLES}
+
+
+def columns(connection: Connection) -> dict[str, str]:
+    return {
+        name: value(
+            connection,
+            "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0",
+            f"public.{name}",
+        )
+        for name in TABLES
+    }
+
+
+def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
+    """Without it a migration could lose, change or misfill eight years of orders."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(FILL)
+        before, old_columns = snapshot(connection), columns(connection)
+        assert {name: len(found) for name, found in before.items()} == {
+            "users": 20, "customers": 3000, "leads": 3000, "orders": 10000, "documents": 2000,
+            "order_status_events": 12000, "payments": 15000, "shipments": 2000, "tasks": 2000,
+        }  # fmt: skip
+    lines: list[str] = []
+    migrate_crm(url=seed_url, report=lines.append)
+    assert lines[0] == "adopted an existing database: its catalogue equals the baseline"
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        for name, old in before.items():
+            found = rows(connection, f"SELECT {old_columns[name]} FROM public.{name} ORDER BY id")
+            added = {row[0] for row in found} - {row[0] for row in old}
+            assert [row for row in found if row[0] not in added] == old, name
+            assert len(added) == {"users": 1, "order_status_events": 10000}.get(name, 0), name
+
+        # the documented fills, worked out from the old rows in Python
+        prices = {row[0]: row[6] for row in before["orders"]}
+        assert {
+            key: (total, currency)
+            for key, total, currency in rows(
+                connection, "SELECT id, total_amount, currency::text FROM public.orders"
+            )
+        } == {key: (price, None if price is None else "EUR") for key, price in prices.items()}
+        received = {row[0] for row in before["shipments"] if row[6]}
+        assert dict(rows(connection, "SELECT id, status FROM public.shipments")) == {
+            row[0]: "delivered" if row[0] in received else None for row in before["shipments"]
+        }
+        holders: dict[str, UUID] = {}
+        for row in sorted(before["payments"], key=lambda row: (row[10], row[0])):
+            if (row[8] or "").strip():
+                holders.setdefault(row[8].strip(), row[0])
+        assert (
+            dict(
+                rows(
+                    connection,
+                    "SELECT reference_key, id FROM public.payments WHERE reference_key IS NOT NULL",
+                )
+            )
+            == holders
+        )
+        with_reference = sum(1 for row in before["payments"] if (row[8] or "").strip())
+        assert f"{with_reference - len(holders)} payment(s) repeat" in "\n".join(lines)
+        for table, column in (
+            ("orders", "created_by"),
+            ("payments", "created_by"),
+            ("documents", "uploaded_by"),
+        ):
+            assert value(connection, f"SELECT count({column}) FROM public.{table}") == 0
+        assert dict(rows(connection, "SELECT status, count(*) FROM public.tasks GROUP BY 1")) == {
+            "done": 666, "open": 1334,
+        }  # fmt: skip
+
+        # events: the old ones numbered by (created_at, id), then one 'adopted' with the order's status
+        numbered: dict[UUID, list[UUID]] = {}
+        for row in sorted(before["order_status_events"], key=lambda row: (row[5], row[0])):
+            if row[1] is not None:
+                numbered.setdefault(row[1], []).append(row[0])
+        statuses = {row[0]: row[8] for row in before["orders"]}
+        for order_id, found_events in _by_order(connection).items():
+            old_events = numbered.get(order_id, [])
+            assert [event[1] for event in found_events[:-1]] == old_events
+            assert [event[0] for event in found_events] == list(range(1, len(old_events) + 2))
+            assert found_events[-1][2:] == (statuses[order_id], "adopted", SYSTEM)
+        assert value(connection, "SELECT count(*) FROM public.order_status_events WHERE seq IS NULL") == 120
+
+        # one audit row for every row that was there
+        assert dict(rows(connection, "SELECT entity, count(DISTINCT entity_id) FROM public.audit_log GROUP BY 1")) == {
+            name: len(found) + (name == "users") for name, found in before.items() if name != "order_status_events"
+        }  # fmt: skip
+
+
+def _by_order(connection: Connection) -> dict[UUID, list[tuple[Any, ...]]]:
+    found: dict[UUID, list[tuple[Any, ...]]] = {}
+    for order_id, *event in rows(
+        connection,
+        "SELECT order_id, seq, id, new_status, reason, changed_by FROM public.order_status_events"
+        " WHERE order_id IS NOT NULL ORDER BY order_id, seq",
+    ):
+        found.setdefault(order_id, []).append(tuple(event))
+    return found
+
+
+def test_adopted_orders_live_on(seed_url: str) -> None:
+    """Without it old orders would be frozen: no actor, no total, a duplicate reference or a zero amount would stop them."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO public.orders (id, order_code, final_price_eur) VALUES (md5('a')::uuid, 'A', 100), (md5('b')::uuid, 'B', NULL);
+            INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, external_reference, created_at)
+            VALUES (md5('a')::uuid, 'incoming', 'client_payment', 'card', 40, 'EUR', 'completed', 'x', '2020-01-01'),
+                   (md5('a')::uuid, 'incoming', 'client_payment', 'card', 0, 'EUR', 'planned', 'x', '2020-01-02'),
+                   (md5('a')::uuid, 'incoming', 'client_payment', 'cash', 10, 'EUR', 'planned', NULL, '2020-01-03')
+            """
+        )
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        client, manager = CrmClient(connection), add_user(connection, "Max")
+        a, b = rows(connection, "SELECT id FROM public.orders ORDER BY order_code")
+        planned = value(connection, "SELECT id FROM public.payments WHERE method = 'cash'")
+        zero = value(connection, "SELECT id FROM public.payments WHERE amount = 0")
+        client.update_payment_status_safe(payment_id=zero, new_status="cancelled", user_id=manager)
+        done = client.update_payment_status_safe(payment_id=planned, new_status="completed", user_id=manager)
+        assert done.data["client_paid"] == 50
+        paid = client.record_generic_payment_safe(
+            order_id=a[0], direction="incoming", role="client_payment", method="cash", amount=50, currency="EUR",
+            user_id=manager,
+        )  # fmt: skip
+        assert paid.data["order_status"] == "paid"
+        wanted: dict[str, Any] = {
+            "order_id": b[0], "direction": "incoming", "role": "client_payment", "method": "cash", "amount": 5,
+            "currency": "EUR", "user_id": manager,
+        }  # fmt: skip
+        with pytest.raises(Conflict, match="currency"):
+            client.record_generic_payment_safe(**wanted)
+        client.update_order_safe(order_id=b[0], user_id=manager, total_amount=5, currency="EUR")
+        assert client.record_generic_payment_safe(**wanted).data["order_status"] == "paid"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ALTER TABLE public.orders DROP COLUMN commission_eur", "column orders.commission_eur is missing\n    ALTER TABLE public.orders ADD COLUMN commission_eur numeric(12,2);"),
+        ("ALTER TABLE public.payments ALTER amount TYPE numeric", "expected: numeric(12,2) NOT NULL\n    found:    numeric NOT NULL\n    ALTER TABLE public.payments ALTER COLUMN amount TYPE numeric(12,2)"),
+        ("ALTER TABLE public.leads ALTER source DROP NOT NULL", "ALTER TABLE public.leads ALTER COLUMN source SET NOT NULL;"),
+        ("ALTER TABLE public.leads ALTER status SET DEFAULT 'rejected'", "ALTER COLUMN status SET DEFAULT 'new'::public.lead_status_enum;"),
+        ("ALTER TABLE public.payments DROP CONSTRAINT chk_amount_positive", "constraint payments.chk_amount_positive is missing"),
+        ("ALTER TABLE public.tasks ADD CONSTRAINT short CHECK (length(title) < 9)", "ALTER TABLE public.tasks DROP CONSTRAINT short;"),
+        ("DROP INDEX public.idx_orders_order_code", "CREATE INDEX idx_orders_order_code ON public.orders USING btree (order_code);"),
+        ("DROP TABLE public.tasks", "table public.tasks is missing"),
+        ("ALTER TABLE public.orders ADD COLUMN total_amount double precision", "column orders.total_amount differs"),
+        ("ALTER TABLE public.orders ADD COLUMN currency public.currency_enum DEFAULT 'RUB'", "ALTER COLUMN currency DROP DEFAULT;"),
+        ("ALTER TABLE public.tasks ADD COLUMN status text", "column tasks.status differs"),
+        ("CREATE TABLE public.audit_log (id int)", "ALTER TABLE public.audit_log RENAME TO audit_log_legacy;"),
+        ("CREATE TABLE public.evil () INHERITS (public.payments)", "TABLE WITH INHERITANCE"),
+        ("CREATE ROLE adoption_other; ALTER TABLE public.tasks OWNER TO adoption_other", "table public.tasks belongs to adoption_other"),
+    ],
+)  # fmt: skip
+def test_a_different_database_is_refused(seed_url: str, change: str, message: str) -> None:
+    """Without it a database that only looks like ours would be stamped, and fail or lose data later."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(change.encode())
+    with pytest.raises(AdoptionError) as refused:
+        migrate_crm(url=seed_url)
+    assert message in str(refused.value)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert value(connection, "SELECT count(*) FROM crm_private.migration_files") == 0
+        assert value(connection, "SELECT to_regclass('crm_private.alembic_version')") is None
+        if "adoption_other" in change:
+            connection.execute("ALTER TABLE public.tasks OWNER TO CURRENT_USER; DROP ROLE adoption_other")
+
+
+def test_extras_are_tolerated_and_reported(seed_url: str) -> None:
+    """Without it every grown database would be refused for a harmless index, or its extras pass unseen."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE public.orders ADD COLUMN colour text, ADD COLUMN items jsonb,"
+            " ADD COLUMN created_by uuid CONSTRAINT orders_created_by_fkey REFERENCES public.users (id) ON DELETE CASCADE;"
+            "CREATE INDEX idx_colour ON public.orders (colour)"
+        )
+    lines: list[str] = []
+    migrate_crm(url=seed_url, report=lines.append)
+    tolerated = {line.removeprefix("tolerated: ") for line in lines if line.startswith("tolerated: ")}
+    assert tolerated == {
+        "extra column orders.colour", "existing column orders.items", "existing column orders.created_by",
+        "extra index orders.idx_colour", "extra label viber of preferred_channel_enum",
+        "extra label receipt of document_type_enum", "extra label on_hold of order_status_enum",
+        "extra label bonus of payment_role_enum", "extra label GBP of currency_enum",
+        "extra label dhl of shipment_provider_enum",
+    }  # fmt: skip
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert (
+            value(
+                connection,
+                "SELECT confdeltype::text FROM pg_constraint WHERE conname = 'orders_created_by_fkey'",
+            )
+            == "a"
+        )
+
+
+def test_legacy_guards_are_refused_or_replaced(seed_url: str) -> None:
+    """Without it an old function of our name would stay beside ours, or an old trigger act inside every RPC."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            CREATE FUNCTION public.create_lead_safe(p_source text) RETURNS void LANGUAGE sql AS 'SELECT';
+            CREATE FUNCTION public.legacy_guard() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER legacy_guard BEFORE UPDATE ON public.orders FOR EACH ROW EXECUTE FUNCTION public.legacy_guard();
+            CREATE RULE legacy_rule AS ON DELETE TO public.orders DO INSTEAD NOTHING;
+            ALTER TABLE public.leads ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+            CREATE POLICY legacy_policy ON public.leads USING (true);
+            """
+        )
+    with pytest.raises(AdoptionError) as refused:
+        migrate_crm(url=seed_url)
+    for remedy in (
+        "DROP ROUTINE public.create_lead_safe(text);", "DROP TRIGGER legacy_guard ON public.orders;",
+        "DROP RULE legacy_rule ON public.orders;", "DROP POLICY legacy_policy ON public.leads;",
+        "NO FORCE ROW LEVEL SECURITY", "--replace-legacy",
+    ):  # fmt: skip
+        assert remedy in str(refused.value)
+    migrate_crm(url=seed_url, replace_legacy=True)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'create_lead_safe'") == 1
+        assert rows(
+            connection,
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'public.orders'::regclass AND NOT tgisinternal ORDER BY 1",
+        ) == [("guard_rows",), ("guard_truncate",), ("require_actor",)]
+        assert value(connection, "SELECT count(*) FROM pg_policy WHERE polname = 'legacy_policy'") == 0
+
+
+def test_legacy_function_in_an_empty_database_is_refused(new_database: Callable[..., str]) -> None:
+    """Without it a database without tables would lose a function of somebody else's unasked."""
+    url = new_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE FUNCTION public.create_user_safe() RETURNS void LANGUAGE sql AS 'SELECT'")
+    with pytest.raises(AdoptionError, match="create_user_safe"):
+        migrate_crm(url=url)
+
+
+def test_migrating_again_changes_nothing(crm_url: str) -> None:
+    """Without it a second deploy would fail, or write its fills and events once more."""
+    query = (
+        "SELECT (SELECT max(id) FROM public.audit_log), (SELECT count(*) FROM public.users), (SELECT max(oid::bigint) FROM pg_proc),"
+        " (SELECT max(oid::bigint) FROM pg_class)"
+    )
+    with psycopg.connect(crm_url, autocommit=True) as connection:
+        before = rows(connection, query)
+        lines: list[str] = []
+        assert migrate_crm(url=crm_url, report=lines.append).pending == ()
+        assert (lines, rows(connection, query)) == ([], before)
+
+
+def test_migrating_twice_at_once(new_database: Callable[..., str]) -> None:
+    """Without it two deploys at once, or databases of one server side by side, would trip over each other."""
+    urls = [new_database(), new_database()]
+    code = (
+        "import sys; from crm_analytics.crm import migrate_crm; print(migrate_crm(url=sys.argv[1]).version)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for url in (urls[0], urls[0], urls[1])
+    ]
+    newest = migration_files("crm")[-1].version
+    for process in processes:
+        out, error = process.communicate(timeout=120)
+        assert out.strip() == newest, error
+    with psycopg.connect(urls[0], autocommit=True) as connection:
+        assert value(connection, "SELECT count(*) FROM crm_private.migration_files") == len(
+            migration_files("crm")
+        )
+
+
+def test_prepare_leaves_an_empty_database_alone(new_database: Callable[..., str]) -> None:
+    """Without it an empty database would be stamped without tables, and every later file fail."""
+    url = new_database()
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE SCHEMA crm_private")
+        connection.execute("CREATE TABLE crm_private.migration_files (version text)")
+        assert prepare(connection).adopted is False
+        assert value(connection, "SELECT count(*) FROM crm_private.migration_files") == 0
+
+
+def test_amounts_stay_exact(seed_url: str) -> None:
+    """Without it a fill could round a price."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO public.orders (order_code, final_price_eur) VALUES ('A', 9999999999.99)"
+        )
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert value(connection, "SELECT total_amount FROM public.orders") == Decimal("9999999999.99")
