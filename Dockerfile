@@ -1,0 +1,23 @@
+# One image for migrate, code server, webserver and daemon. Versions are those of constraints.txt, which the tests use.
+FROM python:3.11.14-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    MPLBACKEND=Agg MPLCONFIGDIR=/tmp/matplotlib
+
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /app --shell /usr/sbin/nologin app \
+    && mkdir -p /app /landing /var/lib/crm_analytics/dagster \
+    && chown -R app:app /app /var/lib/crm_analytics
+
+WORKDIR /app
+
+# dependencies first: they change seldom
+COPY pyproject.toml constraints.txt ./
+RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
+    && pip install --constraint constraints.txt --editable .
+
+# an editable installation finds the modules where they are: nothing to install again
+COPY . .
+
+USER app
+ENV DAGSTER_HOME=/app CRM_ANALYTICS_HOME=/var/lib/crm_analytics CRM_ANALYTICS_DAGSTER_DIR=/var/lib/crm_analytics/dagster \
+    DAGSTER_DISABLE_TELEMETRY=yes
