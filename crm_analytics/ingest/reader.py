@@ -127,9 +127,9 @@ class OpenFile:
                 "(the first of the two is taken; a skipped time moves forward)"
             )
         if self._totals and self._sum not in self._totals:
-            found = ", ".join(f"{total:,}" for total in self._totals)
+            found = ", ".join(_dollars(total) for total in self._totals)
             self.warnings.append(
-                f"the file's own total ({found}) is not the sum of its accepted records ({self._sum:,}); "
+                f"the file's own total ({found}) is not the sum of its accepted records ({_dollars(self._sum)}); "
                 f"{self.records_read - self.summary_lines - accepted} records were not accepted"
             )
 
@@ -272,6 +272,11 @@ _ARROW_TYPES = {
 def _shown(text: str) -> str:
     """A cell as messages quote it."""
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def _dollars(amount: Decimal) -> str:
+    """An amount as messages show it: to the cent, or to the millionth where it has more."""
+    return f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount:,.6f}"
 
 
 def _behind(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
