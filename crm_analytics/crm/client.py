@@ -301,7 +301,7 @@ class CrmClient:
         named = sql.SQL(", ").join(
             sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in values
         )
-        query = sql.SQL("SELECT {}({})::text").format(sql.Identifier("public", function), named)
+        query = sql.SQL("SELECT {}({})::pg_catalog.text").format(sql.Identifier("public", function), named)
         connection = self.connection
         try:
             if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:

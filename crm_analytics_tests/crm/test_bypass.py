@@ -1,0 +1,314 @@
+"""Every known way past the RPCs, tried for real by whoever could try it: each ends in an error and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from crm_analytics.crm import CrmClient, CrmResult, Invalid
+from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+
+GUARDED = (
+    "leads", "orders", "payments", "documents", "tasks", "shipments", "order_status_events", "audit_log",
+    "audit_seals", "user_identity_map", "order_status_transitions",
+)  # fmt: skip
+EVERY = (*GUARDED, "users", "customers")
+
+
+@pytest.fixture
+def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> Connection:
+    """A database with at least one row in every CRM table."""
+    pay(client, order, manager, 1000)
+    client.attach_document_safe(
+        document_type="photo", storage_url="s3://x", uploaded_by=manager, order_id=order.id
+    )
+    client.create_task_safe(title="x", created_by=manager, order_id=order.id)
+    client.upsert_shipment_safe(order_id=order.id, user_id=manager)
+    client.resolve_crm_user(provider="auth", external_id="1", email="max@example.com")
+    crm.execute("SELECT crm_private.seal_audit_safe()")
+    return crm
+
+
+@pytest.fixture
+def state(full: Connection) -> Iterator[Callable[[], Any]]:
+    """A fingerprint of all rows; the test fails if it differs at the end."""
+
+    def fingerprint() -> Any:
+        return [
+            value(full, f"SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM public.{name} t")
+            for name in EVERY
+        ]
+
+    before = fingerprint()
+    yield fingerprint
+    assert fingerprint() == before
+
+
+def refused(
+    connection: Connection, statement: str, error: type[Exception] = errors.InsufficientPrivilege
+) -> str:
+    """Runs a statement that must fail with `error`, and returns its message."""
+    with pytest.raises(error) as caught:
+        connection.execute(statement.encode())
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("table", EVERY)
+def test_owner_cannot_write_directly(full: Connection, table: str) -> None:
+    """Without it the owner, a superuser here, could change, remove or invent rows of this table."""
+    column = {"users": "name", "customers": "full_name", "order_status_transitions": "required_role"}.get(
+        table
+    )
+    column = column or (
+        "provider" if table == "user_identity_map" else "created_at" if table != "documents" else "file_url"
+    )
+    assert value(full, f"SELECT count(*) > 0 FROM public.{table}")
+    assert "is refused" in refused(full, f"DELETE FROM public.{table}")
+    refused(full, f"TRUNCATE public.{table} CASCADE")
+    if table in GUARDED:
+        for (name,) in rows(
+            full,
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND attgenerated = '' AND attidentity = ''",
+            f"public.{table}",
+        ):
+            refused(full, f'UPDATE public.{table} SET "{name}" = "{name}"')
+        refused(
+            full,
+            f"INSERT INTO public.{table} SELECT * FROM public.{table}"
+            if table != "tasks" and table != "audit_log"
+            else f"INSERT INTO public.{table} DEFAULT VALUES",
+        )
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO public.orders (order_code) VALUES ('FORGED')",
+        "INSERT INTO public.leads (source) VALUES ('forged')",
+        "INSERT INTO public.payments (direction, role, method, amount, currency) VALUES ('incoming', 'client_payment', 'cash', 1, 'EUR')",
+        "COPY public.orders (order_code) FROM PROGRAM 'echo FORGED'",
+        "MERGE INTO public.orders o USING (SELECT 1) s ON true WHEN MATCHED THEN UPDATE SET status = 'closed'",
+        "WITH moved AS (UPDATE public.orders SET status = 'closed' RETURNING 1) SELECT * FROM moved",
+        "UPDATE ONLY public.orders SET commission_eur = 1",
+        "INSERT INTO public.orders SELECT * FROM public.orders ON CONFLICT (id) DO UPDATE SET status = 'closed'",
+    ],
+)
+def test_default_status_and_other_statements(full: Connection, statement: str) -> None:
+    """Without it an insert that names no status, or another kind of statement, would slip past a guard on columns."""
+    refused(full, statement)
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize("setting", ["crm.rpc", "app.safe_rpc", "request.jwt.claims", "role.crm_rpc"])
+def test_forged_setting(full: Connection, setting: str) -> None:
+    """Without it a guard that trusts a setting would open to anybody who sets it."""
+    for forged in ("on", "crm_rpc", '{"role": "crm_rpc"}'):
+        full.execute("SELECT set_config(%s, %s, false)", [setting, forged])
+        refused(full, "UPDATE public.orders SET status = 'closed'")
+
+
+@pytest.mark.usefixtures("state")
+def test_session_replication_role(full: Connection) -> None:
+    """Without it triggers that are not ENABLE ALWAYS would sleep in replica mode."""
+    full.execute("SET session_replication_role = replica")
+    for table in GUARDED:
+        refused(full, f"DELETE FROM public.{table}")
+        refused(full, f"TRUNCATE public.{table} CASCADE")
+    full.execute("SET session_replication_role = origin")
+
+
+@pytest.mark.usefixtures("state")
+def test_foreign_key_action(full: Connection) -> None:
+    """Without it ON DELETE CASCADE or SET NULL, which run as the owner, would take orders or their links along."""
+    for table in ("users", "customers", "leads", "orders"):
+        refused(full, f"DELETE FROM public.{table}")
+    assert (
+        rows(
+            full,
+            "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'f' AND (confdeltype, confupdtype) <> ('a', 'a')",
+        )
+        == []
+    )
+
+
+@pytest.mark.usefixtures("state")
+def test_search_path_of_the_caller(full: Connection) -> None:
+    """Without it an operator of the caller's own could answer 'yes' where a guard compares current_user."""
+    full.execute(
+        """
+        CREATE SCHEMA evil;
+        CREATE FUNCTION evil.yes(name, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+        CREATE FUNCTION evil.yes(name, name) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+        CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = text, FUNCTION = evil.yes);
+        CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.yes);
+        SET search_path = evil, pg_catalog, public;
+        """
+    )
+    refused(full, "UPDATE public.orders SET status = 'closed'")
+
+
+def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, manager: UUID) -> None:
+    """Without it a caller's domain named like one of our types would run the caller's code as crm_rpc."""
+    with psycopg.connect(crm_url, autocommit=True) as connection:
+        connection.execute("SET ROLE crm_app")
+        connection.execute(
+            """
+            CREATE FUNCTION pg_temp.stolen(text) RETURNS boolean LANGUAGE plpgsql AS
+              $$ BEGIN RAISE EXCEPTION 'ran as %', current_user; END $$;
+            """
+        )
+        for name in (
+            "text",
+            "uuid",
+            "numeric",
+            "jsonb",
+            "currency_enum",
+            "payment_status_enum",
+            "users",
+            "orders",
+        ):
+            connection.execute(
+                f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.text CHECK (pg_temp.stolen(VALUE::pg_catalog.text))"
+            )
+        for path in ("pg_temp, public", "pg_temp, pg_catalog, public"):
+            connection.execute(f"SET search_path = {path}")
+            paid = pay(CrmClient(connection), order, manager, 10)
+            assert paid.data["order_status"] == "awaiting_payment"
+    assert (
+        rows(
+            crm,
+            "SELECT oid::regprocedure::text, proconfig FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
+            " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)",
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-Infinity", "0", "-1", "0.001", "10000000000"])
+def test_impossible_amounts(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, amount: str
+) -> None:
+    """Without it NaN, which is greater than every number, would pay every order."""
+    with pytest.raises(Invalid) as caught:
+        pay(client, order, manager, Decimal(amount))
+    assert caught.value.detail["field"] == "p_amount"
+    with pytest.raises(Invalid):
+        client.quick_order_safe(
+            source="s", full_name="n", items=[], total_amount=Decimal(amount),
+            currency="EUR", phone="5550100", user_id=manager,
+        )  # fmt: skip
+    assert rows(crm, "SELECT count(*) FROM public.payments") == [(0,)]
+
+
+@pytest.mark.usefixtures("state")
+def test_append_only_for_the_rpcs_too(full: Connection) -> None:
+    """Without it a faulty or replaced RPC could rewrite history."""
+    full.execute("SET ROLE crm_rpc")
+    for table in ("order_status_events", "audit_log", "audit_seals"):
+        for statement in (f"UPDATE public.{table} SET created_at = now()", f"DELETE FROM public.{table}"):
+            refused(full, statement)
+    full.execute("RESET ROLE")
+    # and the trigger alone holds when the privilege is there
+    full.execute("BEGIN")
+    full.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crm_rpc; SET LOCAL ROLE crm_rpc")
+    for table in ("order_status_events", "audit_log", "audit_seals"):
+        full.execute("SAVEPOINT s")
+        assert "is refused" in refused(full, f"DELETE FROM public.{table}")
+        full.execute("ROLLBACK TO s")
+        assert "is refused" in refused(full, f"UPDATE public.{table} SET created_at = now()")
+        full.execute("ROLLBACK TO s")
+    full.execute("ROLLBACK")
+
+
+def test_ledger_holds_for_the_rpcs_too(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a faulty RPC could change a booked amount, or book without actor, order or a real amount."""
+    pay(client, order, manager, 10, "r-1")
+    crm.execute(
+        "BEGIN; GRANT ALL ON public.payments, public.orders TO crm_rpc; SET LOCAL ROLE crm_rpc; SAVEPOINT s"
+    )
+    insert = (
+        "INSERT INTO public.payments (order_id, direction, role, method, amount, currency, created_by) VALUES"
+    )
+    for statement, error in (
+        ("UPDATE public.payments SET amount = 11", errors.CheckViolation),
+        ("UPDATE public.payments SET status = 'pending'", errors.CheckViolation),
+        ("UPDATE public.payments SET reference_key = 'r-2', external_reference = 'r-2'", errors.CheckViolation),
+        ("UPDATE public.orders SET created_by = NULL", errors.CheckViolation),
+        (f"{insert} ('{order.id}', 'incoming', 'client_payment', 'cash', 1, 'EUR', NULL)", errors.NotNullViolation),
+        (f"{insert} ('{order.id}', 'incoming', 'client_payment', 'cash', 'NaN', 'EUR', '{manager}')", errors.CheckViolation),
+        (f"{insert} ('{order.id}', 'incoming', 'client_payment', 'cash', 0, 'EUR', '{manager}')", errors.CheckViolation),
+        (f"{insert} (NULL, 'incoming', 'client_payment', 'cash', 1, 'EUR', '{manager}')", errors.CheckViolation),
+    ):  # fmt: skip
+        refused(crm, statement, error)
+        crm.execute("ROLLBACK TO s")
+    crm.execute("ROLLBACK")
+
+
+def test_owner_writes_of_people_are_audited(crm: Connection, manager: UUID) -> None:
+    """Without it the owner could change a user's role or a customer's address without a trace."""
+    crm.execute("UPDATE public.users SET role = 'admin' WHERE id = %s", [manager])
+    crm.execute("INSERT INTO public.customers (full_name) VALUES ('By hand')")
+    found = rows(
+        crm,
+        "SELECT actor_id, action, entity, entity_id = %s, payload -> 'changes', \"session_user\" = session_user"
+        " FROM public.audit_log ORDER BY id DESC LIMIT 2",
+        manager,
+    )
+    assert found == [
+        (None, "create", "customers", False, None, True),
+        (None, "update", "users", True, {"role": {"old": "manager", "new": "admin"}}, True),
+    ]
+
+
+def test_audit_trigger_cannot_be_borrowed(crm: Connection) -> None:
+    """Without it the owner could forge audit rows through a table of his own with that trigger on it."""
+    crm.execute(
+        "CREATE SCHEMA forge; CREATE TABLE forge.users (id uuid); CREATE TRIGGER t AFTER INSERT ON forge.users"
+        " FOR EACH ROW EXECUTE FUNCTION crm_private.audit_owner_write()"
+    )
+    before = value(crm, "SELECT count(*) FROM public.audit_log")
+    refused(crm, "INSERT INTO forge.users VALUES (gen_random_uuid())")
+    assert value(crm, "SELECT count(*) FROM public.audit_log") == before
+
+
+def test_seals_show_tampering(full: Connection) -> None:
+    """Without it a superuser who switches the guards off could rewrite sealed history unnoticed."""
+    assert rows(full, "SELECT * FROM crm_private.broken_seals()") == []
+    last = value(full, "SELECT max(id) FROM public.audit_log")
+    for statement, problem in (
+        ("UPDATE public.audit_log SET payload = '{}' WHERE id = 3", "the audit rows it covers were changed"),
+        ("UPDATE public.audit_log SET created_at = created_at - interval '1 microsecond' WHERE id = 3", "the audit rows it covers were changed"),
+        (f"DELETE FROM public.audit_log WHERE id = {last}", f"sealed {last} audit rows, {last - 1} are there"),
+        (f"UPDATE public.audit_seals SET hash = '{'0' * 64}'", "the audit rows it covers were changed"),
+        (f"UPDATE public.audit_seals SET previous_hash = '{'1' * 64}'", "does not continue the seal before it"),
+        ("UPDATE public.audit_seals SET seq = 2", "a seal is missing before this one"),
+    ):  # fmt: skip
+        full.execute("BEGIN")
+        full.execute(
+            "ALTER TABLE public.audit_log DISABLE TRIGGER ALL; ALTER TABLE public.audit_seals DISABLE TRIGGER ALL"
+        )
+        full.execute(statement.encode())
+        assert [found for _, found in rows(full, "SELECT * FROM crm_private.broken_seals()")] == [problem]
+        full.execute("ROLLBACK")
+
+
+def test_above_read_committed_is_refused(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a rule would be checked in a snapshot older than the order's lock."""
+    for level in ("REPEATABLE READ", "SERIALIZABLE"):
+        crm.execute(f"BEGIN ISOLATION LEVEL {level}")
+        with pytest.raises(psycopg.Error) as caught:
+            pay(client, order, manager, 1)
+        assert caught.value.sqlstate == "25001"
+        crm.execute("ROLLBACK")
