@@ -1,0 +1,183 @@
+"""What the usual alternatives take for the same exports and the same daily numbers. They inform; they have no limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import pandas as pd
+import sqlalchemy as sa
+
+from bench.exports import Exports
+from bench.ground import Ground, timed
+from bench.ingest import TABLES, loaded
+from bench.metrics import END, START
+from bench.table import BenchRow
+from crm_analytics.database import sqlalchemy_url
+from crm_analytics.warehouse.refresh import refresh
+
+SECTION = "comparators"
+INSERTED = 50_000  #: rows that pandas inserts: a million would take longer than everything else together
+CHANNELS = {
+    "google": ("Google", "jobs"), "googleads": ("Google", "jobs"), "elocals": ("eLocals", "own"),
+    "pro referral": ("Pro Referral", "own"), "rely": ("Rely", "units"), "nsa": ("NSA", "units"),
+    "liberty": ("Liberty", "units"), "retention": ("Retention", "jobs"),
+}  # fmt: skip
+
+_DUCKDB = """
+WITH paid AS (
+    SELECT "Job #" AS number, sum("Amount") AS paid
+    FROM read_csv($payments, header = true, types = {'Amount': 'DECIMAL(12,2)'})
+    WHERE lower(trim("Status")) NOT IN ('failed', 'pending', 'voided', 'declined') GROUP BY 1
+), jobs AS (
+    SELECT strptime("Created", '%a %b %d %Y')::date AS day, lower(trim(coalesce("Source", ''))) AS source,
+        lower(trim("Job Type")) AS type, coalesce(p.paid, 0) AS paid
+    FROM read_csv($jobs, header = true, parallel = false, quote = '"',
+        types = {'UUID': 'VARCHAR', 'Created': 'VARCHAR'}) j
+    LEFT JOIN paid p ON p.number = j."Job #"
+)
+SELECT day, source, CASE WHEN regexp_matches(type, '\\bcod\\b') THEN 'COD'
+    WHEN regexp_matches(type, '\\bins\\b') THEN 'INS' ELSE 'OTHER' END AS segment,
+    count(*) AS jobs, count(*) FILTER (WHERE type IN ('cod service', 'ins service')) AS units,
+    count(*) FILTER (WHERE type IN ('cod repair', 'ins repair') OR (type = 'cod service' AND paid > 100)) AS repairs,
+    sum(paid) AS revenue_gross
+FROM jobs GROUP BY ALL
+"""
+
+
+def rows(ground: Ground) -> Iterator[BenchRow]:
+    """The comparators' lines; each one's jobs, repairs and revenue are checked against ours."""
+    with loaded(ground) as connection:
+        if "metrics" not in ground.seconds:
+            ground.seconds["metrics"] = timed(lambda: refresh(connection, START, END))
+        expected = connection.execute(
+            "SELECT sum(jobs), sum(repairs), sum(revenue_gross) FROM analytics.daily_metrics"
+            " WHERE (source, segment) <> ('Unattributed', 'OTHER') OR jobs > 0"
+        ).fetchone()
+        orphans = connection.execute(
+            "SELECT coalesce(sum(amount), 0) FROM analytics.orphan_payments"
+        ).fetchone()
+        attributed = connection.execute(
+            "SELECT sum(jobs), sum(repairs), sum(revenue_gross) FROM analytics.daily_metrics"
+        ).fetchone()
+        assert expected and orphans and attributed
+        answer = (int(attributed[0]), int(attributed[1]), attributed[2] - orphans[0])
+    exports = Exports(
+        next((ground.landing / "jobs").iterdir()), next((ground.landing / "payments").iterdir())
+    )
+    ours = sum(ground.seconds[f"load {table}"] for table in TABLES) + ground.seconds["metrics"]
+    ground.say("DuckDB on the same CSVs")
+    found: list[Any] = []
+    seconds = timed(lambda: found.extend(_duckdb(exports)))
+    assert tuple(found) == answer, f"DuckDB: {found}, ours: {answer}"
+    yield BenchRow(
+        SECTION, "CSVs to daily metrics, once: ours, kept in PostgreSQL with quarantine and ledger", ours, "s",
+        "DuckDB, in memory, nothing kept", seconds,
+    )  # fmt: skip
+    ground.say("pandas on the same CSVs")
+    frames: list[pd.DataFrame] = []
+    reading = timed(lambda: frames.extend(_read(exports)))
+    found.clear()
+    grouping = timed(lambda: found.extend(_groupby(*frames)))
+    assert tuple(found) == answer, f"pandas: {found}, ours: {answer}"
+    yield BenchRow(
+        SECTION,
+        "CSVs to daily metrics, once: ours",
+        ours,
+        "s",
+        "pandas read_csv and groupby",
+        reading + grouping,
+    )
+    yield BenchRow(
+        SECTION, "daily and monthly metrics: ours, from PostgreSQL", ground.seconds["metrics"], "s",
+        "pandas groupby of frames in memory", grouping,
+    )  # fmt: skip
+    ground.say("pandas to_sql")
+    inserted = min(INSERTED, ground.jobs)
+    to_sql = timed(lambda: _to_sql(ground, frames[0].head(inserted))) / inserted
+    load = ground.seconds["load jobs"] / ground.jobs
+    yield BenchRow(
+        SECTION, "load of a million jobs: ours, from the CSV", load * 1e6, "s", "pandas to_sql of the frame, CSV not counted",
+        to_sql * 1e6, note=f"to_sql measured on {inserted:,} rows, same indexes",
+    )  # fmt: skip
+
+
+def _duckdb(exports: Exports) -> list[Any]:
+    with duckdb.connect() as connection:
+        connection.execute("SET threads = 2")
+        result = connection.execute(
+            _DUCKDB, {"jobs": str(exports.jobs), "payments": str(exports.payments)}
+        ).fetchall()
+    return [
+        sum(row[3] for row in result),
+        sum(row[5] for row in result),
+        sum((row[6] for row in result), Decimal(0)),
+    ]
+
+
+def _read(exports: Exports) -> list[pd.DataFrame]:
+    jobs = pd.read_csv(
+        exports.jobs,
+        usecols=["Job #", "UUID", "Job Type", "Source", "Status", "Created"],
+        dtype={"UUID": str},
+    )
+    jobs["Created"] = pd.to_datetime(jobs["Created"], format="%a %b %d %Y")
+    payments = pd.read_csv(exports.payments, usecols=["Job #", "Status", "Amount"], dtype={"Amount": str})
+    payments["cents"] = (payments["Amount"].str.replace(".", "", regex=False)).astype("int64")
+    return [jobs, payments]
+
+
+def _groupby(jobs: pd.DataFrame, payments: pd.DataFrame) -> list[Any]:
+    counted = payments[~payments["Status"].str.casefold().isin(["failed", "pending", "voided", "declined"])]
+    paid = counted.groupby("Job #")["cents"].sum()
+    kind = jobs["Job Type"].str.casefold()
+    source = jobs["Source"].fillna("").str.casefold()
+    total = jobs["Job #"].map(paid).fillna(0).astype("int64")
+    frame = pd.DataFrame(
+        {
+            "day": jobs["Created"],
+            "source": source.map({name: channel for name, (channel, _) in CHANNELS.items()}).fillna(
+                source.str.title()
+            ),
+            "segment": kind.map({text: _segment(text) for text in kind.unique()}),
+            "jobs": 1,
+            "units": kind.isin(["cod service", "ins service"]).astype(int),
+            "repairs": (
+                kind.isin(["cod repair", "ins repair"]) | ((kind == "cod service") & (total > 10_000))
+            ).astype(int),
+            "cents": total,
+        }
+    )
+    daily = frame.groupby(["day", "source", "segment"], observed=True).sum()
+    frame["day"] = frame["day"].dt.to_period("M")
+    frame.groupby(["day", "source", "segment"], observed=True).sum()
+    return [int(daily["jobs"].sum()), int(daily["repairs"].sum()), Decimal(int(daily["cents"].sum())) / 100]
+
+
+def _segment(text: str) -> str:
+    words = re.findall(r"\w+", text)
+    return "COD" if "cod" in words else "INS" if "ins" in words else "OTHER"
+
+
+def _to_sql(ground: Ground, frame: pd.DataFrame) -> None:
+    with ground.connect("ten_years") as connection:
+        connection.execute("DROP SCHEMA IF EXISTS bench CASCADE; CREATE SCHEMA bench")
+        connection.execute("CREATE TABLE bench.jobs (LIKE raw.jobs INCLUDING ALL)")
+    named = pd.DataFrame(
+        {
+            "job_id": frame["UUID"],
+            "job_number": frame["Job #"].astype(str),
+            "type": frame["Job Type"],
+            "source": frame["Source"],
+            "status": frame["Status"],
+            "created_at": frame["Created"],
+            "job_date": frame["Created"].dt.date,
+        }
+    )
+    engine = sa.create_engine(sqlalchemy_url(ground.analytics("ten_years"), "postgresql+psycopg"))
+    with engine.begin() as connection:
+        named.to_sql("jobs", connection, schema="bench", if_exists="append", index=False, chunksize=10_000)
+    engine.dispose()

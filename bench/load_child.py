@@ -1,0 +1,27 @@
+"""Loads one source in a process of its own, so that its memory can be measured: URL, landing folder, source."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from crm_analytics.ingest.loader import load_source
+
+
+def main(url: str, landing: str, source: str) -> None:
+    """Print seconds, peak memory in MB and what became of the files, as JSON."""
+    start = time.perf_counter()
+    result = load_source(url, Path(landing), source, timezone=ZoneInfo("America/New_York"))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    statuses = [file.status for file in result.files]
+    counts = vars(result.totals)
+    print(json.dumps({"seconds": seconds, "peak_mb": peak, "statuses": statuses, "counts": counts}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
