@@ -191,10 +191,11 @@ def google_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.T
     by_day = whole["day"].null_count == 0 and pc.any(pc.not_equal(pc.day(whole["day"]), 1)).as_py()
     found = report_range(facts)
     last_day: date | None = found[1] if found else pc.max(whole["day"]).as_py() if by_day else None
+    exported_on = facts.context.exported_on
     covered: dict[date, date] = {}
     for month in pc.unique(whole["month"]).to_pylist():
         end = month.replace(day=calendar.monthrange(month.year, month.month)[1])
-        limit = last_day or facts.context.exported_on
+        limit = min(last_day or exported_on, exported_on)  # no export covers the days after it
         covered[month] = limit if month <= limit <= end else end
     result = []
     for table in tables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from crm_analytics.ingest.sources import Source, fold_header
 
@@ -33,6 +34,7 @@ class HeaderMatch:
         taken = set(self.positions.values())
         return [cell for position, cell in enumerate(self.cells) if position not in taken and cell.strip()]
 
+    @cached_property
     def labels(self) -> list[str]:
         """One distinct label for each position: the header as found, numbered where it repeats or is blank."""
         labels: list[str] = []

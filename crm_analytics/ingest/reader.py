@@ -107,6 +107,10 @@ class OpenFile:
                 "never closes; accepted: quotes in pairs; export the file again (it may have been cut off), or "
                 "mend the quote and keep the new file"
             ) from error
+        except (OSError, UnicodeError) as error:
+            raise RefusedFile(
+                f"{self.path.name}: changed or vanished while it was read ({error}); load it again"
+            ) from error
         if self.source.complete is not None:
             tables, warnings = self.source.complete(tables, self.facts)
             self.warnings += warnings
@@ -253,7 +257,7 @@ class OpenFile:
     def _record(self, block: splitting.Block, row: int) -> dict[str, str]:
         cells = {
             label: column[row].as_py()
-            for label, column in zip(self.header.labels(), block.columns, strict=True)
+            for label, column in zip(self.header.labels, block.columns, strict=True)
         }
         for number, cell in enumerate(block.beyond.get(row, []), start=len(cells) + 1):
             cells[f"(column {number})"] = cell
@@ -404,7 +408,7 @@ def _open_file(path: Path, source: Source, exported_at: datetime, timezone: Zone
     if best is None or not best[2].complete:
         raise _refuse_header(path, source, best and best[2], candidates[0] if candidates else [])
     number, row, header = best
-    mapping = {name: header.labels()[position] for name, position in header.positions.items()}
+    mapping = {name: header.labels[position] for name, position in header.positions.items()}
     facts = derive.FileFacts(path.name, mapping, candidates[number][:row], context)
     opened = OpenFile(source, path, encoding, "", mapping, header.unknown, warnings, header, facts)
     if encoding == "xlsx":

@@ -212,6 +212,12 @@ def test_google_coverage_of_months(tmp_path: Path):
     ]
 
 
+def test_google_report_exported_before_its_range_ends(tmp_path: Path):
+    """A range to the month's end covers no more than was known on the day of the export."""
+    content = SAMPLES["google_spend"].replace("October", "December")
+    assert {row[-1] for row in spend(read_text(tmp_path, "google_spend", content))} == {day("2025-12-20")}
+
+
 def test_google_coverage_of_days(tmp_path: Path):
     """A file by day covers its last month to its last day; a first month that starts late is warned of."""
     content = "Day,Campaign,Cost\n2025-10-30,A,1.00\n2025-10-31,A,2.00\n2025-11-04,B,3.00\n"
@@ -440,6 +446,16 @@ def test_unreadable_file(tmp_path: Path):
     for path in (tmp_path / "gone.csv", tmp_path):
         with pytest.raises(RefusedFile, match="cannot be read"):
             open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
+
+
+def test_file_that_vanishes_while_it_is_read(tmp_path: Path):
+    """Users move files at any moment: that is a refusal, not a traceback."""
+    path = tmp_path / "jobs.csv"
+    path.write_text(SAMPLES["jobs"])
+    file = open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
+    path.unlink()
+    with pytest.raises(RefusedFile, match="changed or vanished while it was read"):
+        list(file.batches())
 
 
 def test_another_timezone(tmp_path: Path):

@@ -94,10 +94,10 @@ def test_header_row_is_the_first_complete_one():
     found = find_header(SOURCES["payments"], rows)
     assert found is not None
     assert found[0] == 2
-    assert found[1].labels() == ["Job #", "Amount", "Date"]
+    assert found[1].labels == ["Job #", "Amount", "Date"]
 
 
 def test_labels_are_distinct():
     """A quarantined record is shown by header: repeated and blank ones must not swallow each other's cells."""
     match = match_header(SOURCES["payments"], ["Note", "Note", "", " Note", "Amount"])
-    assert match.labels() == ["Note", "Note (2)", "(column 3)", "Note (4)", "Amount"]
+    assert match.labels == ["Note", "Note (2)", "(column 3)", "Note (4)", "Amount"]
