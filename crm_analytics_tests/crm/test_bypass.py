@@ -182,14 +182,38 @@ def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, mana
             connection.execute(f"SET search_path = {path}")
             paid = pay(CrmClient(connection), order, manager, 10)
             assert paid.data["order_status"] == "awaiting_payment"
-    assert (
-        rows(
-            crm,
-            "SELECT oid::regprocedure::text, proconfig FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
-            " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)",
-        )
-        == []
+
+
+UNSAFE_FUNCTIONS = (
+    "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
+    " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
+)
+
+
+def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmResult, manager: UUID) -> None:
+    """Without it CREATE OR REPLACE, which drops SET clauses silently, would let a caller's domain run code as crm_rpc."""
+    assert rows(crm, UNSAFE_FUNCTIONS) == []
+    definition = value(crm, "SELECT pg_get_functiondef('public.resolve_crm_user'::regproc)")
+    assert "SET search_path TO 'pg_catalog', 'pg_temp'\n" in definition
+    crm.execute("BEGIN")
+    crm.execute("GRANT CREATE ON SCHEMA public TO crm_rpc; SET LOCAL ROLE crm_rpc")
+    crm.execute(
+        definition.replace("SET search_path TO 'pg_catalog', 'pg_temp'\n", "")
+        .replace("v_provider text", "v_provider code")
+        .encode()
     )
+    crm.execute("RESET ROLE")
+    assert rows(crm, UNSAFE_FUNCTIONS) == [("resolve_crm_user",)]
+    crm.execute(
+        """
+        CREATE FUNCTION pg_temp.stolen(text) RETURNS boolean LANGUAGE plpgsql AS
+          $$ BEGIN RAISE EXCEPTION 'ran as %', current_user; END $$;
+        CREATE DOMAIN pg_temp.code AS text CHECK (pg_temp.stolen(VALUE));
+        """
+    )
+    # the danger is real: this is what the SET clause is for
+    refused(crm, "SELECT public.resolve_crm_user('auth', '1')", errors.RaiseException)
+    crm.execute("ROLLBACK")
 
 
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "-Infinity", "0", "-1", "0.001", "10000000000"])

@@ -169,6 +169,12 @@ DO $$
 DECLARE
   v_found text;
 BEGIN
+  SELECT string_agg(pg_get_userbyid(m.member), ', ') INTO v_found FROM pg_catalog.pg_auth_members m
+  WHERE m.roleid = 'crm_rpc'::regrole AND (m.inherit_option OR m.set_option);
+  IF v_found IS NOT NULL THEN
+    RAISE EXCEPTION 'members of crm_rpc bypass every guard: %', v_found USING HINT = 'REVOKE crm_rpc FROM each of them.';
+  END IF;
+
   SELECT string_agg(format('%s may %s %s', r.rolname, x.privilege, t.tab), '; ') INTO v_found
   FROM crm_private.tables() AS t (tab), pg_catalog.pg_roles r,
        unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS x (privilege)
@@ -189,12 +195,6 @@ BEGIN
   IF v_found IS NOT NULL THEN
     RAISE EXCEPTION 'EXECUTE on RPCs remains with others: %', v_found
       USING HINT = 'It was granted by another role: revoke it as that role, or as a superuser.';
-  END IF;
-
-  SELECT string_agg(pg_get_userbyid(m.member), ', ') INTO v_found FROM pg_catalog.pg_auth_members m
-  WHERE m.roleid = 'crm_rpc'::regrole AND (m.inherit_option OR m.set_option);
-  IF v_found IS NOT NULL THEN
-    RAISE EXCEPTION 'members of crm_rpc bypass every guard: %', v_found USING HINT = 'REVOKE crm_rpc FROM each of them.';
   END IF;
 END
 $$;

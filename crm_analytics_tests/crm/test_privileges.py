@@ -1,0 +1,260 @@
+"""A server as Supabase and RDS have it: owner without superuser, broad grants and default privileges, web roles."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
+
+from crm_analytics.crm import CrmClient, Forbidden, migrate_crm
+from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.migrations import MigrationError
+from crm_analytics_tests.conftest import PG_VERSION
+from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
+from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
+
+WEB_ROLES = ("anon", "authenticated", "service_role")
+RPC_COUNT = 19
+
+#: What Supabase grants to its web roles, and some more.
+BROAD_GRANTS = """
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO anon, authenticated, service_role;
+GRANT ALL ON ALL TABLES IN SCHEMA public TO anon, authenticated, service_role, PUBLIC;
+GRANT ALL ON SCHEMA public TO anon, authenticated, service_role;
+"""
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[EmbeddedPostgres]:
+    """A server of its own, because roles belong to the whole server: with the web roles and a plain owner."""
+    with tempfile.TemporaryDirectory(prefix="crm_hosted_") as folder:
+        handle = EmbeddedPostgres(
+            Path(folder), PG_VERSION, {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
+        ).start()
+        with psycopg.connect(handle.url("postgres"), autocommit=True) as connection:
+            connection.execute(
+                "CREATE ROLE anon NOLOGIN; CREATE ROLE authenticated NOLOGIN; CREATE ROLE service_role NOLOGIN BYPASSRLS;"
+                "CREATE ROLE app_owner LOGIN CREATEROLE PASSWORD 'test';"
+                "CREATE ROLE writer NOLOGIN; GRANT pg_write_all_data TO writer"
+            )
+        yield handle
+        handle.stop()
+        handle.release()
+
+
+def owner_url(hosted: EmbeddedPostgres, name: str) -> str:
+    """A new database of app_owner, and its URL as app_owner."""
+    with psycopg.connect(hosted.url("postgres"), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" OWNER app_owner')
+    return make_conninfo(hosted.url(name), user="app_owner", password="test")
+
+
+@pytest.fixture(scope="module")
+def owned(hosted: EmbeddedPostgres) -> str:
+    """URL (as app_owner) of a database with broad grants, the tables handed over and a row, migrated by app_owner."""
+    # two fresh databases at once, so that the server's roles are made by both
+    fresh, seeded = owner_url(hosted, "fresh"), owner_url(hosted, "seeded")
+    with psycopg.connect(seeded, autocommit=True) as connection:
+        connection.execute(BROAD_GRANTS.encode())
+        connection.execute(SEED_SCHEMA.encode())
+        connection.execute(BROAD_GRANTS.encode())
+        connection.execute("GRANT SELECT, UPDATE (status) ON public.orders TO writer")
+        connection.execute("INSERT INTO public.orders (order_code) VALUES ('OLD-1')")
+    with ThreadPoolExecutor(2) as pool:
+        assert {pool.submit(migrate_crm, url=url).result().pending for url in (fresh, seeded)} == {()}
+    return seeded
+
+
+@pytest.fixture
+def owner(owned: str) -> Iterator[Connection]:
+    """An autocommit connection as app_owner."""
+    with psycopg.connect(owned, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def boss(hosted: EmbeddedPostgres, owned: str) -> Iterator[Connection]:
+    """An autocommit connection as superuser, who can become any role."""
+    with psycopg.connect(hosted.url("seeded"), autocommit=True) as connection:
+        yield connection
+
+
+def test_web_roles_have_nothing_but_service_role_the_rpcs(boss: Connection) -> None:
+    """Without it default privileges would leave EXECUTE, TRIGGER or writes with the browser's roles."""
+    assert (
+        rows(
+            boss,
+            "SELECT r, c.oid::regclass::text, p FROM unnest(%s::text[]) r, pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE',"
+            " 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) p WHERE c.oid IN (SELECT crm_private.tables())"
+            " AND has_table_privilege(r, c.oid, p) AND (r, p) <> ('service_role', 'SELECT')",
+            list(WEB_ROLES),
+        )
+        == []
+    )
+    assert dict(
+        rows(
+            boss,
+            "SELECT r, count(*) FILTER (WHERE has_function_privilege(r, p.oid, 'EXECUTE')) FROM unnest(%s::text[]) r, pg_proc p"
+            " WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ '_safe$|^resolve_crm_user$' GROUP BY 1",
+            [*WEB_ROLES, "writer", "app_owner"],
+        )
+    ) == {"anon": 0, "authenticated": 0, "service_role": RPC_COUNT, "writer": 0, "app_owner": RPC_COUNT}
+    assert rows(
+        boss,
+        "SELECT r FROM unnest(%s::text[]) r WHERE has_schema_privilege(r, 'crm_private', 'USAGE')"
+        " OR has_sequence_privilege(r, 'public.audit_log_id_seq', 'USAGE')",
+        list(WEB_ROLES),
+    ) == []  # fmt: skip
+
+
+def test_service_role_works_through_the_rpcs_only(boss: Connection, owner: Connection) -> None:
+    """Without it the CRM's server could not call the RPCs, or could write past them with BYPASSRLS."""
+    manager = add_user(owner, "Max")
+    boss.execute("SET ROLE service_role")
+    client = CrmClient(boss)
+    order = client.quick_order_safe(
+        source="site",
+        full_name="Olga",
+        items=[],
+        total_amount=10,
+        currency="EUR",
+        phone="555 0100",
+        user_id=manager,
+    )
+    assert pay(client, order, manager, 10).data["order_status"] == "paid"
+    assert value(boss, "SELECT status::text FROM public.orders WHERE id = %s", order.id) == "paid"
+    for statement in (
+        "UPDATE public.orders SET status = 'closed'", "DELETE FROM public.payments", "TRUNCATE public.audit_log",
+        "INSERT INTO public.users (name) VALUES ('x')", "SELECT crm_private.seal_audit_safe()",
+        "CREATE TRIGGER t BEFORE INSERT ON public.orders EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    ):  # fmt: skip
+        with pytest.raises(errors.InsufficientPrivilege):
+            boss.execute(statement.encode())
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "writer"])
+def test_other_roles_can_do_nothing(boss: Connection, role: str) -> None:
+    """Without it somebody with a browser, or with pg_write_all_data, could write or plant a trigger."""
+    before = value(boss, "SELECT count(*) FROM public.audit_log")
+    boss.execute(f"SET ROLE {role}")
+    for statement in (
+        "UPDATE public.orders SET status = 'closed'", "INSERT INTO public.orders (order_code) VALUES ('x')",
+        "DELETE FROM public.orders", "TRUNCATE public.orders CASCADE",
+        "SELECT public.create_lead_safe('s', 'n', '5550100')",
+        "CREATE TRIGGER planted BEFORE INSERT ON public.payments FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "SELECT setval('public.audit_log_id_seq', 1)",
+    ):  # fmt: skip
+        if role == "writer" and statement.startswith(("UPDATE", "DELETE")):
+            # row level security hides every row from it
+            assert boss.execute(statement.encode()).rowcount == 0
+        elif role == "writer" and "setval" in statement:
+            continue  # pg_write_all_data may set sequences: written down in docs/crm.md, seen as a gap in ids
+        else:
+            with pytest.raises((errors.InsufficientPrivilege, errors.RaiseException)):
+                boss.execute(statement.encode())
+    boss.execute("RESET ROLE")
+    assert value(boss, "SELECT count(*) FROM public.audit_log") == before
+
+
+def test_plain_owner_meets_the_guards_and_can_seal(owner: Connection) -> None:
+    """Without it the owner's foreign-key actions or own statements would be a way in, or nobody could seal."""
+    for statement in (
+        "UPDATE public.orders SET status = 'closed'", "DELETE FROM public.orders", "TRUNCATE public.orders CASCADE",
+        "INSERT INTO public.orders (order_code) VALUES ('x')", "SET ROLE crm_rpc", "SET session_replication_role = replica",
+    ):  # fmt: skip
+        with pytest.raises(errors.InsufficientPrivilege):
+            owner.execute(statement.encode())
+    assert value(owner, "SELECT crm_private.seal_audit_safe() ->> 'hash'")
+    assert rows(owner, "SELECT * FROM crm_private.broken_seals()") == []
+
+
+def test_nobody_is_a_member_of_crm_rpc(boss: Connection) -> None:
+    """Without it a member could SET ROLE crm_rpc, or inherit it, and write past every guard."""
+    assert (
+        rows(
+            boss,
+            "SELECT pg_get_userbyid(member) FROM pg_auth_members WHERE roleid = 'crm_rpc'::regrole AND (set_option OR inherit_option)",
+        )
+        == []
+    )
+    assert (
+        rows(
+            boss,
+            "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole FROM pg_roles WHERE rolname IN ('crm_rpc', 'crm_app')",
+        )
+        == [(False,) * 4] * 2
+    )
+    assert rows(
+        boss, "SELECT relname FROM pg_class WHERE relowner = 'crm_rpc'::regrole UNION ALL SELECT nspname FROM pg_namespace"
+        " WHERE has_schema_privilege('crm_rpc', oid, 'CREATE')"
+    ) == []  # fmt: skip
+
+
+def test_missing_policy_is_an_error_not_silence(boss: Connection, owner: Connection) -> None:
+    """Without it an RPC whose table lost its policy would change nothing and say that all is well."""
+    admin = add_user(owner, "Ada", "admin")
+    client = CrmClient(boss)
+    order = client.quick_order_safe(
+        source="s", full_name="n", items=[], total_amount=10, currency="EUR", phone="555 0199", user_id=admin
+    )
+    for table, call in (
+        ("orders", lambda: pay(client, order, admin, 1)),
+        ("users", lambda: pay(client, order, admin, 1)),
+        ("payments", lambda: pay(client, order, admin, 1)),
+        ("audit_log", lambda: pay(client, order, admin, 1)),
+        ("order_status_events", lambda: pay(client, order, admin, 1)),
+    ):
+        boss.execute("BEGIN")
+        boss.execute(f"DROP POLICY crm_rpc_all ON public.{table}")
+        with pytest.raises(Exception):  # noqa: B017 - which error depends on the table; silence is the failure
+            call()
+        boss.execute("ROLLBACK")
+
+
+def test_membership_in_crm_rpc_is_refused_by_the_migration(
+    hosted: EmbeddedPostgres, boss: Connection
+) -> None:
+    """Without it a forgotten GRANT crm_rpc would survive a migration unseen."""
+    boss.execute("GRANT crm_rpc TO authenticated")
+    url = owner_url(hosted, "with_member")
+    with pytest.raises(MigrationError, match="members of crm_rpc bypass every guard: authenticated"):
+        migrate_crm(url=url)
+    boss.execute("REVOKE crm_rpc FROM authenticated")
+    assert migrate_crm(url=url).pending == ()
+
+
+def test_roles_with_dangerous_attributes_are_refused(hosted: EmbeddedPostgres, boss: Connection) -> None:
+    """Without it a crm_rpc that can log in would be a door past every guard."""
+    boss.execute("ALTER ROLE crm_rpc LOGIN")
+    try:
+        with pytest.raises(MigrationError, match="attributes that break the guards"):
+            migrate_crm(url=owner_url(hosted, "with_login"))
+    finally:
+        boss.execute("ALTER ROLE crm_rpc NOLOGIN")
+
+
+def test_foreign_roles_are_named(hosted: EmbeddedPostgres, boss: Connection) -> None:
+    """Without it an owner who may not administer crm_rpc would get a bare 'permission denied'."""
+    boss.execute("CREATE ROLE other_owner LOGIN CREATEROLE PASSWORD 'test'")
+    boss.execute("CREATE DATABASE others OWNER other_owner")
+    url = make_conninfo(hosted.url("others"), user="other_owner", password="test")
+    with pytest.raises(MigrationError) as refused:
+        migrate_crm(url=url)
+    assert "GRANT crm_rpc TO other_owner WITH ADMIN TRUE, SET FALSE, INHERIT FALSE;" in str(refused.value)
+
+
+def test_forbidden_by_privilege_is_the_same_exception(boss: Connection) -> None:
+    """Without it a client without EXECUTE would see a bare driver error instead of Forbidden."""
+    boss.execute("SET ROLE anon")
+    with pytest.raises(Forbidden):
+        CrmClient(boss).resolve_crm_user(provider="auth", external_id="1")
