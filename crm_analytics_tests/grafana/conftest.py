@@ -119,27 +119,39 @@ def _days(today: date) -> list[date]:
 
 def _warehouse(today: date) -> oracle.Warehouse:
     dice = random.Random(20240229)
-    jobs, payments, calls, elocals, proref = [], [], [], [], []
+    jobs: list[oracle.Job] = []
+    payments: list[oracle.Payment] = []
+    calls: list[oracle.Call] = []
+    elocals: list[oracle.ElocalsLead] = []
+    proref: list[oracle.ProrefLead] = []
     for day in _days(today):
         for _ in range(dice.randint(2, 6)):
             number = len(jobs)
-            jobs.append(oracle.Job(f"job-{number}", None, dice.choice(TYPES), dice.choice(SOURCES), "Done", day))
+            jobs.append(
+                oracle.Job(f"job-{number}", None, dice.choice(TYPES), dice.choice(SOURCES), "Done", day)
+            )
             for _ in range(dice.randint(0, 2)):
                 amount = Decimal(dice.randint(-2000, 40000)) / 100
                 payments.append(oracle.Payment(f"paid-{len(payments)}", f"job-{number}", day, amount, dice.choice(("", "failed"))))  # fmt: skip
         for _ in range(dice.randint(0, 3)):
             calls.append(oracle.Call(day, dice.choice(("GoogleAds", "Rely", None))))
-            elocals.append(oracle.ElocalsLead(f"e-{len(elocals)}", day, Decimal(dice.randint(0, 3) * 2175) / 100))
+            elocals.append(
+                oracle.ElocalsLead(f"e-{len(elocals)}", day, Decimal(dice.randint(0, 3) * 2175) / 100)
+            )
             proref.append(oracle.ProrefLead(f"p-{len(proref)}", day, dice.choice(("Passed", "Booked", None))))
     payments.append(oracle.Payment("waiting", None, jobs[-1].job_date, Decimal("75.00"), None))
     first = today.replace(day=1)
     spend = [
-        oracle.Spend(plus_months(first, n), "all", Decimal("1234.57"), plus_months(first, n + 1) - timedelta(1))
+        oracle.Spend(
+            plus_months(first, n), "all", Decimal("1234.57"), plus_months(first, n + 1) - timedelta(1)
+        )
         for n in (-3, -2, -1)
     ]
     if today.day > 1:
         spend.append(oracle.Spend(first, "all", Decimal("500.01"), today - timedelta(1)))
-    return oracle.Warehouse(jobs, payments, calls, elocals, proref, spend, oracle.SEED_CHANNELS, oracle.SEED_ALIASES)
+    return oracle.Warehouse(
+        jobs, payments, calls, elocals, proref, spend, oracle.SEED_CHANNELS, oracle.SEED_ALIASES
+    )
 
 
 def _insert(connection: psycopg.Connection[Any], warehouse: oracle.Warehouse) -> None:

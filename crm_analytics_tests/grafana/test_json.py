@@ -99,5 +99,8 @@ def test_provisioning_files_name_the_same_data_sources_and_the_folder_of_the_das
     (provider,) = providers["providers"]
     assert provider["type"] == "file"
     compose = yaml.safe_load((PROJECT_DIR / "docker-compose.yml").read_text())
-    mounts = {volume.split(":")[1]: Path(volume.split(":")[0]) for volume in compose["services"]["grafana"]["volumes"]}
+    mounts = {
+        volume.split(":")[1]: Path(volume.split(":")[0])
+        for volume in compose["services"]["grafana"]["volumes"]
+    }
     assert (PROJECT_DIR / mounts[provider["options"]["path"]]).resolve() == FOLDER

@@ -61,7 +61,9 @@ def choices(sample: Sample) -> dict[str, Choice]:
         "an apostrophe": Choice(("O'Brien Appliance",), SEGMENTS, closed, *window),
         "empty month": Choice(everything, SEGMENTS, date(2023, 5, 1), date(2023, 5, 1), date(2023, 5, 31)),
         "leap February": Choice(everything, SEGMENTS, LEAP, LEAP, date(2024, 3, 1)),
-        "month after a leap February": Choice(everything, SEGMENTS, date(2024, 3, 1), LEAP, date(2024, 3, 31)),
+        "month after a leap February": Choice(
+            everything, SEGMENTS, date(2024, 3, 1), LEAP, date(2024, 3, 31)
+        ),
     }
 
 
@@ -77,20 +79,29 @@ def choice(request, sample) -> Choice:
     return choices(sample)[request.param]
 
 
-def run(connection: psycopg.Connection[Any], sql: str, choice: Choice) -> tuple[list[str], list[tuple[Any, ...]]]:
+def run(
+    connection: psycopg.Connection[Any], sql: str, choice: Choice
+) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Column names and rows, as Grafana would get them."""
     text = expand(
         sql,
         moment(choice.time_from),
         moment(choice.time_to),
-        {"source": choice.sources, "segment": choice.segments, "month": f"{choice.month:%Y-%m}", "dagster_url": "x"},
+        {
+            "source": choice.sources,
+            "segment": choice.segments,
+            "month": f"{choice.month:%Y-%m}",
+            "dagster_url": "x",
+        },
     )
     cursor = connection.execute(text.encode())
     assert cursor.description
     return [column.name for column in cursor.description], cursor.fetchall()
 
 
-def rows(connection: psycopg.Connection[Any], name: str, choice: Choice, **words: str) -> list[dict[str, Any]]:
+def rows(
+    connection: psycopg.Connection[Any], name: str, choice: Choice, **words: str
+) -> list[dict[str, Any]]:
     """The rows of sql/grafana/<name>.sql."""
     columns, found = run(connection, query(name, **words), choice)
     return [dict(zip(columns, row, strict=True)) for row in found]
@@ -99,7 +110,9 @@ def rows(connection: psycopg.Connection[Any], name: str, choice: Choice, **words
 # -- the same numbers in plain Python -------------------------------------------------------------------------
 
 
-def total(sample: Sample, choice: Choice, start: date, end: date, only: Iterable[str] | None = None) -> Measures:
+def total(
+    sample: Sample, choice: Choice, start: date, end: date, only: Iterable[str] | None = None
+) -> Measures:
     """Measures of the chosen sources and segments over [start, end)."""
     result = Measures()
     wanted = choice.sources if only is None else only
@@ -137,8 +150,20 @@ def months_in(choice: Choice) -> list[date]:
 
 def target(sample: Sample, choice: Choice, month: date) -> tuple[Any, ...]:
     """The four targets of exactly this selection, None where there is none."""
-    source = "ALL" if set(choice.sources) >= set(sample.sources) else choice.sources[0] if len(choice.sources) == 1 else ""
-    segment = "ALL" if set(choice.segments) == set(SEGMENTS) else choice.segments[0] if len(choice.segments) == 1 else ""
+    source = (
+        "ALL"
+        if set(choice.sources) >= set(sample.sources)
+        else choice.sources[0]
+        if len(choice.sources) == 1
+        else ""
+    )
+    segment = (
+        "ALL"
+        if set(choice.segments) == set(SEGMENTS)
+        else choice.segments[0]
+        if len(choice.segments) == 1
+        else ""
+    )
     return sample.targets.get((month, source, segment), (None,) * 4)
 
 
@@ -337,7 +362,10 @@ def test_money_conversions_and_costs_by_month(grafana, sample, choice):
     when = {month: datetime(month.year, month.month, 1) for month in months}
     assert_rows(
         rows(grafana, "monthly_money", choice),
-        [{"time": when[m], "revenue40": s.revenue40, "cost": s.cost, "profit": s.profit} for m, s in sums.items()],
+        [
+            {"time": when[m], "revenue40": s.revenue40, "cost": s.cost, "profit": s.profit}
+            for m, s in sums.items()
+        ],
     )
     assert_rows(
         rows(grafana, "conversion_by_month", choice),
@@ -428,7 +456,13 @@ def test_refreshes_are_annotated_once_each(grafana, sample):
 def test_rows_come_in_whole_months(grafana, sample):
     """A range that begins inside a month must not lose that month."""
     middle = Choice(tuple(sample.sources), SEGMENTS, sample.month, sample.month + timedelta(0), sample.today)
-    late = Choice(tuple(sample.sources), SEGMENTS, sample.month, plus_months(sample.month, -1) + timedelta(20), sample.today)
+    late = Choice(
+        tuple(sample.sources),
+        SEGMENTS,
+        sample.month,
+        plus_months(sample.month, -1) + timedelta(20),
+        sample.today,
+    )
     months = [key for key, _ in groupby(row["time"] for row in rows(grafana, "monthly_money", late))]
     assert datetime.combine(plus_months(sample.month, -1), datetime.min.time()) in months
     assert len(rows(grafana, "monthly_money", middle)) == (1 if sample.today.day > 1 else 0)
