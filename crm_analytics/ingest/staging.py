@@ -92,6 +92,7 @@ def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
         rows = batch.rows
         if staged.numbers_only:
             rows = rows.set_column(rows.schema.get_field_index("job_id"), "job_id", rows["job_number"])
+        rows = _with_written_moments(rows)
         sink = pa.BufferOutputStream()
         csv.write_csv(rows, sink, _CSV)
         return sink.getvalue().to_pybytes() if rows.num_rows else b"", batch.rejected
@@ -101,6 +102,16 @@ def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
         while (item := upcoming.result()) is not None:
             upcoming = pool.submit(encode_next)
             yield item
+
+
+def _with_written_moments(rows: pa.Table) -> pa.Table:
+    """Moments as text, each distinct one written once: most exports have dates, and a batch has few of these."""
+    for number, column in enumerate(rows.schema):
+        if pa.types.is_timestamp(column.type):
+            encoded = rows[column.name].combine_chunks().dictionary_encode()
+            written = encoded.dictionary.cast(pa.string()).take(encoded.indices)
+            rows = rows.set_column(number, column.name, written)
+    return rows
 
 
 def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list[Rejected]) -> None:
