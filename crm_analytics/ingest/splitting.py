@@ -1,8 +1,8 @@
 """CSV text split into records: a fast exact path for clean quoting, a careful one for the rest.
 
 Both see UTF-8 with plain newlines. While every quote is where RFC 4180 wants it, records can be cut by the
-parity of quotes and pyarrow splits them. From the first stray quote on, and for any piece whose records differ
-in width, the csv module splits, record by record.
+parity of quotes and pyarrow splits them. Pieces with a stray quote, or with records of different widths, are
+split by the csv module, record by record.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) 
         buffer = np.frombuffer(pending, dtype=np.uint8)
         quotes = np.flatnonzero(buffer == 34)
         if not _clean(buffer, quotes, separator) or (last and len(quotes) % 2):
-            yield from _carefully(_lines(chain([pending], blocks)), delimiter, width, line, records)
-            return
+            text = _Text(pending, blocks)
+            for part in _carefully(text, delimiter, width, line, records, None if last else len(pending)):
+                records += part.length
+                yield part
+            line += text.lines
+            pending = text.rest
+            continue
         end = len(pending) if last else _last_record_end(pending, quotes)
         if not end:
             if len(pending) > MAX_RECORD:
@@ -93,9 +98,7 @@ def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) 
         piece, pending = pending[:end], pending[end:]
         inside = quotes[: int(np.searchsorted(quotes, end))]
         result = _fast(piece, inside, delimiter, width, line)
-        for part in (
-            [result] if result else _carefully(_lines(iter([piece])), delimiter, width, line, records)
-        ):
+        for part in [result] if result else _carefully(_Text(piece), delimiter, width, line, records):
             records += part.length
             yield part
         line += piece.count(b"\n")
@@ -155,39 +158,63 @@ def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int
     return Block(columns, table.num_rows, lines)
 
 
-def _lines(blocks: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for block in blocks:
-        rest += block
-        cut = rest.rfind(b"\n") + 1
-        for line in rest[:cut].split(b"\n")[:-1]:
-            yield line.decode() + "\n"
-        rest = rest[cut:]
-        if len(rest) > MAX_RECORD:
-            break
-    if rest:
-        yield rest.decode(errors="replace")  # cut within a character only where it is refused as too long
-
-
-class _Recorder:
+class _Text:
     """Hands lines to the csv module, remembers those of the current record and can take them back."""
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines = lines
-        self.waiting: deque[str] = deque()
+    def __init__(self, data: bytes, blocks: Iterator[bytes] | None = None) -> None:
+        self._data = data
+        self._at = 0
+        self._blocks = blocks or iter(())
+        self._waiting: deque[str] = deque()
+        self._size = 0
         self.record: list[str] = []
-        self.size = 0
+        self.lines = 0  # of the records before the current one
+        self.handed = 0  # bytes of these records
 
-    def __iter__(self) -> _Recorder:
+    def __iter__(self) -> _Text:
         return self
 
     def __next__(self) -> str:
-        line = self.waiting.popleft() if self.waiting else next(self.lines)
+        line = self._waiting.popleft() if self._waiting else self._next_line()
         self.record.append(line)
-        self.size += len(line)
-        if self.size > MAX_RECORD:
+        self._size += len(line)
+        if self._size > MAX_RECORD:
             raise _TooLong
         return line
+
+    def _next_line(self) -> str:
+        end = self._data.find(b"\n", self._at) + 1
+        while not end:
+            searched = len(self._data) - self._at
+            if searched > MAX_RECORD:
+                raise _TooLong
+            block = next(self._blocks, b"")
+            self._data, self._at = self._data[self._at :] + block, 0
+            if not block:
+                end = len(self._data)
+                break
+            end = self._data.find(b"\n", searched) + 1
+        if end == self._at:
+            raise StopIteration
+        line = self._data[self._at : end]
+        self._at = end
+        return line.decode()
+
+    def next_record(self) -> None:
+        """Forget the lines of the record that is complete."""
+        self.lines += len(self.record)
+        self.handed += sum(len(line.encode()) for line in self.record)
+        self.record, self._size = [], 0
+
+    def take_back(self) -> None:
+        """The current record is its first line alone: the others are handed out again."""
+        self._waiting.extendleft(reversed(self.record[1:]))
+        del self.record[1:]
+
+    @property
+    def rest(self) -> bytes:
+        """What was not handed out, or was taken back."""
+        return "".join(self._waiting).encode() + self._data[self._at :]
 
 
 class _TooLong(Exception):
@@ -200,36 +227,35 @@ BAD_QUOTES = (
 )
 
 
-def _carefully(lines: Iterator[str], delimiter: str, width: int, line: int, records: int) -> Iterator[Block]:
-    """Records split by the csv module, strictly. Where a record's quotes do not fit, its first line alone is the
-    bad record and reading goes on with the next line, so that its neighbours are kept."""
-    recorder = _Recorder(lines)
-    reader = csv.reader(recorder, delimiter=delimiter, strict=True)
+def _carefully(
+    text: _Text, delimiter: str, width: int, first_line: int, records: int, enough: int | None = None
+) -> Iterator[Block]:
+    """Records split by the csv module, strictly, until `enough` bytes are through or none is left.
+
+    Where a record's quotes do not fit, its first line alone is the bad record and reading goes on with the next
+    line, so that its neighbours are kept.
+    """
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
     defects: dict[int, str] = {}
-    while True:
-        recorder.record, recorder.size = [], 0
+    more = True
+    while more:
+        line = first_line + text.lines
         try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except _TooLong as error:
-            raise QuoteNeverCloses(records + len(rows) + 1, line) from error
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
+            row = next(reader, None)
+        except (csv.Error, _TooLong) as error:
+            if isinstance(error, _TooLong) or "unexpected end of data" in str(error):
                 raise QuoteNeverCloses(records + len(rows) + 1, line) from error
-            recorder.waiting.extendleft(reversed(recorder.record[1:]))
-            del recorder.record[1:]
-            row = next(csv.reader(recorder.record, delimiter=delimiter))
+            text.take_back()
+            row = next(csv.reader(text.record, delimiter=delimiter))
             defects[len(rows)] = BAD_QUOTES
         if row:
             rows.append(row)
             numbers.append(line)
-        line += len(recorder.record)
-        if len(rows) >= RECORDS_PER_BLOCK:
+        text.next_record()
+        more = row is not None and (enough is None or text.handed < enough)
+        if rows and (not more or len(rows) >= RECORDS_PER_BLOCK):
             yield block_of_rows(rows, numbers, width, defects)
             records += len(rows)
             rows, numbers, defects = [], [], {}
-    if rows:
-        yield block_of_rows(rows, numbers, width, defects)
