@@ -120,7 +120,7 @@ def test_decimal_comma_only_where_declared():
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.decimals(min_value=-99999999, max_value=99999999, places=2), st.integers(0, 5))
 def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, form: int):
     """Every accepted spelling of an amount means that amount, to the cent."""
@@ -140,7 +140,7 @@ def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, 
 _money_like = st.text(alphabet=st.sampled_from(list("0123456789.,-()$ −\u00a0eN")), max_size=14)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(_money_like, min_size=1, max_size=20))
 def test_fast_money_agrees_with_the_rule(texts: list[str]):
     """Cells that look plain skip the rule: the rule must say the same of them."""
@@ -163,7 +163,7 @@ _id_like = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(_id_like, min_size=1, max_size=20))
 @pytest.mark.parametrize(
     ("kind", "rule"),
@@ -287,7 +287,7 @@ def test_daylight_saving():
     assert cleaned.odd_times.tolist() == [True, True, False, False, False, False]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     moment=st.datetimes(datetime(2000, 1, 2), datetime(2100, 12, 30)),
     name=st.sampled_from(
@@ -330,7 +330,7 @@ _moment_like = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(_moment_like, min_size=1, max_size=5))
 def test_fast_moments_agree_with_the_rule(texts: list[str]):
     """Timestamps in the plain form skip the rule: the rule must say the same of them."""

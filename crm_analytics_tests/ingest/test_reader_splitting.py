@@ -44,7 +44,7 @@ _rows = st.lists(st.lists(_cells, min_size=WIDTH, max_size=WIDTH), min_size=1, m
 _cuts = st.lists(st.integers(0, 200), max_size=6)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     rows=_rows,
     piece=st.integers(1, 120),
@@ -67,7 +67,7 @@ def test_sound_csv_is_split_as_it_was_written(
         line += 1 + sum(cell.count("\n") for cell in row)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(text=_texts, piece=st.integers(1, 80), cuts=_cuts)
 def test_any_text_splits_alike_wherever_it_is_cut(text: str, piece: int, cuts: list[int]):
     """What a record is must not depend on where blocks happen to end, nor on which path splits it."""
