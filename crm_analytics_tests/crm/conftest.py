@@ -27,6 +27,21 @@ def crm(crm_url: str) -> Iterator[Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def shared_crm_url(new_database: Callable[..., str]) -> str:
+    """URL of one migrated database for tests that leave nothing behind."""
+    return new_database("crm")
+
+
+@pytest.fixture
+def crm_in_transaction(shared_crm_url: str) -> Iterator[Connection]:
+    """A connection in a transaction that is rolled back: for tests that need no second one. now() stands still."""
+    with psycopg.connect(shared_crm_url, autocommit=True) as connection:
+        connection.execute("BEGIN")
+        yield connection
+        connection.execute("ROLLBACK")
+
+
 @pytest.fixture
 def client(crm: Connection) -> CrmClient:
     """The RPCs on the connection of `crm`."""

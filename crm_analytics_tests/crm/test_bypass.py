@@ -196,6 +196,13 @@ def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmRes
     definition = value(crm, "SELECT pg_get_functiondef('public.resolve_crm_user'::regproc)")
     assert "SET search_path TO 'pg_catalog', 'pg_temp'\n" in definition
     crm.execute("BEGIN")
+    crm.execute(
+        """
+        CREATE FUNCTION pg_temp.stolen(text) RETURNS boolean LANGUAGE plpgsql AS
+          $$ BEGIN RAISE EXCEPTION 'ran as %', current_user; END $$;
+        CREATE DOMAIN pg_temp.code AS text CHECK (pg_temp.stolen(VALUE));
+        """
+    )
     crm.execute("GRANT CREATE ON SCHEMA public TO crm_rpc; SET LOCAL ROLE crm_rpc")
     crm.execute(
         definition.replace("SET search_path TO 'pg_catalog', 'pg_temp'\n", "")
@@ -204,15 +211,9 @@ def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmRes
     )
     crm.execute("RESET ROLE")
     assert rows(crm, UNSAFE_FUNCTIONS) == [("resolve_crm_user",)]
-    crm.execute(
-        """
-        CREATE FUNCTION pg_temp.stolen(text) RETURNS boolean LANGUAGE plpgsql AS
-          $$ BEGIN RAISE EXCEPTION 'ran as %', current_user; END $$;
-        CREATE DOMAIN pg_temp.code AS text CHECK (pg_temp.stolen(VALUE));
-        """
-    )
     # the danger is real: this is what the SET clause is for
-    refused(crm, "SELECT public.resolve_crm_user('auth', '1')", errors.RaiseException)
+    message = refused(crm, "SELECT public.resolve_crm_user('auth', '1')", errors.RaiseException)
+    assert message.startswith("ran as crm_rpc")
     crm.execute("ROLLBACK")
 
 

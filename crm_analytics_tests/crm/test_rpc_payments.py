@@ -1,0 +1,400 @@
+"""Rules of the payment RPCs, and the order in which they are checked."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden, Invalid, NotFound
+from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
+
+REFUND: dict[str, Any] = {"direction": "outgoing", "role": "refund"}
+SUPPLIER: dict[str, Any] = {"direction": "outgoing", "role": "supplier_payment"}
+
+
+@pytest.fixture
+def crm(crm_in_transaction: Connection) -> Connection:
+    """These tests need one connection and no clock: a rolled back transaction is much faster than a database."""
+    return crm_in_transaction
+
+
+def status(crm: Connection, order: CrmResult) -> str:
+    return value(crm, "SELECT status::text FROM public.orders WHERE id = %s", order.id)
+
+
+def nothing_written(crm: Connection, before: int) -> bool:
+    return value(crm, "SELECT max(id) FROM public.audit_log") == before
+
+
+@pytest.mark.parametrize("who", ["nobody", "unknown", "inactive", "system"])
+def test_actor_is_an_active_user(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, who: str
+) -> None:
+    """Without it payments could be booked by nobody, a former employee or the system."""
+    actor = {
+        "nobody": None,
+        "unknown": uuid4(),
+        "inactive": add_user(crm, "Gone", active=False),
+        "system": UUID("00000000-0000-0000-0000-000000000001"),
+    }[who]
+    with pytest.raises(Forbidden) as refused:
+        pay(client, order, actor, 1)
+    assert refused.value.detail["rule"] == "actor"
+    assert rows(crm, "SELECT * FROM public.payments") == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"direction": "sideways"}, "p_direction"),
+        ({"direction": "outgoing"}, "p_direction"),
+        ({"role": "refund"}, "p_direction"),
+        ({"role": "supplier_payment"}, "p_direction"),
+        ({"role": "bonus"}, "p_role"),
+        ({"method": None}, "p_method"),
+        ({"currency": "GBP"}, "p_currency"),
+        ({"status": "done"}, "p_status"),
+        ({"order_id": None}, "p_order_id"),
+        ({"amount": None}, "p_amount"),
+        ({"amount": Decimal("1.005")}, "p_amount"),
+        ({"method": "card"}, "p_external_reference"),
+        ({"method": "online_cashbox", "external_reference": " \t\n"}, "p_external_reference"),
+    ],
+)
+def test_input(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, changed: dict[str, Any], field: str
+) -> None:
+    """Without it an impossible payment would be booked, or a label be refused without saying which are known."""
+    with pytest.raises(Invalid) as refused:
+        pay(client, order, manager, 1, **changed) if "amount" not in changed else pay(
+            client, order, manager, changed["amount"]
+        )
+    assert refused.value.detail["field"] == field
+    assert set(refused.value.detail) == {"rule", "field", "found", "accepted"}
+    assert rows(crm, "SELECT * FROM public.payments") == []
+
+
+@pytest.mark.parametrize("direction", ["incoming", "outgoing"])
+@pytest.mark.parametrize("role", ["shipping_payment", "commission"])
+def test_shipping_and_commission_go_either_way(
+    client: CrmClient, order: CrmResult, manager: UUID, direction: str, role: str
+) -> None:
+    """Without it a shipping fee from the client, or a commission to a partner, could not be booked."""
+    pay(client, order, manager, 100)
+    booked = pay(client, order, manager, 5, direction=direction, role=role, currency="RUB")
+    assert booked.data["client_paid"] == 100
+
+
+def test_order_of_checks(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it an answer would depend on luck: actor, input, existence, role, replay, state, in this order."""
+    nobody = uuid4()
+    missing: dict[str, Any] = {"order_id": uuid4()}
+    with pytest.raises(Forbidden):  # actor before input
+        pay(client, order, nobody, -1, **missing)
+    with pytest.raises(Invalid):  # input before existence
+        pay(client, order, manager, -1, **missing)
+    with pytest.raises(NotFound):  # existence before role
+        pay(client, order, manager, 1, **REFUND, **missing)
+    with pytest.raises(NotFound) as lost:
+        pay(client, order, manager, 1, related_payment_id=uuid4())
+    assert lost.value.detail["field"] == "p_related_payment_id"
+    pay(client, order, admin, 1000)
+    pay(client, order, admin, 10, "back-1", **REFUND)
+    client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=admin)
+    with pytest.raises(Forbidden):  # role before state (too much) and before replay
+        pay(client, order, manager, 5000, **REFUND)
+    with pytest.raises(Forbidden):
+        pay(client, order, manager, 10, "back-1", **REFUND)
+    # replay before state: the payment of a cancelled order comes back
+    assert pay(client, order, admin, 10, "back-1", **REFUND).duplicate
+
+
+def test_part_payments_reach_the_total(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it part payments would not add up, or an overpayment would vanish."""
+    assert pay(client, order, manager, Decimal("0.01")).data["order_status"] == "awaiting_payment"
+    assert pay(client, order, manager, Decimal("999.98")).data["order_status"] == "awaiting_payment"
+    done = pay(client, order, manager, Decimal("50.01"))
+    assert (done.data["order_status"], done.data["client_paid"], done.data["overpaid"]) == (
+        "paid",
+        Decimal("1050.00"),
+        Decimal("50.00"),
+    )
+    assert rows(crm, "SELECT seq, new_status, reason FROM public.order_status_events ORDER BY seq") == [
+        (1, "created", "created"),
+        (2, "awaiting_payment", "payment"),
+        (3, "paid", "payment"),
+    ]
+
+
+def test_refund_before_the_total_counts_against_it(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it an order could become paid with money that went back."""
+    pay(client, order, manager, 600)
+    pay(client, order, admin, 200, **REFUND)
+    assert pay(client, order, manager, 400).data["order_status"] == "awaiting_payment"
+    assert pay(client, order, manager, 200).data["order_status"] == "paid"
+
+
+@pytest.mark.parametrize("state", ["planned", "pending", "failed", "cancelled"])
+def test_only_completed_money_counts(client: CrmClient, order: CrmResult, manager: UUID, state: str) -> None:
+    """Without it a planned or failed payment would pay an order, or open it for payouts."""
+    assert pay(client, order, manager, 1000, status=state, method="card").data["order_status"] == "created"
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 1, **SUPPLIER)
+    assert refused.value.detail["rule"] == "payout_after_payment"
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"direction": "outgoing", "role": "commission"}, "direction"),
+        ({"role": "commission"}, "role"),
+        ({"method": "cash"}, "method"),
+        ({"amount": Decimal("100.01")}, "amount"),
+        ({"currency": "USD"}, "currency"),
+    ],
+)
+def test_repeat_with_other_facts(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, changed: dict[str, Any], field: str
+) -> None:
+    """Without it one provider's reference could stand for two different facts."""
+    first = pay(client, order, manager, 100, "r-1")
+    before = value(crm, "SELECT max(id) FROM public.audit_log")
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, **{"amount": 100, "reference": "r-1", **changed})
+    assert (refused.value.detail["field"], refused.value.detail["id"]) == (field, str(first.id))
+    assert nothing_written(crm, before)
+
+
+def test_repeat_on_another_order_and_with_another_relation(
+    client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a reference could be used up on one order and pay another as well."""
+    other = client.quick_order_safe(
+        source="s",
+        full_name="n",
+        items=[],
+        total_amount=100,
+        currency="EUR",
+        phone="5550101",
+        user_id=manager,
+    )
+    first = pay(client, order, manager, 100, "r-1")
+    with pytest.raises(Conflict) as refused:
+        pay(client, other, manager, 100, "r-1")
+    assert refused.value.detail["field"] == "order_id"
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 100, "r-1", related_payment_id=first.id)
+    assert refused.value.detail["field"] == "related_payment_id"
+
+
+def test_repeat_by_somebody_else_and_of_another_status(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a provider's second message would be booked twice, or a confirmation be swallowed."""
+    stored = pay(client, order, manager, 100, "r-1", status="pending")
+    assert pay(client, order, admin, 100, "r-1", status="pending").id == stored.id
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 100, "r-1")
+    assert refused.value.detail == {
+        "rule": "reference_taken", "field": "status", "found": "completed", "accepted": "pending",
+        "id": str(stored.id),
+    }  # fmt: skip
+    client.update_payment_status_safe(payment_id=stored.id, new_status="completed", user_id=manager)
+    assert pay(client, order, manager, 100, "r-1").duplicate
+    assert pay(client, order, manager, 100, "r-1", status="pending").data["payment_status"] == "completed"
+    assert value(crm, "SELECT count(*) FROM public.payments") == 1
+
+
+def test_payments_without_reference_are_all_booked(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a second cash payment of the same amount would be taken for the first."""
+    for reference in (None, "", "  "):
+        pay(client, order, manager, 100, reference, method="cash")
+    assert rows(crm, "SELECT DISTINCT count(*), external_reference FROM public.payments GROUP BY 2") == [
+        (3, None)
+    ]
+
+
+def test_refunds_stay_within_what_was_paid(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it refunds that are planned or pending could together exceed what the client paid."""
+    with pytest.raises(Conflict):
+        pay(client, order, admin, 1, **REFUND)
+    pay(client, order, manager, 100)
+    pay(client, order, admin, 40, **REFUND, status="planned")
+    pending = pay(client, order, admin, 30, **REFUND, status="pending")
+    pay(client, order, admin, 20, **REFUND)
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, admin, Decimal("10.01"), **REFUND)
+    assert refused.value.detail["accepted"] == 10
+    pay(client, order, admin, 10, **REFUND)
+    # completing what is reserved already needs no new room; a failed one gives its room back
+    client.update_payment_status_safe(payment_id=pending.id, new_status="failed", user_id=admin)
+    assert pay(client, order, admin, 30, **REFUND).data["client_paid"] == 40
+
+
+def test_payout_ends_with_the_client_money(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a supplier could be paid after everything went back to the client."""
+    pay(client, order, manager, 100)
+    pay(client, order, manager, 1, **SUPPLIER, currency="USD")
+    pay(client, order, admin, 100, **REFUND)
+    for role in ("supplier_payment", "shipping_payment", "commission"):
+        with pytest.raises(Conflict):
+            pay(client, order, manager, 1, direction="outgoing", role=role)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+def test_after_the_end(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID, end: str
+) -> None:
+    """Without it late money would be lost or reopen an order, or payouts go on after the end."""
+    pay(client, order, manager, 1000)
+    planned = pay(client, order, manager, 7, **SUPPLIER, status="planned")
+    for step in ("in_delivery", "delivered", "closed") if end == "closed" else ("cancelled",):
+        client.advance_order_status_safe(order_id=order.id, new_status=step, user_id=admin)
+    assert pay(client, order, manager, 5).data["order_status"] == end
+    assert pay(client, order, admin, 5, **REFUND).data["order_status"] == end
+    for changed in (
+        SUPPLIER,
+        {"role": "shipping_payment"},
+        {"role": "commission", "direction": "outgoing"},
+    ):
+        with pytest.raises(Conflict) as refused:
+            pay(client, order, manager, 1, **changed)
+        assert refused.value.detail["rule"] == "order_over"
+    with pytest.raises(Conflict):
+        client.update_payment_status_safe(payment_id=planned.id, new_status="completed", user_id=manager)
+    client.update_payment_status_safe(payment_id=planned.id, new_status="cancelled", user_id=manager)
+    assert status(crm, order) == end
+
+
+def test_currency_is_the_orders(client: CrmClient, order: CrmResult, manager: UUID, admin: UUID) -> None:
+    """Without it 1000 roubles would pay an order of 1000 euros."""
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 1000, currency="RUB")
+    assert refused.value.detail == {
+        "rule": "currency", "field": "currency", "found": "RUB", "accepted": "EUR", "id": str(order.id),
+    }  # fmt: skip
+    pay(client, order, manager, 10)
+    with pytest.raises(Conflict):
+        pay(client, order, admin, 1, **REFUND, currency="USD")
+
+
+def test_related_payment_is_of_the_same_order(client: CrmClient, order: CrmResult, manager: UUID) -> None:
+    """Without it a refund could point to a stranger's payment."""
+    other = client.quick_order_safe(
+        source="s", full_name="n", items=[], total_amount=9, currency="EUR", phone="5550101", user_id=manager
+    )
+    theirs = pay(client, other, manager, 9)
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 1, related_payment_id=theirs.id)
+    assert refused.value.detail["rule"] == "related_payment"
+
+
+ALLOWED = {("planned", s) for s in ("pending", "completed", "failed", "cancelled")} | {
+    ("pending", s) for s in ("completed", "failed", "cancelled")
+}
+STATUSES = ("planned", "pending", "completed", "failed", "cancelled")
+
+
+def test_payment_transitions(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
+    """Without it a failed payment could become completed, or a completed one disappear."""
+    for old in STATUSES:
+        for new in STATUSES:
+            payment = pay(client, order, manager, 1, status=old)
+            try:
+                client.update_payment_status_safe(payment_id=payment.id, new_status=new, user_id=manager)
+                moved = True
+            except Conflict as refused:
+                assert refused.detail["rule"] == "payment_transition"
+                moved = False
+            assert moved == ((old, new) in ALLOWED), (old, new)
+            found = value(crm, "SELECT status::text FROM public.payments WHERE id = %s", payment.id)
+            assert found == (new if moved else old)
+
+
+def test_completing_a_planned_payment_pays_the_order(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it an order paid by a bank transfer announced earlier would stay unpaid, or lose its reference."""
+    payment = pay(client, order, manager, 1000, status="planned", method="card")
+    with pytest.raises(Invalid) as refused:
+        client.update_payment_status_safe(payment_id=payment.id, new_status="completed", user_id=manager)
+    assert refused.value.detail["field"] == "p_external_reference"
+    done = client.update_payment_status_safe(
+        payment_id=payment.id, new_status="completed", user_id=manager, external_reference=" r-1 "
+    )
+    assert (done.id, done.data["order_status"], done.duplicate) == (payment.id, "paid", False)
+    assert rows(crm, "SELECT external_reference, reference_key, status::text FROM public.payments") == [
+        ("r-1", "r-1", "completed")
+    ]
+    assert pay(client, order, manager, 1000, "r-1", method="card").duplicate
+
+
+def test_a_reference_is_never_changed_or_taken(client: CrmClient, order: CrmResult, manager: UUID) -> None:
+    """Without it a second payment could take over the reference of the first."""
+    first = pay(client, order, manager, 1, "r-1")
+    second = pay(client, order, manager, 1, "r-2", status="pending")
+    third = pay(client, order, manager, 1, status="pending")
+    for payment, reference, rule, holder in (
+        (second, "r-3", "reference_fixed", second),
+        (third, " r-1", "reference_taken", first),
+    ):
+        with pytest.raises(Conflict) as refused:
+            client.update_payment_status_safe(
+                payment_id=payment.id, new_status="completed", user_id=manager, external_reference=reference
+            )
+        assert (refused.value.detail["rule"], refused.value.detail["id"]) == (rule, str(holder.id))
+
+
+def test_refund_and_payout_rules_hold_when_completed_later(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a payout planned while there was money could be completed after it went back."""
+    pay(client, order, manager, 100)
+    payout = pay(client, order, manager, 50, **SUPPLIER, status="planned")
+    refund = pay(client, order, admin, 100, **REFUND, status="pending")
+    with pytest.raises(Forbidden):
+        client.update_payment_status_safe(payment_id=refund.id, new_status="completed", user_id=manager)
+    done = client.update_payment_status_safe(payment_id=refund.id, new_status="completed", user_id=admin)
+    assert done.data["client_paid"] == 0
+    with pytest.raises(Conflict) as refused:
+        client.update_payment_status_safe(payment_id=payout.id, new_status="completed", user_id=manager)
+    assert refused.value.detail["rule"] == "payout_after_payment"
+
+
+def test_unknown_payment(client: CrmClient, manager: UUID) -> None:
+    """Without it a wrong id would look like success."""
+    with pytest.raises(NotFound):
+        client.update_payment_status_safe(payment_id=uuid4(), new_status="completed", user_id=manager)
+
+
+def test_refused_calls_change_nothing_inside_a_transaction(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a refused call would end the caller's own transaction, or leave half of itself in it."""
+    with crm.transaction():
+        pay(client, order, manager, 10, "r-1")
+        with pytest.raises(CrmError):
+            pay(client, order, manager, 11, "r-1")
+        pay(client, order, manager, 12, "r-2")
+    assert rows(crm, "SELECT amount FROM public.payments ORDER BY amount") == [(10,), (12,)]
+
+
+def test_money_is_never_a_float(client: CrmClient, order: CrmResult, manager: UUID) -> None:
+    """Without it 0.1 + 0.2 would be booked."""
+    with pytest.raises(TypeError, match="pass a Decimal"):
+        pay(client, order, manager, 0.3)
