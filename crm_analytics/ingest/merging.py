@@ -12,7 +12,7 @@ from psycopg import sql
 from crm_analytics.ingest.ledger import Counts
 from crm_analytics.ingest.newer import NewerFiles
 from crm_analytics.ingest.plans import Plan
-from crm_analytics.ingest.staging import Staged, quarantine_staged
+from crm_analytics.ingest.staging import FEW, Staged, quarantine_staged
 
 Connection = psycopg.Connection[Any]
 
@@ -68,9 +68,8 @@ def _match_numbers(connection: Connection, staged: Staged, file_id: int) -> None
     """Give records that have only a number the id of the one job with that number (inputs.md, Payments)."""
     if not staged.numbers_only:
         return
-    connection.execute("DROP TABLE IF EXISTS pg_temp.numbers")
     connection.execute(
-        "CREATE TEMP TABLE numbers ON COMMIT DROP AS"
+        "DROP TABLE IF EXISTS pg_temp.numbers; CREATE TEMP TABLE numbers ON COMMIT DROP AS"
         " SELECT j.job_number, min(j.job_id) AS job_id, count(*) AS jobs,"
         "  left(string_agg(j.job_id, ', ' ORDER BY j.job_id), 200) AS job_ids"
         " FROM raw.jobs j WHERE j.job_number IN (SELECT s.job_number FROM pg_temp.staged s)"
@@ -102,9 +101,8 @@ def _rekey(connection: Connection, staged: Staged) -> bool:
         connection, "SELECT EXISTS (SELECT FROM raw.jobs WHERE job_id = job_number)"
     ):
         return False
-    connection.execute("DROP TABLE IF EXISTS pg_temp.rekeyed")
     connection.execute(
-        "CREATE TEMP TABLE rekeyed ON COMMIT DROP AS"
+        "DROP TABLE IF EXISTS pg_temp.rekeyed; CREATE TEMP TABLE rekeyed ON COMMIT DROP AS"
         " SELECT t.job_id AS old_id, s.job_id AS new_id FROM raw.jobs t JOIN ("
         "  SELECT s.job_number, min(s.job_id) AS job_id FROM pg_temp.staged s WHERE s.job_number IS NOT NULL"
         "  GROUP BY s.job_number HAVING count(*) = 1) s ON s.job_number = t.job_number"
@@ -152,16 +150,16 @@ def _rows(connection: Connection, staged: Staged, file_id: int, newer: NewerFile
     fresh: LiteralString = "staged"
     if _one(connection, sql.SQL("SELECT EXISTS (SELECT FROM {table})").format(**parts)):
         fresh = "changes"
-        connection.execute("DROP TABLE IF EXISTS pg_temp.changes")
         connection.execute(
             sql.SQL(
-                "CREATE TEMP TABLE changes ON COMMIT DROP AS"
+                "DROP TABLE IF EXISTS pg_temp.changes; CREATE TEMP TABLE changes ON COMMIT DROP AS"
                 " SELECT s.*, t.{key} IS NULL AS is_new, t.{day} AS old_date"
                 " FROM pg_temp.staged s LEFT JOIN {table} t ON {match}"
                 " WHERE t.{key} IS NULL OR ({theirs}) IS DISTINCT FROM ({ours}) {forced}"
             ).format(**parts)
         )
-        connection.execute("ANALYZE pg_temp.changes")
+        if accepted > FEW:
+            connection.execute("ANALYZE pg_temp.changes")
         updated = connection.execute(
             sql.SQL(
                 "UPDATE {table} t SET ({columns}) = ROW ({ours}), file_id = {file_id}, record_no = s.record_no,"
@@ -260,9 +258,8 @@ def _refuse_if_unknowable(connection: Connection, staged: Staged, file_id: int) 
 
 def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> Merged:
     """The newest file that covers a month replaces that month's rows (metrics.md, Google spend)."""
-    connection.execute("DROP TABLE IF EXISTS pg_temp.sums")
     connection.execute(
-        "CREATE TEMP TABLE sums ON COMMIT DROP AS"
+        "DROP TABLE IF EXISTS pg_temp.sums; CREATE TEMP TABLE sums ON COMMIT DROP AS"
         " SELECT s.month, s.campaign, round(sum(s.amount), 2) AS amount, max(s.covered_to) AS covered_to,"
         "  min(s.record_no) AS record_no, count(*) AS records FROM pg_temp.staged s GROUP BY s.month, s.campaign"
     )
@@ -361,7 +358,7 @@ def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newe
 
 def _analyze_if_grown(connection: Connection, plan: Plan, changed: int) -> None:
     """Fresh statistics for what follows (links, facts), where autovacuum would come too late."""
-    if changed < 1000:
+    if changed < FEW:
         return
     estimate = _one(
         connection,

@@ -17,6 +17,7 @@ from crm_analytics.ingest.plans import Plan
 from crm_analytics.ingest.reader import OpenFile, Rejected
 
 Connection = psycopg.Connection[Any]
+FEW = 1000  #: with so few records any plan is good, and statistics cost more than they save
 _CSV = csv.WriteOptions(include_header=False)
 
 
@@ -59,7 +60,8 @@ def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int 
         if rejected and file_id is not None:
             _quarantine(connection, file_id, plan, rejected)
         staged.rejected += len(rejected)
-    connection.execute("ANALYZE pg_temp.staged")
+    if open_file.records_read > FEW:
+        connection.execute("ANALYZE pg_temp.staged")
     _settle_repeats(connection, staged, file_id)
     return staged
 
@@ -75,9 +77,10 @@ def _create(connection: Connection, plan: Plan) -> None:
         columns.append(
             sql.SQL("row_key text GENERATED ALWAYS AS ({}) STORED").format(sql.SQL(plan.hashed_key))
         )
-    connection.execute("DROP TABLE IF EXISTS pg_temp.staged")
     connection.execute(
-        sql.SQL("CREATE TEMP TABLE staged ({}) ON COMMIT DROP").format(sql.SQL(", ").join(columns))
+        sql.SQL("DROP TABLE IF EXISTS pg_temp.staged; CREATE TEMP TABLE staged ({}) ON COMMIT DROP").format(
+            sql.SQL(", ").join(columns)
+        )
     )
 
 
@@ -137,15 +140,16 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
     """Collapse identical records of one key, quarantine different ones, number the occurrences of a hash."""
     plan = staged.plan
     key = sql.SQL(plan.key)
-    connection.execute("DROP TABLE IF EXISTS pg_temp.repeated")
+    repeated = sql.SQL("SELECT {} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1").format(
+        key
+    )
+    if connection.execute(repeated + sql.SQL(" LIMIT 1")).fetchone() is None:
+        return
     connection.execute(
         sql.SQL(
-            "CREATE TEMP TABLE repeated ON COMMIT DROP AS"
-            " SELECT {key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
-        ).format(key=key)
+            "DROP TABLE IF EXISTS pg_temp.repeated; CREATE TEMP TABLE repeated ON COMMIT DROP AS {}"
+        ).format(repeated)
     )
-    if not _count(connection, "SELECT count(*) FROM pg_temp.repeated"):
-        return
     if plan.hashed_key:
         connection.execute(
             "UPDATE pg_temp.staged s SET occurrence = numbered.occurrence FROM ("
@@ -164,10 +168,9 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
         ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
         for name in columns
     )
-    connection.execute("DROP TABLE IF EXISTS pg_temp.conflicting")
     connection.execute(
         sql.SQL(
-            "CREATE TEMP TABLE conflicting ON COMMIT DROP AS SELECT * FROM ("
+            "DROP TABLE IF EXISTS pg_temp.conflicting; CREATE TEMP TABLE conflicting ON COMMIT DROP AS SELECT * FROM ("
             " SELECT r.row_key, count(*) AS records, nullif(concat_ws('; ', {differing}), '') AS differing"
             " FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {key} GROUP BY r.row_key"
             ") compared"
@@ -223,9 +226,3 @@ def quarantine_staged(
             " jsonb_strip_nulls(jsonb_build_object({columns})) FROM pg_temp.staged s " + which
         ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
     )
-
-
-def _count(connection: Connection, query: LiteralString) -> int:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])
