@@ -16,7 +16,8 @@ from rich.console import Console
 from crm_analytics.database import database_url, embedded, resolved
 from crm_analytics.settings import DATABASES, Settings, parse_month, settings
 
-console = Console()
+PIPED_WIDTH = 120  # a log file has no width of its own
+console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 errors = Console(stderr=True)
 
 

@@ -217,27 +217,18 @@ def print_months(connection: psycopg.Connection[Any], console: Console) -> None:
 
 
 def serve(config: Settings, host: str, port: int) -> int:
-    """Run the Dagster UI and daemon until interrupted; returns their exit code."""
+    """Run the Dagster UI and daemon until interrupted or terminated; returns their exit code."""
     environment = dagster_environment(config)
     dagster = Path(sys.executable).parent / "dagster"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit an ignored interrupt
     process = subprocess.Popen(
-        [
-            dagster,
-            "dev",
-            "--workspace",
-            "workspace.yaml",
-            "--host",
-            host,
-            "--port",
-            str(port),
-            "--log-level",
-            "warning",
-        ],
+        [dagster, "dev", "--workspace", "workspace.yaml", "--host", host, "--port", str(port), "--log-level", "warning"],
         cwd=PROJECT_DIR,
-        env=environment,
+        env={**environment, "PYTHONWARNINGS": "ignore"},  # it advertises another tool's command
+        start_new_session=True,  # an interrupt from the terminal reaches it once, through us
     )
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts the child too; we wait for it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
     return process.wait()
 
 

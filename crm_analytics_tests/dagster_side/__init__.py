@@ -1,0 +1,1 @@
+"""Tests of the assembly: definitions, checks, sensors, schedules, and everything running together."""

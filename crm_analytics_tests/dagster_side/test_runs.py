@@ -1,0 +1,205 @@
+"""Runs on a real instance: ranges, reporting of touched months, checks, refusals."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from crm_analytics.automation.jobs import RAW_KEYS
+from crm_analytics.demo.landing import write_landing
+from crm_analytics_tests.dagster_side.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
+
+OCTOBER, NOVEMBER = date(2024, 10, 1), date(2024, 11, 1)
+TABLES = [
+    "raw.jobs", "raw.payments", "raw.calls", "raw.elocals_leads", "raw.proref_leads", "raw.google_spend",
+    "analytics.targets", "analytics.daily_metrics", "analytics.monthly_metrics",
+]  # fmt: skip
+
+
+def contents(platform: Platform) -> dict[str, list[tuple[Any, ...]]]:
+    """Every table without the columns that say when and from which ledger entry."""
+    found = {}
+    for table in TABLES:
+        found[table] = platform.query(
+            f"SELECT (to_jsonb(t) - 'updated_at' - 'file_id')::text FROM {table} t ORDER BY 1"
+        )
+    return found
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {f"{c.asset_key.path[-1]}.{c.check_name}": c.passed for c in result.get_asset_check_evaluations()}
+
+
+def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
+    """For every asset: a run that looked only at its range's start would mark all months done and compute one."""
+    write_landing(platform.landing, months=4, until=date(2024, 11, 20))
+    assert platform.run(date(2024, 8, 1), NOVEMBER).success
+    ranged = contents(platform)
+    assert all(ranged.values()), "every table has rows, else this compares nothing"
+    platform.execute(
+        f"TRUNCATE {', '.join(TABLES)}, raw.source_files, raw.rejected_rows, analytics.stale_months"
+    )
+    for month in (8, 9, 10, 11):
+        assert platform.run(date(2024, month, 1), date(2024, month, 1)).success
+    assert contents(platform) == ranged
+    materialised = platform.instance.get_materialized_partitions(
+        dg.AssetKey(["analytics", "monthly_metrics"])
+    )
+    assert materialised == {"2024-08", "2024-09", "2024-10", "2024-11"}
+
+
+def test_months_touched_outside_the_range_get_their_events(platform: Platform) -> None:
+    """A raw run loads files whole; a month that it touched must not look untouched in the UI."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
+    key = dg.AssetKey(["raw", "jobs"])
+    assert platform.run(OCTOBER, OCTOBER, [key]).success
+    assert platform.instance.get_materialized_partitions(key) == {"2024-10", "2024-03"}
+    records = platform.instance.fetch_materializations(key, limit=10).records
+    rows = {
+        r.partition_key: r.asset_materialization.metadata["dagster/partition_row_count"].value
+        for r in records
+    }  # type: ignore[union-attr]
+    assert rows == {"2024-10": 1, "2024-03": 1}
+
+
+def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> None:
+    """Other files load, metrics are computed, and the check names the file (decision 8)."""
+    platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("jobs/login.csv", "<!DOCTYPE html><html><body>Sign in</body></html>")
+    platform.drop("mystery.csv", "colour,shape", "red,round")
+    result = platform.run(OCTOBER, OCTOBER)
+    assert result.success
+    assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
+    found = checks(result)
+    assert not found["jobs.files_read"] and not found["jobs.unrecognised_files"]
+    assert found["payments.files_read"]
+    evaluation = next(
+        c for c in result.get_asset_check_evaluations() if c.check_name == "files_read" and not c.passed
+    )
+    assert evaluation.severity == dg.AssetCheckSeverity.ERROR and not evaluation.blocking
+    assert "login.csv" in str(evaluation.metadata["sample"].value)
+
+
+def test_checks_find_what_they_are_for(platform: Platform) -> None:
+    """Each warning is provoked once: a check that never fails proves nothing."""
+    platform.drop(
+        "jobs/a.csv",
+        JOBS_HEADER,
+        job_row("AAAAAA", "2024-10-31", source="Puls", number="7"),
+        job_row("BBBBBB", "2024-10-30", number="7"),
+        job_row("CCCCCC", "not a date"),
+        job_row("DDDDDD", "2019-05-05"),
+    )
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,10.00,2024-11-01,On the moon")
+    platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,100.00")
+    result = platform.run(OCTOBER, NOVEMBER)
+    assert result.success
+    failed = {name for name, passed in checks(result).items() if not passed}
+    assert failed == {
+        "jobs.quarantine", "jobs.sources_without_rule", "jobs.shared_job_numbers", "payments.unknown_statuses",
+        "google_spend.closed_months_covered", "daily_metrics.months_outside_partitions",
+    }  # fmt: skip
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed:
+            assert evaluation.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
+    """Tampered tables turn the named check red with the month in its sample; a stale month is not judged."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(OCTOBER, NOVEMBER).success
+    checks_of = {
+        "revenue_adds_up": "UPDATE analytics.daily_metrics SET revenue_gross = 1",
+        "daily_adds_up_to_monthly": "UPDATE analytics.monthly_metrics SET leads = 7",
+        "daily_values_sane": "UPDATE analytics.daily_metrics SET units = 9",
+    }
+    from crm_analytics.checks.analytics import analytics_checks
+    from crm_analytics.resources.database import AnalyticsDatabase
+
+    for name, tampering in checks_of.items():
+        platform.execute(tampering)
+        found = []
+        for definition in analytics_checks:
+            if any(key.name == name for key in definition.check_keys):
+                result = dg.materialize(  # checks alone, as "Execute" in the UI does
+                    [definition],
+                    resources={"analytics": AnalyticsDatabase()},
+                    selection=dg.AssetSelection.checks(definition),
+                    raise_on_error=False,
+                )
+                found = [c for c in result.get_asset_check_evaluations() if c.check_name == name]
+        assert [c.passed for c in found] == [False], name
+        assert found[0].severity == dg.AssetCheckSeverity.ERROR and found[0].blocking
+        assert "2024-10" in str(found[0].metadata["sample"].value)
+        assert platform.run(OCTOBER, NOVEMBER).success, "a refresh repairs it"
+        assert platform.query(
+            "SELECT sum(revenue_gross), sum(leads), max(units) FROM analytics.daily_metrics"
+        ) == [(500, 1, 1)]
+
+
+def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) -> None:
+    """Payments that are not linked would be counted under Unattributed: metrics must wait."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
+    platform.execute("ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update")
+    platform.execute("UPDATE raw.payments SET job_id = NULL")
+    result = platform.run(OCTOBER, OCTOBER)
+    assert not result.success
+    assert platform.query("SELECT count(*) FROM analytics.daily_metrics") == [(0,)]
+
+
+def test_force_reads_everything_again(platform: Platform) -> None:
+    """What a person uses after a doubt: the same tables, and nothing stale."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    assert platform.run(OCTOBER, OCTOBER).success
+    platform.execute("ALTER TABLE raw.jobs DISABLE TRIGGER b_stale_update")
+    platform.execute("UPDATE raw.jobs SET type = 'INS Service'")
+    platform.execute("ALTER TABLE raw.jobs ENABLE TRIGGER b_stale_update")
+    config = {"ops": {"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS}}
+    assert platform.run(OCTOBER, OCTOBER, config=config).success
+    assert platform.query("SELECT type FROM raw.jobs") == [("COD Service",)]
+    assert platform.query("SELECT segment, jobs FROM analytics.monthly_metrics") == [("COD", 1)]
+
+
+def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permanent failures are not retried, and say what to do."""
+    monkeypatch.setenv("LANDING_DIR", "/nowhere/landing")
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])])
+    messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
+    assert not result.success and "does not exist: create it, or set LANDING_DIR" in messages[0]
+    monkeypatch.setenv("BUSINESS_TIMEZONE", "Europe/Berlin")
+    result = platform.run(
+        OCTOBER,
+        OCTOBER,
+        [dg.AssetKey(["analytics", "daily_metrics"]), dg.AssetKey(["analytics", "monthly_metrics"])],
+    )
+    messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
+    assert "BUSINESS_TIMEZONE is Europe/Berlin" in messages[0]
+    assert not any(event.is_step_up_for_retry for event in result.all_events)
+
+
+def test_pruning_keeps_materialisations_and_checks(platform: Platform) -> None:
+    """Event logs grow for ever; what happened to assets must stay."""
+    from crm_analytics.running import prune_event_logs
+    from crm_analytics.settings import settings
+
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    run = platform.run(OCTOBER, OCTOBER)
+    assert prune_event_logs(settings(), days=1) == 0, "young runs are kept"
+    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days'")
+        before = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
+        assert prune_event_logs(settings(), days=5) > 0
+        after = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
+    assert before == after
+    assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}
+    record = platform.instance.get_run_record_by_id(run.run_id)
+    assert record is not None and record.dagster_run.is_success
