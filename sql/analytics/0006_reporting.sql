@@ -63,7 +63,8 @@ COMMENT ON COLUMN reporting.months.month IS 'First day of the month.';
 
 CREATE FUNCTION reporting.last_loaded_day() RETURNS date LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT least(max(d.date), analytics.today()) FROM analytics.daily_metrics d WHERE d.jobs > 0;
+    SELECT CASE WHEN max(d.date) IS NOT NULL THEN least(max(d.date), analytics.today()) END
+    FROM analytics.daily_metrics d WHERE d.jobs > 0;
 END;
 COMMENT ON FUNCTION reporting.last_loaded_day() IS 'The last day up to which jobs are loaded, not after today (business timezone); NULL before the first job.';
 
@@ -72,13 +73,13 @@ RETURNS TABLE (
     month date, previous_month date, next_month date, days int, as_of date, elapsed int, is_partial boolean,
     last_complete_day date
 ) LANGUAGE sql STABLE AS $$
-    SELECT p_month, (p_month - interval '1 month')::date, (p_month + interval '1 month')::date,
-        (p_month + interval '1 month')::date - p_month,
-        CASE WHEN l.day >= p_month THEN least(l.day, (p_month + interval '1 month')::date - 1) END,
-        greatest(least(l.day, (p_month + interval '1 month')::date - 1) - p_month + 1, 0),
-        coalesce(l.day < (p_month + interval '1 month')::date - 1, true),
-        least(l.day, analytics.today() - 1)
-    FROM (SELECT reporting.last_loaded_day() AS day) l
+    SELECT p_month, (p_month - interval '1 month')::date, m.next_month, m.next_month - p_month,
+        CASE WHEN l.day >= p_month THEN least(l.day, m.next_month - 1) END,
+        CASE WHEN l.day >= p_month THEN least(l.day, m.next_month - 1) - p_month + 1 ELSE 0 END,
+        coalesce(l.day < m.next_month - 1, true),
+        CASE WHEN l.day IS NOT NULL THEN least(l.day, analytics.today() - 1) END
+    FROM (SELECT (p_month + interval '1 month')::date AS next_month) m
+    CROSS JOIN (SELECT reporting.last_loaded_day() AS day) l
 $$;
 COMMENT ON FUNCTION reporting.month_clock(date) IS 'Where the month that begins on p_month stands. as_of: its last loaded day, NULL before the first; elapsed: days up to as_of; is_partial: loaded days do not reach its end; last_complete_day: the last loaded day before today, whatever the month.';
 
