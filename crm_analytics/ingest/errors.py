@@ -1,4 +1,4 @@
-"""The refusals of the ingest package: each message is whole in itself."""
+"""The refusals of the ingest package, each message whole in itself, and how messages quote cells."""
 
 from __future__ import annotations
 
@@ -9,3 +9,11 @@ class RefusedFile(Exception):
 
 class UnrecognisedFile(RefusedFile):
     """A file whose source cannot be told from its folder, its name or its header."""
+
+
+_SHOWN = 80
+
+
+def shown(text: str) -> str:
+    """A cell as messages quote it: long ones cut."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
