@@ -1,0 +1,347 @@
+"""Two connections at once: whichever comes first, the rows end as if the calls had come one after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden
+from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+
+Call = Callable[[CrmClient], CrmResult]
+
+
+class Pair:
+    """Two more connections, and the ways in which two calls can meet."""
+
+    def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
+        self.first = psycopg.connect(url, autocommit=True)
+        self.second = psycopg.connect(url, autocommit=True)
+        self.watcher = psycopg.connect(url, autocommit=True)
+        self.pool = pool
+
+    def close(self) -> None:
+        for connection in (self.first, self.second, self.watcher):
+            connection.close()
+
+    def at_once(self, *calls: Call) -> list[CrmResult | CrmError]:
+        """Each call on a connection of its own, let go by one barrier."""
+        barrier = threading.Barrier(len(calls))
+
+        def run(connection: Connection, call: Call) -> CrmResult | CrmError:
+            barrier.wait()
+            try:
+                return call(CrmClient(connection))
+            except CrmError as refused:
+                return refused
+
+        futures = [
+            self.pool.submit(run, connection, call)
+            for connection, call in zip((self.first, self.second), calls, strict=True)
+        ]
+        return [future.result(timeout=20) for future in futures]
+
+    def waits(self, first: Call, second: Call) -> tuple[CrmResult, Callable[[str], CrmResult]]:
+        """Runs `first` in an open transaction and `second` beside it, which must wait for it.
+
+        Returns the first result, and how to end the first transaction (COMMIT or ROLLBACK) and get the second.
+        """
+        self.first.execute("BEGIN")
+        result = first(CrmClient(self.first))
+        future: Future[CrmResult] = self.pool.submit(second, CrmClient(self.second))
+        self.blocked(self.second)
+
+        def end(how: str) -> CrmResult:
+            assert not future.done()
+            self.first.execute(how.encode())
+            return future.result(timeout=20)
+
+        return result, end
+
+    def blocked(self, connection: Connection) -> None:
+        """Returns once the connection waits for a lock; fails if it does not within 10 seconds."""
+        pid, deadline = connection.info.backend_pid, time.monotonic() + 10
+        while not value(self.watcher, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid):
+            assert time.monotonic() < deadline, "the second call did not wait for the first"
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def pair(crm_url: str) -> Iterator[Pair]:
+    with ThreadPoolExecutor(4) as pool:
+        pair = Pair(crm_url, pool)
+        yield pair
+        pair.close()
+
+
+def quick(client: CrmClient, manager: UUID, **changed: Any) -> CrmResult:
+    arguments: dict[str, Any] = {
+        "source": "site", "full_name": "Olga", "items": [], "total_amount": 100, "currency": "EUR",
+        "phone": "+1 555 010 0100", "user_id": manager,
+    }  # fmt: skip
+    return client.quick_order_safe(**{**arguments, **changed})
+
+
+def test_same_reference_on_one_order(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
+    """Without the order's lock a provider's message delivered twice at once would be booked twice or fail."""
+    for number in range(10):
+        results = pair.at_once(*[lambda c, n=number: pay(c, order, manager, 5, f"r-{n}")] * 2)
+        assert sorted(isinstance(r, CrmResult) and r.duplicate for r in results) == [False, True]
+        assert len({r.id for r in results if isinstance(r, CrmResult)}) == 1
+    assert value(crm, "SELECT count(*) FROM public.payments") == 10
+
+
+def test_same_reference_on_two_orders(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without the unique key one payment could pay two orders; without the separate SELECT the loser would crash."""
+    other = quick(client, manager, phone="555 0999")
+    first, end = pair.waits(
+        lambda c: pay(c, order, manager, 5, "r-1"), lambda c: pay(c, other, manager, 5, "r-1")
+    )
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert (refused.value.detail["field"], refused.value.detail["id"]) == ("order_id", str(first.id))
+    assert value(crm, "SELECT count(*) FROM public.payments") == 1
+    _, end = pair.waits(
+        lambda c: pay(c, order, manager, 5, "r-2"), lambda c: pay(c, other, manager, 5, "r-2")
+    )
+    assert not end("ROLLBACK").duplicate
+
+
+def test_payout_against_refund(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without the order's lock a payout would still see the money that a refund is taking back."""
+    pay(client, order, manager, 100)
+    _, end = pair.waits(
+        lambda c: pay(c, order, admin, 100, direction="outgoing", role="refund"),
+        lambda c: pay(c, order, manager, 1, direction="outgoing", role="supplier_payment"),
+    )
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert refused.value.detail["rule"] == "payout_after_payment"
+    assert value(crm, "SELECT count(*) FROM public.payments") == 2
+
+
+def test_two_refunds(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without the order's lock two refunds at once would pay back more than came in."""
+    pay(client, order, manager, 100)
+    results = pair.at_once(*[lambda c: pay(c, order, admin, 60, direction="outgoing", role="refund")] * 2)
+    assert sorted(type(r).__name__ for r in results) == ["Conflict", "CrmResult"]
+    assert value(crm, "SELECT sum(amount) FROM public.payments WHERE role = 'refund'") == 60
+
+
+def test_two_part_payments_pay_the_order(
+    crm: Connection, pair: Pair, order: CrmResult, manager: UUID
+) -> None:
+    """Without the order's lock neither half would see the other, and the order stay unpaid."""
+    results = pair.at_once(*[lambda c: pay(c, order, manager, 500)] * 2)
+    assert sorted(r.data["order_status"] for r in results if isinstance(r, CrmResult)) == [
+        "awaiting_payment",
+        "paid",
+    ]
+    assert rows(crm, "SELECT seq, new_status FROM public.order_status_events ORDER BY seq") == [
+        (1, "created"), (2, "awaiting_payment"), (3, "paid"),
+    ]  # fmt: skip
+
+
+def test_double_advance(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without the order's lock a double click would write two events, or two with one seq."""
+    pay(client, order, manager, 1000)
+
+    def advance(c: CrmClient) -> CrmResult:
+        return c.advance_order_status_safe(order_id=order.id, new_status="in_delivery", user_id=manager)
+
+    _, end = pair.waits(advance, advance)
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert refused.value.detail["from"] == "in_delivery"
+    assert rows(crm, "SELECT seq, new_status FROM public.order_status_events ORDER BY seq") == [
+        (1, "created"), (2, "paid"), (3, "in_delivery"),
+    ]  # fmt: skip
+
+
+def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
+    """Without the order's lock a manager could cancel an order in the moment in which money arrives."""
+    _, end = pair.waits(
+        lambda c: pay(c, order, manager, 10),
+        lambda c: c.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=manager),
+    )
+    with pytest.raises(Forbidden):
+        end("COMMIT")
+    assert value(crm, "SELECT status::text FROM public.orders") == "awaiting_payment"
+
+
+@pytest.mark.parametrize("contact", [{"phone": "8 916 555 01 00"}, {"email": "New@example.com"}])
+def test_double_customer(crm: Connection, pair: Pair, contact: dict[str, str]) -> None:
+    """Without the advisory lock a form sent twice at once would make two customers."""
+    again = {"phone": "+7 (916) 555-0100"} if "phone" in contact else {"email": "new@example.com "}
+    first, end = pair.waits(
+        lambda c: c.create_lead_safe(source="site", full_name="Olga", **contact),  # type: ignore[arg-type]
+        lambda c: c.create_lead_safe(source="site", full_name="Olga", **again),  # type: ignore[arg-type]
+    )
+    assert end("COMMIT").data["customer_id"] == first.data["customer_id"]
+    assert value(crm, "SELECT count(*) FROM public.customers") == 1
+
+
+def test_lead_converted_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
+    """Without the lead's lock two operators would make two orders of one lead."""
+    lead = client.create_lead_safe(source="site", full_name="Olga", phone="555 0100")
+
+    def convert(c: CrmClient) -> CrmResult:
+        return c.create_order_safe(
+            customer_id=None, lead_id=lead.id, total_amount=1, currency="EUR", user_id=manager
+        )
+
+    results = pair.at_once(convert, convert)
+    assert sorted(type(r).__name__ for r in results) == ["Conflict", "CrmResult"]
+    assert value(crm, "SELECT count(*) FROM public.orders") == 1
+
+
+def test_checkout_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
+    """Without the lock on the reference a shop's repeated checkout would fail or leave a second, unpaid order."""
+    customer = UUID(client.create_lead_safe(source="s", full_name="n", phone="555 0100").data["customer_id"])
+
+    def checkout(c: CrmClient) -> CrmResult:
+        return c.checkout_order_safe(
+            customer_id=customer, items=[], total_amount=10, currency="EUR", method="card",
+            external_reference="c-1", user_id=manager,
+        )  # fmt: skip
+
+    first, end = pair.waits(checkout, checkout)
+    second = end("COMMIT")
+    assert (second.id, second.duplicate) == (first.id, True)
+    assert value(crm, "SELECT count(*) FROM public.orders") == 1
+
+
+def test_same_order_number(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
+    """Without the conflict clause the second of two equal order numbers would be a bare database error."""
+    customer = UUID(client.create_lead_safe(source="s", full_name="n", phone="555 0100").data["customer_id"])
+
+    def create(c: CrmClient) -> CrmResult:
+        return c.create_order_safe(
+            customer_id=customer, total_amount=1, currency="EUR", user_id=manager, order_code="X-1"
+        )
+
+    results = pair.at_once(create, create)
+    assert sorted(type(r).__name__ for r in results) == ["Conflict", "CrmResult"]
+    assert [r.detail["rule"] for r in results if isinstance(r, CrmError)] == ["unique_order_code"]
+
+
+def test_same_parcel_twice(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
+    """Without the order's lock a carrier's message delivered twice would make two shipments."""
+    results = pair.at_once(
+        *[lambda c: c.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number="T-1")] * 2
+    )
+    assert len({r.id for r in results if isinstance(r, CrmResult)}) == 1
+
+
+def test_identity_mapped_twice(crm: Connection, pair: Pair, manager: UUID) -> None:
+    """Without ON CONFLICT the second of two first requests would fail."""
+    results = pair.at_once(
+        *[lambda c: c.resolve_crm_user(provider="auth", external_id="1", email="max@example.com")] * 2
+    )
+    assert [r.id for r in results if isinstance(r, CrmResult)] == [manager, manager]
+    assert value(crm, "SELECT count(*) FROM public.audit_log WHERE action = 'map_identity'") == 1
+
+
+def test_admins_who_deactivate_each_other(crm: Connection, pair: Pair, admin: UUID, manager: UUID) -> None:
+    """Without the lock two admins at once would leave nobody who may create users."""
+    crm.execute("UPDATE public.users SET role = 'admin' WHERE id = %s", [manager])
+    results = pair.at_once(
+        lambda c: c.set_user_active_safe(crm_user_id=manager, active=False, user_id=admin),
+        lambda c: c.set_user_active_safe(crm_user_id=admin, active=False, user_id=manager),
+    )
+    assert sorted(type(r).__name__ for r in results) == ["CrmResult", "Forbidden"]
+    assert value(crm, "SELECT count(*) FROM public.users WHERE active AND role = 'admin'") == 1
+
+
+def test_children_while_the_order_moves(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without FOR NO KEY UPDATE first, payments, documents and tasks at once would deadlock on the order."""
+
+    def work(kind: int) -> Call:
+        def run(c: CrmClient) -> CrmResult:
+            for n in range(15):
+                if (n + kind) % 3 == 0:
+                    result = pay(c, order, manager, 1, f"r-{kind}-{n}")
+                elif (n + kind) % 3 == 1:
+                    result = c.create_task_safe(title="t", created_by=manager, order_id=order.id)
+                else:
+                    result = c.attach_document_safe(
+                        document_type="photo", storage_url="s3://x", uploaded_by=manager, order_id=order.id
+                    )
+            return result
+
+        return run
+
+    assert all(isinstance(r, CrmResult) for r in pair.at_once(work(0), work(1)))
+    assert rows(
+        crm, "SELECT (SELECT count(*) FROM public.payments), (SELECT count(*) FROM public.tasks)"
+    ) == [(10, 10)]
+
+
+def test_sealing_waits_for_rows_being_written(
+    crm: Connection, pair: Pair, order: CrmResult, manager: UUID
+) -> None:
+    """Without LOCK audit_log a row with a smaller id could appear below a seal, and the seal look broken."""
+    pair.first.execute("BEGIN")
+    pay(CrmClient(pair.first), order, manager, 10)
+    sealing = pair.pool.submit(
+        lambda: value(pair.second, "SELECT (crm_private.seal_audit_safe() ->> 'last_audit_id')::bigint")
+    )
+    pair.blocked(pair.second)
+    pair.first.execute("COMMIT")
+    assert sealing.result(timeout=20) == value(crm, "SELECT max(id) FROM public.audit_log")
+    assert rows(crm, "SELECT * FROM crm_private.broken_seals()") == []
+
+
+def test_sealing_gives_up_rather_than_block_the_crm(
+    crm: Connection, pair: Pair, order: CrmResult, manager: UUID
+) -> None:
+    """Without lock_timeout one long transaction would make the seal, and behind it every call, wait."""
+    assert value(crm, "SELECT proconfig::text FROM pg_proc WHERE proname = 'seal_audit_safe'").count(
+        "lock_timeout=5s"
+    )
+    crm.execute("ALTER FUNCTION crm_private.seal_audit_safe() SET lock_timeout = '50ms'")
+    pair.first.execute("BEGIN")
+    pay(CrmClient(pair.first), order, manager, 10)
+    with pytest.raises(errors.LockNotAvailable):
+        pair.second.execute("SELECT crm_private.seal_audit_safe()")
+    pair.first.execute("ROLLBACK")
+    pair.second.execute("SELECT crm_private.seal_audit_safe()")
+
+
+def test_seals_stay_whole_under_load(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
+    """Without it sealing and writing at once could leave rows outside the chain."""
+
+    def write(c: CrmClient) -> CrmResult:
+        for n in range(30):
+            result = pay(c, order, manager, 1, f"r-{n}")
+        return result
+
+    def seal(c: CrmClient) -> CrmResult:
+        for _ in range(30):
+            c.connection.execute("SELECT crm_private.seal_audit_safe()")
+        return pay(c, order, manager, 1, "last")
+
+    assert all(isinstance(r, CrmResult) for r in pair.at_once(write, seal))
+    crm.execute("SELECT crm_private.seal_audit_safe()")
+    assert rows(crm, "SELECT * FROM crm_private.broken_seals()") == []
+    assert value(
+        crm, "SELECT sum(row_count) = (SELECT count(*) FROM public.audit_log) FROM public.audit_seals"
+    )
