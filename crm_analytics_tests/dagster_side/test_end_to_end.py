@@ -1,0 +1,105 @@
+"""Everything running: `crm-analytics up` with its daemon, and a file dropped by a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+
+from crm_analytics_tests.dagster_side.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_late_payments_file_is_seen_within_two_minutes(
+    new_database: Callable[..., str], tmp_path: Path
+) -> None:
+    """With the daemon running, a payments file for old jobs makes the old month right, and no other is recomputed."""
+    url, port, landing = new_database(), free_port(), tmp_path / "landing"
+    environment = {
+        **os.environ,
+        "ANALYTICS_DATABASE_URL": url,
+        "CRM_DATABASE_URL": new_database(),
+        "DAGSTER_POSTGRES_URL": new_database(),
+        "LANDING_DIR": str(landing),
+        "CRM_ANALYTICS_HOME": str(tmp_path / "state"),
+        "START_MONTH": "2024-01",
+    }
+    (landing / "jobs").mkdir(parents=True)
+    (landing / "payments").mkdir()
+    days = ("2024-10-31", "2024-11-15", "2026-10-02")
+    lines = [job_row(f"JOB{n:03d}", day) for n, day in enumerate(days)]
+    (landing / "jobs" / "jobs.csv").write_text("\n".join([JOBS_HEADER, *lines]) + "\n")
+    log = (tmp_path / "up.log").open("w")
+    program = Path(sys.executable).parent / "crm-analytics"
+    up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
+        assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2026-10": (0, "0.00")}
+        marked = log_of_refreshes(url)
+        dropped = time.monotonic()
+        part = landing / "payments" / "late.csv.part"
+        part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2026-11-01,paid"]) + "\n")
+        part.rename(landing / "payments" / "late.csv")
+        wait_for(120, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
+        assert time.monotonic() - dropped < 120
+        assert log_of_refreshes(url)[len(marked) :] == ["2024-10"]
+        assert page(port, "{ runsOrError(limit: 20) { ... on Runs { results { status } } } }")
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait(60)
+        log.close()
+    with psycopg.connect(environment["DAGSTER_POSTGRES_URL"]) as storage:
+        statuses = {status for (status,) in storage.execute("SELECT DISTINCT status FROM runs")}
+    assert statuses == {"SUCCESS"}
+
+
+def wait_for(seconds: float, condition: Callable[[], bool], folder: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (psycopg.Error, KeyError):
+            pass
+        if time.monotonic() > deadline:
+            raise AssertionError((folder / "up.log").read_text()[-3000:])
+        time.sleep(0.5)
+
+
+def monthly(url: str) -> dict[str, tuple[int, str]]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT to_char(month, 'YYYY-MM'), repairs, revenue_gross::text FROM analytics.monthly_metrics"
+        )
+        return {month: (repairs, revenue) for month, repairs, revenue in rows}
+
+
+def log_of_refreshes(url: str) -> list[str]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log ORDER BY refresh_id"
+        )
+        return [month for (month,) in rows]
+
+
+def page(port: int, query: str) -> object:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    return json.load(urllib.request.urlopen(request, timeout=20))["data"]
