@@ -139,9 +139,20 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     Names the source recognised, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
+    import psycopg
+
     from crm_analytics.ingest.check import check_files
 
-    sys.exit(0 if check_files(list(files), console=console, timezone=settings().timezone) else 1)
+    config = settings()
+    connection = None
+    if config.analytics_database_url or embedded(config).initialised():
+        try:
+            connection = psycopg.connect(database_url("analytics", config), autocommit=True)
+        except psycopg.OperationalError as error:
+            errors.print(
+                f"without the database, which is not reachable: {error}", style="dim", highlight=False
+            )
+    sys.exit(0 if check_files(files, console=console, timezone=config.timezone, connection=connection) else 1)
 
 
 @main.command()
@@ -189,6 +200,14 @@ def url(database: str) -> None:
     if config.configured_url(database) is None:
         embedded(config).keep_running()
         errors.print("the embedded PostgreSQL stays up until `crm-analytics stop`", style="dim")
+
+
+@main.command("grafana-reader")
+def grafana_reader() -> None:
+    """Give the role grafana_reader its password (GRAFANA_READER_PASSWORD) and settings in both databases."""
+    from crm_analytics.grafana import reader
+
+    reader.main()
 
 
 @main.command()

@@ -98,7 +98,7 @@ class EmbeddedPostgres:
             holders = (self.folder / "holders.lock").open("a")
             fcntl.flock(holders, fcntl.LOCK_SH)
             self._holders = holders
-            if not (self.data / "PG_VERSION").exists():
+            if not self.initialised():
                 self._initialise()
             if not self._running():
                 self._launch()
@@ -132,6 +132,10 @@ class EmbeddedPostgres:
         (self.folder / "keep-running").unlink(missing_ok=True)
         if self._running():
             self._run("pg_ctl", "-w", "-m", "fast", "-D", str(self.data), "stop")
+
+    def initialised(self) -> bool:
+        """Whether this state folder has a server at all (running or not)."""
+        return (self.data / "PG_VERSION").exists()
 
     def running(self) -> bool:
         """Whether the server process of this state folder is alive."""

@@ -6,14 +6,12 @@ import dagster as dg
 
 from crm_analytics.assets.metrics import DAILY, MONTHLY
 from crm_analytics.assets.raw import raw_assets
-from crm_analytics.partitions import months
 
 RAW_KEYS = [asset.key for asset in raw_assets]
 
 refresh_job = dg.define_asset_job(
     "refresh",
     selection=dg.AssetSelection.assets(*RAW_KEYS, DAILY, MONTHLY),
-    partitions_def=months,
     description="Load every new file, then recompute the months: the whole analytics graph with its checks."
     " Sensors launch parts of it.",
 )

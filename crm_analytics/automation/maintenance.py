@@ -1,0 +1,36 @@
+"""Maintenance of the Dagster instance itself."""
+
+import dagster as dg
+
+from crm_analytics.database import resolved
+from crm_analytics.running import prune_event_logs
+from crm_analytics.settings import settings
+
+KEPT_DAYS = 90
+
+
+@dg.op(description="Deletes old event logs of finished runs; materialisations and checks are never removed.")
+def prune(context: dg.OpExecutionContext) -> None:
+    """Prune with the default age."""
+    deleted = prune_event_logs(resolved(settings()), KEPT_DAYS)
+    context.log.info(f"{deleted} events older than {KEPT_DAYS} days deleted")
+
+
+@dg.job(
+    description=f"Event logs grow for ever: deletes those of runs that ended more than {KEPT_DAYS} days ago."
+)
+def prune_old_events() -> None:
+    """The pruning as a job."""
+    prune()
+
+
+maintenance_jobs = [prune_old_events]
+maintenance_schedules = [
+    dg.ScheduleDefinition(
+        name="prune_old_events_weekly",
+        job=prune_old_events,
+        cron_schedule="30 4 * * 0",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+]
