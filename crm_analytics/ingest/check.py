@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -103,6 +104,9 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     if not tables:
         return
     rows = pa.concat_tables(tables).to_pandas()
+    for name, sql_type in source.staged_columns:
+        if sql_type.startswith("numeric"):  # 10 and 10.00 are one amount
+            rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
     accepted = rows[~_repeats(rows, source, report)]
     days = pd.to_datetime(accepted[source.date_column])
     counted = days.dt.to_period("M").value_counts().sort_index()

@@ -69,7 +69,13 @@ def scan(landing: Path) -> list[LandingFile]:
     if not landing.is_dir():
         raise FileNotFoundError(f"landing folder {landing} does not exist: create it, or set LANDING_DIR")
     found = []
+    seen: set[Path] = set()
     for folder, folders, names in os.walk(landing, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not is_ignored(name)]
         for name in names:
             if is_ignored(name):

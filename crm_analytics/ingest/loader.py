@@ -103,10 +103,12 @@ def load_source(
 
     Raises:
         FileNotFoundError: if the landing folder does not exist.
+        ValueError: if the database's dates are in another timezone.
         psycopg.Error: if the database fails; files loaded before stay loaded.
     """
     plan = PLANS[source]
     with _session(connection_or_url) as connection, _only_load_of(connection, source, report):
+        _refuse_other_timezone(connection, timezone)
         found = landing_folder.pending(connection, landing, only=source, include_loaded=force)
         _record_unrecognised(connection, found, timezone, run_id)
         run = _Run(connection, landing, plan, timezone, run_id, report)
@@ -202,6 +204,16 @@ def _only_load_of(connection: Connection, source: str, report: Report) -> Iterat
             connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
 
 
+def _refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:
+    """Dates in two timezones would lie side by side in one table (architecture, decision 13)."""
+    row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
+    if row is not None and row[0] != timezone.key:
+        raise ValueError(
+            f"this database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {timezone.key}. "
+            f"Set BUSINESS_TIMEZONE={row[0]}, or load the landing folder into a new database."
+        )
+
+
 class _FileChanged(Exception):
     """The file changed while it was read."""
 
@@ -233,13 +245,16 @@ class _Run:
         """Load the files in their order; copies of loaded files first, since late files may need them."""
         loaded = {entry.sha256 for entry in self.entries.values() if entry.status == "loaded"}
         known = {(entry.path, entry.sha256): entry for entry in self.entries.values()}
-        waiting: list[FileResult] = []
+        unread: list[FileResult] = []
         ordered: list[tuple[tuple[Any, ...], PendingFile, Content, Entry | None]] = []
         for file in files:
             try:
                 content = _content(file, self.timezone)
-            except OSError as error:
-                waiting.append(FileResult(file.name, "waiting", f"{file.name}: cannot be read ({error})"))
+            except FileNotFoundError:
+                continue  # removed since the folder was listed
+            except OSError as error:  # no content, so no ledger entry; it is tried again by the next run
+                message = f"{file.name}: cannot be read ({error.strerror}); check the file and its rights"
+                unread.append(FileResult(file.name, "refused", message))
                 continue
             entry = known.get((content.path, content.sha256))
             if entry is not None:  # frozen when the content was first seen
@@ -259,10 +274,13 @@ class _Run:
             )
             ordered.append((place, file, content, entry))
         ordered.sort(key=lambda item: item[0])
-        results = [self._load_file(file, content, entry) for _, file, content, entry in ordered]
-        for result in [*waiting, *results]:
+        results = []
+        for _, file, content, entry in ordered:
+            results.append(self._load_file(file, content, entry))
+            self.report(describe(results[-1]))
+        for result in unread:
             self.report(describe(result))
-        return waiting + results
+        return unread + results
 
     def _load_file(self, file: PendingFile, content: Content, entry: Entry | None) -> FileResult:
         loaded = [other for other in self.entries.values() if other.status == "loaded"]
@@ -310,7 +328,11 @@ class _Run:
             raise _FileChanged from None
         if (after.size, after.modified_at) != (file.size, file.modified_at):
             raise _FileChanged
-        warnings = [*opened.warnings, *merged.warnings]
+        warnings = [
+            *opened.warnings,
+            *merged.warnings,
+            *_column_warnings(connection, opened, file_id, merged),
+        ]
         ledger.conclude(
             connection,
             file_id,
@@ -362,6 +384,45 @@ def _dismiss_again(
             " WHERE file_id = %s AND record_no = %s AND record = %s::jsonb",
             [note, closed_at, file_id, record_no, record],
         )
+
+
+def _column_warnings(connection: Connection, opened: OpenFile, file_id: int, merged: Merged) -> list[str]:
+    """Columns that other files of the source have and this one has not, where that matters."""
+    source = opened.source
+    with_column = {
+        name
+        for (name,) in connection.execute(
+            "SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files"
+            " WHERE source = %s AND status = 'loaded' AND file_id <> %s",
+            [source.name, file_id],
+        )
+    }
+    warnings = []
+    optional = {name for name, _ in source.staged_columns} - {
+        "job_id",
+        "job_number",
+        "payment_id",
+        "month",
+        "day",
+    }
+    missing = sorted((with_column & optional) - set(opened.mapping))
+    if missing and merged.counts.updated:
+        warnings.append(
+            f"no column for {', '.join(missing)}, which other exports have: rows that this file updates have none now"
+        )
+    if source.name == "payments":
+        row = connection.execute(
+            "SELECT EXISTS (SELECT FROM raw.source_files WHERE source = %s AND status = 'loaded' AND file_id <> %s"
+            " AND records_read > 0 AND (mapping ? 'payment_id') <> %s)",
+            [source.name, file_id, "payment_id" in opened.mapping],
+        ).fetchone()
+        if row and row[0]:
+            here, there = ("a", "none") if "payment_id" in opened.mapping else ("no", "one")
+            warnings.append(
+                f"this export has {here} payment id column and others have {there}: a payment that is in both counts"
+                " twice; export all payments in one form"
+            )
+    return warnings
 
 
 def _reading_of(opened: OpenFile, merged: Merged, warnings: list[str], run_id: str | None) -> Reading:

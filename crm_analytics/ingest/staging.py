@@ -163,7 +163,7 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
     columns = [name for name, _ in plan.source.staged_columns]
     differing = sql.SQL(", ").join(
         sql.SQL(
-            "CASE WHEN count(DISTINCT coalesce(s.{column}::text, '')) > 1 THEN {label} ||"
+            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {label} ||"
             " string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | ') END"
         ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
         for name in columns
@@ -206,6 +206,8 @@ def quarantine_staged(
 ) -> None:
     """Write staged records into the quarantine (the caller deletes them from `staged`).
 
+    They were readable, so they stand there as understood: header as found, cell as cleaned.
+
     Args:
         connection: inside the file's transaction.
         staged: the file.
@@ -215,7 +217,9 @@ def quarantine_staged(
     """
     plan = staged.plan
     columns = sql.SQL(", ").join(
-        sql.SQL("{}, s.{}").format(sql.Literal(name), sql.Identifier(name))
+        sql.SQL("{}, s.{}").format(
+            sql.Literal(staged.open_file.mapping.get(name, name)), sql.Identifier(name)
+        )
         for name, _ in plan.source.staged_columns
     )
     parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name), "columns": columns}

@@ -157,3 +157,10 @@ def test_file_names_that_are_not_utf8(landing: Landing) -> None:
         file.write(LEADS.encode())
     assert landing.load_one("elocals_leads").status == "loaded"
     assert _pending(landing) == {}
+
+
+def test_link_to_a_folder_above(landing: Landing) -> None:
+    """Without it such a link would make every scan go round for ever."""
+    landing.write("jobs/a.csv", "x")
+    (landing.folder / "jobs" / "up").symlink_to(landing.folder)
+    assert [file.name for file in scan(landing.folder)] == ["jobs/a.csv"]

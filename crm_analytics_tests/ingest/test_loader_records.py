@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
+import pytest
+
+from crm_analytics.ingest.loader import load_source
 from crm_analytics_tests.ingest.landing_folder import (
     CALLS,
     ELOCALS,
@@ -37,7 +41,7 @@ def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
     counts = landing.load_one("elocals_leads").counts
     assert (counts.inserted, counts.duplicates, counts.quarantined) == (1, 0, 3)
     found = landing.rows(
-        "SELECT record_no, row_key, reasons[1], record ->> 'cost' FROM raw.rejected_rows ORDER BY 1"
+        "SELECT record_no, row_key, reasons[1], record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
     )
     assert [(number, key, cost) for number, key, _, cost in found] == [
         (1, "A", "10.00"),
@@ -212,3 +216,69 @@ def test_ledger_says_how_a_file_was_read(landing: Landing) -> None:
             1,
         )
     ]
+
+
+def test_column_that_a_newer_export_lacks(landing: Landing) -> None:
+    """Without it nobody would notice that an export without statuses makes failed payments count."""
+    landing.write(
+        "payments/1.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "Cash", "Failed", "")]), day=1
+    )
+    landing.load("payments")
+    landing.write("payments/2.csv", text(PAYMENTS[:5], [("P1", "7", "11/16/2024", "10", "Cash")]), day=2)
+    (warning,) = landing.load_one("payments").warnings
+    assert warning.startswith("no column for confirmation_code, status, which other exports have")
+
+
+def test_payments_with_and_without_ids_warn(landing: Landing) -> None:
+    """Without it nobody would notice that the same payments, exported in two forms, count twice."""
+    row = ("P1", "7", "11/16/2024", "10", "Cash", "", "")
+    landing.write("payments/1.csv", text(PAYMENTS, [row]), day=1)
+    assert landing.load_one("payments").warnings == []
+    landing.write("payments/2.csv", text(PAYMENTS[1:], [row[1:]]), day=2)
+    (warning,) = landing.load_one("payments").warnings
+    assert "counts twice" in warning
+
+
+SPEND = ("Month", "Campaign", "Amount")
+
+
+def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
+    """Without it a renamed campaign would be paid for under both names."""
+    rows = [("2024-10", "Ovens", "100"), ("2024-10", "Fridges", "50"), ("2024-11", "Ovens", "7")]
+    landing.write("google_spend/1.csv", text(SPEND, rows), day=1)
+    landing.load("google_spend")
+    rows = [("2024-10", "Cooking", "100"), ("2024-10", "Fridges", "50"), ("2024-11", "Ovens", "8")]
+    landing.write("google_spend/2.csv", text(SPEND, rows), day=2)
+    result = landing.load_one("google_spend")
+    counts = result.counts
+    assert (counts.inserted, counts.updated, counts.unchanged) == (1, 1, 1)
+    assert result.changed_by_month == {date(2024, 10, 1): 2, date(2024, 11, 1): 1}
+    assert result.warnings == ["2024-10: 1 campaign of an older file replaced: this file does not name them"]
+    assert landing.rows("SELECT month, campaign, amount FROM raw.google_spend ORDER BY 1, 2") == [
+        (date(2024, 10, 1), "Cooking", Decimal("100.00")),
+        (date(2024, 10, 1), "Fridges", Decimal("50.00")),
+        (date(2024, 11, 1), "Ovens", Decimal("8.00")),
+    ]
+
+
+def test_spend_repeats_and_conflicts(landing: Landing) -> None:
+    """Without it a day exported twice would count twice, or one of two amounts be picked by chance."""
+    rows = [
+        ("2024-10-01", "Ovens", "10"),
+        ("2024-10-01", "Ovens", "10.00"),
+        ("2024-10-02", "Ovens", "20"),
+        ("2024-10-03", "Ovens", "1"),
+        ("2024-10-03", "Ovens", "2"),
+    ]
+    landing.write("google_spend/1.csv", text(("Day", "Campaign", "Amount"), rows), day=1)
+    counts = landing.load_one("google_spend").counts
+    assert (counts.inserted, counts.duplicates, counts.quarantined) == (2, 1, 2)
+    assert landing.rows("SELECT amount FROM raw.google_spend") == [(Decimal("30.00"),)]
+    assert landing.rows("SELECT row_key FROM raw.rejected_rows") == [("2024-10-03, 2024-10, Ovens",)] * 2
+
+
+def test_other_timezone_is_refused(landing: Landing) -> None:
+    """Without it dates of two timezones would lie in one table."""
+    landing.write("elocals_leads/a.csv", text(ELOCALS, [_lead("A", "10")]))
+    with pytest.raises(ValueError, match="BUSINESS_TIMEZONE"):
+        load_source(landing.connection, landing.folder, "elocals_leads", timezone=ZoneInfo("America/Chicago"))
