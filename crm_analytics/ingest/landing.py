@@ -111,7 +111,8 @@ def pending(
     """Which files of the landing folder are new or changed by the ledger, unrecognised ones among them.
 
     Size and modification time are compared first; a known path where only the time differs is hashed, and if its
-    content is known, its ledger entry gets the new time. A refused or unrecognised file is pending again only
+    content is known, its ledger entry gets the new time. Known content is pending where it took the place of
+    other content of its path. A refused or unrecognised file is pending again only
     when its content or its source's declaration changes.
 
     Args:
@@ -130,9 +131,15 @@ def pending(
     found = []
     now = datetime.now(UTC)
     for file in scan(landing):
-        current = _current_entry(connection, file, known.get(file.name, []))
+        seen_here = known.get(file.name, [])
+        current = _current_entry(connection, file, seen_here)
         source = current.source if current else None
-        if current and current.declaration_version == _version(source) and not (include_loaded and source):
+        if (
+            current is not None
+            and current.declaration_version == _version(source)
+            and current is max(seen_here, key=lambda entry: entry.first_seen_at)  # else it has come back
+            and not (include_loaded and source)
+        ):
             continue
         if quiet_seconds and (now - file.last_touched_at).total_seconds() < quiet_seconds:
             continue
@@ -157,7 +164,7 @@ def _current_entry(
     connection: ledger.Connection, file: LandingFile, known: Iterable[ledger.Entry]
 ) -> ledger.Entry | None:
     """The ledger's entry for what lies at this path now, or None if its content is new."""
-    newest_first = sorted(known, key=lambda entry: entry.file_id, reverse=True)
+    newest_first = sorted(known, key=lambda entry: entry.first_seen_at, reverse=True)
     for entry in newest_first:
         if (entry.size_bytes, entry.modified_at) == (file.size, file.modified_at):
             return entry

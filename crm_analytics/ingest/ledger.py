@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Json
 
 Connection = psycopg.Connection[Any]
+Order = tuple[datetime, str, datetime]  #: export time, path, and when the content was seen at that path
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,17 @@ class Entry:
     exported_at_from: str
     status: str
     message: str | None
+    first_seen_at: datetime
 
     @property
-    def order(self) -> tuple[datetime, str, int]:
-        """Files of a source apply in this order (architecture, decision 3)."""
-        return (self.exported_at, self.path, self.file_id)
+    def order(self) -> Order:
+        """Files of a source apply in this order (architecture, decision 3); contents of one path as they came."""
+        return (self.exported_at, self.path, self.first_seen_at)
+
+    @property
+    def counts_in_order(self) -> bool:
+        """Whether what this content says is in the tables: it was loaded, or a copy of it was."""
+        return self.status in ("loaded", "same_content")
 
 
 @dataclass
@@ -63,6 +70,9 @@ class Content:
     modified_at: datetime
     exported_at: datetime
     exported_at_from: str
+    returned: bool = (
+        False  #: known content that took the place of other content: its entry moves in the order
+    )
 
 
 @dataclass
@@ -105,17 +115,36 @@ def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
     )
 
 
+def see_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
+    """Note that this content is what lies at its path again, without a change of its place in the order."""
+    connection.execute(
+        "UPDATE raw.source_files SET modified_at = %s, first_seen_at = clock_timestamp() WHERE file_id = %s",
+        [modified_at, file_id],
+    )
+
+
 def identify(connection: Connection, source: str | None, content: Content, version: int) -> int:
     """The number of the entry for this content at this path; a new entry if it was never seen.
 
-    An entry that no source recognised becomes this source's. The export time of a known entry stays as it is.
+    An entry that no source recognised becomes this source's. The export time of a known entry stays as it is,
+    unless its content returned to a path that had other content meanwhile.
     """
+    moved = ", exported_at = %s, exported_at_from = %s, first_seen_at = clock_timestamp()"
     found = connection.execute(
         "UPDATE raw.source_files SET source = %s, size_bytes = %s, modified_at = %s"
-        " WHERE file_id = (SELECT file_id FROM raw.source_files"
+        + (moved if content.returned else "")
+        + " WHERE file_id = (SELECT file_id FROM raw.source_files"
         "  WHERE path = %s AND sha256 = %s AND (source = %s OR source IS NULL)"
         "  ORDER BY source NULLS LAST LIMIT 1) RETURNING file_id",
-        [source, content.size_bytes, content.modified_at, content.path, content.sha256, source],
+        [
+            source,
+            content.size_bytes,
+            content.modified_at,
+            *([content.exported_at, content.exported_at_from] if content.returned else []),
+            content.path,
+            content.sha256,
+            source,
+        ],
     ).fetchone()
     if found is None:
         found = connection.execute(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -218,6 +218,20 @@ class _FileChanged(Exception):
     """The file changed while it was read."""
 
 
+#: content that is new at its path comes after whatever was seen there
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A file to be read: its content, its ledger entry if it has one, and its place in the order."""
+
+    file: PendingFile
+    content: Content
+    entry: Entry | None
+    order: ledger.Order
+
+
 @dataclass
 class _Run:
     """One run's state: the source's ledger entries, and the newer keys once a late file needs them."""
@@ -242,62 +256,94 @@ class _Run:
             self.newer_keys.drop()
 
     def load(self, files: list[PendingFile]) -> list[FileResult]:
-        """Load the files in their order; copies of loaded files first, since late files may need them."""
-        loaded = {entry.sha256 for entry in self.entries.values() if entry.status == "loaded"}
-        known = {(entry.path, entry.sha256): entry for entry in self.entries.values()}
-        unread: list[FileResult] = []
-        ordered: list[tuple[tuple[Any, ...], PendingFile, Content, Entry | None]] = []
+        """Load the files in their order; copies of what counts already first, since late files may need them."""
+        results: list[FileResult] = []
+
+        def conclude(result: FileResult) -> None:
+            results.append(result)
+            self.report(describe(result))
+
+        reading: list[_Reading] = []
         for file in files:
             try:
-                content = _content(file, self.timezone)
+                item = self._identify(file)
             except FileNotFoundError:
                 continue  # removed since the folder was listed
             except OSError as error:  # no content, so no ledger entry; it is tried again by the next run
                 message = f"{file.name}: cannot be read ({error.strerror}); check the file and its rights"
-                unread.append(FileResult(file.name, "refused", message))
+                conclude(FileResult(file.name, "refused", message))
                 continue
-            entry = known.get((content.path, content.sha256))
-            if entry is not None:  # frozen when the content was first seen
-                content = Content(
-                    **{
-                        **vars(content),
-                        "exported_at": entry.exported_at,
-                        "exported_at_from": entry.exported_at_from,
-                    }
-                )
-            last = entry.file_id if entry else float("inf")
-            place = (
-                (content.path, content.sha256) in known or content.sha256 not in loaded,
-                content.exported_at,
-                content.path,
-                last,
-            )
-            ordered.append((place, file, content, entry))
-        ordered.sort(key=lambda item: item[0])
-        results = []
-        for _, file, content, entry in ordered:
-            results.append(self._load_file(file, content, entry))
-            self.report(describe(results[-1]))
-        for result in unread:
-            self.report(describe(result))
-        return unread + results
+            copy = self._conclude_copy(item)
+            if copy is not None:
+                conclude(copy)
+            else:
+                reading.append(item)
+        for item in sorted(reading, key=lambda item: item.order):
+            conclude(self._conclude_copy(item) or self._load_file(item))
+        return results
 
-    def _load_file(self, file: PendingFile, content: Content, entry: Entry | None) -> FileResult:
-        loaded = [other for other in self.entries.values() if other.status == "loaded"]
-        twin = next(
-            (other for other in loaded if other.sha256 == content.sha256 and other.path != content.path), None
-        )
-        if twin is not None and (entry is None or entry.status != "loaded"):
-            message = f"{content.path}: the same content as {twin.path}, which is loaded"
-            reading = Reading("same_content", self.plan.source.version, message, twin.file_id)
-            return self._conclude_without_rows(content, reading)
-        order = (content.exported_at, content.path, entry.file_id if entry else _LAST)
+    def _identify(self, file: PendingFile) -> _Reading:
+        """The file's content and its place in the order.
+
+        The export time is frozen when a content is first seen; content that comes back to a path where other
+        content was meanwhile is exported anew.
+        """
+        content = _content(file, self.timezone)
+        here = [entry for entry in self.entries.values() if entry.path == content.path]
+        entry = next((entry for entry in here if entry.sha256 == content.sha256), None)
+        if entry is None:
+            return _Reading(file, content, None, (content.exported_at, content.path, _LAST))
+        latest = max(here, key=lambda other: other.first_seen_at)
+        if entry is not latest and content.exported_at >= latest.exported_at:
+            return _Reading(
+                file, replace(content, returned=True), entry, (content.exported_at, content.path, _LAST)
+            )
+        frozen = replace(content, exported_at=entry.exported_at, exported_at_from=entry.exported_at_from)
+        return _Reading(file, frozen, entry, entry.order)
+
+    def _conclude_copy(self, item: _Reading) -> FileResult | None:
+        """Note content that counts already under another path, and after which nothing else was exported.
+
+        None if the file has to be read.
+        """
+        content, entry = item.content, item.entry
+        if entry is not None and (entry.status == "loaded" or content.returned):
+            latest = max(
+                (other for other in self.entries.values() if other.path == content.path),
+                key=lambda other: other.first_seen_at,
+            )
+            if content.returned or entry is latest:
+                return None
+            ledger.see_again(self.connection, entry.file_id, content.modified_at)
+            self._remember(entry.file_id)
+            message = (
+                f"{content.path}: content that was loaded before is back; by its export time it is older than what"
+                " was here meanwhile, so it changes nothing"
+            )
+            return FileResult(content.path, "same_content", message, entry.file_id)
+        placed = [other for other in self.entries.values() if other.counts_in_order]
+        twins = [
+            other
+            for other in placed
+            if other.status == "loaded" and other.sha256 == content.sha256 and other is not entry
+        ]
+        if not twins:
+            return None
+        twin = max(twins, key=lambda other: other.order)
+        if any(twin.order < other.order < item.order and other.sha256 != content.sha256 for other in placed):
+            return None
+        message = f"{content.path}: the same content as {twin.path}, which is loaded"
+        reading = Reading("same_content", self.plan.source.version, message, twin.file_id, run_id=self.run_id)
+        return self._conclude_without_rows(content, reading)
+
+    def _load_file(self, item: _Reading) -> FileResult:
+        content, entry = item.content, item.entry
         try:
             newer = self.newer_keys.after(
-                order, entry.file_id if entry else None, content.path, self.entries.values()
+                item.order, entry.file_id if entry else None, content.path, self.entries.values()
             )
             with self.connection.transaction():
-                result = self._load_rows(file, content, newer)
+                result = self._load_rows(item.file, content, newer)
             self._remember(result.file_id)
         except _FileChanged:
             message = f"{content.path}: changed while it was read; it is loaded when it has settled"
@@ -358,9 +404,6 @@ class _Run:
 
     def _remember(self, file_id: int) -> None:
         (self.entries[file_id],) = ledger.entries(self.connection, file_id)
-
-
-_LAST = 2**63  #: a file without an entry comes after every entry of its time and path
 
 
 def _forget_quarantine(connection: Connection, file_id: int) -> list[tuple[int, str | None, str, Any]]:

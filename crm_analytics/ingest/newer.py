@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
@@ -14,13 +13,12 @@ from psycopg import sql
 
 from crm_analytics.ingest.errors import RefusedFile
 from crm_analytics.ingest.landing import fingerprint
-from crm_analytics.ingest.ledger import Entry
+from crm_analytics.ingest.ledger import Entry, Order
 from crm_analytics.ingest.plans import Plan
 from crm_analytics.ingest.reader import open_file
 from crm_analytics.ingest.staging import Staged, stage
 
 Connection = psycopg.Connection[Any]
-Order = tuple[datetime, str, int]
 
 
 @dataclass
@@ -36,7 +34,7 @@ class NewerKeys:
     plan: Plan
     timezone: ZoneInfo
     report: Callable[[str], None]
-    places: list[tuple[Order, Entry]] | None = None
+    places: list[Entry] | None = None
     lost: set[int] = field(default_factory=set)
 
     def after(self, order: Order, own: int | None, path: str, known: Iterable[Entry]) -> NewerFiles:
@@ -51,21 +49,21 @@ class NewerKeys:
             known: the source's entries.
         """
         others = [entry for entry in known if entry.file_id != own]
-        loaded = [entry for entry in others if entry.status == "loaded"]
-        newer = sorted((entry.order, entry) for entry in loaded if entry.order > order)
-        older_ids = [entry.file_id for entry in loaded if entry.order < order]
+        placed = sorted((entry for entry in others if entry.counts_in_order), key=lambda entry: entry.order)
+        newer = [entry for entry in placed if entry.order > order]
+        older_ids = [entry.file_id for entry in placed if entry.order < order]
         if newer and self.places is None:
             self.places = newer
             self._read(others)
         places = self.places or []
-        threshold = next((place for place, (other, _) in enumerate(places) if other > order), len(places))
+        threshold = next((place for place, other in enumerate(places) if other.order > order), len(places))
         return NewerFiles(
             self.connection,
             self.plan,
             path,
             older_ids,
-            [entry for _, entry in newer],
-            [entry for _, entry in newer if entry.file_id in self.lost],
+            newer,
+            [entry for entry in newer if entry.file_id in self.lost],
             threshold,
         )
 
@@ -78,7 +76,7 @@ class NewerKeys:
                     sql.Identifier(table), sql.SQL(kind)
                 )
             )
-        for place, (_, entry) in enumerate(self.places):
+        for place, entry in enumerate(self.places):
             path = self._find(entry, entries)
             if path is None:
                 self.lost.add(entry.file_id)

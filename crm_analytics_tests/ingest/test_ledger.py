@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from decimal import Decimal
 
 import psycopg
@@ -30,30 +31,50 @@ def test_loaded_files_are_skipped(landing: Landing) -> None:
 
 
 def test_same_content_elsewhere(landing: Landing) -> None:
-    """Without it `export (1).csv`, the same download again, would count as a newer export."""
+    """Without it `export (1).csv`, the same download again, would be read and counted again."""
     landing.write("elocals_leads/a.csv", _leads("10"), day=1)
-    landing.write("elocals_leads/b.csv", _leads("11"), day=2)
     landing.load("elocals_leads")
     landing.write("elocals_leads/a (1).csv", _leads("10"), day=3)
     copy = landing.load_one("elocals_leads")
     assert (copy.status, copy.counts.records_read) == ("same_content", 0)
     assert "elocals_leads/a.csv" in (copy.message or "")
-    assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal("11.00"),)]
     assert landing.rows(
         "SELECT s.path FROM raw.source_files f JOIN raw.source_files s ON s.file_id = f.same_as"
     ) == [("elocals_leads/a.csv",)]
     assert landing.load("elocals_leads").files == []
 
 
-def test_content_that_comes_back_to_its_path(landing: Landing) -> None:
-    """Without it a file put back from a backup would undo what the newer content said."""
+@pytest.mark.parametrize("arrival", list(itertools.permutations((1, 2, 3))))
+def test_export_that_says_again_what_an_older_one_said(arrival: tuple[int, ...], landing: Landing) -> None:
+    """Without it a correction that was taken back would stay in the table."""
+    for day in arrival:
+        landing.write(f"elocals_leads/{day}.csv", _leads("11" if day == 2 else "10"), day=day)
+        landing.load_one("elocals_leads")
+    assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal("10.00"),)]
+    assert landing.load("elocals_leads").files == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a 2025-01-05T10_00_00.csv"])
+def test_content_that_comes_back_to_its_path(name: str, landing: Landing) -> None:
+    """Without it somebody who edits a file, and edits it back, would keep the first edit's values."""
+    for day, cost in enumerate(("10", "11", "10", "11", "12"), start=1):
+        landing.write(f"elocals_leads/{name}", _leads(cost), day=day)
+        assert landing.load_one("elocals_leads").counts.records_read == 1
+        assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal(cost),)]
+        assert landing.load("elocals_leads").files == []
+    assert len(_ledger(landing)) == 3
+
+
+def test_old_content_put_back_with_its_old_time(landing: Landing) -> None:
+    """Without it a file put back from a backup would undo what a newer export said."""
     landing.write("elocals_leads/a.csv", _leads("10"), day=1)
     landing.load("elocals_leads")
     landing.write("elocals_leads/a.csv", _leads("11"), day=2)
     landing.load("elocals_leads")
-    landing.write("elocals_leads/a.csv", _leads("10"), day=3)
-    assert landing.load("elocals_leads").files == []
+    landing.write("elocals_leads/a.csv", _leads("10"), day=1)
+    assert landing.load_one("elocals_leads").status == "same_content"
     assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal("11.00"),)]
+    assert landing.load("elocals_leads").files == []
 
 
 def test_refused_file_stops_no_other(landing: Landing) -> None:
