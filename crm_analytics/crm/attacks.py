@@ -280,8 +280,18 @@ def prepare(connection: psycopg.Connection[Any]) -> Lab:
 
 
 def _owner_writes(lab: Lab, table: str) -> None:
-    actions = ("DELETE", "TRUNCATE") if table in OWNER_WRITES else ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+    actions = ("DELETE",) if table in OWNER_WRITES else ("INSERT", "UPDATE", "DELETE")
     lab.refused(lab.writes(table, actions))
+    # CASCADE reaches other tables, whose guards must not be what refuses
+    lab.refused(lab.writes(table, ("TRUNCATE",)), saying=f"TRUNCATE on {table} is refused")
+
+
+def _other_superuser_writes(lab: Lab, table: str) -> None:
+    other = lab.stranger()
+    lab.run(f"ALTER ROLE {other} SUPERUSER")
+    for setting in ("origin", "replica"):
+        lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
+        lab.refused(lab.writes(table, ("INSERT", "UPDATE", "DELETE")), role=other, saying="is refused")
 
 
 def _replica_writes(lab: Lab, table: str) -> None:
@@ -329,7 +339,7 @@ def _rpc_role_overreaches(lab: Lab, table: str) -> None:
             f"grant column public.{table}.{column} to crm_rpc: {privilege}" in grants
         )
         if not granted:
-            lab.refused([statement], role="crm_rpc", saying="permission denied")
+            lab.refused([statement], role="crm_rpc", saying=f"permission denied for table {table}")
 
 
 def _broad_grant(lab: Lab, table: str) -> None:
@@ -389,6 +399,14 @@ for _table in CRM_TABLES:
         ),
     ):
         _register(_name, _text.format(_table), _guards, partial(_run, table=_table), _table)
+for _table in OWNER_WRITES:
+    _register(
+        "other_superuser_writes",
+        f"A superuser who is not the owner writes {_table}.",
+        (f"triggers_{_table}",),
+        partial(_other_superuser_writes, table=_table),
+        _table,
+    )
 for _table in APPEND_ONLY:
     _register(
         "rewrites_history",
@@ -412,13 +430,14 @@ _ACTOR_COLUMNS = {
 def _no_actor_row(lab: Lab, table: str, column: str) -> None:
     others = [name for name in lab.columns(table) if name not in ("id", column)]
     insert = f"INSERT INTO public.{table} ({', '.join(others)}) SELECT {', '.join(others)} FROM public.{table} LIMIT 1"
-    lab.refused([insert], role="crm_rpc", sqlstates=frozenset({"23502"}), saying="is obligatory")
-    if table not in APPEND_ONLY:
-        lab.refused(
-            [f"UPDATE public.{table} SET {column} = %(admin)s"],
-            role="crm_rpc",
-            sqlstates=frozenset({"23514", "42501"}),
-        )
+    lab.run(f"GRANT UPDATE ON public.{table} TO crm_rpc")
+    for setting in ("origin", "replica"):
+        lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
+        lab.refused([insert], role="crm_rpc", sqlstates=frozenset({"23502"}), saying="is obligatory")
+        if table not in APPEND_ONLY:
+            open_payment = " WHERE id = %(planned)s" if table == "payments" else ""
+            update = f"UPDATE public.{table} SET {column} = %(admin)s{open_payment}"
+            lab.refused([update], role="crm_rpc", sqlstates=frozenset({"23514"}), saying="never changes")
 
 
 for _table, _column in _ACTOR_COLUMNS.items():
@@ -443,12 +462,18 @@ def faulty_ledger_writes(lab: Lab) -> None:
     wrong = (
         {"amount": "0"}, {"amount": "'NaN'"}, {"order": "NULL"}, {"reference": "'a'"}, {"reference": "' a'", "key": "' a'"},
     )  # fmt: skip
-    refused = partial(lab.refused, role="crm_rpc", sqlstates=frozenset({"23514"}))
-    refused([insert.format(**{**good, **change}) for change in wrong])
-    refused(["UPDATE public.payments SET status = 'failed' WHERE id = %(payment)s"])
-    refused(
-        ["UPDATE public.payments SET external_reference = 'b', reference_key = 'b' WHERE id = %(planned)s"]
-    )
+    lab.run("GRANT UPDATE ON public.payments TO crm_rpc")
+    refused = partial(lab.refused, role="crm_rpc", sqlstates=frozenset({"23514"}), saying="payment")
+    for setting in ("origin", "replica"):
+        lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
+        refused([insert.format(**{**good, **change}) for change in wrong])
+        refused(["UPDATE public.payments SET status = 'failed' WHERE id = %(payment)s"])
+        refused(["UPDATE public.payments SET amount = 99 WHERE id = %(planned)s"])
+        refused(
+            [
+                "UPDATE public.payments SET external_reference = 'b', reference_key = 'b' WHERE id = %(planned)s"
+            ]
+        )
 
 
 @_attack("triggers_users", "triggers_customers")
@@ -555,15 +580,13 @@ _FRESH: dict[str, Any] = {
 }
 
 
-@_attack("constraints", "unique_indexes")
-def rows_against_constraints(lab: Lab) -> None:
-    """With the triggers out of the way: rows that a key, a unique index, a foreign key or a CHECK must refuse."""
+def _rows_against_constraints(lab: Lab, table: str) -> None:
     for key, facts in expected().objects.items():
         kind, name = key.split(" ", 1)
         unique_index = kind == "index" and facts["unique"]
-        if not name.startswith("public.") or not (kind == "constraint" or unique_index):
+        if not name.startswith(f"public.{table}.") or not (kind == "constraint" or unique_index):
             continue
-        _, table, constraint = name.split(".")
+        constraint = name.split(".")[2]
         definition = facts["definition"].split(" USING btree ")[-1]
         own = [
             c
@@ -581,6 +604,16 @@ def rows_against_constraints(lab: Lab) -> None:
         else:
             values = {c: v for c, v in values.items() if c not in own}
         _refused_row(lab, table, constraint, own, values)
+
+
+for _table in CRM_TABLES:
+    _register(
+        "rows_against_constraints",
+        f"With the triggers out of the way: rows of {_table} that a key, unique index or CHECK must refuse.",
+        ("constraints", "unique_indexes"),
+        partial(_rows_against_constraints, table=_table),
+        _table,
+    )
 
 
 def _refused_row(lab: Lab, table: str, constraint: str, own: list[str], values: dict[str, Any]) -> None:
@@ -716,7 +749,7 @@ def reused_reference(lab: Lab) -> None:
     _payment(lab, "PT409", **{**same, "external_reference": "  attack-1 ", "method": "cash"})
 
 
-@_attack("functions")
+@_attack("functions", "transitions")
 def illegal_transitions(lab: Lab) -> None:
     """Statuses are skipped, undone or claimed; a manager does what only an admin may."""
 
@@ -743,12 +776,15 @@ def every_transition(lab: Lab) -> None:
                 "create_order_safe", customer_id=lab.sample["customer"], total_amount="10", currency="EUR",
                 user_id=lab.sample["manager"],
             )["id"]  # fmt: skip
+            money: dict[str, Any] = {"order_id": order, "method": "cash", "amount": "10", "currency": "EUR"}
             for status, who in way:
                 if status == "paid":
-                    lab.call(
-                        "record_generic_payment_safe", order_id=order, direction="incoming", role="client_payment",
-                        method="cash", amount="10", currency="EUR", user_id=lab.sample["manager"],
-                    )  # fmt: skip
+                    pay = {**money, "direction": "incoming", "role": "client_payment"}
+                    _must_work(lab, "record_generic_payment_safe", **pay, user_id=lab.sample["manager"])
+                elif status == "refunded":  # cancelling with client money needs an admin anyway
+                    refund = {**money, "direction": "outgoing", "role": "refund"}
+                    _must_work(lab, "record_generic_payment_safe", **refund, user_id=lab.sample["admin"])
+                    continue
                 else:
                     step = {"order_id": order, "new_status": status}
                     if who == "admin":
@@ -763,8 +799,8 @@ def every_transition(lab: Lab) -> None:
 _WAYS = (
     (("cancelled", "manager"),),
     (("awaiting_payment", "manager"), ("cancelled", "manager")),
-    (("paid", ""), ("cancelled", "admin")),
-    (("paid", ""), ("in_delivery", "manager"), ("cancelled", "admin")),
+    (("paid", ""), ("refunded", ""), ("cancelled", "admin")),
+    (("paid", ""), ("in_delivery", "manager"), ("refunded", ""), ("cancelled", "admin")),
     (("paid", ""), ("in_delivery", "manager"), ("delivered", "manager"), ("closed", "admin")),
 )
 
@@ -774,6 +810,36 @@ def _must_work(lab: Lab, rpc: str, /, **arguments: Any) -> None:
         lab.call(rpc, **arguments)
     except psycopg.Error as error:
         raise Breach(f"{rpc}({arguments}) must work: {error.sqlstate} {error}") from error
+
+
+@_attack("functions")
+def wrong_assignees(lab: Lab) -> None:
+    """Work is given to somebody who does not exist, or has left."""
+    for sqlstate, assignee in (
+        ("PT404", "00000000-0000-4000-8000-00000000dead"),
+        ("PT409", lab.sample["left"]),
+    ):
+        lab.call_refused(
+            sqlstate, "create_task_safe", title="x", created_by=lab.sample["manager"], order_id=lab.sample["fresh"],
+            assignee_id=assignee,
+        )  # fmt: skip
+        lab.call_refused(
+            sqlstate, "update_order_safe", order_id=lab.sample["fresh"], user_id=lab.sample["manager"],
+            assigned_manager=assignee,
+        )  # fmt: skip
+
+
+@_attack("functions")
+def missing_ids(lab: Lab) -> None:
+    """The row that a call is about is not named."""
+    manager = lab.sample["manager"]
+    _payment(lab, "PT422", order_id=None)
+    lab.call_refused(
+        "PT422", "advance_order_status_safe", order_id=None, new_status="cancelled", user_id=manager
+    )
+    lab.call_refused(
+        "PT422", "update_payment_status_safe", payment_id=None, new_status="failed", user_id=manager
+    )
 
 
 @_attack("functions")
@@ -840,7 +906,10 @@ def _working_day(lab: Lab) -> None:
     lab.call(
         "attach_document_safe", document_type="invoice", storage_url="u", uploaded_by=manager, order_id=order
     )
-    task = lab.call("create_task_safe", title="Pack", created_by=manager, order_id=order)["id"]
+    lab.call(
+        "attach_document_safe", document_type="passport", storage_url="u", uploaded_by=manager, lead_id=lead
+    )
+    task = lab.call("create_task_safe", title="Pack", created_by=manager, order_id=order, lead_id=lead)["id"]
     lab.call("update_task_safe", task_id=task, user_id=manager, completed=True)
     shipment = lab.call("upsert_shipment_safe", order_id=order, user_id=manager, provider="cdek")["id"]
     lab.call("upsert_shipment_safe", order_id=order, user_id=manager, shipment_id=shipment, status="shipped")
@@ -857,6 +926,7 @@ def _working_day(lab: Lab) -> None:
     user = lab.call("create_user_safe", name="New", email="new@example.com", role="manager", user_id=admin)[
         "id"
     ]
+    lab.call("map_identity_safe", provider="attack", external_id="new", crm_user_id=user, user_id=admin)
     lab.call("map_identity_safe", provider="attack", external_id="new", crm_user_id=user, user_id=admin)
     lab.call("resolve_crm_user", provider="attack", external_id="by mail", email="New@example.com")
     lab.call("set_user_active_safe", crm_user_id=user, active=False, user_id=admin)
@@ -919,6 +989,11 @@ def hostile_operators_against_guards(lab: Lab) -> None:
             f"CREATE FUNCTION hostile.yes(a {left}, b {right}) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true'"
         )
         lab.run(f"CREATE OPERATOR hostile.= (FUNCTION = hostile.yes, LEFTARG = {left}, RIGHTARG = {right})")
+    for arguments in ("text, name", "text, text, name"):  # a better match for the guards' own calls of format
+        lab.run(
+            f"CREATE FUNCTION hostile.format({arguments}) RETURNS text LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'a planted function ran' USING ERRCODE = 'XX999'; END $$"
+        )
     writes = [s for table in CRM_TABLES for s in lab.writes(table, ("DELETE",))]
     truncates = [f"TRUNCATE public.{table}" for table in ("audit_log", "audit_seals", "user_identity_map")]
     lab.run("SET LOCAL search_path = hostile, pg_catalog, public")
@@ -931,7 +1006,7 @@ def hostile_search_path(lab: Lab) -> None:
     lab.run("CREATE SCHEMA hostile")
     lab.run("GRANT USAGE ON SCHEMA hostile TO PUBLIC")
     trap = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a planted function ran' USING ERRCODE = 'XX999'; END $$"
-    for left, right in (("uuid", "uuid"), ("text", "text"), ("numeric", "numeric"), ("boolean", "boolean")):
+    for left, right in ((t, t) for t in ("uuid", "text", "name", "numeric", "bigint", "boolean")):
         lab.run(f"CREATE FUNCTION hostile.trap(a {left}, b {right}) RETURNS boolean {trap}")
         for operator in ("=", "<>", "<", ">", "<=", ">="):
             lab.run(
@@ -951,10 +1026,26 @@ def hostile_search_path(lab: Lab) -> None:
             lab.run(f"CREATE DOMAIN pg_temp.{type_name} AS pg_catalog.{type_name} CHECK (false)")
         try:
             _working_day(lab)
+            lab.run("RESET ROLE")
+            lab.run("SELECT crm_private.seal_audit_safe()")
+            lab.run("INSERT INTO public.users (name) VALUES ('traced by a trigger')")
         except psycopg.Error as error:
             raise Breach(
                 f"names are looked up in the caller's search_path: {error.sqlstate} {error}"
             ) from error
+
+
+@_attack("functions")
+def rpcs_run_as_crm_rpc(lab: Lab) -> None:
+    """An RPC runs as somebody else, or with the caller's search_path (some do no harm so: the rule has no exceptions)."""
+    wrong = lab.run(
+        "SELECT string_agg(proname, ', ') FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+        " AND proname = ANY (%(rpcs)s) AND NOT coalesce(prosecdef AND proowner = 'crm_rpc'::regrole"
+        " AND 'search_path=pg_catalog, pg_temp' = ANY (proconfig), false)",
+        rpcs=list(RPC_NAMES),
+    )
+    if wrong:
+        raise Breach(f"not SECURITY DEFINER as crm_rpc with a pinned search_path: {wrong}")
 
 
 # -- running them ----------------------------------------------------------------------------------------

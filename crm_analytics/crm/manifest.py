@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -101,10 +101,12 @@ def _role(expression: str) -> str:
 #: kind -> query giving (name, facts, definition): `definition` is the SQL that creates the object, for repairs.
 _SECTIONS: Mapping[str, str] = {
     "table": f"""
-        SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'kind', relkind, 'persistence', relpersistence,
-            'row_security', relrowsecurity, 'force_row_security', relforcerowsecurity) AS facts,
-            NULL AS definition
+        SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'kind', relkind, 'persistence', relpersistence)
+            AS facts, NULL AS definition
         FROM scope""",
+    "row_security": """
+        SELECT name, jsonb_build_object('enabled', relrowsecurity, 'forced', relforcerowsecurity), NULL
+        FROM scope WHERE relkind IN ('r', 'p')""",
     "column": """
         SELECT s.name || '.' || a.attname, jsonb_build_object('type', format_type(a.atttypid, a.atttypmod),
             'not_null', a.attnotnull, 'generated', a.attgenerated, 'identity', a.attidentity,
@@ -286,13 +288,13 @@ GUARDS: Mapping[str, str] = {
 _GUARD_OF_KIND = {
     "table": "columns", "column": "columns", "sequence": "columns", "label": "columns", "inheritance": "columns",
     "view": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
-    "policy": "row_security", "function": "functions", "role": "roles", "member": "roles",
+    "policy": "row_security", "row_security": "row_security", "function": "functions", "role": "roles", "member": "roles",
     "transition": "transitions",
 }  # fmt: skip
 
 
-def collect(connection: psycopg.Connection[Any]) -> Manifest:
-    """The manifest of the connected database. Reads catalogues only; leaves no trace and no setting behind.
+def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Manifest:
+    """The manifest of the connected database (or its objects of some kinds). Reads only; leaves no setting behind.
 
     Raises:
         psycopg.Error: if a catalogue cannot be read.
@@ -302,12 +304,14 @@ def collect(connection: psycopg.Connection[Any]) -> Manifest:
     parameters = {"tables": list(CRM_TABLES), "rpcs": list(RPC_NAMES)}
     with _plain_names(connection), connection.cursor() as cursor:
         for kind, query in _SECTIONS.items():
+            if kinds is not None and kind not in kinds:
+                continue
             for name, facts, definition in cursor.execute(_SCOPE + query, parameters):
                 objects[f"{kind} {name}"] = facts
                 if definition is not None:
                     definitions[f"{kind} {name}"] = definition
-        for key, facts in _transitions(cursor):
-            objects[key] = facts
+        if kinds is None or "transition" in kinds:
+            objects.update(_transitions(cursor))
     return Manifest(objects, definitions)
 
 
@@ -365,9 +369,13 @@ def diff(wanted: Manifest, found: Manifest) -> Comparison:
     return Comparison(tuple(differences), tuple(tolerated))
 
 
-def compare(connection: psycopg.Connection[Any]) -> Comparison:
-    """The connected database against the committed manifest."""
-    return diff(expected(), collect(connection))
+def compare(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Comparison:
+    """The connected database (or its objects of some kinds) against the committed manifest."""
+    wanted = expected()
+    if kinds is not None:
+        objects = {key: facts for key, facts in wanted.objects.items() if key.split(" ")[0] in kinds}
+        wanted = Manifest(objects, wanted.definitions)
+    return diff(wanted, collect(connection, kinds))
 
 
 def guard_of(key: str) -> str:
@@ -448,6 +456,9 @@ def _repair(
             return _repair_function(key, name, want, have, wanted)
         case "table" if want and have:
             return _repair_table(name, want, have)
+        case "row_security" if want:
+            enabled, forced = "ENABLE" if want["enabled"] else "DISABLE", "" if want["forced"] else "NO "
+            return f"ALTER TABLE {name} {enabled} ROW LEVEL SECURITY, {forced}FORCE ROW LEVEL SECURITY;"
         case "column" if have:
             return _repair_column(name, want)
         case "inheritance":
@@ -524,14 +535,6 @@ def _repair_table(name: str, want: Mapping[str, Any], have: Mapping[str, Any]) -
     steps = []
     if have["owner"] != want["owner"]:
         steps.append(f"ALTER TABLE {name} OWNER TO CURRENT_USER;")
-    if have["row_security"] != want["row_security"]:
-        steps.append(
-            f"ALTER TABLE {name} {'ENABLE' if want['row_security'] else 'DISABLE'} ROW LEVEL SECURITY;"
-        )
-    if have["force_row_security"] != want["force_row_security"]:
-        steps.append(
-            f"ALTER TABLE {name} {'' if want['force_row_security'] else 'NO '}FORCE ROW LEVEL SECURITY;"
-        )
     if have["persistence"] != want["persistence"]:
         steps.append(f"ALTER TABLE {name} SET LOGGED;")
     return " ".join(steps) or f"-- {name} is another kind of relation: restore the table from a backup."

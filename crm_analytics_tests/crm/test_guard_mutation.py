@@ -1,0 +1,484 @@
+"""Guard mutation: every guard is taken down or weakened in turn; an attack and the manifest must both notice.
+
+The kill table is committed as docs/crm-guard-mutation.md. After a deliberate change of the guards:
+`CRM_WRITE_KILL_TABLE=1 pytest crm_analytics_tests/crm/test_guard_mutation.py` writes it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import attacks, manifest
+from crm_analytics.settings import PROJECT_DIR
+
+KILL_TABLE = PROJECT_DIR / "docs" / "crm-guard-mutation.md"
+WRITERS_CHECK = "check only_crm_rpc_can_write"
+
+#: EXECUTE by crm_rpc that no RPC uses: functions for migrations, and trigger functions, whose EXECUTE is asked for
+#: only when the trigger is created. Taking it away weakens nothing.
+UNUSED_GRANTS = (
+    "revoke_others", "close_functions", "tables", "owner", "guard_rows", "guard_truncate", "require_actor",
+    "payments_ledger", "audit_owner_write", "broken_seals", "seal_audit_safe",
+)  # fmt: skip
+#: Without their search_path these are as safe: the first is one qualified LOCK TABLE, and the other two are reached
+#: only behind guard_rows, that is from an RPC, whose search_path is pinned.
+NOTHING_TO_LOOK_UP = ("lock_audit_log", "payments_ledger", "require_actor")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One guard taken down or weakened: `sql` does it, `key` is the manifest's object."""
+
+    group: str
+    what: str
+    sql: str
+    key: str
+
+
+def _name(key: str) -> str:
+    return key.split(" ", 1)[1]
+
+
+def _table_and(key: str) -> tuple[str, str]:
+    table, _, last = _name(key).rpartition(".")
+    return table, last
+
+
+def _is_crm(key: str) -> bool:
+    return " public." in key
+
+
+def trigger_mutations() -> Iterator[Mutation]:
+    want = manifest.expected()
+    for key in want.objects:
+        if not key.startswith("trigger "):
+            continue
+        table, trigger = _table_and(key)
+        definition = want.definitions[key]
+        for what, statement in (
+            ("dropped", f"DROP TRIGGER {trigger} ON {table}"),
+            ("disabled", f"ALTER TABLE {table} DISABLE TRIGGER {trigger}"),
+            ("not ALWAYS", f"ALTER TABLE {table} ENABLE TRIGGER {trigger}"),
+            ("only on replicas", f"ALTER TABLE {table} ENABLE REPLICA TRIGGER {trigger}"),
+        ):
+            yield Mutation("triggers", f"{_name(key)} {what}", statement, key)
+        weaker = []
+        if " OR DELETE OR UPDATE ON " in definition:
+            column = (
+                "status"
+                if table in ("public.orders", "public.payments", "public.leads")
+                else _first_column(table)
+            )
+            weaker.append(
+                ("only on one column", definition.replace(" OR UPDATE ON ", f" OR UPDATE OF {column} ON "))
+            )
+            weaker.append(("without DELETE", definition.replace(" OR DELETE OR ", " OR ")))
+            weaker.append(("without INSERT", definition.replace(" INSERT OR ", " ")))
+        if "'append_only'" in definition:
+            weaker.append(("argument rpc", definition.replace("'append_only'", "'rpc'")))
+        if "'rpc'" in definition:
+            weaker.append(("argument owner_writes", definition.replace("'rpc'", "'owner_writes'")))
+        for what, changed in weaker:
+            assert changed != definition, (key, what)
+            yield Mutation("triggers", f"{_name(key)} {what}", changed, key)
+
+
+def _first_column(table: str) -> str:
+    prefix = f"column {table}."
+    return next(key for key in sorted(manifest.expected().objects) if key.startswith(prefix)).removeprefix(
+        prefix
+    )
+
+
+def policy_mutations() -> Iterator[Mutation]:
+    for key, facts in manifest.expected().objects.items():
+        if key.startswith("policy "):
+            table, policy = _table_and(key)
+            yield Mutation("row security", f"{_name(key)} dropped", f"DROP POLICY {policy} ON {table}", key)
+            yield Mutation(
+                "row security",
+                f"{_name(key)} for everybody",
+                f"ALTER POLICY {policy} ON {table} TO PUBLIC",
+                key,
+            )
+        elif key.startswith("row_security public.") and facts["enabled"]:
+            yield Mutation(
+                "row security",
+                f"{_name(key)} off",
+                f"ALTER TABLE {_name(key)} DISABLE ROW LEVEL SECURITY",
+                key,
+            )
+
+
+def constraint_mutations() -> Iterator[Mutation]:
+    for key, facts in manifest.expected().objects.items():
+        table, name = _table_and(key)
+        if key.startswith("constraint public."):
+            yield Mutation(
+                "constraints",
+                f"{_name(key)} dropped",
+                f"ALTER TABLE {table} DROP CONSTRAINT {name} CASCADE",
+                key,
+            )
+        elif key.startswith("index public.") and facts["unique"]:
+            plain = manifest.expected().definitions[key].replace("CREATE UNIQUE INDEX", "CREATE INDEX")
+            yield Mutation("constraints", f"{_name(key)} dropped", f"DROP INDEX public.{name}", key)
+            yield Mutation("constraints", f"{_name(key)} not unique", plain, key)
+
+
+def grant_mutations() -> Iterator[Mutation]:
+    for key in manifest.expected().objects:
+        if not key.startswith("grant "):
+            continue
+        what, _, grantee = _name(key).rpartition(": ")[0].rpartition(" to ")
+        privilege = _name(key).rpartition(": ")[2]
+        if what == "schema public":
+            continue  # PUBLIC has USAGE of it wherever PostgreSQL's default stands
+        if grantee not in ("crm_rpc", "crm_app") or any(
+            f"crm_private.{name}(" in what for name in UNUSED_GRANTS
+        ):
+            continue
+        if what.startswith("function public.") and grantee == "crm_rpc" and not _calls_another(what):
+            continue  # the owner's own EXECUTE: only an RPC that another RPC calls needs it
+        kind, name = what.split(" ", 1)
+        target = f"{kind.upper()} {name}"
+        if kind == "column":
+            table, _, column = name.rpartition(".")
+            target, privilege = f"TABLE {table}", f"{privilege} ({column})"
+        yield Mutation(
+            "grants",
+            f"{_shorter(what)}: {privilege} taken from {grantee}",
+            f"REVOKE {privilege} ON {target} FROM {grantee}",
+            key,
+        )
+
+
+def _calls_another(what: str) -> bool:
+    return any(
+        f"public.{name}(" in what
+        for name in ("create_lead_safe", "create_order_safe", "record_generic_payment_safe")
+    )
+
+
+def _shorter(text: str) -> str:
+    return re.sub(r"\(.*\)", "()", text)
+
+
+def excess_mutations() -> Iterator[Mutation]:
+    for table in manifest.CRM_TABLES:
+        for privilege in ("INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"):
+            for grantee in ("crm_app", "PUBLIC"):
+                yield Mutation(
+                    "broad grants", f"public.{table}: {privilege} to {grantee}", f"GRANT {privilege} ON public.{table} TO {grantee}",
+                    f"grant table public.{table} to {grantee}: {privilege}",
+                )  # fmt: skip
+            if privilege in ("UPDATE", "DELETE", "TRUNCATE"):
+                key = f"grant table public.{table} to crm_rpc: {privilege}"
+                if key not in manifest.expected().objects:
+                    yield Mutation(
+                        "broad grants",
+                        f"public.{table}: {privilege} to crm_rpc",
+                        f"GRANT {privilege} ON public.{table} TO crm_rpc",
+                        key,
+                    )
+    for key in manifest.expected().objects:
+        if key.startswith("function public."):
+            yield Mutation(
+                "broad grants", f"{_shorter(_name(key))}: EXECUTE to PUBLIC", f"GRANT EXECUTE ON FUNCTION {_name(key)} TO PUBLIC",
+                f"grant {key} to PUBLIC: EXECUTE",
+            )  # fmt: skip
+
+
+def function_mutations() -> Iterator[Mutation]:
+    want = manifest.expected()
+    for key, facts in want.objects.items():
+        if not key.startswith("function "):
+            continue
+        name, short = _name(key), _shorter(_name(key))
+        if facts["owner"] == "crm_rpc":
+            yield Mutation(
+                "functions", f"{short} SECURITY INVOKER", f"ALTER FUNCTION {name} SECURITY INVOKER", key
+            )
+            yield Mutation(
+                "functions",
+                f"{short} owned by somebody else",
+                f"ALTER FUNCTION {name} OWNER TO CURRENT_USER",
+                key,
+            )
+        runs_for_others = facts["security_definer"] or facts["result"] == "trigger"
+        if runs_for_others and not any(f".{skip}(" in name for skip in NOTHING_TO_LOOK_UP):
+            yield Mutation(
+                "functions",
+                f"{short} without SET search_path",
+                f"ALTER FUNCTION {name} RESET search_path",
+                key,
+            )
+        if facts["result"] in ("void", "trigger") and short.removesuffix("()").rpartition(".")[2] not in (
+            "close_functions", "revoke_others", "lock_audit_log",  # for migrations; and the lock test's
+        ):  # fmt: skip
+            body = "BEGIN RETURN coalesce(NEW, OLD); END" if facts["result"] == "trigger" else "BEGIN END"
+            start, _, end = re.split(
+                r"(?<=AS \$function\$)|(?=\$function\$\n*;?$)", want.definitions[key].rstrip()
+            )
+            emptied = f"{start} {body} {end}"
+            yield Mutation(
+                "functions", f"{short} does nothing", emptied.replace("LANGUAGE sql", "LANGUAGE plpgsql"), key
+            )
+
+
+def role_mutations() -> Iterator[Mutation]:
+    for role in ("crm_rpc", "crm_app"):
+        for attribute in ("LOGIN", "SUPERUSER", "BYPASSRLS", "CREATEROLE", "CREATEDB", "REPLICATION"):
+            yield Mutation("roles", f"{role} {attribute}", f"ALTER ROLE {role} {attribute}", f"role {role}")
+    yield Mutation(
+        "roles", "crm_app member of crm_rpc", "GRANT crm_rpc TO crm_app", "member crm_rpc <- crm_app"
+    )
+    yield Mutation(
+        "roles",
+        "crm_app may become crm_rpc",
+        "GRANT crm_rpc TO crm_app WITH SET TRUE, INHERIT FALSE",
+        "member crm_rpc <- crm_app",
+    )
+    yield Mutation(
+        "roles",
+        "crm_app may write all tables",
+        "GRANT pg_write_all_data TO crm_app",
+        "member pg_write_all_data <- crm_app",
+    )
+
+
+def transition_mutations() -> Iterator[Mutation]:
+    table = "public.order_status_transitions"
+    around = (
+        f"ALTER TABLE {table} DISABLE TRIGGER USER; {{}}; ALTER TABLE {table} ENABLE ALWAYS TRIGGER guard_rows,"
+        " ENABLE ALWAYS TRIGGER guard_truncate"
+    )
+    for key, facts in manifest.expected().objects.items():
+        if key.startswith("transition "):
+            old, new = _name(key).split(" -> ")
+            where = f"WHERE from_status = '{old}' AND to_status = '{new}'"
+            yield Mutation(
+                "transitions", f"{_name(key)} removed", around.format(f"DELETE FROM {table} {where}"), key
+            )
+            if facts["required_role"] == "admin":
+                change = f"UPDATE {table} SET required_role = 'manager' {where}"
+                yield Mutation("transitions", f"{_name(key)} by managers", around.format(change), key)
+    for old, new in (
+        ("created", "in_delivery"),
+        ("created", "closed"),
+        ("paid", "closed"),
+        ("paid", "delivered"),
+    ):
+        add = f"INSERT INTO {table} VALUES ('{old}', '{new}', 'manager')"
+        yield Mutation(
+            "transitions", f"{old} -> {new} added", around.format(add), f"transition {old} -> {new}"
+        )
+
+
+GROUPS: dict[str, Callable[[], Iterator[Mutation]]] = {
+    "triggers": trigger_mutations,
+    "row security": policy_mutations,
+    "constraints": constraint_mutations,
+    "grants": grant_mutations,
+    "broad grants": excess_mutations,
+    "functions": function_mutations,
+    "roles": role_mutations,
+    "transitions": transition_mutations,
+}
+
+
+@pytest.fixture(scope="module")
+def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
+    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
+        yield attacks.prepare(connection)
+
+
+def test_nothing_is_noticed_when_nothing_is_broken(lab: attacks.Lab) -> None:
+    """Without it, an attack that always complains would kill every mutant."""
+    assert [f"{o.attack.name}: {o.detail}" for o in attacks.run_all(lab) if not o.held] == []
+    assert manifest.compare(lab.connection).differences == ()
+    assert manifest.unexpected_writers(lab.connection) == []
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_mutant_is_killed(lab: attacks.Lab, group: str) -> None:
+    """Without it, a guard could be dropped by a migration, or by hand, and every check would stay green."""
+    mutations = list(GROUPS[group]())
+    assert mutations
+    rows, survivors = [], []
+    for mutation in mutations:
+        with lab.connection.transaction(force_rollback=True):
+            lab.connection.execute(_or_replace(mutation.sql))
+            behaviour = _noticed_by(lab, mutation)
+            differences = manifest.compare(lab.connection, {mutation.key.split(" ")[0]}).differences
+        catalogue = next((d.object for d in differences if d.object.startswith(mutation.key)), None)
+        rows.append(f"| {mutation.what} | {behaviour or '**survived**'} | {_guard(catalogue)} |")
+        if behaviour is None or catalogue is None:
+            survivors.append(rows[-1])
+    print("\n".join(rows))
+    assert survivors == [], f"{len(survivors)} of {len(mutations)} survived:\n" + "\n".join(survivors)
+    _expect_section(group, rows)
+
+
+def _or_replace(statement: str) -> str:
+    return (
+        statement.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER")
+        if "DROP TRIGGER" not in statement
+        else statement
+    )
+
+
+def _guard(key: str | None) -> str:
+    return f"guard_{manifest.guard_of(key)}" if key else "**survived**"
+
+
+def _noticed_by(lab: attacks.Lab, mutation: Mutation) -> str | None:
+    for attack in _likeliest_first(mutation):
+        if not lab.try_(attack).held:
+            return f"attack {attack.name}"
+    if manifest.unexpected_writers(lab.connection):
+        return WRITERS_CHECK
+    return None
+
+
+def _likeliest_first(mutation: Mutation) -> list[attacks.Attack]:
+    """The attacks that exercise the guard; the order saves time and decides nothing but whose name is printed."""
+    if mutation.key.endswith(": REFERENCES"):
+        return []  # opens nothing without CREATE on a schema: there is no attack to try
+    guard = manifest.guard_of(mutation.key)
+    about = {
+        word
+        for word in re.findall(r"\w+", mutation.key)
+        if word in (*manifest.CRM_TABLES, *manifest.RPC_NAMES)
+    }
+    of_rules = "functions" if "function " in mutation.key else guard
+    reads = mutation.key.endswith("crm_app: SELECT")
+
+    def likelihood(attack: attacks.Attack) -> tuple[bool, ...]:
+        return (
+            attack.name != ("app_reads" if reads else "working_day")
+            or mutation.group in ("triggers", "broad grants"),
+            not any(attack.name.endswith(f"_{word}") for word in about),
+            of_rules not in attack.guards,
+        )
+
+    wide = mutation.group in ("functions", "grants")
+    return sorted((a for a in attacks.ATTACKS.values() if wide or guard in a.guards), key=likelihood)
+
+
+# -- locks: two connections, so on clones ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock by name: the function that takes it, the text that takes it, and two calls that must not overlap."""
+
+    name: str
+    function: str
+    text: str
+    without: str
+    first: str
+    second: str
+
+
+_PAYOUT = (
+    "SELECT public.record_generic_payment_safe(%(paid)s, 'outgoing', 'supplier_payment', 'cash', 1, 'EUR',"
+    " p_status => 'planned', p_user_id => %(manager)s)"
+)
+_LEAD = "SELECT public.create_lead_safe('site', 'Twice', p_phone => '+1 202 555 0142')"
+LOCKS = (
+    Lock("order row", "locked_order", "FOR NO KEY UPDATE", "", _PAYOUT, _PAYOUT),
+    Lock(
+        "customer's phone", "create_lead_safe", "PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:phone:' || v_digits, 0));",
+        "NULL;", _LEAD, _LEAD,
+    ),
+    Lock(
+        "audit log while sealing", "lock_audit_log", "LOCK TABLE public.audit_log IN SHARE MODE", "SELECT NULL::void", _LEAD,
+        "SELECT crm_private.seal_audit_safe()",
+    ),
+)  # fmt: skip
+
+
+def test_every_lock_is_missed(new_database: Callable[..., str]) -> None:
+    """Without it, a lock could be lost in a rewrite and double customers, overspent orders or unsealed rows return."""
+    rows = []
+    for lock in LOCKS:
+        url = new_database("crm")
+        with psycopg.connect(url, autocommit=True) as connection:
+            sample = attacks.prepare(connection).sample
+            assert _waits(url, lock, sample), f"{lock.name}: the second call did not wait for the first"
+            definition = connection.execute(
+                "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s", [lock.function]
+            ).fetchone()
+            assert definition and lock.text in definition[0], f"{lock.function} has no {lock.text!r}"
+            connection.execute(definition[0].replace(lock.text, lock.without).encode())
+            assert not _waits(url, lock, sample), f"{lock.name} survived"
+            keys = [d.object for d in manifest.compare(connection).differences]
+            assert [key for key in keys if f".{lock.function}(" in key]
+        rows.append(f"| {lock.name} ({lock.function}) | test_every_lock_is_missed | guard_functions |")
+    print("\n".join(rows))
+    _expect_section("locks", rows)
+
+
+def _waits(url: str, lock: Lock, sample: Any) -> bool:
+    with psycopg.connect(url) as first, psycopg.connect(url) as second:
+        first.execute(lock.first, sample)
+        second.execute("SET LOCAL lock_timeout = '200ms'")
+        try:
+            second.execute(_own_timeout(lock.second), sample)
+        except psycopg.errors.LockNotAvailable:
+            return True
+        finally:
+            first.rollback()
+            second.rollback()
+        return False
+
+
+def _own_timeout(statement: str) -> str:
+    """seal_audit_safe has a lock_timeout of its own, five seconds: the probe takes the lock as it does."""
+    return "SELECT crm_private.lock_audit_log()" if "seal_audit_safe" in statement else statement
+
+
+# -- the committed table --------------------------------------------------------------------------------
+
+_HEAD = """\
+# Guard mutation: the kill table
+
+Generated by `crm_analytics_tests/crm/test_guard_mutation.py`, which fails when a mutant survives or this table is
+out of date. Every guard, grant, policy, constraint and unique index is taken down or weakened in turn on a real
+PostgreSQL; an attack (tier D) or a check must notice by what then becomes possible, and the manifest (tier A) by the
+catalogue. The last column is the asset check that turns red in production.
+"""
+
+
+def _sections() -> dict[str, str]:
+    if not KILL_TABLE.exists():
+        return {}
+    parts = re.split(r"^## (.+)$", KILL_TABLE.read_text(encoding="utf-8"), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _section(rows: Sequence[str]) -> str:
+    head = (
+        f"\n\n{len(rows)} mutants, {len(rows)} killed.\n\n| mutant | noticed by | manifest |\n|---|---|---|\n"
+    )
+    return head + "\n".join(rows) + "\n\n"
+
+
+def _expect_section(group: str, rows: Sequence[str]) -> None:
+    sections = _sections()
+    if os.environ.get("CRM_WRITE_KILL_TABLE"):
+        sections[group] = _section(rows)
+        text = "".join(f"## {name}{sections[name]}" for name in [*GROUPS, "locks"] if name in sections)
+        KILL_TABLE.write_text(f"{_HEAD}\n{text}".rstrip() + "\n", encoding="utf-8")
+    else:
+        assert sections.get(group, "").strip() == _section(rows).strip(), (
+            "write the table anew: see the module's docstring"
+        )
