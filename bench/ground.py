@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,23 @@ class Ground:
         """The landing folder with the big exports."""
         return self.folder / "landing"
 
+    def cpu(self) -> float:
+        """CPU seconds used so far by the server and all its processes, ended ones included (Linux; else 0).
+
+        Where other programs keep the machine busy, CPU seconds still compare when wall-clock seconds do not.
+        """
+        pid_file = self.server.data / "postmaster.pid"
+        if not Path("/proc/self/stat").exists():
+            return 0.0
+        postmaster = int(pid_file.read_text().split()[0])
+        ticks = sum(_stat(postmaster)[11:15])
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    fields = _stat(int(entry.name))
+                    ticks += sum(fields[11:13]) if fields[1] == postmaster else 0
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def analytics(self, name: str) -> str:
         """URL of a migrated analytics database, made if it is not there."""
         if name not in self.databases:
@@ -60,6 +79,12 @@ class Ground:
     def connect(self, name: str) -> psycopg.Connection[Any]:
         """An autocommit connection to `analytics(name)`."""
         return psycopg.connect(self.analytics(name), autocommit=True)
+
+
+def _stat(pid: int) -> list[int]:
+    """The numbers of /proc/<pid>/stat after the command's name: state, parent, ..., utime, stime, cutime, cstime."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return [0, *map(int, fields[1:15])]
 
 
 def timed(work: Callable[[], Any]) -> float:

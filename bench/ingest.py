@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, LiteralString
@@ -28,7 +29,9 @@ def loaded(ground: Ground) -> psycopg.Connection[Any]:
         for source in TABLES:
             ground.say(f"loading {source}")
             connection.execute("CHECKPOINT")
+            before = ground.cpu()
             report = child("bench.load_child", ground.analytics(DATABASE), str(ground.landing), source)
+            ground.seconds[f"cpu load {source}"] = report["cpu"] + ground.cpu() - before
             assert report["statuses"] == ["loaded"], report
             assert report["counts"]["inserted"] == report["counts"]["records_read"], report
             ground.seconds[f"load {source}"] = report["seconds"]
@@ -46,11 +49,20 @@ def rows(ground: Ground) -> Iterator[BenchRow]:
         size = f"{ground.jobs:,} jobs and {ground.payments:,} payments"
         yield BenchRow(
             SECTION, f"load exports of {size}", ours, "s", "bare COPY of the typed rows, same indexes", sum(bare.values()),
-            limit=3.0, note=", ".join(f"{table} {ground.seconds[f'load {table}']:.1f} s : {bare[table]:.1f} s" for table in TABLES),
+            limit=3.0, note=_details(ground, bare),
         )  # fmt: skip
         peak = max(ground.seconds[f"memory {table}"] for table in TABLES)
         yield BenchRow(SECTION, "peak memory of the loading process", peak, "MB", limit=600)
         yield from _again(ground, connection, sum(bare.values()))
+
+
+def _details(ground: Ground, bare: dict[str, float]) -> str:
+    parts = [
+        f"{table} {ground.seconds[f'load {table}']:.1f} : {bare[table]:.1f} s (CPU"
+        f" {ground.seconds[f'cpu load {table}']:.1f} : {ground.seconds[f'cpu copy {table}']:.1f} s)"
+        for table in TABLES
+    ]
+    return ", ".join(parts)
 
 
 def _bare_copy(ground: Ground, connection: psycopg.Connection[Any], table: LiteralString) -> float:
@@ -76,7 +88,10 @@ def _bare_copy(ground: Ground, connection: psycopg.Connection[Any], table: Liter
     def run() -> float:
         connection.execute("TRUNCATE bench.payments" if table == "payments" else "TRUNCATE bench.jobs")
         connection.execute("CHECKPOINT")
-        return timed(lambda: _copy_in(connection, f"COPY bench.{table} ({columns}) FROM STDIN", file))
+        before = ground.cpu() + time.process_time()
+        seconds = timed(lambda: _copy_in(connection, f"COPY bench.{table} ({columns}) FROM STDIN", file))
+        ground.seconds[f"cpu copy {table}"] = ground.cpu() + time.process_time() - before
+        return seconds
 
     best = min(run(), run())
     file.unlink()
@@ -117,14 +132,17 @@ def _again(ground: Ground, connection: psycopg.Connection[Any], bare: float) -> 
     ground.say(f"loading a re-export with {CHANGED} changed rows")
     connection.execute("TRUNCATE analytics.stale_months")
     connection.execute("CHECKPOINT")
+    before = ground.cpu()
     report = child("bench.load_child", ground.analytics(DATABASE), str(ground.landing), "jobs")
+    cpu = report["cpu"] + ground.cpu() - before
     assert report["counts"]["updated"] == CHANGED, report
     stale = {month for (month,) in connection.execute("SELECT DISTINCT month FROM analytics.stale_months")}
     assert stale == months, f"stale: {sorted(stale)}, touched: {sorted(months)}"
     yield BenchRow(
         SECTION, f"a re-export of {ground.jobs:,} jobs with {CHANGED} changed", report["seconds"], "s",
         "bare COPY of the jobs", ground.seconds["bare copy jobs"], limit=1.0,
-        note=f"stale afterwards: exactly the {len(months)} months touched; peak {report['peak_mb']:.0f} MB",
+        note=f"stale afterwards: exactly the {len(months)} months touched; peak {report['peak_mb']:.0f} MB;"
+        f" CPU {cpu:.1f} : {ground.seconds['cpu copy jobs']:.1f} s",
     )  # fmt: skip
     path.unlink()
     connection.execute("VACUUM ANALYZE raw.jobs, raw.payments")

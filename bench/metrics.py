@@ -79,17 +79,22 @@ def rows(ground: Ground) -> Iterator[BenchRow]:
     with loaded(ground) as connection:
         connection.execute(_SPEND, [START, LAST])
         ground.say("metrics of ten years")
+        before = ground.cpu()
         ours = min(_refresh_all(connection), _refresh_all(connection))
+        cpu = (ground.cpu() - before) / 2
         ground.seconds["metrics"] = ours
         by_hand = {
             name: min(_hand(connection, name), _hand(connection, name))
             for name in ("one statement", "temporary tables")
         }
+        before = ground.cpu()
+        _hand(connection, "one statement")
+        cpu_by_hand = ground.cpu() - before
         _assert_same(connection)
         best = min(by_hand, key=lambda name: by_hand[name])
         yield BenchRow(
             SECTION, "daily and monthly metrics of ten years, one run", ours, "s", f"best hand-written SQL ({best})",
-            by_hand[best], limit=2.0, note=f"{_count(connection)} daily rows, the same in both",
+            by_hand[best], limit=2.0, note=f"{_count(connection)} daily rows, the same in both; CPU {cpu:.1f} : {cpu_by_hand:.1f} s",
         )  # fmt: skip
         unchanged = timed(lambda: refresh(connection, START, END))
         yield BenchRow(
