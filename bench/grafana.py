@@ -1,0 +1,173 @@
+"""Every dashboard query on ten years of daily data with 20 sources, as grafana_reader: milliseconds, slowest first.
+
+The viewer's worst choice: all sources and segments, a time range of all ten years. Each must answer within 50 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from bench.table import BenchRow
+from crm_analytics import migrations
+from crm_analytics.crm import migrate_crm
+from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.grafana.expand import expand
+from crm_analytics.grafana.generate import generated
+from crm_analytics.grafana.lint import queries_of
+from crm_analytics.grafana.reader import set_up
+from crm_analytics.settings import settings
+
+LIMIT = 50.0  # milliseconds
+REPEATS = 7
+PASSWORD = "measured-and-thrown-away"  # noqa: S105 - of a server that lives for this measurement only
+SOURCES = [f"Source {number:02}" for number in range(1, 21)]
+
+#: 3,650 days × 20 sources × 3 segments; raw rows, files, quarantine and refreshes in proportion.
+ANALYTICS = """
+    SET session_replication_role = replica; -- the metrics are given: nothing becomes stale
+    INSERT INTO analytics.daily_metrics (date, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross)
+    SELECT d::date, 'Source ' || lpad(s::text, 2, '0'), g, 1 + (s + k) % 4, (s + k) % 3, (s + k) % 2, 1 + (s * k) % 5,
+        s % 3, (s * 7 + k) % 90, (s * 31 + k * 3) % 700
+    FROM generate_series(analytics.today() - 3649, analytics.today(), interval '1 day') WITH ORDINALITY AS days (d, k)
+    CROSS JOIN generate_series(1, 20) s CROSS JOIN unnest(ARRAY['COD', 'INS', 'OTHER']) g;
+    INSERT INTO analytics.monthly_metrics (month, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross)
+    SELECT * FROM analytics.compute_monthly_metrics(analytics.today() - 3660, analytics.today() + 32);
+    INSERT INTO analytics.targets (month, source, segment, target_repairs, target_revenue40, target_conv_l_to_r, target_cpl_max)
+    SELECT DISTINCT month, s, 'ALL', 900, 90000, 0.3, 60 FROM analytics.monthly_metrics
+    CROSS JOIN unnest(ARRAY['ALL', 'Source 01', 'Source 02']) s;
+    INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)
+    SELECT 'j' || n, 'COD Service', 'Source 01', now(), analytics.today() - n % 3650 FROM generate_series(1, 200000) n;
+    INSERT INTO raw.payments (payment_id, job_id, paid_date, amount)
+    SELECT 'p' || n, CASE WHEN n % 100 > 0 THEN 'j' || (1 + n % 200000) END, analytics.today() - n % 3650, 120
+    FROM generate_series(1, 300000) n;
+    INSERT INTO raw.calls (call_id, started_at, call_date, flow)
+    SELECT 'c' || n, now(), analytics.today() - n % 3650, 'Source 01' FROM generate_series(1, 200000) n;
+    INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from, status,
+        message, records_read, unchanged, last_date)
+    SELECT (ARRAY['jobs', 'payments', 'calls', 'elocals_leads', 'proref_leads', 'google_spend'])[1 + n % 6],
+        'folder/' || n % 4000 || '.csv', n::text, 1, now(), now() - n * interval '1 hour', 'name',
+        CASE WHEN n % 50 = 0 THEN 'refused' ELSE 'loaded' END, 'why', 10, 10, analytics.today() - n % 3650
+    FROM generate_series(1, 5000) n;
+    INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record)
+    SELECT n, 'jobs', 1, ARRAY['column ' || n % 7 || ': ''' || n || ''' is no amount'], '{}' FROM generate_series(1, 3000) n;
+    INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)
+    SELECT DISTINCT month, 'run-' || r, now() - r * interval '1 day', now() - r * interval '1 day', 1, 1
+    FROM analytics.monthly_metrics CROSS JOIN generate_series(1, 40) r;
+    INSERT INTO analytics.stale_months (month, cause)
+    SELECT month, 'jobs update' FROM analytics.monthly_metrics WHERE source < 'Source 05';
+    RESET session_replication_role;
+    ANALYZE;
+"""
+
+#: 20,000 leads and orders over five years, with payments, events and audit.
+CRM = """
+    INSERT INTO public.leads (source, status, created_at)
+    SELECT 'site', (ARRAY['new', 'in_progress', 'rejected', 'converted'])[1 + n % 4]::public.lead_status_enum,
+        now() - n * interval '2 hours' FROM generate_series(1, 20000) n;
+    INSERT INTO public.orders (order_code, status, created_at)
+    SELECT 'bench-' || n, (ARRAY['created', 'paid', 'in_delivery', 'closed'])[1 + n % 4]::public.order_status_enum,
+        now() - n * interval '2 hours' FROM generate_series(1, 20000) n;
+    INSERT INTO public.order_status_events (order_id, seq, old_status, new_status, created_at)
+    SELECT id, k, 'created', 'paid', created_at FROM public.orders CROSS JOIN generate_series(1, 3) k;
+    INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, created_at)
+    SELECT id, (ARRAY['incoming', 'outgoing'])[k]::public.payment_direction_enum,
+        (ARRAY['client_payment', 'supplier_payment'])[k]::public.payment_role_enum, 'cash', 100 / k, 'EUR', 'completed',
+        created_at FROM public.orders CROSS JOIN generate_series(1, 2) k;
+    INSERT INTO public.audit_log (action, entity, entity_id, created_at)
+    SELECT CASE k WHEN 1 THEN 'create' ELSE 'status_change' END, 'leads', id, created_at
+    FROM public.leads CROSS JOIN generate_series(1, 4) k;
+    ANALYZE;
+"""
+CRM_TABLES = ("leads", "orders", "order_status_events", "payments", "audit_log")
+
+
+def rows() -> Iterator[BenchRow]:
+    """One line for each distinct query, slowest first, with the indexes that it used."""
+    folder = Path(tempfile.mkdtemp(prefix="crm_analytics_bench_grafana_"))
+    server = EmbeddedPostgres(folder, settings().embedded_postgres_version).start()
+    try:
+        readers = _databases(server)
+        today = datetime.now(UTC)
+        choice = {"source": SOURCES, "segment": ["COD", "INS", "OTHER"], "month": f"{today:%Y-%m}"}
+        measured = []
+        for (source, sql), places in _queries().items():
+            text = expand(sql, today - timedelta(3650), today, choice).encode()
+            times, plan = _measure(readers[source], text)
+            measured.append((statistics.median(times), places, plan))
+        for value, places, plan in sorted(measured, key=lambda item: -item[0]):
+            more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+            yield BenchRow("Grafana panels", places[0] + more, value, "ms", limit=LIMIT, note=plan)
+    finally:
+        server.stop()
+        server.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _queries() -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for text in generated().values():
+        board = json.loads(text)
+        for where, source, sql in queries_of(board):
+            found.setdefault((source["uid"], sql), []).append(
+                f"{board['title']}: {where.removeprefix('panel ')}"
+            )
+    return found
+
+
+def _databases(server: EmbeddedPostgres) -> dict[str, psycopg.Connection[Any]]:
+    readers = {}
+    migrations.migrate("analytics", url=server.url("analytics"))
+    migrate_crm(url=server.url("crm"))
+    for database, uid, fill in (
+        ("analytics", "crm-analytics-warehouse", ANALYTICS),
+        ("crm", "crm-analytics-crm", CRM),
+    ):
+        url = server.url(database)
+        with psycopg.connect(url, autocommit=True) as connection:
+            if database == "crm":  # rows of the past, which no RPC writes
+                for table in CRM_TABLES:
+                    connection.execute(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
+            connection.execute(fill.encode())
+            connection.execute("VACUUM")
+            set_up(connection, database, PASSWORD)
+        readers[uid] = psycopg.connect(
+            make_conninfo(url, user="grafana_reader", password=PASSWORD), autocommit=True
+        )
+    return readers
+
+
+def _measure(connection: psycopg.Connection[Any], text: bytes) -> tuple[list[float], str]:
+    """Milliseconds of several runs after a first one, rows fetched; and what the plan reads."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        connection.execute(text).fetchall()
+        times.append((time.perf_counter() - start) * 1000)
+    row = connection.execute(b"EXPLAIN (FORMAT JSON) " + text).fetchone()
+    assert row is not None
+    indexes, scans = set(), set()
+    pending = [row[0][0]["Plan"]]
+    while pending:
+        node = pending.pop()
+        pending += node.get("Plans", [])
+        if "Index Name" in node:
+            indexes.add(node["Index Name"])
+        elif node["Node Type"] == "Seq Scan":
+            scans.add(node["Relation Name"])
+    parts = [
+        f"{name} {', '.join(sorted(found))}"
+        for name, found in (("index", indexes), ("whole", scans))
+        if found
+    ]
+    return times[1:], "; ".join(parts) or "no table"

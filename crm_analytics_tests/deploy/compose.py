@@ -1,0 +1,202 @@
+"""docker-compose.yml read as Compose reads it, and its services run as local processes without an engine.
+
+What changes on the way: the image's folder, the volumes and the landing folder become folders of the test, host
+names become 127.0.0.1 and ports free ones. Commands, order, environment and health checks are the file's own.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crm_analytics.settings import PROJECT_DIR
+
+COMPOSE_FILE = PROJECT_DIR / "docker-compose.yml"
+_VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:?[-?])([^}]*))?\})")
+
+
+def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
+    """Compose's `${NAME}`, `${NAME:-default}` and `${NAME:?error}`, everywhere in a structure.
+
+    Raises:
+        ValueError: with the message of `:?` where the variable is missing or empty.
+    """
+    if isinstance(value, dict):
+        return {key: interpolated(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolated(item, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        if name is None:
+            return "$"
+        given = environment.get(name, "")
+        if given or operator is None:
+            return given
+        if operator == ":?":
+            raise ValueError(f"{name}: {rest}")
+        return str(rest)
+
+    return _VARIABLE.sub(replace, value)
+
+
+def services(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The services, interpolated."""
+    return dict(interpolated(yaml.safe_load(COMPOSE_FILE.read_text()), environment)["services"])
+
+
+def start_order(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The services in the order in which `depends_on` lets them start."""
+    graph = {name: set(service.get("depends_on", {})) for name, service in found.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def image_environment(dockerfile: Path) -> dict[str, str]:
+    """What the Dockerfile's ENV lines set."""
+    text = dockerfile.read_text().replace("\\\n", " ")
+    pairs = [part for line in re.findall(r"^ENV (.*)$", text, re.M) for part in shlex.split(line)]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def build_image(target: Path) -> None:
+    """What `COPY . .` puts into the image: the files that .dockerignore lets through."""
+    lines = [
+        line for line in (PROJECT_DIR / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
+    ]
+    kept = [line[1:] for line in lines if line.startswith("!")]
+    dropped = [line.removeprefix("**/") for line in lines if line.startswith("**/")]
+    target.mkdir(parents=True)
+    for name in kept:
+        source, copy = PROJECT_DIR / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*dropped))
+        elif source.exists() and not any(fnmatch.fnmatch(source.name, pattern) for pattern in dropped):
+            shutil.copy(source, copy)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalStack:
+    """The application's services as processes of this machine; `folder` stands for the containers' file systems."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], postgres_port: int) -> None:
+        self.folder = folder
+        self.services = services(environment)
+        self.ports = {"4000": str(free_port()), "3000": str(free_port())}
+        self.postgres_port = postgres_port
+        self.app = folder / "app"
+        if not self.app.exists():
+            build_image(self.app)
+        (folder / "dagster-files" / "dagster").mkdir(parents=True, exist_ok=True)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def run(self, name: str) -> None:
+        """Run a service that ends by itself; raises with its output unless it succeeds."""
+        done = subprocess.run(
+            self._words(self.services[name]["command"]), env=self._environment(name), cwd=self.app, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{name}:\n{done.stdout.decode()[-4000:]}"
+
+    def start(self, name: str) -> None:
+        """Start a service that stays."""
+        log = (self.folder / f"{name}.log").open("ab")
+        self.running[name] = subprocess.Popen(
+            self._words(self.services[name]["command"]), env=self._environment(name), cwd=self.app,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        log.close()
+
+    def wait_until_healthy(self, name: str, timeout: float = 150) -> None:
+        """Repeat the service's own health check until it passes; raises with the log if it does not."""
+        check = self.services[name]["healthcheck"]["test"]
+        assert check[0] == "CMD"
+        deadline = time.monotonic() + timeout
+        reason = "its port is closed"
+        while time.monotonic() < deadline:
+            assert self.running[name].poll() is None, f"{name} ended:\n{self.log(name)}"
+            if not self._listens(name):  # each check is a process of some seconds: not before there is hope
+                time.sleep(0.2)
+                continue
+            done = subprocess.run(
+                self._words(check[1:]),
+                env=self._environment(name),
+                cwd=self.app,
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return
+            reason = done.stderr.decode()[-500:]
+            time.sleep(1)
+        raise AssertionError(f"{name} is not healthy: {reason}\n{self.log(name)}")
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, as Compose does; raises if the service needs to be killed."""
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{name} did not stop on SIGTERM:\n{self.log(name)}") from None
+
+    def kill_all(self) -> None:
+        """For a test that failed: leave nothing behind."""
+        for process in self.running.values():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def log(self, name: str) -> str:
+        """The end of a service's output."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
+
+    def _listens(self, name: str) -> bool:
+        words = self._words(self.services[name]["command"])
+        if "-p" not in words:
+            return True
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(words[words.index("-p") + 1]))) == 0
+
+    def _environment(self, name: str) -> dict[str, str]:
+        image = image_environment(PROJECT_DIR / "Dockerfile")
+        own = {key: str(value) for key, value in self.services[name].get("environment", {}).items()}
+        values = {key: self._word(value) for key, value in (image | own).items()}
+        system = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self.folder)}
+        return {**system, "PYTHONPATH": str(self.app), **values}
+
+    def _words(self, command: list[str]) -> list[str]:
+        return [self._word(word) for word in command]
+
+    def _word(self, word: str) -> str:
+        for here, there in (
+            ("@postgres:5432/", f"@127.0.0.1:{self.postgres_port}/"),
+            ("http://127.0.0.1:3000/", f"http://127.0.0.1:{self.ports['3000']}/"),
+            ("/var/lib/crm_analytics", str(self.folder / "dagster-files")),
+        ):
+            word = word.replace(here, there)
+        exact = {"0.0.0.0": "127.0.0.1", "code": "127.0.0.1", "/landing": str(self.folder / "landing"),
+                 "/app": str(self.app), **self.ports}  # fmt: skip
+        return exact.get(word, word)

@@ -1,0 +1,273 @@
+"""The compose file: in order by itself, and its processes up, fed, down and up again on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg.conninfo import make_conninfo
+
+from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.grafana.expand import expand
+from crm_analytics.grafana.queries import query
+from crm_analytics.settings import PROJECT_DIR
+from crm_analytics_tests.conftest import PG_VERSION
+from crm_analytics_tests.deploy.compose import COMPOSE_FILE, LocalStack, build_image, services, start_order
+
+SECRETS = {
+    name: f"{name.lower()[:6]}0123456789abcdef"
+    for name in (
+        "POSTGRES_PASSWORD", "ANALYTICS_DB_PASSWORD", "CRM_DB_PASSWORD", "DAGSTER_DB_PASSWORD",
+        "GRAFANA_ADMIN_PASSWORD", "GRAFANA_READER_PASSWORD",
+    )
+}  # fmt: skip
+
+
+# -- the file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, Any]:
+    return dict(yaml.safe_load(COMPOSE_FILE.read_text()))
+
+
+def test_no_secret_has_a_default(raw):
+    """A password that works without being chosen is no password: each missing one must stop `up` with the remedy."""
+    for name in SECRETS:
+        others = {key: value for key, value in SECRETS.items() if key != name}
+        with pytest.raises(ValueError, match=f"{name}: run deploy/make-env.sh"):
+            services(others)
+    services(SECRETS)
+    example = dict(line.split("=", 1) for line in (PROJECT_DIR / ".env.example").read_text().splitlines() if "=" in line and line[0] != "#")  # fmt: skip
+    assert {name for name, value in example.items() if not value} == {*SECRETS, "ALERT_WEBHOOK_URL"}
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
+    assert used == set(example), "the example must name every variable, and no other"
+
+
+def test_make_env_writes_random_passwords_once(tmp_path):
+    """The first step of the installation must work, and must not throw away the passwords of a running one."""
+    (tmp_path / "deploy").mkdir()
+    for name in ("deploy/make-env.sh", ".env.example"):
+        (tmp_path / name).write_bytes((PROJECT_DIR / name).read_bytes())
+    for expected in (0, 1):
+        assert (
+            subprocess.run(["sh", tmp_path / "deploy/make-env.sh"], capture_output=True).returncode
+            == expected
+        )
+    text = (tmp_path / ".env").read_text()
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
+    passwords = [values[name] for name in SECRETS]
+    assert all(re.fullmatch(r"[0-9a-f]{48}", password) for password in passwords)
+    assert len(set(passwords)) == len(passwords)
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    services(values)
+
+
+def test_order_health_and_pins(raw):
+    """Without it a service could start before the databases are migrated, or a new image break a running system."""
+    found = services(SECRETS)
+    order = start_order(found)
+    assert order.index("postgres") < order.index("migrate") < order.index("code")
+    assert order.index("code") < min(order.index("webserver"), order.index("daemon"))
+    conditions = {
+        (name, needed): how["condition"]
+        for name, service in found.items()
+        for needed, how in service.get("depends_on", {}).items()
+    }
+    assert conditions == {
+        ("migrate", "postgres"): "service_healthy",
+        ("code", "migrate"): "service_completed_successfully",
+        ("grafana", "migrate"): "service_completed_successfully",
+        ("webserver", "code"): "service_healthy",
+        ("daemon", "code"): "service_healthy",
+    }
+    for name, service in found.items():
+        assert re.fullmatch(r"[\w/-]+:\d+\.\d+\.?\d*[\w.-]*", service["image"]), f"{name}: pin the version"
+        assert name == "migrate" or {"test", "interval", "retries"} <= set(service["healthcheck"])
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: no port may face the network without a login"
+    assert found["migrate"]["restart"] == "no"
+    version = re.fullmatch(r"grafana/grafana:(\d+)\.(\d+)\.\d+", found["grafana"]["image"])
+    assert version and (int(version[1]), int(version[2])) in ((12, 4), (13, 1))
+    assert found["grafana"]["environment"]["GF_PLUGINS_PREINSTALL_AUTO_UPDATE"] == "false"
+
+
+def test_volumes_hold_what_must_survive(raw):
+    """postgres:18 keeps its data below /var/lib/postgresql: mounted elsewhere it would be lost with the container."""
+    found = services(SECRETS)
+    assert "postgres-data:/var/lib/postgresql" in found["postgres"]["volumes"]
+    assert "grafana-data:/var/lib/grafana" in found["grafana"]["volumes"]
+    named = {volume.split(":")[0] for service in found.values() for volume in service.get("volumes", [])
+             if not volume.startswith((".", "/"))}  # fmt: skip
+    assert named == set(raw["volumes"])
+    for service in found.values():
+        for volume in service.get("volumes", []):
+            if volume.startswith("./") and not volume.startswith("./landing"):
+                assert (PROJECT_DIR / volume.split(":")[0]).exists(), volume
+
+
+def test_landing_folder_and_batch_size_go_to_the_process_that_runs(raw):
+    """Runs execute in the code server: elsewhere both would do nothing."""
+    found = services(SECRETS)
+    for name, service in found.items():
+        has_landing = any(":/landing" in volume for volume in service.get("volumes", []))
+        assert (
+            has_landing == (name == "code") == ("DAGSTER_EVENT_BATCH_SIZE" in service.get("environment", {}))
+        )
+    assert "./landing:/landing:ro" in found["code"]["volumes"], (
+        "landing files are never changed by the platform"
+    )
+
+
+def test_grafana_and_the_uis_have_no_owner_password():
+    """A stolen Grafana or UI container must not hold the keys to write the numbers."""
+    found = services(SECRETS)
+    for name in ("grafana", "webserver", "daemon"):
+        text = json.dumps(found[name].get("environment", {}))
+        assert SECRETS["ANALYTICS_DB_PASSWORD"] not in text
+        assert SECRETS["CRM_DB_PASSWORD"] not in text
+        assert SECRETS["POSTGRES_PASSWORD"] not in text
+
+
+def test_image_has_no_secrets_and_no_root(tmp_path):
+    """The image is built from what .dockerignore lets through; a .env in it would travel to every registry."""
+    build_image(tmp_path / "app")
+    names = {
+        str(path.relative_to(tmp_path / "app")) for path in (tmp_path / "app").rglob("*") if path.is_file()
+    }
+    assert {
+        "dagster.yaml",
+        "deploy/workspace.yaml",
+        "crm_analytics/definitions.py",
+        "sql/analytics/0001_raw.sql",
+    } <= names
+    assert not [name for name in names if ".env" in name or "landing/" in name or name.endswith(".pyc")]
+    lines = (PROJECT_DIR / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER")] == ["USER app"]
+    assert re.fullmatch(
+        r"FROM python:3\.\d+\.\d+-[\w-]+", next(line for line in lines if line.startswith("FROM"))
+    )
+
+
+# -- the processes -------------------------------------------------------------------------------------------------
+
+
+def _postgres(folder: Path) -> EmbeddedPostgres:
+    """The postgres service: the image's server is the wheel's here, with the service's own settings."""
+    command = services(SECRETS)["postgres"]["command"]
+    options = dict(word.split("=", 1) for word in command if "=" in word)
+    return EmbeddedPostgres(folder / "postgres-data", PG_VERSION, {**options, "fsync": "off"}).start()
+
+
+def _init_databases(server: EmbeddedPostgres) -> None:
+    """What the image does on an empty volume: its init file, with the service's environment."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        for name in ("analytics", "crm", "dagster"):  # the embedded server's own; the image has none
+            connection.execute(f"DROP DATABASE {name}".encode())
+    service = services(SECRETS)["postgres"]
+    (init,) = [volume.split(":")[0] for volume in service["volumes"] if "initdb.d" in volume]
+    done = subprocess.run(
+        [server.bin / "psql", server.url("postgres"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-f", PROJECT_DIR / init],
+        env={**os.environ, **{key: str(value) for key, value in service["environment"].items()}},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def _jobs_shown(port: int, sources: list[str], month: date) -> int:
+    """The jobs that the panel Month to month by source shows for the month."""
+    url = f"postgresql://grafana_reader:{SECRETS['GRAFANA_READER_PASSWORD']}@127.0.0.1:{port}/analytics"
+    first = datetime(month.year, month.month, 1, tzinfo=UTC)
+    text = expand(
+        query("month_to_month_by_source"), first, first + timedelta(27),
+        {"source": sources, "segment": ["COD", "INS", "OTHER"]},
+    )  # fmt: skip
+    with psycopg.connect(url) as connection:
+        cursor = connection.execute(text.encode())
+        names = [column.name for column in cursor.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return sum(int(row["jobs"]) for row in rows if row["source"] == "Total" and row["month"] == first.date())
+
+
+def _drop_file(folder: Path, name: str, jobs: list[tuple[str, str]], day: date) -> None:
+    """An export appears in the landing volume (with an age, so that it counts as written to its end)."""
+    path = folder / "landing" / "jobs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["UUID,Job #,Job Type,Created,Status,Source,Total"]
+    lines += [f"{uuid},,COD Service,{day:%a %b %d %Y},Done,{source},100" for uuid, source in jobs]
+    path.write_text("\n".join(lines) + "\n")
+    old = time.time() - 60
+    os.utime(path, (old, old))
+
+
+def _until(condition: Any, timeout: float, stack: LocalStack) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{stack.log('daemon')}\n{stack.log('code')}"
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short-lived folder of its own: pytest takes rights from its folders when a second session begins."""
+    path = Path(tempfile.mkdtemp(prefix="crm_analytics_compose_"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_up_feed_down_and_up_again(folder):
+    """`docker compose up` must be all: from empty volumes to a number in a panel, and the data outlives a restart."""
+    month = datetime.now(UTC).date().replace(day=1) - timedelta(1)  # a closed month
+    environment = {**SECRETS, "START_MONTH": f"{month:%Y-%m}"}
+    postgres = _postgres(folder)
+    port = int(psycopg.conninfo.conninfo_to_dict(postgres.url("x"))["port"] or 0)
+    stack = LocalStack(folder, environment, port)
+    day = month.replace(day=10)
+    try:
+        _init_databases(postgres)
+        assert start_order(stack.services)[:2] == ["postgres", "migrate"]
+        stack.run("migrate")
+        stack.start("code")
+        stack.wait_until_healthy("code")
+        stack.start("webserver")
+        stack.start("daemon")
+        assert _jobs_shown(port, ["Google", "Rely"], month) == 0
+        _drop_file(folder, "jobs_1.csv", [("A1", "Google"), ("A2", "Google"), ("A3", "Rely")], day)
+        stack.wait_until_healthy("webserver")
+        _until(lambda: _jobs_shown(port, ["Google", "Rely"], month) == 3, 150, stack)
+        stack.wait_until_healthy("daemon")
+        asked = json.dumps({"query": "{ runsOrError { ... on Runs { results { status } } } }"}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{stack.ports['3000']}/graphql", asked, {"Content-Type": "application/json"}
+        )
+        runs = json.load(urllib.request.urlopen(request))["data"]["runsOrError"]["results"]
+        assert runs, "the UI must show the runs that the daemon launched"
+        for name in reversed([name for name in start_order(stack.services) if name in stack.running]):
+            stack.stop(name)
+        postgres.release()
+        assert not postgres.running()
+
+        postgres = _postgres(folder)
+        stack.run("migrate")
+        assert _jobs_shown(port, ["Google", "Rely"], month) == 3
+        stack.start("code")
+        stack.wait_until_healthy("code")
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(make_conninfo(postgres.url("analytics"), user="crm_owner", password=SECRETS["CRM_DB_PASSWORD"]))  # fmt: skip
+        stack.stop("code")
+    finally:
+        stack.kill_all()
+        postgres.release()
