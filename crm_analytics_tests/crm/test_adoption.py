@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from crm_analytics.crm import Conflict, CrmClient, migrate_crm
+from crm_analytics.crm import Conflict, CrmClient, invariants, manifest, migrate_crm
 from crm_analytics.crm.adoption import AdoptionError, prepare
 from crm_analytics.migrations import migration_files
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
@@ -172,6 +172,30 @@ def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
         assert dict(rows(connection, "SELECT entity, count(DISTINCT entity_id) FROM public.audit_log GROUP BY 1")) == {
             name: len(found) + (name == "users") for name, found in before.items() if name != "order_status_events"
         }  # fmt: skip
+
+
+def test_adopted_rows_hold_the_invariants(seed_url: str) -> None:
+    """Without it the hourly checks would be red on every adopted database, or run for minutes on it."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(FILL)
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute("SET statement_timeout = '20s'")
+        found = invariants.check(connection)
+    assert {name: result.examples for name, result in found.items() if not result.holds} == {}
+
+
+def test_same_catalogue_as_a_fresh_database(seed_url: str, crm: Connection) -> None:
+    """Without it an adopted database would differ from a fresh one, and every later migration meet two of them."""
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        found = manifest.diff(manifest.collect(crm), manifest.collect(connection))
+    assert found.differences == ()
+    assert sorted(found.tolerated) == [
+        "label public.currency_enum 'GBP'", "label public.document_type_enum 'receipt'",
+        "label public.order_status_enum 'on_hold'", "label public.payment_role_enum 'bonus'",
+        "label public.preferred_channel_enum 'viber'", "label public.shipment_provider_enum 'dhl'",
+    ]  # fmt: skip
 
 
 def _by_order(connection: Connection) -> dict[UUID, list[tuple[Any, ...]]]:

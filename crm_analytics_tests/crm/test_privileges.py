@@ -12,7 +12,7 @@ import pytest
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
-from crm_analytics.crm import CrmClient, Forbidden, migrate_crm
+from crm_analytics.crm import CrmClient, Forbidden, manifest, migrate_crm
 from crm_analytics.embedded import EmbeddedPostgres
 from crm_analytics.migrations import MigrationError
 from crm_analytics_tests.conftest import PG_VERSION
@@ -115,6 +115,12 @@ def test_web_roles_have_nothing_but_service_role_the_rpcs(boss: Connection) -> N
         " OR has_sequence_privilege(r, 'public.audit_log_id_seq', 'USAGE')",
         list(WEB_ROLES),
     ) == []  # fmt: skip
+
+
+def test_same_catalogue_whatever_was_granted(hosted: EmbeddedPostgres, boss: Connection) -> None:
+    """Without it broad grants would leave something behind that a plain database does not have."""
+    with psycopg.connect(hosted.url("fresh"), autocommit=True) as fresh:
+        assert manifest.diff(manifest.collect(fresh), manifest.collect(boss)).differences == ()
 
 
 def test_service_role_works_through_the_rpcs_only(boss: Connection, owner: Connection) -> None:

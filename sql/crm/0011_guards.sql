@@ -198,3 +198,7 @@ BEGIN
   END IF;
 END
 $$;
+
+-- an adopted database has just got new columns and tables full of rows
+ANALYZE public.users, public.customers, public.leads, public.orders, public.payments, public.documents, public.tasks,
+  public.shipments, public.order_status_events, public.audit_log;
