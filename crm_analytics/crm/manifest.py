@@ -79,8 +79,6 @@ WITH owner AS (
     WHERE n.nspname = 'crm_private'
        OR (n.nspname = 'public' AND p.proname = ANY (%(rpcs)s))
        OR p.proowner = to_regrole('crm_rpc')
-       OR EXISTS (SELECT FROM pg_trigger t JOIN scope s ON s.oid = t.tgrelid
-                  WHERE t.tgfoid = p.oid AND NOT t.tgisinternal)
 ), sequences AS (
     SELECT c.*, n.nspname || '.' || c.relname AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -460,7 +458,7 @@ def _repair(
             enabled, forced = "ENABLE" if want["enabled"] else "DISABLE", "" if want["forced"] else "NO "
             return f"ALTER TABLE {name} {enabled} ROW LEVEL SECURITY, {forced}FORCE ROW LEVEL SECURITY;"
         case "column" if have:
-            return _repair_column(name, want)
+            return _repair_column(name, want, have)
         case "inheritance":
             child, parent = name.split(" inherits ")
             return f"ALTER TABLE {child} NO INHERIT {parent}; -- then look at the rows of {child}"
@@ -518,7 +516,9 @@ def _repair_function(
         ]
         for grant in wanted.objects:
             if grant.startswith(f"grant function {name} to ") and not grant.endswith(" to crm_rpc: EXECUTE"):
-                steps.append(_repair_grant(grant.split(" ", 1)[1], wanted.objects[grant]))
+                repair = _repair_grant(grant.split(" ", 1)[1], wanted.objects[grant])
+                # inside SET ROLE the current user is crm_rpc; the owner is who has logged in
+                steps.append(repair.replace("TO CURRENT_USER", "TO SESSION_USER"))
         steps += [
             "RESET ROLE;",
             f"REVOKE CREATE ON SCHEMA {schema} FROM crm_rpc;",
@@ -540,17 +540,20 @@ def _repair_table(name: str, want: Mapping[str, Any], have: Mapping[str, Any]) -
     return " ".join(steps) or f"-- {name} is another kind of relation: restore the table from a backup."
 
 
-def _repair_column(name: str, want: Mapping[str, Any] | None) -> str:
+def _repair_column(name: str, want: Mapping[str, Any] | None, have: Mapping[str, Any]) -> str:
     table, column = _rest(name), _last(name)
     if want is None:
         return f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT;"
-    if want["generated"] or want["identity"]:
+    changes = []
+    if have["type"] != want["type"]:
+        changes.append(f"TYPE {want['type']}")
+    if have["default"] != want["default"] and not want["generated"]:
+        changes.append("DROP DEFAULT" if want["default"] is None else f"SET DEFAULT {want['default']}")
+    if have["not_null"] != want["not_null"]:
+        changes.append("SET NOT NULL" if want["not_null"] else "DROP NOT NULL")
+    if not changes:
         return f"-- {name}: see its definition in the migrations under sql/crm."
-    default = f"SET DEFAULT {want['default']}" if want["default"] is not None else "DROP DEFAULT"
-    return (
-        f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {want['type']}, ALTER COLUMN {column} {default}, "
-        f"ALTER COLUMN {column} {'SET' if want['not_null'] else 'DROP'} NOT NULL;"
-    )
+    return f"ALTER TABLE {table} " + ", ".join(f"ALTER COLUMN {column} {change}" for change in changes) + ";"
 
 
 def _repair_grant(name: str, want: Mapping[str, Any] | None) -> str:
