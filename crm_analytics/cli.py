@@ -225,7 +225,7 @@ def stop() -> None:
 @click.option("--days", default=90, show_default=True, help="Keep the event logs of runs younger than this.")
 def prune(days: int) -> None:
     """Delete old event logs of finished runs from Dagster's storage; materialisations are never removed."""
-    from crm_analytics.running import prune_event_logs
+    from crm_analytics.retention import prune_event_logs
 
     console.print(f"{prune_event_logs(resolved(), days)} events deleted")
 

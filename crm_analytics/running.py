@@ -1,4 +1,4 @@
-"""Running Dagster from the command line: the instance, one refresh with progress and summary, the UI, pruning."""
+"""Running Dagster from the command line: the instance, one refresh with progress and summary, the UI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ from crm_analytics import migrations
 from crm_analytics.database import connect, resolved
 from crm_analytics.months import next_month
 from crm_analytics.settings import PROJECT_DIR, Settings
-
-#: Runs' event-log types that stay for ever: what happened to assets, and the runs' own beginning and end.
-KEPT_EVENTS = (
-    "ASSET_MATERIALIZATION", "ASSET_OBSERVATION", "ASSET_CHECK_EVALUATION", "ASSET_MATERIALIZATION_PLANNED",
-    "ASSET_CHECK_EVALUATION_PLANNED", "PIPELINE_START", "PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED",
-    "STEP_FAILURE",
-)  # fmt: skip
 
 
 def dagster_environment(config: Settings) -> dict[str, str]:
@@ -222,7 +215,18 @@ def serve(config: Settings, host: str, port: int) -> int:
     dagster = Path(sys.executable).parent / "dagster"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit an ignored interrupt
     process = subprocess.Popen(
-        [dagster, "dev", "--workspace", "workspace.yaml", "--host", host, "--port", str(port), "--log-level", "warning"],
+        [
+            dagster,
+            "dev",
+            "--workspace",
+            "workspace.yaml",
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ],
         cwd=PROJECT_DIR,
         env={**environment, "PYTHONWARNINGS": "ignore"},  # it advertises another tool's command
         start_new_session=True,  # an interrupt from the terminal reaches it once, through us
@@ -230,19 +234,3 @@ def serve(config: Settings, host: str, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
     return process.wait()
-
-
-def prune_event_logs(config: Settings, days: int) -> int:
-    """Delete event-log rows of runs that ended more than `days` days ago, except KEPT_EVENTS; returns how many.
-
-    Event logs grow for ever otherwise. Materialisations, checks and the runs themselves are never removed.
-    """
-    assert config.dagster_postgres_url
-    cutoff = datetime.now(UTC) - timedelta(days=days)
-    with psycopg.connect(config.dagster_postgres_url) as connection:
-        return connection.execute(
-            "DELETE FROM event_logs e USING runs r WHERE r.run_id = e.run_id"
-            " AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED') AND r.update_timestamp < %s"
-            " AND e.asset_key IS NULL AND NOT coalesce(e.dagster_event_type, '') = ANY (%s)",
-            [cutoff.replace(tzinfo=None), list(KEPT_EVENTS)],
-        ).rowcount

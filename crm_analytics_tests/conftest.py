@@ -58,7 +58,7 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture(scope="session")
 def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
-    """Makes a database and returns its URL: empty, or a clone of the migrated template of `analytics`/`crm`."""
+    """Makes a database and returns its URL: empty, or a clone of the migrated template of `analytics`, `crm` or `dagster`."""
 
     def make(template: str | None = None) -> str:
         name = f"t_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}_{next(_numbers)}"
@@ -89,9 +89,19 @@ def _template(server: EmbeddedPostgres, database: str) -> str:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(f'CREATE DATABASE "{name}_new"')
-                migrations.migrate(database, url=server.url(f"{name}_new"))
+                if database == "dagster":
+                    _make_dagster_storage(server.url(f"{name}_new"))
+                else:
+                    migrations.migrate(database, url=server.url(f"{name}_new"))
                 connection.execute(f'ALTER DATABASE "{name}_new" RENAME TO "{name}"')
     return name
+
+
+def _make_dagster_storage(url: str) -> None:
+    """Dagster's tables, which it makes when an instance is first opened (a second for each test otherwise)."""
+    from crm_analytics.resources.dagster_storage import PooledPostgresStorage
+
+    PooledPostgresStorage(url).close()
 
 
 @pytest.fixture

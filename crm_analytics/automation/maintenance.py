@@ -3,7 +3,7 @@
 import dagster as dg
 
 from crm_analytics.database import resolved
-from crm_analytics.running import prune_event_logs
+from crm_analytics.retention import prune_event_logs
 from crm_analytics.settings import settings
 
 KEPT_DAYS = 90

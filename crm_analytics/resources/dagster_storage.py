@@ -24,7 +24,8 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
         super().__init__(postgres_url, should_autocreate_tables, inst_data)
-        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+        self._storages = (self._run_storage, self._event_log_storage, self._schedule_storage)
+        for storage in self._storages:
             storage._engine = sa.create_engine(
                 postgres_url,
                 isolation_level="AUTOCOMMIT",
@@ -33,6 +34,11 @@ class PooledPostgresStorage(DagsterPostgresStorage):
                 pool_recycle=3600,
                 pool_pre_ping=True,  # a restarted server costs a ping, not a run
             )
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        for storage in self._storages:
+            storage._engine.dispose()
 
     @classmethod
     def from_config_value(

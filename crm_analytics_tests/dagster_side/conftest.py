@@ -83,7 +83,7 @@ def platform(
     (home / "dagster.yaml").write_text((PROJECT_DIR / "dagster.yaml").read_text())
     for name, value in {
         "ANALYTICS_DATABASE_URL": url,
-        "DAGSTER_POSTGRES_URL": new_database(),
+        "DAGSTER_POSTGRES_URL": new_database("dagster"),
         "LANDING_DIR": str(landing),
         "DAGSTER_HOME": str(home),
         "CRM_ANALYTICS_DAGSTER_DIR": str(home),

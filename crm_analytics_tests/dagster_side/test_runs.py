@@ -59,10 +59,12 @@ def test_months_touched_outside_the_range_get_their_events(platform: Platform) -
     assert platform.run(OCTOBER, OCTOBER, [key]).success
     assert platform.instance.get_materialized_partitions(key) == {"2024-10", "2024-03"}
     records = platform.instance.fetch_materializations(key, limit=10).records
-    rows = {
-        r.partition_key: r.asset_materialization.metadata["dagster/partition_row_count"].value
-        for r in records
-    }  # type: ignore[union-attr]
+    rows = {}
+    for record in records:
+        assert record.asset_materialization is not None
+        rows[record.partition_key] = record.asset_materialization.metadata[
+            "dagster/partition_row_count"
+        ].value
     assert rows == {"2024-10": 1, "2024-03": 1}
 
 
@@ -188,7 +190,7 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
 
 def test_pruning_keeps_materialisations_and_checks(platform: Platform) -> None:
     """Event logs grow for ever; what happened to assets must stay."""
-    from crm_analytics.running import prune_event_logs
+    from crm_analytics.retention import prune_event_logs
     from crm_analytics.settings import settings
 
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))

@@ -1,0 +1,32 @@
+"""How long Dagster's event logs are kept. They grow for ever otherwise."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from crm_analytics.settings import Settings
+
+#: Runs' event-log types that stay for ever: what happened to assets, and the runs' own beginning and end.
+KEPT_EVENTS = (
+    "ASSET_MATERIALIZATION", "ASSET_OBSERVATION", "ASSET_CHECK_EVALUATION", "ASSET_MATERIALIZATION_PLANNED",
+    "ASSET_CHECK_EVALUATION_PLANNED", "PIPELINE_START", "PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED",
+    "STEP_FAILURE",
+)  # fmt: skip
+
+
+def prune_event_logs(config: Settings, days: int) -> int:
+    """Delete event-log rows of runs that ended more than `days` days ago, except KEPT_EVENTS; returns how many.
+
+    Event logs grow for ever otherwise. Materialisations, checks and the runs themselves are never removed.
+    """
+    assert config.dagster_postgres_url
+    cutoff = datetime.now(UTC) - timedelta(days=days)
+    with psycopg.connect(config.dagster_postgres_url) as connection:
+        return connection.execute(
+            "DELETE FROM event_logs e USING runs r WHERE r.run_id = e.run_id"
+            " AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED') AND r.update_timestamp < %s"
+            " AND e.asset_key IS NULL AND NOT coalesce(e.dagster_event_type, '') = ANY (%s)",
+            [cutoff.replace(tzinfo=None), list(KEPT_EVENTS)],
+        ).rowcount
