@@ -137,7 +137,7 @@ def pending(
         if (
             current is not None
             and current.declaration_version == _version(source)
-            and current is max(seen_here, key=lambda entry: entry.first_seen_at)  # else it has come back
+            and current is _latest(seen_here, source)  # else it has come back
             and not (include_loaded and source)
         ):
             continue
@@ -152,6 +152,13 @@ def pending(
         if only is None or source is None or source == only:
             found.append(PendingFile(**vars(file), source=source, message=message))
     return found
+
+
+def _latest(entries: Iterable[ledger.Entry], source: str | None) -> ledger.Entry:
+    """What was seen last at a path, by the source or by none."""
+    return max(
+        (entry for entry in entries if entry.source in (source, None)), key=lambda entry: entry.first_seen_at
+    )
 
 
 def _version(source: str | None) -> int | None:

@@ -28,6 +28,7 @@ Connection = psycopg.Connection[Any]
 Report = Callable[[str], None]
 
 LOCK_CLASS = 7205119  #: first half of the advisory locks of loads; the second is the source's name hashed
+LARGE = 20_000_000  #: bytes of a file whose reading is announced
 WORK_MEM = "128MB"  #: joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk
 
 
@@ -160,6 +161,7 @@ def _record_unrecognised(
         version = landing_folder.declarations_version()
         with connection.transaction():
             file_id = ledger.identify(connection, None, content, version)
+            ledger.see_again(connection, file_id, content.modified_at)
             reading = Reading("unrecognised", version, file.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
     return unrecognised
@@ -289,11 +291,17 @@ class _Run:
         content was meanwhile is exported anew.
         """
         content = _content(file, self.timezone)
-        here = [entry for entry in self.entries.values() if entry.path == content.path]
-        entry = next((entry for entry in here if entry.sha256 == content.sha256), None)
+        entry = next(
+            (
+                entry
+                for entry in self.entries.values()
+                if (entry.path, entry.sha256) == (content.path, content.sha256)
+            ),
+            None,
+        )
         if entry is None:
             return _Reading(file, content, None, (content.exported_at, content.path, _LAST))
-        latest = max(here, key=lambda other: other.first_seen_at)
+        latest = self._latest_at(content.path)
         if entry is not latest and content.exported_at >= latest.exported_at:
             return _Reading(
                 file, replace(content, returned=True), entry, (content.exported_at, content.path, _LAST)
@@ -301,26 +309,34 @@ class _Run:
         frozen = replace(content, exported_at=entry.exported_at, exported_at_from=entry.exported_at_from)
         return _Reading(file, frozen, entry, entry.order)
 
+    def _latest_at(self, path: str) -> Entry:
+        """The content that was seen at this path last."""
+        here = (entry for entry in self.entries.values() if entry.path == path)
+        return max(here, key=lambda entry: entry.first_seen_at)
+
+    def _note_old_content(self, content: Content, entry: Entry) -> FileResult:
+        """Content put back with its old time: by the order it changes nothing."""
+        ledger.see_again(self.connection, entry.file_id, content.modified_at)
+        self._remember(entry.file_id)
+        if entry.status == "refused":
+            return FileResult(content.path, "refused", entry.message, entry.file_id)
+        message = (
+            f"{content.path}: content that was there before is back; by its export time it is older than what was"
+            " there meanwhile, so it changes nothing"
+        )
+        return FileResult(content.path, "same_content", message, entry.file_id)
+
     def _conclude_copy(self, item: _Reading) -> FileResult | None:
         """Note content that counts already under another path, and after which nothing else was exported.
 
         None if the file has to be read.
         """
         content, entry = item.content, item.entry
-        if entry is not None and (entry.status == "loaded" or content.returned):
-            latest = max(
-                (other for other in self.entries.values() if other.path == content.path),
-                key=lambda other: other.first_seen_at,
-            )
-            if content.returned or entry is latest:
+        if entry is not None and not content.returned:
+            if entry is not self._latest_at(content.path):
+                return self._note_old_content(content, entry)
+            if entry.status == "loaded":
                 return None
-            ledger.see_again(self.connection, entry.file_id, content.modified_at)
-            self._remember(entry.file_id)
-            message = (
-                f"{content.path}: content that was loaded before is back; by its export time it is older than what"
-                " was here meanwhile, so it changes nothing"
-            )
-            return FileResult(content.path, "same_content", message, entry.file_id)
         placed = [other for other in self.entries.values() if other.counts_in_order]
         twins = [
             other
@@ -359,6 +375,8 @@ class _Run:
     def _load_rows(self, file: PendingFile, content: Content, newer: NewerFiles) -> FileResult:
         source = self.plan.source
         connection = self.connection
+        if file.size > LARGE:
+            self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
         connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
         file_id = ledger.identify(connection, source.name, content, source.version)
@@ -507,7 +525,7 @@ def _refused_by_database(content: Content, error: psycopg.Error) -> str:
 def describe(result: FileResult) -> str:
     """One line for people: what became of a file."""
     if result.message is not None:
-        return f"{result.status}: {result.message}"
+        return f"{result.status.replace('_', ' ')}: {result.message}"
     counts = vars(result.counts)
     parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     return f"{result.path}: {', '.join(parts) or 'no records'}" + "".join(

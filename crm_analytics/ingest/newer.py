@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from crm_analytics.ingest.errors import RefusedFile
 from crm_analytics.ingest.landing import fingerprint
@@ -85,7 +85,7 @@ class NewerKeys:
             try:
                 with self.connection.transaction():
                     self._note_keys(path, entry, place)
-            except (RefusedFile, OSError):
+            except (RefusedFile, OSError, errors.DataError):
                 self.lost.add(entry.file_id)
 
     def _find(self, entry: Entry, entries: list[Entry]) -> Path | None:

@@ -164,3 +164,16 @@ def test_link_to_a_folder_above(landing: Landing) -> None:
     landing.write("jobs/a.csv", "x")
     (landing.folder / "jobs" / "up").symlink_to(landing.folder)
     assert [file.name for file in scan(landing.folder)] == ["jobs/a.csv"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["who,what\nAnn,talked\n", "Unique ID,Time,Cost\n" + '"never closed'],
+    ids=["unrecognised", "refused"],
+)
+def test_unreadable_content_that_comes_back_is_settled(first: str, landing: Landing) -> None:
+    """Without it the sensor would find such a file new for ever."""
+    for day, content in ((1, first), (2, LEADS), (1, first), (3, first)):
+        landing.write("data.csv", content, day=day)
+        landing.load("elocals_leads")
+        assert _pending(landing) == {}
