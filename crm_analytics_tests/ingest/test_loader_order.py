@@ -97,6 +97,10 @@ def test_any_order_of_arrival_gives_the_same_table(source: str, landing: Landing
             landing.load_one(source)
         assert landing.rows(query) == expected, arrival
         _adds_up(landing)
+        again = landing.load(source, force=True)
+        assert len(again.files) == len(files)
+        assert (again.totals.inserted, again.totals.updated, again.months) == (0, 0, set()), arrival
+        assert landing.rows(query) == expected
 
 
 def _some(days: list[int]) -> list[tuple[int, ...]]:
