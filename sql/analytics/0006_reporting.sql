@@ -68,20 +68,32 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION reporting.last_loaded_day() IS 'The last day up to which jobs are loaded, not after today (business timezone); NULL before the first job.';
 
-CREATE FUNCTION reporting.month_clock(p_month date)
+CREATE FUNCTION reporting.month_clocks(p_from date, p_to date)
 RETURNS TABLE (
     month date, previous_month date, next_month date, days int, as_of date, elapsed int, is_partial boolean,
     last_complete_day date
 ) LANGUAGE sql STABLE AS $$
-    SELECT p_month, (p_month - interval '1 month')::date, m.next_month, m.next_month - p_month,
-        CASE WHEN l.day >= p_month THEN least(l.day, m.next_month - 1) END,
-        CASE WHEN l.day >= p_month THEN least(l.day, m.next_month - 1) - p_month + 1 ELSE 0 END,
+    WITH loaded AS MATERIALIZED (SELECT reporting.last_loaded_day() AS day, analytics.today() AS today)
+    SELECT m.month, m.previous_month, m.next_month, m.next_month - m.month,
+        CASE WHEN l.day >= m.month THEN least(l.day, m.next_month - 1) END,
+        CASE WHEN l.day >= m.month THEN least(l.day, m.next_month - 1) - m.month + 1 ELSE 0 END,
         coalesce(l.day < m.next_month - 1, true),
-        CASE WHEN l.day IS NOT NULL THEN least(l.day, analytics.today() - 1) END
-    FROM (SELECT (p_month + interval '1 month')::date AS next_month) m
-    CROSS JOIN (SELECT reporting.last_loaded_day() AS day) l
+        CASE WHEN l.day IS NOT NULL THEN least(l.day, l.today - 1) END
+    FROM (
+        SELECT first::date AS month, (first - interval '1 month')::date AS previous_month,
+            (first + interval '1 month')::date AS next_month
+        FROM generate_series(date_trunc('month', p_from::timestamp), p_to::timestamp, interval '1 month') AS first
+    ) m
+    CROSS JOIN loaded l
 $$;
-COMMENT ON FUNCTION reporting.month_clock(date) IS 'Where the month that begins on p_month stands. as_of: its last loaded day, NULL before the first; elapsed: days up to as_of; is_partial: loaded days do not reach its end; last_complete_day: the last loaded day before today, whatever the month.';
+COMMENT ON FUNCTION reporting.month_clocks(date, date) IS 'Where each month stands from that of p_from to that of p_to. as_of: its last loaded day, NULL before the first; elapsed: days up to as_of; is_partial: loaded days do not reach its end; last_complete_day: the last loaded day before today, whatever the month.';
+
+CREATE FUNCTION reporting.month_clock(p_month date)
+RETURNS TABLE (
+    month date, previous_month date, next_month date, days int, as_of date, elapsed int, is_partial boolean,
+    last_complete_day date
+) LANGUAGE sql STABLE AS $$ SELECT * FROM reporting.month_clocks(p_month, p_month) $$;
+COMMENT ON FUNCTION reporting.month_clock(date) IS 'Where the month of the day p_month stands: month_clocks for one month.';
 
 CREATE FUNCTION reporting.target_of(p_month date, p_sources text[], p_segments text[])
 RETURNS SETOF analytics.targets LANGUAGE sql STABLE AS $$

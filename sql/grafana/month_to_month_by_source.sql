@@ -2,9 +2,7 @@
 -- A partial month is compared with the same number of days of the month before. The totals add up the sources
 -- shown; ratios are ratios of sums.
 WITH clock AS (
-    SELECT c.*
-    FROM generate_series(date_trunc('month', $__timeFrom()::date), $__timeTo()::date, interval '1 month') AS m (month)
-    CROSS JOIN LATERAL reporting.month_clock(m.month::date) AS c
+    SELECT * FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date)
 ),
 actual AS (
     SELECT m.month, coalesce(m.source, '') AS source, sum(m.jobs) AS jobs, sum(m.leads) AS leads, sum(m.units) AS units,

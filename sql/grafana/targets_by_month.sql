@@ -19,8 +19,7 @@ SELECT
     t.target_conv_l_to_r,
     a.cost / nullif(a.leads, 0) AS cpl,
     t.target_cpl_max
-FROM generate_series(date_trunc('month', $__timeFrom()::date), $__timeTo()::date, interval '1 month') AS s (month)
-CROSS JOIN LATERAL reporting.month_clock(s.month::date) AS c
+FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date) AS c
 LEFT JOIN actual a ON a.month = c.month
 LEFT JOIN LATERAL reporting.target_of(
     c.month, ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]
