@@ -256,11 +256,13 @@ COMMENT ON FUNCTION crm_private.assignee_active(text, uuid) IS 'PT409 where work
 CREATE FUNCTION crm_private.audit(
   p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
 ) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql  -- not sql: those are planned anew in every call
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
   INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-  VALUES (p_actor, p_action, p_entity, p_entity_id, p_detail || jsonb_build_object('row', p_row))
+  VALUES (p_actor, p_action, p_entity, p_entity_id, p_detail || jsonb_build_object('row', p_row));
+END
 $$;
 COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb, jsonb) IS
 'Writes one row of audit_log: the changed row as it stands now, and what else the action says.';
@@ -301,15 +303,18 @@ COMMENT ON FUNCTION crm_private.set_order_status(uuid, public.order_status_enum,
 'Moves a locked order: status, event with the next seq, audit. The only place where the status of an order changes.';
 
 CREATE FUNCTION crm_private.client_money(p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric)
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
   SELECT
     COALESCE(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.direction = 'incoming' AND p.status = 'completed'), 0),
     COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status = 'completed'), 0),
     COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status IN ('planned', 'pending')), 0)
+  INTO paid, refunded, refunds_open
   FROM public.payments p
-  WHERE p.order_id = p_order.id AND p.currency = p_order.currency AND p.amount <> 'NaN'
+  WHERE p.order_id = p_order.id AND p.currency = p_order.currency AND p.amount <> 'NaN';
+END
 $$;
 COMMENT ON FUNCTION crm_private.client_money(public.orders) IS
 'Client money of an order in its currency: completed client payments, completed refunds, refunds planned or pending.';

@@ -108,14 +108,21 @@ COMMENT ON FUNCTION crm_private.apply_payment(public.orders, public.payments, uu
 'Moves a locked order to paid when its net client money reaches the total, and from created to awaiting_payment at a part payment.';
 
 CREATE FUNCTION crm_private.payment_result(p_payment public.payments, p_duplicate boolean) RETURNS jsonb
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-  SELECT jsonb_build_object(
+DECLARE
+  v_order public.orders;
+  v_money record;
+BEGIN
+  SELECT * INTO v_order FROM public.orders o WHERE o.id = p_payment.order_id;
+  SELECT * INTO v_money FROM crm_private.client_money(v_order);
+  RETURN jsonb_build_object(
     'id', p_payment.id, 'duplicate', p_duplicate, 'order_id', p_payment.order_id, 'payment_status', p_payment.status,
-    'order_status', o.status, 'total_amount', o.total_amount, 'currency', o.currency,
-    'client_paid', m.paid - m.refunded, 'overpaid', greatest(m.paid - m.refunded - o.total_amount, 0))
-  FROM public.orders o, LATERAL crm_private.client_money(o) m WHERE o.id = p_payment.order_id
+    'order_status', v_order.status, 'total_amount', v_order.total_amount, 'currency', v_order.currency,
+    'client_paid', v_money.paid - v_money.refunded,
+    'overpaid', greatest(v_money.paid - v_money.refunded - v_order.total_amount, 0));
+END
 $$;
 COMMENT ON FUNCTION crm_private.payment_result(public.payments, boolean) IS
 'What the payment RPCs return: the payment, and where the order stands (client_paid is net of refunds).';
