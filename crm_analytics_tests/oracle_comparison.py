@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import psycopg
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from crm_analytics.months import next_month
 from crm_analytics.warehouse.refresh import refresh, stale_months
@@ -21,12 +21,16 @@ COLUMNS = (*MEASURES, *EXACT_GENERATED, *RATIOS)
 
 
 def profile(examples: int) -> settings:
-    """The same examples on every run; ORACLE_EXAMPLES=N runs N random ones instead."""
+    """The same examples on every run; ORACLE_EXAMPLES=N runs N random ones instead, and shrinks what fails.
+
+    Shrinking takes minutes here, which a suite that has just failed should not spend.
+    """
     asked = os.environ.get("ORACLE_EXAMPLES")
     return settings(
         max_examples=int(asked) if asked else examples,
         derandomize=not asked,
         deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink) if asked else (Phase.explicit, Phase.generate),
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -180,24 +180,25 @@ def spend_files(draw: st.DrawFn) -> Written:
 def files_of(source: str, lines: st.SearchStrategy[Line], size: int) -> st.SearchStrategy[Written]:
     repeated = st.lists(lines, min_size=2, max_size=size).map(lambda found: (*found, found[0]))
     several = st.one_of(st.lists(lines, min_size=2, max_size=size).map(tuple), repeated)
-    return st.builds(Written, st.just(source), st.sampled_from("abc"), st.sampled_from(EXPORTED), several)
+    times = EXPORTED[:3] if source == "calls" else EXPORTED  # calls have no year: none is after its export
+    return st.builds(Written, st.just(source), st.sampled_from("abc"), st.sampled_from(times), several)
 
 
-arrivals = st.tuples(
-    st.lists(files_of("jobs", job_lines, 5), min_size=2, max_size=4),
-    st.lists(files_of("payments", payment_lines, 7), min_size=2, max_size=4),
-    st.lists(files_of("calls", call_lines, 4), max_size=2),
-    st.lists(files_of("elocals_leads", elocals_lines, 4), min_size=1, max_size=3),
-    st.lists(files_of("proref_leads", proref_lines, 4), max_size=2),
-    st.lists(spend_files(), min_size=1, max_size=3),
-).flatmap(lambda parts: st.permutations(_distinct([file for part in parts for file in part])))
-
-
-def _distinct(files: list[Written]) -> list[Written]:
-    """One content for each path, one path for each content: what two of them mean is the ledger tests' business."""
-    return list(
-        {(file.source, file.text()): file for file in {file.path: file for file in files}.values()}.values()
-    )
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[Written]:
+    """Files of all sources in any order; some contents are exported again later, byte for byte, or were before."""
+    files = [
+        *draw(st.lists(files_of("jobs", job_lines, 5), min_size=2, max_size=4)),
+        *draw(st.lists(files_of("payments", payment_lines, 7), min_size=2, max_size=4)),
+        *draw(st.lists(files_of("calls", call_lines, 4), max_size=2)),
+        *draw(st.lists(files_of("elocals_leads", elocals_lines, 4), min_size=1, max_size=3)),
+        *draw(st.lists(files_of("proref_leads", proref_lines, 4), max_size=2)),
+        *draw(st.lists(spend_files(), min_size=1, max_size=3)),
+    ]
+    for copied in draw(st.lists(st.sampled_from(files), max_size=3)):
+        if copied.source not in ("calls", "google_spend"):  # whose meaning depends on the export's date
+            files.append(replace(copied, name="d", exported_at=draw(st.sampled_from(EXPORTED))))
+    return draw(st.permutations(list({file.path: file for file in files}.values())))
 
 
 # -- what the oracle makes of the files ---------------------------------------------------------------------
@@ -268,12 +269,14 @@ def load(connection: psycopg.Connection[Any], landing: Path, file: Written) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(file.text(), newline="")
     result = load_source(connection, landing, file.source, timezone=NEW_YORK)
-    assert [(done.path, done.status) for done in result.files] == [(file.path, "loaded")], result.files
+    ((found, status),) = [(done.path, done.status) for done in result.files]
+    assert found == file.path
+    assert status in ("loaded", "same_content"), result.files
 
 
 @profile(14)
 @given(
-    files=arrivals,
+    files=arrivals(),
     pauses=st.lists(st.booleans(), min_size=20, max_size=20),
     by_hand=st.lists(st.one_of(corrections.local_steps, corrections.global_steps), max_size=4),
 )
