@@ -60,8 +60,11 @@ def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int 
         if rejected and file_id is not None:
             _quarantine(connection, file_id, plan, rejected)
         staged.rejected += len(rejected)
-    if open_file.records_read > FEW:
-        connection.execute("ANALYZE pg_temp.staged")
+    if (
+        open_file.records_read > FEW
+    ):  # the key decides how to join; statistics of the rest cost time for nothing
+        keys = [sql.Identifier(column.removeprefix("s.")) for _, column in plan.identity]
+        connection.execute(sql.SQL("ANALYZE pg_temp.staged ({})").format(sql.SQL(", ").join(keys)))
     _settle_repeats(connection, staged, file_id)
     return staged
 
