@@ -1,0 +1,133 @@
+"""The invariants hold on played data and on adopted data, and each one finds the damage that it is for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import invariants, seals
+from crm_analytics.crm.play import play
+
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture(scope="module")
+def played(new_database: Callable[..., str]) -> Iterator[Connection]:
+    url = new_database("crm")
+    play(url, months=1, seed=7)
+    with psycopg.connect(url, autocommit=True) as connection:
+        seals.seal(connection)
+        yield connection
+
+
+def test_all_hold_after_months_of_business(played: Connection) -> None:
+    """Without it, a check that is always red would be ignored."""
+    assert {name: r.examples for name, r in invariants.check(played).items() if not r.holds} == {}
+
+
+def test_the_snapshot_is_read_only_and_not_filtered(played: Connection) -> None:
+    """Without it, a check could change rows, or pass because row security hid what is wrong."""
+    with invariants.snapshot(played):
+        settings = [
+            played.execute(f"SHOW {name}").fetchone()[0]  # type: ignore[index]
+            for name in ("transaction_isolation", "transaction_read_only", "row_security")
+        ]
+    assert settings == ["repeatable read", "on", "off"]
+
+
+def test_a_login_that_sees_only_some_rows_gets_an_error(played: Connection) -> None:
+    """Without it, a check by a reader under row security would count nothing and pass."""
+    with played.transaction(force_rollback=True):
+        played.execute("CREATE ROLE half_blind; GRANT SELECT ON ALL TABLES IN SCHEMA public TO half_blind")
+        played.execute("SET LOCAL ROLE half_blind; SET LOCAL row_security = off")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            invariants.evaluate(played)
+
+
+_PAID = "(SELECT id FROM public.orders WHERE status = 'paid' ORDER BY id LIMIT 1)"
+_WAITING = "(SELECT id FROM public.orders WHERE status = 'created' ORDER BY id LIMIT 1)"
+_PAYMENT = (
+    "INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, created_by,"
+    " external_reference, reference_key) SELECT id, {}, 1, currency, 'completed', created_by, NULL, NULL"
+    " FROM public.orders WHERE id = {}"
+)
+#: For each invariant, damage that only somebody past the guards can do.
+DAMAGE = {
+    "status_is_last_event": f"UPDATE public.orders SET status = 'closed' WHERE id = {_PAID}",
+    "event_numbers_have_no_gap": f"UPDATE public.order_status_events SET seq = seq + 100 WHERE order_id = {_PAID}",
+    "events_follow_each_other": f"UPDATE public.order_status_events SET old_status = 'closed' WHERE order_id = {_PAID} AND seq = 2",
+    "transitions_are_legal": f"UPDATE public.order_status_events SET new_status = 'delivered' WHERE order_id = {_PAID} AND seq = 2",
+    "paid_means_paid": f"UPDATE public.payments SET amount = 1 WHERE order_id = {_PAID}",
+    "full_payment_moves_the_order": "UPDATE public.orders SET total_amount = 1 WHERE id = (SELECT id FROM public.orders WHERE status = 'awaiting_payment' LIMIT 1)",
+    "payouts_follow_client_money": _PAYMENT.format("'outgoing', 'supplier_payment', 'cash'", _WAITING),
+    "refunds_within_the_paid_sum": f"UPDATE public.payments SET role = 'refund', amount = 99999 WHERE order_id = {_PAID} AND direction = 'outgoing'",
+    "refunds_by_admins": "UPDATE public.payments SET created_by = (SELECT id FROM public.users WHERE role = 'manager' AND active LIMIT 1) WHERE role = 'refund'",
+    "references_are_unique": f"UPDATE public.payments SET reference_key = reference_key || 'x' WHERE order_id = {_PAID}",
+    "provider_payments_have_references": f"UPDATE public.payments SET external_reference = NULL, reference_key = NULL WHERE order_id = {_PAID}",
+    "payments_are_well_formed": f"UPDATE public.payments SET amount = 'NaN' WHERE order_id = {_PAID}",
+    "new_rows_have_actors": "UPDATE public.documents SET uploaded_by = NULL",
+    "converted_leads_have_orders": "UPDATE public.leads SET status = 'new' WHERE status = 'converted'",
+    "every_row_is_audited": "INSERT INTO public.tasks (title) VALUES ('planted')",
+    "audited_rows_exist": "DELETE FROM public.documents",
+    "rows_equal_their_newest_audit_image": "UPDATE public.customers SET country = 'XX'",
+    "seals_are_intact": "UPDATE public.audit_log SET actor_id = NULL WHERE id = 1",
+}
+
+
+@pytest.mark.parametrize("name", [invariant.name for invariant in invariants.INVARIANTS])
+def test_each_invariant_finds_its_damage(played: Connection, name: str) -> None:
+    """Without it, an invariant whose query finds nothing would stay green for ever."""
+    with played.transaction(force_rollback=True):
+        for table in (
+            "orders",
+            "payments",
+            "order_status_events",
+            "documents",
+            "leads",
+            "tasks",
+            "customers",
+            "audit_log",
+        ):
+            played.execute(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
+        changed = played.execute(DAMAGE[name])
+        assert changed.rowcount > 0
+        result = invariants.evaluate(played, frozenset({name}))[name]
+    assert not result.holds
+    assert 0 < len(result.examples) <= invariants.ID_CAP
+    assert result.offenders >= len(result.examples)
+    assert result.invariant.remedy
+
+
+def test_offending_ids_are_capped_and_counted(played: Connection) -> None:
+    """Without it, a check's metadata would hold a million ids, or hide how many there are."""
+    with played.transaction(force_rollback=True):
+        played.execute("ALTER TABLE public.tasks DISABLE TRIGGER USER")
+        played.execute("INSERT INTO public.tasks (title) SELECT 'planted' FROM generate_series(1, 50)")
+        result = invariants.evaluate(played, frozenset({"every_row_is_audited"}))["every_row_is_audited"]
+    assert result.offenders == 50
+    assert len(result.examples) == invariants.ID_CAP
+
+
+def test_the_chain_of_seals_is_as_computed_here(played: Connection) -> None:
+    """Without it, the SQL that seals and the SQL that checks could be wrong in the same way."""
+    head, after = "0" * 64, 0
+    for last, row_count, found in played.execute(
+        "SELECT last_audit_id, row_count, hash FROM public.audit_seals ORDER BY seq"
+    ).fetchall():
+        rows = played.execute(
+            'SELECT jsonb_build_array(id, actor_id, action, entity, entity_id, payload, "session_user")::text,'
+            " to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
+            " FROM public.audit_log WHERE id > %s AND id <= %s ORDER BY id",
+            [after, last],
+        ).fetchall()
+        texts = [f"{text[:-1]}, {json.dumps(moment)}]" for text, moment in rows]
+        hashes = "".join(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+        head, after = hashlib.sha256((head + hashes).encode()).hexdigest(), last
+        assert (found, row_count) == (head, len(rows))
+    assert seals.head_is_in_chain(played, head)
+    assert not seals.head_is_in_chain(played, "f" * 64)
