@@ -100,7 +100,9 @@ WITH adopted AS MATERIALIZED (
     SELECT e.*, lag(e.new_status) OVER w AS before_status, lag(e.seq) OVER w AS before_seq,
         row_number() OVER w AS position, lead(e.id) OVER w IS NULL AS is_last,
         max(e.seq) FILTER (WHERE e.reason = 'adopted') OVER (PARTITION BY e.order_id) AS adopted_seq
-    FROM public.order_status_events e WINDOW w AS (PARTITION BY e.order_id ORDER BY e.seq)
+    FROM public.order_status_events e
+    WHERE e.order_id IS NOT NULL OR e.seq IS NOT NULL  -- adopted events of no order have neither
+    WINDOW w AS (PARTITION BY e.order_id ORDER BY e.seq)
 ), new_event AS (
     SELECT * FROM event WHERE adopted_seq IS NULL OR seq > adopted_seq
 ), was_admin AS (
@@ -186,10 +188,11 @@ INVARIANTS: tuple[Invariant, ...] = (
         "references_are_unique",
         "a payment provider's reference stands for one payment, for ever",
         """SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
-           FROM new_payment p
-           WHERE p.reference_key IS DISTINCT FROM nullif(btrim(p.external_reference), '')
-              OR EXISTS (SELECT FROM public.payments q WHERE q.id <> p.id
-                         AND btrim(q.external_reference) = btrim(p.external_reference))""",
+           FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
+                     SELECT *, nullif(regexp_replace(external_reference, '^\s+|\s+$', '', 'g'), '') AS reference
+                     FROM public.payments) q) p
+           WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
+             AND p.id IN (SELECT id FROM new_payment)""",
     ),
     Invariant(
         "provider_payments_have_references",
