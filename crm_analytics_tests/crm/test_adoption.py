@@ -185,6 +185,32 @@ def test_adopted_rows_hold_the_invariants(seed_url: str) -> None:
     assert {name: result.examples for name, result in found.items() if not result.holds} == {}
 
 
+def test_rows_written_while_migrating_are_adopted_too(seed_url: str) -> None:
+    """Without it what the old application writes between two files would have no event and no audit row for ever."""
+
+    def meanwhile(line: str) -> None:
+        if line == "applied 0010_seals.sql":
+            with psycopg.connect(seed_url, autocommit=True) as other:
+                other.execute(
+                    "INSERT INTO public.orders (order_code, final_price_eur, status) VALUES ('LATE', 7, 'paid');"
+                    "INSERT INTO public.payments (order_id, direction, role, method, amount, currency, external_reference)"
+                    " SELECT id, 'incoming', 'client_payment', 'card', 7, 'EUR', ' late-1 ' FROM public.orders;"
+                    "INSERT INTO public.order_status_events (order_id, new_status) SELECT id, 'paid' FROM public.orders"
+                )
+
+    migrate_crm(url=seed_url, report=meanwhile)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert rows(
+            connection,
+            "SELECT o.total_amount, e.seq, e.old_status, e.new_status, e.reason FROM public.orders o"
+            " JOIN public.order_status_events e ON e.order_id = o.id ORDER BY e.seq",
+        ) == [(7, 1, None, "paid", None), (7, 2, "paid", "paid", "adopted")]
+        assert value(connection, "SELECT reference_key FROM public.payments") == "late-1"
+        assert rows(connection, "SELECT entity, action FROM public.audit_log ORDER BY 1") == [
+            ("orders", "adopt"), ("payments", "adopt"), ("users", "adopt"),
+        ]  # fmt: skip
+
+
 def test_same_catalogue_as_a_fresh_database(seed_url: str, crm: Connection) -> None:
     """Without it an adopted database would differ from a fresh one, and every later migration meet two of them."""
     migrate_crm(url=seed_url)

@@ -1,12 +1,13 @@
--- Expand: what the prose names and the DDL lacks. History is not rewritten; the only fills of adopted rows are
--- orders.total_amount and currency (from final_price_eur, in EUR), shipments.status ('delivered' where the client
--- has received), payments.reference_key (the oldest holder of each reference), order_status_events.seq, one event
--- and one audit row 'adopt' per row that was there before.
+-- Expand: what the prose names and the DDL lacks. Rows stay as they are; what is filled in adopted ones is filled by
+-- 0011, together with the guards, so that nothing that is still written meanwhile is missed.
 -- Every ADD COLUMN stands on one line of its own: adoption reads them to compare columns that exist already.
 
-SET LOCAL row_security = off;  -- a filtered update would lose rows silently; this makes it an error
+SET LOCAL statement_timeout = 0;     -- long tables take their time …
+SET LOCAL lock_timeout = '30s';      -- … but a waiting ALTER TABLE holds everybody up: rather fail, and be run again
 
--- helpers that indexes and fills need -------------------------------------------------------------------------
+CREATE SCHEMA IF NOT EXISTS crm_private;
+
+-- helpers that indexes need -------------------------------------------------------------------------
 
 CREATE FUNCTION crm_private.trimmed(p_text text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -71,7 +72,6 @@ ALTER TABLE public.orders ALTER COLUMN status SET DEFAULT 'created'::public.orde
 ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.orders ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT now();
-ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
 
 COMMENT ON COLUMN public.orders.order_code IS 'Order number, the one told to the client.';
 COMMENT ON COLUMN public.orders.created_by IS 'Who created the order; NULL only on rows adopted from before the guards.';
@@ -149,52 +149,8 @@ INSERT INTO public.order_status_transitions (from_status, to_status, required_ro
   ('in_delivery', 'cancelled', 'admin'),
   ('delivered', 'closed', 'admin');
 
--- fills of adopted rows ---------------------------------------------------------------------------------------
-
-UPDATE public.orders SET total_amount = final_price_eur, currency = 'EUR'
-WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur IS NOT NULL;
-
-UPDATE public.shipments SET status = 'delivered' WHERE client_received AND status IS NULL;
-
-UPDATE public.payments p SET reference_key = r.reference
-FROM (
-  SELECT id, crm_private.trimmed(external_reference) AS reference,
-         row_number() OVER (PARTITION BY crm_private.trimmed(external_reference) ORDER BY created_at, id) AS place
-  FROM public.payments
-) r
-WHERE r.id = p.id AND r.place = 1 AND r.reference IS NOT NULL;
-
-UPDATE public.order_status_events e SET seq = n.place
-FROM (
-  SELECT id, row_number() OVER (PARTITION BY order_id ORDER BY created_at, id) AS place
-  FROM public.order_status_events WHERE order_id IS NOT NULL
-) n
-WHERE n.id = e.id;
-
 INSERT INTO public.users (id, name, role, active) VALUES (crm_private.system_user_id(), 'system', 'manager', false)
 ON CONFLICT (id) DO NOTHING;
-
-INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
-SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), COALESCE(l.seq, 0) + 1, 'adopted'
-FROM public.orders o
-LEFT JOIN LATERAL (
-  SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
-) l ON true;
-
--- what the audit trail starts from: every row that was there before, as it stands after the fills
-INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row)
-FROM (
-            SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
-  UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
-  UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
-  UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t
-  UNION ALL SELECT 'payments', t.id, t.created_at, to_jsonb(t) FROM public.payments t
-  UNION ALL SELECT 'documents', t.id, t.uploaded_at, to_jsonb(t) FROM public.documents t
-  UNION ALL SELECT 'tasks', t.id, t.created_at, to_jsonb(t) FROM public.tasks t
-  UNION ALL SELECT 'shipments', t.id, t.created_at, to_jsonb(t) FROM public.shipments t
-) a
-ORDER BY a.created_at, a.entity, a.id;
 
 -- constraints and indexes -------------------------------------------------------------------------------------
 
