@@ -187,7 +187,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "references_are_unique",
         "a payment provider's reference stands for one payment, for ever",
-        """SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
+        r"""SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
            FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
                      SELECT *, nullif(regexp_replace(external_reference, '^\s+|\s+$', '', 'g'), '') AS reference
                      FROM public.payments) q) p
