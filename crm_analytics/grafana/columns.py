@@ -66,6 +66,8 @@ COLUMNS: dict[str, Column] = {
             ("cpl", CENTS),
         )
     },
+    "repairs_target": Column("Target", *COUNT),
+    "revenue40_target": Column("Target", *MONEY),
     "target_repairs": Column("Repairs target", *COUNT),
     "target_revenue40": Column("Revenue40 target", *MONEY),
     **{
@@ -73,7 +75,6 @@ COLUMNS: dict[str, Column] = {
         for measure, form in (("repairs", ("locale", 1)), ("revenue40", MONEY))
         for name, title in (
             ("pace", "Pace"),
-            ("target", "Target"),
             ("projection", "Projection"),
             ("needed_per_day", "Needed per day"),
         )

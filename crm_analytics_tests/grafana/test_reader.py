@@ -102,11 +102,24 @@ def test_quarantine_masks_what_was_found(analytics, analytics_url):
     """A reason quotes the cell, and the cell may be a customer's telephone number."""
     analytics.execute(
         "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
-        " status, records_read, quarantined) VALUES ('calls', 'calls/1.csv', 'x', 1, now(), now(), 'mtime', 'loaded', 2, 2)"
+        " status, records_read, quarantined) VALUES ('calls', 'calls/1.csv', 'x', 1, now(), now(), 'mtime', 'loaded', 4, 4)"
     )
     for record, reasons in (
-        (1, ["from '(555) 555-0100' is not a number; accepted: digits", 'date "31/02/2024" does not exist']),
-        (2, ["from '(555) 555-0199' is not a number; accepted: digits"]),
+        (
+            1,
+            [
+                "line 7: From '(555) 555-0100' is not a number; accepted: digits",
+                'line 7: Date "31/02/2024" does not exist',
+            ],
+        ),
+        (2, ["line 8: From '(555) 555-0199' is not a number; accepted: digits"]),
+        (3, ["line 9: Client 'it\\'s \"Ann\"' has no caller's name; accepted: the caller's name"]),
+        (
+            4,
+            [
+                "call 7F3 stands in 2 records of this file with different values (client: Ann | Bob); accepted: one"
+            ],
+        ),
     ):
         analytics.execute(
             "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record) VALUES (1, 'calls', %s, %s, '{}')",
@@ -114,10 +127,15 @@ def test_quarantine_masks_what_was_found(analytics, analytics_url):
         )
     with as_reader(analytics_url, "analytics") as connection:
         found = connection.execute(
-            "SELECT reason, records, files FROM quarantine ORDER BY records DESC"
+            "SELECT reason, records, files FROM quarantine ORDER BY records DESC, reason"
         ).fetchall()
-        assert found == [("from … is not a number; accepted: digits", 2, 1), ("date … does not exist", 1, 1)]
-        assert connection.execute("SELECT * FROM quarantined_records").fetchall() == [("calls", 2)]
+        assert found == [
+            ("From … is not a number", 2, 1),
+            ("Client … has no caller's name", 1, 1),
+            ("Date … does not exist", 1, 1),
+            ("call … stands in … records of this file with different values (…)", 1, 1),
+        ]
+        assert connection.execute("SELECT * FROM quarantined_records").fetchall() == [("calls", 4)]
 
 
 def test_role_has_no_password_until_the_operator_gives_one(analytics_url, monkeypatch, new_database):

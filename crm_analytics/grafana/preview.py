@@ -1,0 +1,266 @@
+"""Pictures of the dashboards without a Grafana: every panel's query run as grafana_reader, its data drawn in its place.
+
+`python -m crm_analytics.grafana.preview` writes docs/img/dashboard-*.png from the configured (or demo) databases. They
+show what the panels hold, not how Grafana draws it.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from crm_analytics.database import database_url
+from crm_analytics.grafana.expand import Value, expand
+from crm_analytics.grafana.generate import generated
+from crm_analytics.settings import PROJECT_DIR, settings
+
+FOLDER = PROJECT_DIR / "docs" / "img"
+ROW = 0.36  # inches a grid row is high; a grid column is 0.72 wide
+COLUMN = 0.72
+SEARCH_PATH = {"crm-analytics-warehouse": "analytics, reporting", "crm-analytics-crm": "reporting"}
+COLOURS = {"green": "#56a64b", "red": "#e02f44", "blue": "#3274d9", "orange": "#ff780a", "gray": "#8e8e8e"}
+
+Rows = list[tuple[Any, ...]]
+
+
+def draw(board: Mapping[str, Any], readers: Mapping[str, psycopg.Connection[Any]], path: Path) -> None:
+    """Draw one dashboard with its variables' first options (all sources and segments, the current month)."""
+    choice = _first_options(board, readers)
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
+    figure = Figure(figsize=(24 * COLUMN, height * ROW + 0.5), dpi=60, facecolor="#f4f5f5")
+    FigureCanvasAgg(figure)
+    scale = (height * ROW) / (height * ROW + 0.5)
+    chosen = f" – month {choice['month']}" if "month" in choice else ""
+    figure.text(0.01, 1 - 0.3 * (1 - scale), f"{board['title']}{chosen}", va="top", size=14, weight="bold")
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        axis = 0.024 if panel["type"] in ("timeseries", "trend", "barchart") else 0.0  # room for its labels
+        left, width = place["x"] / 24 + 0.01, place["w"] / 24 - 0.016
+        bottom = (1 - (place["y"] + place["h"]) / height) * scale + 0.6 / height * scale
+        axes = figure.add_axes((left + axis, bottom, width - axis, (place["h"] - 1.8) / height * scale))
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
+        axes.set_title(panel["title"], loc="left", size=9, weight="bold")
+        names, rows = _run(panel["targets"][0]["rawSql"], readers[panel["datasource"]["uid"]], choice)
+        _DRAWERS[panel["type"]](axes, panel, names, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _first_options(
+    board: Mapping[str, Any], readers: Mapping[str, psycopg.Connection[Any]]
+) -> dict[str, Value]:
+    choice: dict[str, Value] = {"source": [], "segment": []}
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            found = [
+                row[0] for row in readers[variable["datasource"]["uid"]].execute(variable["query"].encode())
+            ]
+        else:
+            found = variable["query"].split(",")
+        choice[variable["name"]] = found if variable["multi"] else found[0]
+    return choice
+
+
+def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value]) -> tuple[list[str], Rows]:
+    now = datetime.now(UTC)
+    start = (now.replace(day=1) - timedelta(360)).replace(day=1)
+    cursor = reader.execute(expand(sql, start, now + timedelta(1), choice).encode())
+    return [column.name for column in cursor.description or ()], cursor.fetchall()
+
+
+def _properties(panel: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The overrides of each column, put together."""
+    found: dict[str, dict[str, Any]] = {}
+    for override in panel["fieldConfig"].get("overrides", []):
+        own = found.setdefault(override["matcher"]["options"], {})
+        own.update({one["id"]: one.get("value") for one in override["properties"]})
+    return found
+
+
+def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
+    """A value as Grafana's unit shows it, roughly."""
+    if value is None:
+        return ""
+    if isinstance(value, date | datetime):
+        if (unit or "").startswith("time:"):
+            pattern = str(unit)[5:]
+            for token, code in (("YYYY", "%Y"), ("MM", "%m"), ("DD", "%d"), ("HH", "%H"), ("mm", "%M")):
+                pattern = pattern.replace(token, code)
+            return value.strftime(pattern)
+        return str(value)
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        places = decimals if decimals is not None else 0
+        if unit == "percentunit":
+            return f"{100 * value:,.{places}f} %"
+        if unit == "s":
+            return f"{float(value) / 3600:,.1f} h"
+        sign, end = ("$", "") if unit == "currencyUSD" else ("", " d" if unit == "d" else "")
+        return f"{'-' if value < 0 else ''}{sign}{abs(value):,.{places}f}{end}"
+    return str(value)
+
+
+def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
+    _bare(axes)
+    wanted = panel["options"]["reduceOptions"]["fields"].strip("/^$()").split("|")
+    look = _properties(panel)
+    steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
+    for number, name in enumerate(wanted):
+        value = rows[0][names.index(name)]
+        one = look[name]
+        if steps and panel["options"]["colorMode"] == "background" and value is not None:
+            colour = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
+            axes.set_facecolor(COLOURS.get(colour, colour))
+        shown = (
+            _text(value, one.get("unit"), one.get("decimals")) or panel["fieldConfig"]["defaults"]["noValue"]
+        )
+        label = "" if len(wanted) == 1 else f"{one['displayName']}: "
+        axes.text(
+            0.04, 0.86 - number * 0.24 if len(wanted) > 1 else 0.5, f"{label}{shown}",
+            va="center", size=15 if number == 0 else 10, weight="bold" if number == 0 else "normal",
+        )  # fmt: skip
+
+
+def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
+    _bare(axes)
+    look = _properties(panel)
+    shown = [name for name in names if name in look]
+    room = max(3, int(panel["gridPos"]["h"] * 1.45) - 4)
+    wide = 14 if len(shown) > 9 else 44
+    cells = [
+        [
+            textwrap.shorten(
+                _text(row[names.index(name)], look[name].get("unit"), look[name].get("decimals")),
+                wide,
+                placeholder="…",
+            )
+            for name in shown
+        ]
+        for row in rows[:room]
+    ]
+    if not cells:
+        axes.text(
+            0.5, 0.5, panel["fieldConfig"]["defaults"].get("noValue", "none"), ha="center", color="gray"
+        )
+        return
+    headers = [look[name]["displayName"] for name in shown]
+    lengths = [max(4, *(len(row[k]) for row in [headers, *cells])) + 1 for k in range(len(shown))]
+    grid = axes.table(
+        cells,
+        colLabels=headers,
+        loc="upper left",
+        cellLoc="left",
+        colWidths=[n / sum(lengths) for n in lengths],
+    )
+    grid.auto_set_font_size(False)
+    grid.set_fontsize(7)
+    for (line, _), cell in grid.get_celld().items():
+        cell.set_linewidth(0.2)
+        cell.PAD = 0.02
+        if line == 0:
+            cell.set_text_props(weight="bold")
+    if len(rows) > room:
+        axes.set_xlabel(f"… {len(rows)} rows", size=7)
+
+
+def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
+    series: dict[str, dict[Any, float]] = {}
+    look = _properties(panel)
+    for row in rows:
+        values = dict(zip(names, row, strict=True))
+        time, metric = values.pop("time"), values.pop("metric", None)
+        for name, value in values.items():
+            label = metric or look.get(name, {}).get("displayName", name)
+            if value is not None:
+                series.setdefault(label, {})[time] = float(value)
+    times = sorted({time for points in series.values() for time in points})
+    below = dict.fromkeys(times, 0.0)
+    stacked = panel["fieldConfig"]["defaults"]["custom"].get("drawStyle") == "bars"
+    for label, points in series.items():
+        if stacked:
+            heights = [points.get(time, 0.0) for time in times]
+            axes.bar(times, heights, width=22, bottom=[below[time] for time in times], label=label)
+            for time, height in zip(times, heights, strict=True):
+                below[time] += height
+        else:
+            axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=label)
+    _finish(axes, panel)
+
+
+def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
+    days = [row[names.index("day")] for row in rows]
+    for name, one in _properties(panel).items():
+        values = [row[names.index(name)] for row in rows]
+        points = [(day, float(value)) for day, value in zip(days, values, strict=True) if value is not None]
+        axes.plot(
+            [day for day, _ in points], [value for _, value in points], label=one["displayName"],
+            color=COLOURS[one["color"]["fixedColor"]], linewidth=one["custom.lineWidth"],
+            linestyle="--" if one["custom.lineStyle"]["fill"] == "dash" else "-",
+        )  # fmt: skip
+    _finish(axes, panel)
+
+
+def _draw_bars(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
+    x = [str(row[names.index(panel["options"]["xField"])]) for row in rows]
+    below = [0.0] * len(x)
+    for name, one in _properties(panel).items():
+        heights = [float(row[names.index(name)]) for row in rows]
+        axes.bar(x, heights, bottom=below, label=one["displayName"])
+        below = [a + b for a, b in zip(below, heights, strict=True)]
+    _finish(axes, panel)
+
+
+def _finish(axes: Axes, panel: Mapping[str, Any]) -> None:
+    unit = panel["fieldConfig"]["defaults"].get("unit")
+    decimals = panel["fieldConfig"]["defaults"].get("decimals")
+    axes.yaxis.set_major_formatter(lambda value, _: _text(value, unit, decimals))
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.01)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6, ncols=4, loc="upper left", framealpha=0.6)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#dddddd")
+
+
+_DRAWERS = {
+    "stat": _draw_stat,
+    "table": _draw_table,
+    "timeseries": _draw_series,
+    "trend": _draw_trend,
+    "barchart": _draw_bars,
+}
+
+
+def main() -> None:
+    """Draw every dashboard from the configured databases."""
+    config = settings()
+    readers: dict[str, psycopg.Connection[Any]] = {}
+    for uid, database in (("crm-analytics-warehouse", "analytics"), ("crm-analytics-crm", "crm")):
+        readers[uid] = psycopg.connect(database_url(database, config), autocommit=True)
+        readers[uid].execute("SET ROLE grafana_reader")
+        readers[uid].execute(f"SET search_path = {SEARCH_PATH[uid]}".encode())
+        readers[uid].execute("SET timezone = 'UTC'")
+    for file, text in generated().items():
+        path = FOLDER / f"dashboard-{file.stem}.png"
+        draw(json.loads(text), readers, path)
+        print(f"wrote {path.relative_to(PROJECT_DIR)}")
+
+
+if __name__ == "__main__":
+    main()
