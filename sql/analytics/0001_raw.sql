@@ -95,7 +95,7 @@ COMMENT ON COLUMN raw.source_files.summary_lines IS 'Total lines, skipped.';
 COMMENT ON COLUMN raw.source_files.first_date IS 'Earliest date among the accepted records.';
 COMMENT ON COLUMN raw.source_files.last_date IS 'Latest date among the accepted records.';
 COMMENT ON COLUMN raw.source_files.run_id IS 'The Dagster run that read the file, if one did.';
-COMMENT ON COLUMN raw.source_files.first_seen_at IS 'When this content was first seen at this path.';
+COMMENT ON COLUMN raw.source_files.first_seen_at IS 'When this content was first seen at this path; again, if other content was there meanwhile.';
 COMMENT ON COLUMN raw.source_files.finished_at IS 'When it was last read.';
 
 CREATE TABLE raw.rejected_rows (
