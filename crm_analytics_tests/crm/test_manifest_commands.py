@@ -1,0 +1,77 @@
+"""`crm-analytics migrate crm [--sql|--check]` and `crm-analytics crm …`: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from crm_analytics.crm import commands
+from crm_analytics.migrations import migration_files
+
+
+def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., str]) -> None:
+    """Without it, a deployment could not ask whether it has to do anything, or be reviewed before it does."""
+    url, lines = new_database(), list[str]()
+    names = [file.name for file in migration_files("crm")]
+    assert commands.migrate(url=url, check=True, echo=lines.append) == 1
+    assert lines == [f"pending: {', '.join(names)}. Run: crm-analytics migrate crm"]
+    lines.clear()
+    assert commands.migrate(url=url, sql=True, echo=lines.append) == 0
+    assert [line for line in lines[0].splitlines() if line.startswith("-- 0") and line[3:] in names] == [
+        f"-- {name}" for name in names
+    ]
+    lines.clear()
+    assert commands.migrate(url=url, echo=lines.append) == 0
+    assert lines[-1] == f"crm is at {names[-1][:4]}"
+    assert commands.migrate(url=url, check=True, echo=lines.append) == 0
+    assert lines[-1] == "the catalogue equals the manifest"
+
+
+def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str]) -> None:
+    """Without it, drift would be found by Dagster only."""
+    url, lines = new_database("crm"), list[str]()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE public.orders DISABLE TRIGGER guard_rows")
+        connection.execute("GRANT UPDATE ON public.tasks TO crm_app")
+    assert commands.migrate(url=url, check=True, echo=lines.append) == 1
+    text = "\n".join(lines)
+    assert "trigger public.orders.guard_rows: enabled is D, expected A" in text
+    assert "ENABLE ALWAYS TRIGGER guard_rows" in text
+    assert "REVOKE UPDATE ON TABLE public.tasks FROM crm_app;" in text
+    assert "crm_app can UPDATE public.tasks" in text
+
+
+def test_the_first_admin_is_created_once(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, a new CRM would have nobody who may create users, or anybody could add admins from a shell."""
+    url = new_database("crm")
+    monkeypatch.setenv("CRM_DATABASE_URL", url)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(commands.crm, arguments)
+
+    made = run("create-admin", "Olga@Example.com", "--name", "Olga Owner")
+    assert made.exit_code == 0, made.output
+    again = run("create-admin", "second@example.com")
+    assert again.exit_code == 1
+    assert "olga@example.com" in again.output
+    with psycopg.connect(url) as connection:
+        assert connection.execute(
+            "SELECT name, email, role::text, active FROM public.users WHERE name <> 'system'"
+        ).fetchall() == [("Olga Owner", "olga@example.com", "admin", True)]
+    assert run("play", "--months", "1").exit_code == 0
+    invariants = run("invariants")
+    assert invariants.exit_code == 0, invariants.output
+    assert "BROKEN" not in invariants.output
+    assert run("guards").exit_code == 0
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE public.customers DISABLE TRIGGER USER")
+        connection.execute("UPDATE public.customers SET full_name = 'Forged'")
+    assert run("guards").exit_code == 1
+    broken = run("invariants")
+    assert broken.exit_code == 1
+    assert "BROKEN rows_equal_their_newest_audit_image" in broken.output
