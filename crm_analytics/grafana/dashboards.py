@@ -319,7 +319,7 @@ def data_trust() -> dashboard.Dashboard:
             "Months whose metrics don't say yet what the raw tables say, since when and which tables changed.",
             query("stale_months"),
             ("month", "stale_since", "causes", "last_refreshed_at"),
-        ), 12, 8,
+        ), 8, 8,
     )  # fmt: skip
     layout.add(
         table_panel(
@@ -327,7 +327,7 @@ def data_trust() -> dashboard.Dashboard:
             "When it ended, how many daily rows it changed (0 confirms the month), and its Dagster run.",
             query("last_refreshes"),
             ("month", "last_refreshed_at", "changed_rows", "state", "run_id"),
-        ), 12, 8,
+        ), 10, 8,
     )  # fmt: skip
     layout.add(
         table_panel(
@@ -336,7 +336,7 @@ def data_trust() -> dashboard.Dashboard:
             "there, or an alias in analytics.channel_aliases, mends it.",
             query("sources_without_rule"),
             ("source", "jobs", "first_month", "last_month_seen"),
-        ), 8, 8,
+        ), 6, 8,
     )  # fmt: skip
     layout.add(
         table_panel(
@@ -346,7 +346,7 @@ def data_trust() -> dashboard.Dashboard:
             query("recent_files"),
             ("finished_at", "path", "source", "status", "records_read", "inserted", "updated", "unchanged",
              "duplicates", "superseded", "quarantined", "summary_lines", "warnings", "run_id"),
-        ), 16, 8,
+        ), 24, 9,
     )  # fmt: skip
     return result
 

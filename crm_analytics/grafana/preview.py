@@ -7,7 +7,6 @@ show what the panels hold, not how Grafana draws it.
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -135,42 +134,31 @@ def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
     _bare(axes)
     look = _properties(panel)
     shown = [name for name in names if name in look]
-    room = max(3, int(panel["gridPos"]["h"] * 1.45) - 4)
-    wide = 14 if len(shown) > 9 else 44
+    room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1  # lines of 0.17 inches
+    space = panel["gridPos"]["w"] * 9  # characters
     cells = [
-        [
-            textwrap.shorten(
-                _text(row[names.index(name)], look[name].get("unit"), look[name].get("decimals")),
-                wide,
-                placeholder="…",
-            )
-            for name in shown
-        ]
+        [_text(row[names.index(name)], look[name].get("unit"), look[name].get("decimals")) for name in shown]
         for row in rows[:room]
     ]
     if not cells:
-        axes.text(
-            0.5, 0.5, panel["fieldConfig"]["defaults"].get("noValue", "none"), ha="center", color="gray"
-        )
+        text = panel["fieldConfig"]["defaults"].get("noValue", "none")
+        axes.text(0.5, 0.5, text, ha="center", color="gray")
         return
-    headers = [look[name]["displayName"] for name in shown]
-    lengths = [max(4, *(len(row[k]) for row in [headers, *cells])) + 1 for k in range(len(shown))]
-    grid = axes.table(
-        cells,
-        colLabels=headers,
-        loc="upper left",
-        cellLoc="left",
-        colWidths=[n / sum(lengths) for n in lengths],
-    )
-    grid.auto_set_font_size(False)
-    grid.set_fontsize(7)
-    for (line, _), cell in grid.get_celld().items():
-        cell.set_linewidth(0.2)
-        cell.PAD = 0.02
-        if line == 0:
-            cell.set_text_props(weight="bold")
+    lines = [[look[name]["displayName"] for name in shown], *cells]
+    widths = [min(60, max(len(line[k]) for line in lines)) + 2 for k in range(len(shown))]
+    while sum(widths) > space:
+        widths[widths.index(max(widths))] -= 1
+    for number, line in enumerate(lines):
+        x = 1
+        for text, width in zip(line, widths, strict=True):
+            shown_text = text if len(text) < width else text[: width - 2] + "…"
+            axes.text(
+                x / max(space, sum(widths)), 1 - (number + 0.5) / (room + 1), shown_text, size=7, va="center",
+                family="monospace", weight="bold" if number == 0 else "normal",
+            )  # fmt: skip
+            x += width
     if len(rows) > room:
-        axes.set_xlabel(f"… {len(rows)} rows", size=7)
+        axes.set_xlabel(f"… {len(rows)} rows", size=7, labelpad=1)
 
 
 def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
