@@ -50,7 +50,9 @@ def test_changed_migration_is_refused(new_database: Callable[..., str]) -> None:
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("UPDATE analytics.migration_files SET sha256 = 'x' WHERE version = '0002'")
-    with pytest.raises(migrations.MigrationError, match=r"0002_channels\.sql was changed after it was applied"):
+    with pytest.raises(
+        migrations.MigrationError, match=r"0002_channels\.sql was changed after it was applied"
+    ):
         migrations.migrate("analytics", url=url)
 
 
