@@ -222,9 +222,10 @@ class EmbeddedPostgres:
             raise RuntimeError(f"the embedded PostgreSQL in {self.folder} did not start:\n{tail}") from error
 
     def _socket_folder(self) -> Path:
-        """A short path (sockets have a limit of about 100 characters), private to the server's user."""
+        """A folder of the server's user with a short path: a socket's path has a limit of about 100 characters."""
         name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
-        folder = Path(tempfile.gettempdir()) / f"crm_analytics_{name}"
+        temporary = tempfile.gettempdir()
+        folder = Path(temporary if len(temporary) < 60 else "/tmp") / f"crm_analytics_{name}"  # noqa: S108
         folder.mkdir(mode=0o755, exist_ok=True)
         self._hand_over(folder)
         return folder

@@ -69,10 +69,13 @@ def _print_quarantine(connection: psycopg.Connection[Any], console: Console) -> 
         " JOIN raw.source_files f USING (file_id) WHERE r.status = 'open' ORDER BY r.source, f.path, r.record_no LIMIT 20"
     ).fetchall()
     table = Table(
-        "file", "record", "why it is in quarantine", title="quarantined records (raw.rejected_rows)"
+        "file",
+        "record",
+        "why it is in quarantine",
+        title="quarantined records (all of them: raw.rejected_rows)",
     )
     for path, record_no, reasons in rows:
-        table.add_row(path, str(record_no), reasons)
+        table.add_row(path, str(record_no), reasons.split("; accepted")[0])
     console.print(table)
 
 
