@@ -19,7 +19,7 @@ from crm_analytics.database import sqlalchemy_url
 from crm_analytics.embedded import EmbeddedPostgres
 from crm_analytics.settings import PROJECT_DIR, Settings
 from crm_analytics.warehouse.catalog import relations
-from crm_analytics.warehouse.data_model import data_model
+from crm_analytics.warehouse.data_model import SCHEMAS, data_model
 from crm_analytics_tests.conftest import PG_VERSION
 
 
@@ -107,7 +107,7 @@ def test_script_creates_the_same_schema(new_database: Callable[..., str], server
         capture_output=True,
     )
     with psycopg.connect(url) as by_hand, psycopg.connect(new_database("analytics")) as migrated:
-        assert relations(by_hand, "raw", "analytics") == relations(migrated, "raw", "analytics")
+        assert relations(by_hand, *SCHEMAS) == relations(migrated, *SCHEMAS)
 
 
 def test_data_model_page_is_the_catalogue(analytics: psycopg.Connection[Any]) -> None:
@@ -122,10 +122,10 @@ def test_everything_has_a_comment(analytics: psycopg.Connection[Any]) -> None:
     """The seed asks for every table's purpose and every column's meaning."""
     silent = [
         f"{relation.schema}.{relation.name}.{column.name}"
-        for relation in relations(analytics, "raw", "analytics")
+        for relation in relations(analytics, *SCHEMAS)
         for column in relation.columns
         if not column.comment
-    ] + [f"{r.schema}.{r.name}" for r in relations(analytics, "raw", "analytics") if not r.comment]
+    ] + [f"{r.schema}.{r.name}" for r in relations(analytics, *SCHEMAS) if not r.comment]
     assert silent == []
 
 

@@ -11,6 +11,8 @@ import psycopg
 
 from crm_analytics.warehouse.catalog import Relation, relations
 
+SCHEMAS = ("raw", "analytics", "reporting")
+
 INTRODUCTION = """# Data model of the analytics database
 
 Generated from the catalogue by `python -m crm_analytics.warehouse.data_model`; a test keeps it equal. The scripts
@@ -18,6 +20,7 @@ themselves: `crm-analytics migrate analytics --sql`.
 
 Schema `raw` holds what the exports say, with the ledger of files and the quarantine. Schema `analytics` holds the
 channel rules, the facts (views: every business rule stands there once), and the aggregates that Grafana reads.
+Schema `reporting` holds what dashboards need beyond that, without customers' data.
 Values of `source` and `segment` are text; segments are limited by CHECK, sources by `channel_aliases`.
 """
 
@@ -25,7 +28,7 @@ Values of `source` and `segment` are text; segments are limited by CHECK, source
 def data_model(connection: psycopg.Connection[Any]) -> str:
     """The page as markdown."""
     parts = [INTRODUCTION]
-    for relation in relations(connection, "raw", "analytics"):
+    for relation in relations(connection, *SCHEMAS):
         parts.append(_section(relation))
     return "\n".join(parts)
 
