@@ -32,8 +32,8 @@ fact_specs = [
     _spec(
         "job_facts",
         "One row a job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
-        " more than 100.00 paid) and what was paid for it.",
-        ["raw/jobs", "raw/payments", "analytics/channel_aliases"],
+        " more than 100.00 paid), whether it is a lead by its channel's rule, and what was paid for it.",
+        ["raw/jobs", "raw/payments", "analytics/channel_aliases", "analytics/lead_channels"],
         "view",
         FACTS_SQL,
     ),

@@ -17,16 +17,25 @@ COMMENT ON FUNCTION analytics.segment_of(text) IS 'COD if the type contains the 
 CREATE FUNCTION analytics.job_facts_between(p_from date, p_to date)
 RETURNS TABLE (
     job_id text, job_number text, job_date date, month date, source text, segment text, type text, status text,
-    is_unit boolean, is_repair boolean, paid_total numeric, technician text, zip text, file_id bigint, record_no int
+    is_unit boolean, is_repair boolean, is_lead boolean, lead_cost numeric, paid_total numeric, technician text,
+    zip text, file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT j.job_id, j.job_number, j.job_date, analytics.month_of(j.job_date),
-        analytics.source_name(a.source, j.source_folded), analytics.segment_of(j.type_folded), j.type, j.status,
-        j.type_folded IN ('cod service', 'ins service'),
+        n.source, analytics.segment_of(j.type_folded), j.type, j.status, n.is_unit,
         j.type_folded IN ('cod repair', 'ins repair')
             OR (j.type_folded = 'cod service' AND coalesce(p.paid_total, 0) > 100),
+        c.source IS NOT NULL, coalesce(c.cost_per_lead, 0),
         coalesce(p.paid_total, 0), j.technician, j.zip, j.file_id, j.record_no
     FROM raw.jobs j
     LEFT JOIN analytics.channel_aliases a ON a.alias_folded = j.source_folded
+    CROSS JOIN LATERAL (
+        SELECT analytics.source_name(a.source, j.source_folded) AS source,
+            j.type_folded IN ('cod service', 'ins service') AS is_unit
+    ) n
+    -- decided here and not in lead_facts, so that metrics join jobs and payments once
+    LEFT JOIN analytics.channel_rules c ON c.source = n.source
+        AND j.job_date >= c.valid_from AND (c.valid_to IS NULL OR j.job_date < c.valid_to)
+        AND (c.lead_rule = 'jobs' OR (c.lead_rule = 'units' AND n.is_unit))
     LEFT JOIN (
         SELECT paid.job_id, sum(paid.amount) AS paid_total
         FROM raw.payments paid
@@ -36,7 +45,7 @@ RETURNS TABLE (
     ) p ON p.job_id = j.job_id
     WHERE j.job_date >= p_from AND j.job_date < p_to
 $$;
-COMMENT ON FUNCTION analytics.job_facts_between(date, date) IS 'One row a job dated in [p_from, p_to): source, segment, whether it is a unit and a repair, and what was paid for it.';
+COMMENT ON FUNCTION analytics.job_facts_between(date, date) IS 'One row a job dated in [p_from, p_to): source, segment, whether it is a unit, a repair and a lead by its channel''s rule, and what was paid for it.';
 
 CREATE FUNCTION analytics.lead_facts_between(p_from date, p_to date)
 RETURNS TABLE (
@@ -58,12 +67,9 @@ RETURNS TABLE (
         AND r.lead_date >= c.valid_from AND (c.valid_to IS NULL OR r.lead_date < c.valid_to)
     WHERE raw.fold(r.current_status) <> 'passed' AND r.lead_date >= p_from AND r.lead_date < p_to
     UNION ALL
-    SELECT j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, coalesce(c.cost_per_lead, 0),
-        j.file_id, j.record_no
+    SELECT j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.lead_cost, j.file_id, j.record_no
     FROM analytics.job_facts_between(p_from, p_to) j
-    JOIN analytics.channel_rules c ON c.source = j.source
-        AND j.job_date >= c.valid_from AND (c.valid_to IS NULL OR j.job_date < c.valid_to)
-    WHERE c.lead_rule = 'jobs' OR (c.lead_rule = 'units' AND j.is_unit)
+    WHERE j.is_lead
 $$;
 COMMENT ON FUNCTION analytics.lead_facts_between(date, date) IS 'One row a lead dated in [p_from, p_to), by the channel rule in force, with its cost (Google''s spend is in daily_spend).';
 
@@ -115,7 +121,7 @@ CREATE VIEW analytics.daily_spend AS SELECT * FROM analytics.daily_spend_between
 CREATE VIEW analytics.orphan_payments AS SELECT * FROM analytics.orphan_payments_between('-infinity', 'infinity');
 CREATE VIEW analytics.call_facts AS SELECT * FROM analytics.call_facts_between('-infinity', 'infinity');
 
-COMMENT ON VIEW analytics.job_facts IS 'One row a job, with its source, segment, unit, repair and payments: every job number in the metrics can be drilled down to here.';
+COMMENT ON VIEW analytics.job_facts IS 'One row a job, with its source, segment, unit, repair, lead and payments: every job number in the metrics can be drilled down to here.';
 COMMENT ON VIEW analytics.lead_facts IS 'One row a lead, by the channel rule in force, with its cost.';
 COMMENT ON VIEW analytics.daily_spend IS 'Google''s cost by day.';
 COMMENT ON VIEW analytics.orphan_payments IS 'Counted payments whose job is unknown.';
@@ -134,6 +140,8 @@ BEGIN
             ('type', 'The job''s type as given.'), ('status', 'The job''s status as given.'),
             ('is_unit', 'Type is COD Service or INS Service.'),
             ('is_repair', 'Type is COD Repair or INS Repair, or COD Service with more than 100.00 paid.'),
+            ('is_lead', 'Whether the job is a lead: its channel''s rule in force is jobs, or units and it is a unit.'),
+            ('lead_cost', 'Dollars that the lead costs, where the channel pays by lead; else 0.'),
             ('paid_total', 'Dollars: sum of the job''s counted payments, 0 if none.'),
             ('technician', 'Technician as given.'), ('zip', 'Postal code as given.'),
             ('file_id', 'raw.source_files entry that the row came from.'), ('record_no', 'Record in that file.'),

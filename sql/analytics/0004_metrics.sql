@@ -185,13 +185,14 @@ RETURNS TABLE (
         sum(m.leads)::int, sum(m.calls)::int, sum(m.cost), sum(m.revenue_gross)
     FROM (
         SELECT f.job_date AS date, f.source, f.segment, count(*) AS jobs, count(*) FILTER (WHERE f.is_unit) AS units,
-            count(*) FILTER (WHERE f.is_repair) AS repairs, 0 AS leads, 0 AS calls, 0::numeric AS cost,
-            sum(f.paid_total) AS revenue_gross
+            count(*) FILTER (WHERE f.is_repair) AS repairs, count(*) FILTER (WHERE f.is_lead) AS leads, 0 AS calls,
+            sum(f.lead_cost) AS cost, sum(f.paid_total) AS revenue_gross
         FROM analytics.job_facts_between(p_from, p_to) f
         GROUP BY f.job_date, f.source, f.segment
         UNION ALL
         SELECT f.lead_date, f.source, f.segment, 0, 0, 0, count(*), 0, sum(f.cost), 0
         FROM analytics.lead_facts_between(p_from, p_to) f
+        WHERE f.origin <> 'jobs' -- counted above; the planner drops that branch
         GROUP BY f.lead_date, f.source, f.segment
         UNION ALL
         SELECT f.call_date, f.source, f.segment, 0, 0, 0, 0, count(*), 0, 0
