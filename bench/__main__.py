@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -41,6 +42,7 @@ SECTIONS = ("ingest", "metrics", "comparators", "dagster", "crm_rpc", "grafana")
 def main(sections: tuple[str, ...], scale: float, folder: Path | None, page: Path | None) -> None:
     """Measure SECTIONS (all by default). Exit code 1 if a limit is missed."""
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server and the folder go, too
     work = Path(tempfile.mkdtemp(prefix="crm_analytics_bench_", dir=folder))
     server = EmbeddedPostgres(work / "server", settings().embedded_postgres_version).start()
     rows: list[BenchRow] = []
