@@ -19,10 +19,15 @@ CLIENTS = 8
 ORDERS = 8_000
 SECTION = "CRM RPCs"
 
-#: As durable as a payment: one row, one commit; no index but the key, no trigger.
-_BARE_INSERT = """
-INSERT INTO bench_bare (order_id, amount, currency, status, reference)
-VALUES ('00000000-0000-0000-0000-000000000001', 1, 'EUR', 'completed', 'bare');
+#: The same row into a table of the same shape (columns, defaults, checks, indexes, foreign keys), as durable as a
+#: payment: what remains is what the RPC adds, its rules, guards, events and audit.
+_BARE_INSERT = f"""
+\\set i :i + 1
+\\set n :client_id * {ORDERS // CLIENTS} + :i % {ORDERS // CLIENTS}
+\\set reference -(:client_id * 100000000 + :i)
+INSERT INTO bench_bare (order_id, direction, role, method, amount, currency, status, external_reference, reference_key, created_by)
+SELECT o.id, 'incoming', 'client_payment', 'card', 1, 'EUR', 'completed', :reference::text, :reference::text, a.id
+FROM bench_orders o, bench_admin a WHERE o.n = :n;
 """
 _PAY = """
 SELECT public.record_generic_payment_safe(
@@ -66,7 +71,7 @@ def crm_rpc_rows(server: EmbeddedPostgres, calls: int = 100_000, seconds: int = 
         paid = _rate(server, url, _DISTINCT_ORDERS, seconds)
         rate = BenchRow(
             SECTION, f"record_generic_payment_safe, {CLIENTS} clients on distinct orders", paid, "calls/s",
-            f"bare single-row INSERT, {CLIENTS} clients", bare, 0.25, higher_is_better=True,
+            f"bare single-row INSERT of the same row, same indexes and foreign keys, {CLIENTS} clients", bare, 0.25, higher_is_better=True,
         )  # fmt: skip
         return [rate, _repeated(server, url, calls - calls % (20 * CLIENTS))]
 
@@ -110,9 +115,9 @@ def _database(server: EmbeddedPostgres) -> Iterator[str]:
             migrate_crm(url)
             with psycopg.connect(url) as connection:
                 connection.execute(
-                    "CREATE TABLE bench_bare (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), order_id uuid NOT NULL,"
-                    " amount numeric(12, 2) NOT NULL, currency text NOT NULL, status text NOT NULL, reference text,"
-                    " created_at timestamptz NOT NULL DEFAULT now())"
+                    "CREATE TABLE bench_bare (LIKE public.payments INCLUDING ALL,"
+                    " FOREIGN KEY (order_id) REFERENCES public.orders, FOREIGN KEY (created_by) REFERENCES public.users,"
+                    " FOREIGN KEY (related_payment_id) REFERENCES bench_bare)"
                 )
                 connection.execute(
                     "INSERT INTO public.users (name, email, role) VALUES ('Bench', 'bench@example.com', 'admin')"
@@ -126,6 +131,12 @@ def _database(server: EmbeddedPostgres) -> Iterator[str]:
                     " INSERT INTO bench_orders SELECT n, (public.create_order_safe((l ->> 'customer_id')::uuid,"
                     " p_total_amount => 1000000, p_currency => 'EUR') ->> 'id')::uuid"
                     f" FROM lead, generate_series(0, {ORDERS - 1}) AS n"
+                )
+                # a business that has been running: sessions keep the plans of the tables they first met, and plans
+                # made for empty tables scan them
+                connection.execute(
+                    "SELECT public.record_generic_payment_safe(o.id, 'incoming', 'client_payment', 'bank_transfer', 1, 'EUR',"
+                    " p_user_id => a.id) FROM bench_orders o, bench_admin a"
                 )
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("VACUUM ANALYZE")

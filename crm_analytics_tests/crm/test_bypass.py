@@ -184,9 +184,13 @@ def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, mana
             assert paid.data["order_status"] == "awaiting_payment"
 
 
+#: What runs as somebody else, in a trigger, or for anybody but crm_rpc and the owner, without a fixed search_path.
+#: The RPCs' helpers have none of their own: only crm_rpc may execute them, inside an RPC, with the RPC's.
 UNSAFE_FUNCTIONS = (
     "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
     " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
+    " AND (prosecdef OR prorettype = 'trigger'::regtype OR proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) a"
+    "  WHERE a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (proowner, 'crm_rpc'::regrole)))"
 )
 
 

@@ -1,9 +1,8 @@
 -- Helpers that the RPCs share: each rule stands here once. They run with the caller's rights, so that called by
--- anybody but an RPC they can do nothing.
+-- anybody but an RPC they can do nothing, and with its search_path: a SET of their own would cost a tenth of a call.
 
 CREATE FUNCTION crm_private.refuse(p_sqlstate text, p_message text, p_detail jsonb, p_hint text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   RAISE EXCEPTION USING ERRCODE = p_sqlstate, MESSAGE = p_message, DETAIL = p_detail::text, HINT = p_hint;
@@ -16,7 +15,6 @@ COMMENT ON FUNCTION crm_private.refuse(text, text, jsonb, text) IS
 
 CREATE FUNCTION crm_private.actor(p_user_id uuid, p_or_system boolean DEFAULT false) RETURNS public.users
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_user public.users;
@@ -45,7 +43,6 @@ COMMENT ON FUNCTION crm_private.actor(uuid, boolean) IS
 
 CREATE FUNCTION crm_private.require_admin(p_actor public.users, p_what text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF p_actor.role <> 'admin' THEN
@@ -61,7 +58,6 @@ COMMENT ON FUNCTION crm_private.require_admin(public.users, text) IS 'Refuses (4
 
 CREATE FUNCTION crm_private.invalid(p_field text, p_found text, p_accepted text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   PERFORM crm_private.refuse('PT422', format('%s: %s is not accepted', p_field, COALESCE(quote_literal(p_found), 'nothing')),
@@ -73,13 +69,12 @@ COMMENT ON FUNCTION crm_private.invalid(text, text, text) IS 'Refuses an argumen
 
 CREATE FUNCTION crm_private.label(p_field text, p_value text, p_type regtype, p_required boolean) RETURNS text
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF p_value IS NULL AND NOT p_required THEN
     RETURN NULL;
   END IF;
-  IF p_value IS NULL OR NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = p_type AND e.enumlabel = p_value) THEN
+  IF p_value IS NULL OR NOT pg_input_is_valid(p_value, p_type::text) THEN
     PERFORM crm_private.invalid(p_field, p_value,
       'one of ' || (SELECT string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = p_type));
   END IF;
@@ -90,7 +85,6 @@ COMMENT ON FUNCTION crm_private.label(text, text, regtype, boolean) IS 'The text
 
 CREATE FUNCTION crm_private.required_text(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF crm_private.trimmed(p_value) IS NULL THEN
@@ -103,7 +97,6 @@ COMMENT ON FUNCTION crm_private.required_text(text, text) IS 'The trimmed text; 
 
 CREATE FUNCTION crm_private.required_id(p_field text, p_value uuid) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF p_value IS NULL THEN
@@ -115,7 +108,6 @@ COMMENT ON FUNCTION crm_private.required_id(text, uuid) IS 'PT422 where an id is
 
 CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF crm_private.folded_email(p_value) !~ '^[^@\s]+@[^@\s]+$' THEN
@@ -128,7 +120,6 @@ COMMENT ON FUNCTION crm_private.email(text, text) IS 'The folded address, NULL w
 
 CREATE FUNCTION crm_private.phone(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF crm_private.trimmed(p_value) IS NOT NULL AND COALESCE(length(crm_private.phone_digits(p_value)), 0) < 5 THEN
@@ -141,7 +132,6 @@ COMMENT ON FUNCTION crm_private.phone(text, text) IS 'The trimmed phone, NULL wh
 
 CREATE FUNCTION crm_private.amount(p_field text, p_value numeric, p_or_zero boolean DEFAULT false) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   -- NaN is greater than every number, so it has to be named
@@ -157,7 +147,6 @@ COMMENT ON FUNCTION crm_private.amount(text, numeric, boolean) IS 'The amount if
 
 CREATE FUNCTION crm_private.items(p_field text, p_value jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF jsonb_typeof(p_value) <> 'array' THEN
@@ -172,7 +161,6 @@ COMMENT ON FUNCTION crm_private.items(text, jsonb) IS 'The order positions; PT42
 
 CREATE FUNCTION crm_private.not_found(p_entity text, p_field text, p_id uuid) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   PERFORM crm_private.refuse('PT404', format('%s: no row of %s has this id', p_field, p_entity),
@@ -184,7 +172,6 @@ COMMENT ON FUNCTION crm_private.not_found(text, text, uuid) IS 'Refuses an id th
 
 CREATE FUNCTION crm_private.conflict(p_rule text, p_message text, p_detail jsonb, p_hint text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   PERFORM crm_private.refuse('PT409', p_message, jsonb_build_object('rule', p_rule) || p_detail, p_hint);
@@ -194,7 +181,6 @@ COMMENT ON FUNCTION crm_private.conflict(text, text, jsonb, text) IS 'Refuses wh
 
 CREATE FUNCTION crm_private.locked_order(p_order_id uuid) RETURNS public.orders
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_order public.orders;
@@ -211,7 +197,6 @@ COMMENT ON FUNCTION crm_private.locked_order(uuid) IS 'The order, locked until t
 
 CREATE FUNCTION crm_private.locked_lead(p_lead_id uuid) RETURNS public.leads
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_lead public.leads;
@@ -227,7 +212,6 @@ COMMENT ON FUNCTION crm_private.locked_lead(uuid) IS 'The lead, locked until the
 
 CREATE FUNCTION crm_private.assignee_exists(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
@@ -239,7 +223,6 @@ COMMENT ON FUNCTION crm_private.assignee_exists(text, uuid) IS 'PT404 where work
 
 CREATE FUNCTION crm_private.assignee_active(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id AND NOT u.active) THEN
@@ -257,7 +240,6 @@ CREATE FUNCTION crm_private.audit(
   p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
 ) RETURNS void
 LANGUAGE plpgsql  -- not sql: those are planned anew in every call
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
@@ -269,7 +251,6 @@ COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb, jsonb) IS
 
 CREATE FUNCTION crm_private.audit_update(p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb) RETURNS void
 LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
 AS $$
   SELECT crm_private.audit(p_actor, 'update', p_entity, p_entity_id, p_new, jsonb_build_object('changes', (
     SELECT COALESCE(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
@@ -283,7 +264,6 @@ CREATE FUNCTION crm_private.set_order_status(
   p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_detail jsonb
 ) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_old public.order_status_enum;
@@ -304,7 +284,6 @@ COMMENT ON FUNCTION crm_private.set_order_status(uuid, public.order_status_enum,
 
 CREATE FUNCTION crm_private.client_money(p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric)
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   SELECT

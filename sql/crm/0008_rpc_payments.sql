@@ -6,7 +6,6 @@ CREATE FUNCTION crm_private.check_reference_given(
   p_direction text, p_method text, p_status text, p_reference text
 ) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   IF p_direction = 'incoming' AND p_method IN ('online_cashbox', 'card') AND p_status = 'completed' AND p_reference IS NULL THEN
@@ -20,7 +19,6 @@ COMMENT ON FUNCTION crm_private.check_reference_given(text, text, text, text) IS
 
 CREATE FUNCTION crm_private.refuse_different_repeat(p_payment public.payments, p_wanted jsonb, p_status text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_field text;
@@ -44,7 +42,6 @@ COMMENT ON FUNCTION crm_private.refuse_different_repeat(public.payments, jsonb, 
 
 CREATE FUNCTION crm_private.check_payment_state(p_order public.orders, p_payment public.payments, p_status text) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_money record;
@@ -87,7 +84,6 @@ COMMENT ON FUNCTION crm_private.check_payment_state(public.orders, public.paymen
 
 CREATE FUNCTION crm_private.apply_payment(p_order public.orders, p_payment public.payments, p_actor uuid) RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_money record;
@@ -109,7 +105,6 @@ COMMENT ON FUNCTION crm_private.apply_payment(public.orders, public.payments, uu
 
 CREATE FUNCTION crm_private.payment_result(p_payment public.payments, p_duplicate boolean) RETURNS jsonb
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_order public.orders;
