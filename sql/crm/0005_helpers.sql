@@ -74,6 +74,7 @@ BEGIN
   IF p_value IS NULL AND NOT p_required THEN
     RETURN NULL;
   END IF;
+  -- an expression, not a plain variable: of that PostgreSQL would remember the type of the call before
   IF p_value IS NULL OR NOT pg_input_is_valid(p_value, p_type::text) THEN
     PERFORM crm_private.invalid(p_field, p_value,
       'one of ' || (SELECT string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = p_type));

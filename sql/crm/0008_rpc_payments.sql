@@ -82,28 +82,22 @@ $$;
 COMMENT ON FUNCTION crm_private.check_payment_state(public.orders, public.payments, text) IS
 'PT409 where the locked order does not allow the payment: order over, other currency, payout without client money, refund above what was paid.';
 
-CREATE FUNCTION crm_private.apply_payment(p_order public.orders, p_payment public.payments, p_actor uuid) RETURNS void
-LANGUAGE plpgsql
+CREATE FUNCTION crm_private.payment_result(
+  p_payment public.payments, p_duplicate boolean, p_order public.orders, p_client_paid numeric
+) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
 AS $$
-DECLARE
-  v_money record;
-  v_new_status public.order_status_enum;
 BEGIN
-  IF p_payment.role <> 'client_payment' OR p_payment.status <> 'completed' OR p_order.status NOT IN ('created', 'awaiting_payment') THEN
-    RETURN;
-  END IF;
-  SELECT * INTO v_money FROM crm_private.client_money(p_order);
-  v_new_status := CASE WHEN v_money.paid - v_money.refunded >= p_order.total_amount THEN 'paid' ELSE 'awaiting_payment' END;
-  IF v_new_status <> p_order.status THEN
-    PERFORM crm_private.set_order_status(p_order.id, v_new_status, p_actor, 'payment', NULL,
-      jsonb_build_object('payment_id', p_payment.id));
-  END IF;
+  RETURN jsonb_build_object(
+    'id', p_payment.id, 'duplicate', p_duplicate, 'order_id', p_payment.order_id, 'payment_status', p_payment.status,
+    'order_status', p_order.status, 'total_amount', p_order.total_amount, 'currency', p_order.currency,
+    'client_paid', p_client_paid, 'overpaid', greatest(p_client_paid - p_order.total_amount, 0));
 END
 $$;
-COMMENT ON FUNCTION crm_private.apply_payment(public.orders, public.payments, uuid) IS
-'Moves a locked order to paid when its net client money reaches the total, and from created to awaiting_payment at a part payment.';
+COMMENT ON FUNCTION crm_private.payment_result(public.payments, boolean, public.orders, numeric) IS
+'What the payment RPCs return: the payment, and where the order stands (client_paid is net of refunds).';
 
-CREATE FUNCTION crm_private.payment_result(p_payment public.payments, p_duplicate boolean) RETURNS jsonb
+CREATE FUNCTION crm_private.repeated_payment(p_payment public.payments) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
@@ -112,15 +106,31 @@ DECLARE
 BEGIN
   SELECT * INTO v_order FROM public.orders o WHERE o.id = p_payment.order_id;
   SELECT * INTO v_money FROM crm_private.client_money(v_order);
-  RETURN jsonb_build_object(
-    'id', p_payment.id, 'duplicate', p_duplicate, 'order_id', p_payment.order_id, 'payment_status', p_payment.status,
-    'order_status', v_order.status, 'total_amount', v_order.total_amount, 'currency', v_order.currency,
-    'client_paid', v_money.paid - v_money.refunded,
-    'overpaid', greatest(v_money.paid - v_money.refunded - v_order.total_amount, 0));
+  RETURN crm_private.payment_result(p_payment, true, v_order, v_money.paid - v_money.refunded);
 END
 $$;
-COMMENT ON FUNCTION crm_private.payment_result(public.payments, boolean) IS
-'What the payment RPCs return: the payment, and where the order stands (client_paid is net of refunds).';
+COMMENT ON FUNCTION crm_private.repeated_payment(public.payments) IS 'The result of a call that repeats a reference: the first payment.';
+
+CREATE FUNCTION crm_private.apply_payment(p_order public.orders, p_payment public.payments, p_actor uuid) RETURNS jsonb
+LANGUAGE plpgsql
+AS $$
+DECLARE
+  v_order public.orders := p_order;
+  v_money record;
+BEGIN
+  SELECT * INTO v_money FROM crm_private.client_money(p_order);
+  IF p_payment.role = 'client_payment' AND p_payment.status = 'completed' AND p_order.status IN ('created', 'awaiting_payment') THEN
+    v_order.status := CASE WHEN v_money.paid - v_money.refunded >= p_order.total_amount THEN 'paid' ELSE 'awaiting_payment' END;
+    IF v_order.status <> p_order.status THEN
+      PERFORM crm_private.set_order_status(p_order.id, v_order.status, p_actor, 'payment', NULL,
+        jsonb_build_object('payment_id', p_payment.id));
+    END IF;
+  END IF;
+  RETURN crm_private.payment_result(p_payment, false, v_order, v_money.paid - v_money.refunded);
+END
+$$;
+COMMENT ON FUNCTION crm_private.apply_payment(public.orders, public.payments, uuid) IS
+'Moves a locked order to paid when its net client money reaches the total, and from created to awaiting_payment at a part payment; returns the call''s result.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
@@ -173,7 +183,7 @@ BEGIN
     SELECT * INTO v_payment FROM public.payments p WHERE p.reference_key = v_reference;
     IF FOUND THEN
       PERFORM crm_private.refuse_different_repeat(v_payment, v_wanted, v_status);
-      RETURN crm_private.payment_result(v_payment, true);
+      RETURN crm_private.repeated_payment(v_payment);
     END IF;
   END IF;
 
@@ -199,11 +209,10 @@ BEGIN
     -- booked on another order a moment ago; a statement of its own sees it
     SELECT * INTO STRICT v_payment FROM public.payments p WHERE p.reference_key = v_reference;
     PERFORM crm_private.refuse_different_repeat(v_payment, v_wanted, v_status);
-    RETURN crm_private.payment_result(v_payment, true);
+    RETURN crm_private.repeated_payment(v_payment);
   END IF;
   PERFORM crm_private.audit(v_actor.id, 'create', 'payments', v_payment.id, to_jsonb(v_payment));
-  PERFORM crm_private.apply_payment(v_order, v_payment, v_actor.id);
-  RETURN crm_private.payment_result(v_payment, false);
+  RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
 END
 $$;
 COMMENT ON FUNCTION public.record_generic_payment_safe(uuid, text, text, text, numeric, text, text, text, uuid, uuid) IS
@@ -274,8 +283,7 @@ BEGIN
   END;
   PERFORM crm_private.audit(v_actor.id, 'status_change', 'payments', v_payment.id, to_jsonb(v_payment),
     jsonb_build_object('old', v_old.status, 'new', v_payment.status));
-  PERFORM crm_private.apply_payment(v_order, v_payment, v_actor.id);
-  RETURN crm_private.payment_result(v_payment, false);
+  RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
 END
 $$;
 COMMENT ON FUNCTION public.update_payment_status_safe(uuid, text, uuid, text) IS
@@ -317,7 +325,7 @@ BEGIN
           jsonb_build_object('field', 'order_id', 'found', NULL, 'accepted', v_order.id, 'id', v_first.id),
           'A reference is booked once. Look at the payment it belongs to.');
       END IF;
-      RETURN crm_private.payment_result(v_first, true) || jsonb_build_object('id', v_order.id, 'payment_id', v_first.id,
+      RETURN crm_private.repeated_payment(v_first) || jsonb_build_object('id', v_order.id, 'payment_id', v_first.id,
         'order_code', v_order.order_code, 'status', v_order.status);
     END IF;
   END IF;
