@@ -163,3 +163,33 @@ def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert errors == []
+
+
+def test_long_and_short_ranges_add_payments_up_alike(analytics: Connection) -> None:
+    """Payments are added up one way for ranges over a year and another way below: both must give the same facts."""
+    analytics.execute(
+        "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date) SELECT 'J' || i, (ARRAY['COD Service', 'INS"
+        " Service', 'COD Repair'])[1 + i % 3], 'Google', now(), '2022-01-01'::date + i * 3 FROM generate_series(0, 399) i"
+    )
+    analytics.execute(
+        "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_id, paid_date, amount, status) SELECT 'p' || i,"
+        " 'J' || i % 390, 'J' || i % 390, 'J' || i % 390, '2022-06-01', 40 + i % 90, (ARRAY['paid', 'failed', NULL])[1 + i % 3]"
+        " FROM generate_series(0, 899) i"
+    )
+    whole = "SELECT * FROM job_facts_between('2022-01-01', '2025-05-01')"
+    parts = (
+        "SELECT f.* FROM generate_series('2022-01-01'::date, '2025-04-01', '1 month') m,"
+        " job_facts_between(m::date, (m + interval '1 month')::date) f"
+    )
+    different = analytics.execute(
+        f"(({whole}) EXCEPT ({parts})) UNION ALL (({parts}) EXCEPT ({whole}))".encode()
+    ).fetchall()
+    totals = analytics.execute(
+        f"SELECT count(*), sum(paid_total), count(*) FILTER (WHERE is_repair) FROM ({whole}) f".encode()
+    ).fetchone()
+    by_hand = analytics.execute(
+        "SELECT sum(amount) FROM raw.payments WHERE status IS DISTINCT FROM 'failed'"
+    ).fetchone()
+    assert different == []
+    assert totals is not None and by_hand is not None
+    assert totals[0] == 400 and totals[1] == by_hand[0] and 133 < totals[2] < 400
