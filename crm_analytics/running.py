@@ -66,7 +66,7 @@ def refresh_months(
     os.environ.update(dagster_environment(config))
     if config.configured_url("analytics") is None:
         migrations.migrate("analytics", config=config)
-    from crm_analytics.automation.jobs import RAW_KEYS
+    from crm_analytics.assets.raw import RAW_KEYS
     from crm_analytics.definitions import build_defs
     from crm_analytics.partitions import key_month, months, range_tags
 

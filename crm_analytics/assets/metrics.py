@@ -7,7 +7,7 @@ import psycopg
 
 from crm_analytics.assets.facts import fact_specs
 from crm_analytics.assets.metadata import OWNERS, column_lineage, definition_metadata, table_metadata
-from crm_analytics.assets.raw import raw_assets
+from crm_analytics.assets.raw import RAW_KEYS
 from crm_analytics.months import months_between
 from crm_analytics.partitions import month_key, months, window_of
 from crm_analytics.plots import months_plot
@@ -38,7 +38,7 @@ FACT_OF_MEASURE = {
         dg.AssetSpec(
             DAILY,
             # the raw assets too: Dagster orders a run only by executable dependencies, and facts are views
-            deps=[*(asset.key for asset in raw_assets), *(spec.key for spec in fact_specs)],
+            deps=[*(key for key in RAW_KEYS if key.path[0] == "raw"), *(spec.key for spec in fact_specs)],
             description="Metrics by day, source and segment: the facts added up." + RESTATEMENT,
             metadata=definition_metadata(
                 "analytics",

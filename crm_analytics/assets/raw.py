@@ -131,3 +131,4 @@ def _files_metadata(result: LoadResult) -> dict[str, Any]:
 
 
 raw_assets = [build_raw_asset(source) for source in SOURCES.values()]
+RAW_KEYS = [asset.key for asset in raw_assets]

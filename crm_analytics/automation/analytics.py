@@ -10,7 +10,8 @@ from datetime import date
 import dagster as dg
 
 from crm_analytics.assets.metrics import DAILY, MONTHLY
-from crm_analytics.automation.jobs import RAW_KEYS, refresh_job
+from crm_analytics.assets.raw import RAW_KEYS
+from crm_analytics.automation.jobs import refresh_job
 from crm_analytics.ingest.landing import pending
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.months import contiguous

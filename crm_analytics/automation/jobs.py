@@ -5,9 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from crm_analytics.assets.metrics import DAILY, MONTHLY
-from crm_analytics.assets.raw import raw_assets
-
-RAW_KEYS = [asset.key for asset in raw_assets]
+from crm_analytics.assets.raw import RAW_KEYS
 
 refresh_job = dg.define_asset_job(
     "refresh",

@@ -9,7 +9,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from crm_analytics.automation.jobs import RAW_KEYS
+from crm_analytics.assets.raw import RAW_KEYS
 from crm_analytics.demo.landing import write_landing
 from crm_analytics_tests.dagster_side.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
 
