@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -23,6 +24,8 @@ from crm_analytics import migrations
 from crm_analytics.database import connect, resolved
 from crm_analytics.months import next_month
 from crm_analytics.settings import PROJECT_DIR, Settings
+
+PATIENCE = 30  # seconds that Dagster's processes have to stop by themselves
 
 
 def dagster_environment(config: Settings) -> dict[str, str]:
@@ -231,6 +234,19 @@ def serve(config: Settings, host: str, port: int) -> int:
         env={**environment, "PYTHONWARNINGS": "ignore"},  # it advertises another tool's command
         start_new_session=True,  # an interrupt from the terminal reaches it once, through us
     )
+    asked: list[float] = []
+
+    def stop(*_: object) -> None:
+        asked.append(time.monotonic())
+        process.send_signal(signal.SIGINT)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
-    return process.wait()
+        signal.signal(number, stop)
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if asked and time.monotonic() - asked[0] > PATIENCE:
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # everything it started; a run cut off is marked failed later
