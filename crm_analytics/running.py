@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -242,11 +243,13 @@ def serve(config: Settings, host: str, port: int) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    while True:
+    code: int | None = None
+    while code is None:
         try:
-            return process.wait(timeout=1)
+            code = process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             if asked and time.monotonic() - asked[0] > PATIENCE:
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # everything it started; a run cut off is marked failed later
+                break
+    with suppress(ProcessLookupError):  # whatever it started and left; a run cut off is marked failed later
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() if code is None else code
