@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -92,11 +91,6 @@ def timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def median_of(times: int, work: Callable[[], float]) -> float:
-    """The median of several measurements."""
-    return statistics.median(work() for _ in range(times))
 
 
 def child(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
