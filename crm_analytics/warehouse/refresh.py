@@ -108,7 +108,7 @@ def refresh(
             "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
             window,
         ).fetchall()
-        # never prepared: a plan for any range is twice as slow as one for this range
+        # not prepared, so that each range gets a plan of its own: the facts have one for a month and one for years
         changed: dict[date, int] = dict(connection.execute(WRITE_DAILY, window, prepare=False).fetchall())
         connection.execute(WRITE_MONTHLY, window, prepare=False)
         connection.execute(
