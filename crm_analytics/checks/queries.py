@@ -71,8 +71,8 @@ QUERIES = (
     Query(
         "payments_linked",
         "raw/payments",
-        "Every payment is linked to the job that its reference names. Remedy: UPDATE raw.payments SET job_ref = job_ref"
-        " does nothing; report this, a trigger was disabled.",
+        "Every payment is linked to the job that its reference names. A trigger of raw.payments or raw.jobs was disabled."
+        " Remedy: enable it again, then set job_id of these payments to the expected one.",
         "SELECT p.payment_id, p.job_ref, p.job_id, coalesce(by_id.job_id, by_number.job_id) AS expected"
         " FROM raw.payments p LEFT JOIN raw.jobs by_id ON by_id.job_id = p.job_id_ref"
         " LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = p.job_number_ref"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -99,8 +98,3 @@ def job_row(
 ) -> str:
     """One line of a jobs export."""
     return f"{job_id},{number},{type_},{source},Done,{day},0"
-
-
-def describe(text: str) -> str:
-    """Dedented text for files."""
-    return textwrap.dedent(text).lstrip()
