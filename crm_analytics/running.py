@@ -97,7 +97,9 @@ def refresh_months(
             )
         progress.update(task, description="done" if result.success else "[red]failed[/]")
     with connect("analytics", config) as connection:
-        refused, stale = _summary(connection, result.run_id, first, next_month(last), console)
+        refused, stale = _summary(
+            connection, config.landing_dir, result.run_id, first, next_month(last), console
+        )
     if not result.success:
         for event in result.get_step_failure_events():
             error = event.step_failure_data.error
@@ -139,7 +141,7 @@ silent_logger = _progress_logger(lambda _: None)
 
 
 def _summary(
-    connection: psycopg.Connection[Any], run_id: str, start: date, end: date, console: Console
+    connection: psycopg.Connection[Any], landing: Path, run_id: str, start: date, end: date, console: Console
 ) -> tuple[int, int]:
     """Print what was read, what was not, and what is stale; returns (files refused, stale months in range)."""
     files = connection.execute(
@@ -167,6 +169,9 @@ def _summary(
         "SELECT path, message FROM raw.source_files f WHERE status IN ('refused', 'unrecognised') AND NOT EXISTS"
         " (SELECT FROM raw.source_files n WHERE n.path = f.path AND n.file_id > f.file_id) ORDER BY path"
     ).fetchall()
+    unread = [
+        (path, message) for path, message in unread if (landing / path).is_file()
+    ]  # not those removed since
     for path, message in unread:
         console.print(f"[red]not loaded[/] {path}: {message}", highlight=False)
     changed = connection.execute(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.partitions import window_of
 from crm_analytics.resources.database import AnalyticsDatabase
+from crm_analytics.resources.landing import LandingFolder
 from crm_analytics.settings import settings
 
 SAMPLE = 10
@@ -86,27 +88,34 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
     def checks(
-        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase
+        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase, landing: LandingFolder
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         with analytics.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:
                 if query.name in wanted:
-                    yield _run(connection, query, _parameters(context))
+                    yield _run(connection, query, _parameters(context), landing.path())
             if source is not None and "quarantine" in wanted:
                 yield _quarantine(connection, asset, source.name)
             if source is not None and "files_read" in wanted:
-                rows = _rows(connection, refused_sql(), {"source": source.name})
+                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
                 yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
 
     return checks
 
 
+def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Without the files that somebody has removed since; where the folder cannot be seen, all of them."""
+    return [row for row in rows if (folder / row["path"]).is_file()] if folder.is_dir() else rows
+
+
 def _run(
-    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any]
+    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], folder: Path
 ) -> dg.AssetCheckResult:
     rows = _rows(connection, query.sql, parameters)
+    if query.name == "unrecognised_files":
+        rows = _still_there(rows, folder)
     return _result(query.asset, query.name, rows, query.description, query.error)
 
 

@@ -84,6 +84,10 @@ def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> No
     )
     assert evaluation.severity == dg.AssetCheckSeverity.ERROR and not evaluation.blocking
     assert "login.csv" in str(evaluation.metadata["sample"].value)
+    (platform.landing / "jobs" / "login.csv").unlink()
+    (platform.landing / "mystery.csv").unlink()
+    found = checks(platform.run(OCTOBER, OCTOBER))
+    assert found["jobs.files_read"] and found["jobs.unrecognised_files"], "the remedy turns them green"
 
 
 def test_checks_find_what_they_are_for(platform: Platform) -> None:
@@ -122,6 +126,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
     }
     from crm_analytics.checks.analytics import analytics_checks
     from crm_analytics.resources.database import AnalyticsDatabase
+    from crm_analytics.resources.landing import LandingFolder
 
     for name, tampering in checks_of.items():
         platform.execute(tampering)
@@ -130,7 +135,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
             if any(key.name == name for key in definition.check_keys):
                 result = dg.materialize(  # checks alone, as "Execute" in the UI does
                     [definition],
-                    resources={"analytics": AnalyticsDatabase()},
+                    resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()},
                     selection=dg.AssetSelection.checks(definition),
                     raise_on_error=False,
                 )
