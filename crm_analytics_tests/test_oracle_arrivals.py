@@ -289,7 +289,7 @@ def test_files_in_any_order_and_corrections_give_the_oracles_tables(
 ) -> None:
     """Without this, a late, repeated, conflicting or damaged export could leave other numbers than its timely arrival."""
     corrections.empty(connection)
-    connection.execute("TRUNCATE raw.source_files, raw.rejected_rows")
+    connection.execute("TRUNCATE raw.source_files, raw.rejected_rows, raw.vanished_rows")
     landing = tmp_path_factory.mktemp("landing")
     for file, pause in zip(files, pauses, strict=False):
         load(connection, landing, file)

@@ -9,7 +9,8 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused_sql
+from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused_sql, vanished_sql
+from crm_analytics.ingest.plans import PLANS
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.partitions import window_of
 from crm_analytics.resources.database import AnalyticsDatabase
@@ -63,6 +64,8 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
     """All checks of one asset, in one step and one snapshot."""
     queries = [query for query in QUERIES if query.asset == asset]
     source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
+    plan = PLANS[source.name] if source is not None else None
+    vanishing = plan if plan is not None and plan.row_key is not None else None
     specs = [
         dg.AssetCheckSpec(
             query.name,
@@ -86,6 +89,17 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
             ),
         ]
 
+    if vanishing is not None:
+        specs.append(
+            dg.AssetCheckSpec(
+                "vanished_rows",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Rows that a newer export of their dates does not have. They are kept and count. Remedy:"
+                " delete a row from its table if it is really gone (its month is then recomputed), or set"
+                " dismissed_at in raw.vanished_rows.",
+            )
+        )
+
     @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
     def checks(
         context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase, landing: LandingFolder
@@ -98,6 +112,9 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
                     yield _run(connection, query, _parameters(context), landing.path())
             if source is not None and "quarantine" in wanted:
                 yield _quarantine(connection, asset, source.name)
+            if vanishing is not None and "vanished_rows" in wanted:
+                rows = _rows(connection, vanished_sql(vanishing), {})
+                yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
             if source is not None and "files_read" in wanted:
                 rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
                 yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)

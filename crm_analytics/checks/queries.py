@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crm_analytics.ingest.plans import Plan
+
 #: Statuses that exports are known to carry. A new one counts as revenue until somebody decides otherwise.
 KNOWN_PAYMENT_STATUSES = (
     "", "paid", "completed", "complete", "succeeded", "success", "approved", "captured", "settled", "processed",
@@ -161,6 +163,15 @@ def quarantine_sql() -> str:
         "SELECT f.path, r.record_no, r.row_key, array_to_string(r.reasons, '; ') AS reasons"
         " FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)"
         " WHERE r.status = 'open' AND r.source = %(source)s ORDER BY r.rejected_id DESC"
+    )
+
+
+def vanished_sql(plan: Plan) -> str:
+    """Rows of a source that a newer export of their dates does not have, newest first."""
+    return (
+        f"SELECT v.row_key, t.{plan.source.date_column}::text AS date, f.path AS not_in FROM raw.vanished_rows v"
+        f" JOIN {plan.source.table} t ON {plan.row_key} = v.row_key JOIN raw.source_files f ON f.file_id = v.file_id"
+        f" WHERE v.source = '{plan.source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1"
     )
 
 

@@ -177,6 +177,7 @@ def _rows(connection: Connection, staged: Staged, file_id: int, newer: NewerFile
     for month, count in connection.execute(_insertion(connection, staged, file_id, fresh)):
         months[month] = months.get(month, 0) + count
         inserted += count
+    warnings = [] if fresh == "staged" else _note_vanished(connection, staged, file_id, newer)
     return Merged(
         Counts(
             inserted=inserted,
@@ -187,7 +188,74 @@ def _rows(connection: Connection, staged: Staged, file_id: int, newer: NewerFile
         months,
         first,
         last,
+        warnings,
     )
+
+
+def _note_vanished(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> list[str]:
+    """Report rows of older exports that this newest one, which covers their dates, has not (decision 9).
+
+    They are kept. A file with at most half of the rows that are known for its dates is a selection, not an
+    export of them all; one that was probably cut off proves nothing either.
+    """
+    plan = staged.plan
+    if newer.entries or plan.row_key is None:
+        return []
+    parts: dict[str, sql.Composable] = {
+        "table": plan.table,
+        "day": sql.Identifier(plan.source.date_column),
+        "row_key": sql.SQL(plan.row_key),
+        "key": sql.SQL(plan.key),
+        "match": sql.SQL(plan.match),
+        "source": sql.Literal(plan.source.name),
+        "file_id": sql.Literal(file_id),
+    }
+    if _one(
+        connection,
+        sql.SQL("SELECT EXISTS (SELECT FROM raw.vanished_rows WHERE source = {source})").format(**parts),
+    ):
+        connection.execute(
+            sql.SQL(
+                "DELETE FROM raw.vanished_rows v USING pg_temp.staged s WHERE v.source = {source} AND v.row_key = {key}"
+            ).format(**parts)
+        )
+    if staged.open_file.probably_cut_off:
+        return []
+    first, last, here = _fetch_one(
+        connection,
+        sql.SQL("SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s").format(**parts),
+    )
+    parts |= {"first": sql.Literal(first), "last": sql.Literal(last)}
+    known = _one(
+        connection,
+        sql.SQL("SELECT count(*) FROM {table} t WHERE t.{day} BETWEEN {first} AND {last}").format(**parts),
+    )
+    # every staged record is a row between these dates by now
+    if not here < known < 2 * here:
+        return []
+    parts["unread"] = sql.SQL(
+        "SELECT r.row_key FROM raw.rejected_rows r WHERE r.file_id = {file_id} AND r.row_key IS NOT NULL"
+    ).format(**parts)
+    by_number: LiteralString = (
+        " AND coalesce(t.job_number, '') NOT IN ({unread})" if plan.source.name == "jobs" else ""
+    )
+    vanished = _one(
+        connection,
+        sql.SQL(
+            "WITH gone AS (SELECT {row_key} AS row_key FROM {table} t WHERE t.{day} BETWEEN {first} AND {last}"
+            "  AND NOT EXISTS (SELECT FROM pg_temp.staged s WHERE {match})"
+            "  AND {row_key} NOT IN ({unread})" + by_number + "),"
+            " noted AS (INSERT INTO raw.vanished_rows (source, row_key, file_id)"
+            "  SELECT {source}, row_key, {file_id} FROM gone ON CONFLICT DO NOTHING)"
+            " SELECT count(*) FROM gone"
+        ).format(**parts),
+    )
+    if not vanished:
+        return []
+    return [
+        f"{vanished:,} row{'s' if vanished != 1 else ''} of older exports from {first} to {last} "
+        f"{'are' if vanished != 1 else 'is'} not in this one; kept, and listed in raw.vanished_rows"
+    ]
 
 
 def _insertion(connection: Connection, staged: Staged, file_id: int, fresh: LiteralString) -> sql.Composed:

@@ -20,6 +20,9 @@ class Plan:
     identity: tuple[
         tuple[LiteralString, LiteralString], ...
     ]  #: the table's key columns, and what they are in `s`
+    row_key: LiteralString | None = (
+        None  #: `key` of a row `t` of the table; None where a file replaces whole months
+    )
     hashed_key: LiteralString | None = None  #: makes `row_key` where the export may have no id
     given_key: LiteralString | None = None  #: the column that, where it is not NULL, is the key itself
 
@@ -79,18 +82,26 @@ _PAYMENT_KEY = (
 PLANS: dict[str, Plan] = {
     plan.source.name: plan
     for plan in (
-        Plan(SOURCES["jobs"], "job", "s.job_id", (("job_id", "s.job_id"),)),
+        Plan(SOURCES["jobs"], "job", "s.job_id", (("job_id", "s.job_id"),), "t.job_id"),
         Plan(
             SOURCES["payments"],
             "payment",
             "s.row_key",
             (("payment_id", "s.row_key"),),
+            "t.payment_id",
             hashed_key=_PAYMENT_KEY,
             given_key="payment_id",
         ),
-        Plan(SOURCES["calls"], "call", "s.row_key", (("call_id", "s.row_key"),), hashed_key=_CALL_KEY),
-        Plan(SOURCES["elocals_leads"], "lead", "s.lead_id", (("lead_id", "s.lead_id"),)),
-        Plan(SOURCES["proref_leads"], "lead", "s.lead_id", (("lead_id", "s.lead_id"),)),
+        Plan(
+            SOURCES["calls"],
+            "call",
+            "s.row_key",
+            (("call_id", "s.row_key"),),
+            "t.call_id",
+            hashed_key=_CALL_KEY,
+        ),
+        Plan(SOURCES["elocals_leads"], "lead", "s.lead_id", (("lead_id", "s.lead_id"),), "t.lead_id"),
+        Plan(SOURCES["proref_leads"], "lead", "s.lead_id", (("lead_id", "s.lead_id"),), "t.lead_id"),
         Plan(
             SOURCES["google_spend"],
             "spend of",
@@ -102,6 +113,7 @@ PLANS: dict[str, Plan] = {
             "target",
             "concat_ws(', ', to_char(s.month, 'YYYY-MM'), s.source, s.segment)",
             (("month", "s.month"), ("source", "s.source"), ("segment", "s.segment")),
+            "concat_ws(', ', to_char(t.month, 'YYYY-MM'), t.source, t.segment)",
         ),
     )
 }

@@ -83,6 +83,11 @@ class OpenFile:
         """Accepted records with a local time that the clock shows twice or never, so far."""
         return self.records.flagged
 
+    @property
+    def probably_cut_off(self) -> bool:
+        """Whether the export probably ended at the tool's limit, known after the last batch."""
+        return self.records.probably_cut_off
+
     def batches(self) -> Iterator[Batch]:
         """The cleaned records. Raises RefusedFile where the rest cannot be read (a quote that never closes).
 

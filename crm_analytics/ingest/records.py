@@ -180,12 +180,17 @@ class Records:
             cells[f"(column {number})"] = cell
         return cells
 
+    @property
+    def probably_cut_off(self) -> bool:
+        """Whether there are exactly as many records as the tool exports at most."""
+        return self.source.suspicious_record_count == self.read
+
     def warnings(self) -> list[str]:
         """What the counts say, after the last block."""
         found = []
         if self.read == 0:
             found.append("the file has a header but no records")
-        if self.source.suspicious_record_count == self.read:
+        if self.probably_cut_off:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"

@@ -91,6 +91,11 @@ def build_image(target: Path) -> None:
             shutil.copy(source, copy)
 
 
+def _seconds(duration: str) -> int:
+    """A Compose duration of one unit, `40s` or `5m`."""
+    return int(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -126,6 +131,8 @@ class LocalStack:
         self.running[name] = subprocess.Popen(
             self._words(self.services[name]["command"]), env=self._environment(name), cwd=self.app,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            # a container begins with every signal at its default; a test run in the background of a script does not
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         log.close()
 
@@ -154,11 +161,11 @@ class LocalStack:
         raise AssertionError(f"{name} is not healthy: {reason}\n{self.log(name)}")
 
     def stop(self, name: str) -> None:
-        """SIGTERM, as Compose does; raises if the service needs to be killed."""
+        """SIGTERM, as Compose does; raises if the service needs to be killed after its own period of grace."""
         process = self.running.pop(name)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(40)
+            process.wait(_seconds(self.services[name].get("stop_grace_period", "40s")))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(f"{name} did not stop on SIGTERM:\n{self.log(name)}") from None

@@ -72,7 +72,9 @@ def test_two_loads_of_one_source(landing: Landing, analytics_url: str) -> None:
 def test_jobs_and_payments_at_once(landing: Landing, analytics_url: str) -> None:
     """Without it jobs and payments that arrive in two transactions at once would miss each other for good."""
     for _ in range(5):
-        landing.connection.execute("TRUNCATE raw.jobs, raw.payments, raw.source_files, raw.rejected_rows")
+        landing.connection.execute(
+            "TRUNCATE raw.jobs, raw.payments, raw.source_files, raw.rejected_rows, raw.vanished_rows"
+        )
         landing.write("jobs/a.csv", text(JOBS, [job(n, f"JOB{n:03}") for n in range(1, 301)]))
         rows = [(f"P{n}", str(n), "11/16/2024", "10", "", "", "") for n in range(1, 301)]
         landing.write("payments/a.csv", text(PAYMENTS, rows))

@@ -126,6 +126,21 @@ COMMENT ON COLUMN raw.rejected_rows.note IS 'Why it was closed or dismissed.';
 COMMENT ON COLUMN raw.rejected_rows.rejected_at IS 'When it was quarantined.';
 COMMENT ON COLUMN raw.rejected_rows.closed_at IS 'When it was closed or dismissed.';
 
+CREATE TABLE raw.vanished_rows (
+    source text NOT NULL,
+    row_key text NOT NULL,
+    file_id bigint NOT NULL REFERENCES raw.source_files,
+    noted_at timestamptz NOT NULL DEFAULT now(),
+    dismissed_at timestamptz,
+    PRIMARY KEY (source, row_key)
+);
+COMMENT ON TABLE raw.vanished_rows IS 'Rows of older exports that a newer export of their dates does not have. They are kept and count: delete a row from its table if it is really gone, or dismiss the report with UPDATE raw.vanished_rows SET dismissed_at = now() WHERE ... A row that comes back is forgotten here.';
+COMMENT ON COLUMN raw.vanished_rows.source IS 'The source: names the table.';
+COMMENT ON COLUMN raw.vanished_rows.row_key IS 'The row''s key in that table; of a target: month, source, segment.';
+COMMENT ON COLUMN raw.vanished_rows.file_id IS 'The first file that did not have the row.';
+COMMENT ON COLUMN raw.vanished_rows.noted_at IS 'When that was seen.';
+COMMENT ON COLUMN raw.vanished_rows.dismissed_at IS 'When a person said that the row is right as it is; NULL while it is reported.';
+
 -- Raw rows carry the file and record that last changed them. file_id has no foreign key: ledger entries are
 -- never deleted, and a check per row would double the time of a load.
 
