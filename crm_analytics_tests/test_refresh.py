@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -76,15 +78,88 @@ def test_change_that_commits_during_a_refresh_stays_queued(analytics_url: str) -
     with (
         psycopg.connect(analytics_url, autocommit=True) as first,
         psycopg.connect(analytics_url, autocommit=True) as loader,
+        psycopg.connect(analytics_url, autocommit=True) as watcher,
     ):
         insert_job(first, "A", "2024-10-31")
-        with first.transaction():  # the refresh's work is done, its transaction still open
-            refresh(first, OCTOBER, NOVEMBER)
+        with refresh_held_before_monthly(
+            first, watcher
+        ):  # daily metrics are computed, the queue is not emptied
             insert_payment(loader, "p", "A", "500.00")
+        assert monthly(first)[0][-1] == "0.00"
         assert [entry.month for entry in stale_months(loader)] == [OCTOBER]
         refresh(first, OCTOBER, NOVEMBER)
         assert monthly(first) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
         assert stale_months(first) == []
+
+
+@contextmanager
+def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> Iterator[None]:
+    """A refresh of October in a thread, stopped between writing daily_metrics and monthly_metrics."""
+    thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER))
+    with holder.transaction():
+        holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
+        thread.start()
+        for _ in range(3000):
+            waiting = holder.execute(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'monthly_metrics'::regclass)"
+            ).fetchone()
+            if waiting == (True,):
+                break
+            holder.execute("SELECT pg_sleep(0.01)")
+        else:
+            raise AssertionError("the refresh does not reach monthly_metrics")
+        yield
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
+    """An alias noted the months that there were; a month that appears before it commits must not keep the old rule."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as editor,
+        psycopg.connect(analytics_url, autocommit=True) as loader,
+        psycopg.connect(analytics_url, autocommit=True) as refresher,
+    ):
+        insert_job(loader, "A", "2024-10-31")
+        thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, DECEMBER))
+        with editor.transaction():
+            editor.execute("INSERT INTO channel_aliases VALUES ('angi', 'Retention')")
+            loader.execute(
+                "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
+                " VALUES ('B', 'COD Service', 'Angi', '2024-11-02 12:00-05', '2024-11-02')"
+            )
+            thread.start()
+            wait_for_lock(loader, "relation")
+        thread.join(30)
+        refresh(refresher, OCTOBER, DECEMBER)
+        assert [row[:2] for row in monthly(loader)] == [("2024-10", "Google"), ("2024-11", "Retention")]
+        assert stale_months(loader) == []
+
+
+def test_a_month_that_has_become_empty_leaves_the_queue(analytics: Connection) -> None:
+    """A date of the far future, corrected: no partition covers that month, so no refresh would ever answer it."""
+    insert_job(analytics, "A", "2099-01-05")
+    insert_job(analytics, "B", "2024-12-05")
+    analytics.execute("UPDATE raw.jobs SET job_date = '2024-10-05' WHERE job_id = 'A'")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    assert [entry.month for entry in stale_months(analytics)] == [DECEMBER]
+
+
+def test_an_empty_month_that_is_being_refreshed_stays_queued(analytics_url: str) -> None:
+    """That refresh may be about to commit metrics of rows that are gone since."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as first,
+        psycopg.connect(analytics_url, autocommit=True) as other,
+        psycopg.connect(analytics_url, autocommit=True) as watcher,
+    ):
+        insert_job(first, "A", "2024-10-31")
+        with first.transaction():
+            refresh(first, OCTOBER, NOVEMBER)
+            watcher.execute("DELETE FROM raw.jobs")
+            refresh(other, DECEMBER, date(2025, 1, 1))
+        assert [entry.month for entry in stale_months(other)] == [OCTOBER]
+        refresh(first, OCTOBER, NOVEMBER)
+        assert monthly(first) == []
 
 
 def test_uncommitted_change_is_neither_counted_nor_forgotten(analytics_url: str) -> None:
@@ -123,12 +198,13 @@ def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
         assert stale_months(watcher) == []
 
 
-def wait_for_lock(watcher: Connection) -> None:
-    """Until some session waits for a month's advisory lock."""
+def wait_for_lock(watcher: Connection, kind: str = "advisory") -> None:
+    """Until some session waits for a month's advisory lock, or for a table."""
     for _ in range(3000):
         waiting = watcher.execute(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = %s::int::oid",
-            [LOCK_SPACE],
+            "SELECT count(*) FROM pg_locks WHERE locktype = %s AND NOT granted"
+            " AND (classid IS NULL OR classid = %s::int::oid)",
+            [kind, LOCK_SPACE],
         ).fetchone()
         if waiting and waiting[0]:
             return

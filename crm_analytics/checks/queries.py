@@ -133,9 +133,9 @@ QUERIES = (
         "analytics/daily_metrics",
         "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: an earlier"
         " START_MONTH, or correct dates in the future.",
-        "SELECT month::text, count(*) AS changes, max(cause) AS cause FROM analytics.stale_months"
-        " WHERE month < %(first_partition)s OR month > analytics.month_of(analytics.today())"
-        " GROUP BY month ORDER BY month",
+        "SELECT month::text, (SELECT count(*) FROM analytics.stale_months s WHERE s.month = known.month) AS changes"
+        " FROM analytics.every_month() AS known (month)"
+        " WHERE month < %(first_partition)s OR month > analytics.month_of(analytics.today()) ORDER BY month",
     ),
     Query(
         "daily_adds_up_to_monthly",

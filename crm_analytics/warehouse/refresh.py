@@ -81,7 +81,8 @@ def refresh(
 
     The months' advisory locks are taken in ascending order, so two refreshes wait for each other instead of
     overwriting. READ COMMITTED, because a snapshot taken before a lock is granted would be too old. The
-    queue's ids are read before the recomputation and only those are deleted after it.
+    queue's ids are read before the recomputation and only those are deleted after it. Open changes of channel
+    rules are waited for: they have noted only the months that existed when they were made.
 
     Args:
         connection: to the analytics database, not inside a transaction.
@@ -104,6 +105,7 @@ def refresh(
             connection.execute(
                 "SELECT pg_advisory_xact_lock(%s::int, %s::int)", [LOCK_SPACE, month.year * 12 + month.month]
             )
+        connection.execute("LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN SHARE MODE")
         queued = connection.execute(
             "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
             window,
@@ -114,6 +116,7 @@ def refresh(
         connection.execute(
             "DELETE FROM analytics.stale_months WHERE id = ANY(%s)", [[id_ for id_, _ in queued]]
         )
+        _forget_empty_months(connection, window)
         stale: dict[date, int] = {}
         for _, month in queued:
             stale[month] = stale.get(month, 0) + 1
@@ -126,6 +129,29 @@ def refresh(
             )
     log.info("refreshed %s months, %s daily rows changed", len(months), sum(changed.values()))
     return result
+
+
+def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, date]) -> None:
+    """Take months outside the window off the queue that have neither raw rows nor metrics any more.
+
+    Nobody would refresh them where no partition covers them. Under the month's lock, since a refresh that is at
+    work on it may be about to commit metrics; where another holds it, the next refresh looks again.
+    """
+    empty = (
+        "NOT (month >= %(start)s AND month < %(end)s)"
+        " AND NOT EXISTS (SELECT FROM analytics.every_month() known WHERE known = month)"
+    )
+    candidates = connection.execute(
+        f"SELECT DISTINCT month FROM analytics.stale_months WHERE {empty}", window
+    ).fetchall()
+    for (month,) in candidates:
+        key = [LOCK_SPACE, month.year * 12 + month.month]
+        got = connection.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", key).fetchone()
+        if got == (True,):
+            connection.execute(
+                f"DELETE FROM analytics.stale_months WHERE month = %(month)s AND {empty}",
+                {**window, "month": month},
+            )
 
 
 def stale_months(connection: psycopg.Connection[Any]) -> list[StaleMonth]:

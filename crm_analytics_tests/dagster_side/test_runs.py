@@ -154,7 +154,9 @@ def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) ->
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
-    platform.execute("ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update")
+    platform.execute(
+        "ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update, DISABLE TRIGGER understand_updated"
+    )
     platform.execute("UPDATE raw.payments SET job_id = NULL")
     result = platform.run(OCTOBER, OCTOBER)
     assert not result.success

@@ -40,6 +40,7 @@ CREATE FUNCTION analytics.one_channel_per_shared_rule() RETURNS trigger LANGUAGE
 DECLARE
     shared record;
 BEGIN
+    PERFORM pg_advisory_xact_lock(7205119002661003); -- two at once would not see each other's row
     FOR shared IN
         SELECT r.rule, string_agg(DISTINCT r.source, ', ' ORDER BY r.source) AS sources
         FROM analytics.lead_channels c

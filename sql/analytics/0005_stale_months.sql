@@ -16,19 +16,43 @@ COMMENT ON COLUMN analytics.stale_months.cause IS 'The table that changed, and h
 COMMENT ON COLUMN analytics.stale_months.noted_at IS 'When the change''s transaction began.';
 
 CREATE FUNCTION analytics.every_month() RETURNS SETOF date LANGUAGE sql STABLE AS $$
-    SELECT generate_series(analytics.month_of(min(day)), analytics.month_of(max(day)), interval '1 month')::date
+    SELECT m.month
     FROM (
-        SELECT min(job_date) AS day FROM raw.jobs UNION ALL SELECT max(job_date) FROM raw.jobs
-        UNION ALL SELECT min(paid_date) FROM raw.payments UNION ALL SELECT max(paid_date) FROM raw.payments
-        UNION ALL SELECT min(call_date) FROM raw.calls UNION ALL SELECT max(call_date) FROM raw.calls
-        UNION ALL SELECT min(lead_date) FROM raw.elocals_leads UNION ALL SELECT max(lead_date) FROM raw.elocals_leads
-        UNION ALL SELECT min(lead_date) FROM raw.proref_leads UNION ALL SELECT max(lead_date) FROM raw.proref_leads
-        UNION ALL SELECT min(month) FROM raw.google_spend UNION ALL SELECT max(month) FROM raw.google_spend
-        UNION ALL SELECT min(month) FROM analytics.monthly_metrics UNION ALL SELECT max(month) FROM analytics.monthly_metrics
-    ) AS days
-    HAVING min(day) IS NOT NULL
+        SELECT generate_series(analytics.month_of(min(day)), analytics.month_of(max(day)), interval '1 month')::date
+        FROM (
+            SELECT min(job_date) AS day FROM raw.jobs UNION ALL SELECT max(job_date) FROM raw.jobs
+            UNION ALL SELECT min(paid_date) FROM raw.payments UNION ALL SELECT max(paid_date) FROM raw.payments
+            UNION ALL SELECT min(call_date) FROM raw.calls UNION ALL SELECT max(call_date) FROM raw.calls
+            UNION ALL SELECT min(lead_date) FROM raw.elocals_leads UNION ALL SELECT max(lead_date) FROM raw.elocals_leads
+            UNION ALL SELECT min(lead_date) FROM raw.proref_leads UNION ALL SELECT max(lead_date) FROM raw.proref_leads
+            UNION ALL SELECT min(month) FROM raw.google_spend UNION ALL SELECT max(month) FROM raw.google_spend
+            UNION ALL SELECT min(month) FROM analytics.monthly_metrics
+            UNION ALL SELECT max(month) FROM analytics.monthly_metrics
+        ) AS days
+        HAVING min(day) IS NOT NULL
+    ) AS m (month)
+    CROSS JOIN LATERAL (SELECT (m.month + interval '1 month')::date AS next) AS n
+    WHERE EXISTS (SELECT FROM raw.jobs WHERE job_date >= m.month AND job_date < n.next)
+        OR EXISTS (SELECT FROM raw.payments WHERE paid_date >= m.month AND paid_date < n.next)
+        OR EXISTS (SELECT FROM raw.calls WHERE call_date >= m.month AND call_date < n.next)
+        OR EXISTS (SELECT FROM raw.elocals_leads WHERE lead_date >= m.month AND lead_date < n.next)
+        OR EXISTS (SELECT FROM raw.proref_leads WHERE lead_date >= m.month AND lead_date < n.next)
+        OR EXISTS (SELECT FROM raw.google_spend g WHERE g.month = m.month)
+        OR EXISTS (SELECT FROM analytics.monthly_metrics c WHERE c.month = m.month)
 $$;
-COMMENT ON FUNCTION analytics.every_month() IS 'Every month from the first to the last that raw or metric tables know.';
+COMMENT ON FUNCTION analytics.every_month() IS 'Every month of which raw or metric tables have a row.';
+
+-- Links and lists of months are made of what other transactions committed, after waiting for them. A transaction
+-- with one snapshot for all of it would not see that, and its change would be lost to some month.
+CREATE FUNCTION analytics.require_read_committed() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'this change needs READ COMMITTED, found: %', upper(current_setting('transaction_isolation'))
+            USING ERRCODE = 'invalid_transaction_state',
+                HINT = 'Begin the transaction with BEGIN ISOLATION LEVEL READ COMMITTED.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION analytics.require_read_committed() IS 'Refuses a transaction whose snapshot is older than the locks that it takes.';
 
 -- Arguments: the table's key, the day that a row belongs to, the columns that matter, a join that the day needs,
 -- and which rows matter at all; all of them SQL over the alias r. An update affects the months of the rows that
@@ -40,6 +64,7 @@ DECLARE
     days text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
+        PERFORM analytics.require_read_committed();
         INSERT INTO analytics.stale_months (month, cause)
         SELECT m, TG_TABLE_NAME || ' truncate' FROM analytics.every_month() m;
         RETURN NULL;
@@ -71,12 +96,13 @@ BEGIN
         SELECT EXISTS (SELECT * FROM old_rows EXCEPT SELECT * FROM new_rows) INTO changed;
     END IF;
     IF changed THEN
+        PERFORM analytics.require_read_committed();
         INSERT INTO analytics.stale_months (month, cause)
         SELECT m, TG_TABLE_NAME || ' ' || lower(TG_OP) FROM analytics.every_month() m;
     END IF;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION analytics.note_every_month() IS 'Trigger: a changed channel rule or alias affects every month.';
+COMMENT ON FUNCTION analytics.note_every_month() IS 'Trigger: a changed channel rule or alias affects every month. A refresh waits for open changes of rules, so that no month appears meanwhile under the old ones.';
 
 -- Payments are linked to jobs here and nowhere else but in the loader's insert, which looks jobs up in the same
 -- view. Jobs and payments that arrive in two transactions at once would miss each other: the lock makes the
@@ -90,10 +116,11 @@ COMMENT ON VIEW raw.jobs_by_number IS 'Job numbers that name exactly one job; a 
 COMMENT ON COLUMN raw.jobs_by_number.job_number IS 'The number.';
 COMMENT ON COLUMN raw.jobs_by_number.job_id IS 'The only job with this number.';
 
-CREATE FUNCTION raw.lock_links() RETURNS void LANGUAGE sql VOLATILE
-BEGIN ATOMIC
-    SELECT pg_advisory_xact_lock(7205119002661002);
-END;
+CREATE FUNCTION raw.lock_links() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM analytics.require_read_committed();
+    PERFORM pg_advisory_xact_lock(7205119002661002);
+END $$;
 COMMENT ON FUNCTION raw.lock_links() IS 'Serialises, until the transaction ends, whatever links payments to jobs.';
 
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -154,6 +181,52 @@ CREATE TRIGGER a_relink_insert AFTER INSERT ON raw.payments REFERENCING NEW TABL
     FOR EACH STATEMENT EXECUTE FUNCTION raw.relink_payments();
 CREATE TRIGGER a_relink_update AFTER UPDATE ON raw.payments REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION raw.relink_payments();
+
+-- A deleted payment affects the month that its job has now: a job that moves at the same time must wait.
+CREATE FUNCTION raw.lock_links_of_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM old_rows) THEN
+        PERFORM raw.lock_links();
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION raw.lock_links_of_deleted() IS 'Trigger: payments are deleted behind the lock of the links.';
+CREATE TRIGGER a_relink_delete AFTER DELETE ON raw.payments REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION raw.lock_links_of_deleted();
+
+-- Corrections by hand. The loader says what a reference may be (job_id_ref, job_number_ref); a person says job_ref,
+-- or the job itself. pg_trigger_depth keeps out the links that triggers and foreign keys make.
+CREATE FUNCTION raw.understand_reference() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    by_hand boolean := NEW.job_id IS NOT NULL;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        by_hand := NEW.job_id IS DISTINCT FROM OLD.job_id;
+    END IF;
+    IF by_hand THEN -- the job itself: it stays linked to it, or to none
+        NEW.job_id_ref := NEW.job_id;
+        NEW.job_number_ref := NULL;
+        NEW.job_ref := coalesce(NEW.job_id, NEW.job_ref);
+    ELSE
+        NEW.job_id_ref := NEW.job_ref;
+        NEW.job_number_ref := CASE
+            WHEN NEW.job_ref ~ '^[0-9]+$' THEN coalesce(nullif(ltrim(NEW.job_ref, '0'), ''), '0')
+        END;
+    END IF;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION raw.understand_reference() IS 'Trigger: a payment inserted or corrected by hand with job_ref is linked by it (a job_id, or else a number); with job_id, to that job.';
+CREATE TRIGGER understand_inserted BEFORE INSERT ON raw.payments
+    FOR EACH ROW WHEN (
+        NEW.job_id_ref IS NULL AND NEW.job_number_ref IS NULL AND (NEW.job_ref IS NOT NULL OR NEW.job_id IS NOT NULL)
+    ) EXECUTE FUNCTION raw.understand_reference();
+CREATE TRIGGER understand_updated BEFORE UPDATE OF job_ref, job_id ON raw.payments
+    FOR EACH ROW WHEN (
+        pg_trigger_depth() = 0
+        AND (NEW.job_ref, NEW.job_id) IS DISTINCT FROM (OLD.job_ref, OLD.job_id)
+        AND (NEW.job_id_ref, NEW.job_number_ref, NEW.file_id, NEW.record_no)
+            IS NOT DISTINCT FROM (OLD.job_id_ref, OLD.job_number_ref, OLD.file_id, OLD.record_no)
+    ) EXECUTE FUNCTION raw.understand_reference();
 
 -- Which rows affect which month, and through which columns.
 DO $$
