@@ -186,8 +186,11 @@ def test_start_waits_for_what_is_left_of_a_killed_server(tmp_path: Path) -> None
     first = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     busy = psycopg.connect(first.url("analytics"), autocommit=True)
     backend = busy.info.backend_pid
-    busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 20000000)")
-    time.sleep(0.3)  # the query must have begun, else the backend ends at once
+    busy.pgconn.send_query(b"SELECT count(*) FROM (SELECT generate_series(1, 5000000)) AS streamed")
+    with psycopg.connect(first.url("analytics"), autocommit=True) as watcher:
+        active = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+        while not watcher.execute(active, [backend]).fetchall():
+            time.sleep(0.01)  # the query must have begun, else the backend ends at once
     os.kill(_postmaster(first), signal.SIGKILL)
     second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     with suppress(psutil.NoSuchProcess):
