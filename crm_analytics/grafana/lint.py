@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from crm_analytics.grafana.fields import properties_of, stat_columns
+
 Json = Mapping[str, Any]
 
 PANEL_TYPES = {"barchart", "stat", "table", "timeseries", "trend"}
@@ -89,6 +91,9 @@ def _panel(panel: Json) -> Iterator[str]:
         yield "has no query"
     if panel["type"] == "stat" and not panel["options"]["reduceOptions"].get("calcs"):
         yield "has no reduceOptions.calcs"
+    named = properties_of(panel)
+    if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
+        yield f"reduceOptions.fields must match the display names of {sorted(named)}"
     config = panel["fieldConfig"]
     units = [config["defaults"].get("unit")] + [
         prop.get("value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,7 +126,8 @@ def stat_panel(
     source: Any = ANALYTICS,
 ) -> Panel:
     """One number, or a few under each other, from a query of one row."""
-    reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({'|'.join(columns)})$/")
+    headings = "|".join(re.escape(COLUMNS[name].title) for name in columns)
+    reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({headings})$/")
     panel = stat.Panel().title(title).description(description).datasource(source)
     panel.with_target(Target(sql, source)).no_value(empty).reduce_options(reduce)
     panel.text_mode(

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from crm_analytics.database import database_url
 from crm_analytics.grafana.expand import Value, expand
+from crm_analytics.grafana.fields import properties_of, stat_columns
 from crm_analytics.grafana.generate import generated
 from crm_analytics.settings import PROJECT_DIR, settings
 
@@ -78,15 +79,6 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
     return [column.name for column in cursor.description or ()], cursor.fetchall()
 
 
-def _properties(panel: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The overrides of each column, put together."""
-    found: dict[str, dict[str, Any]] = {}
-    for override in panel["fieldConfig"].get("overrides", []):
-        own = found.setdefault(override["matcher"]["options"], {})
-        own.update({one["id"]: one.get("value") for one in override["properties"]})
-    return found
-
-
 def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
     """A value as Grafana's unit shows it, roughly."""
     if value is None:
@@ -111,8 +103,8 @@ def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> s
 
 def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
-    wanted = panel["options"]["reduceOptions"]["fields"].strip("/^$()").split("|")
-    look = _properties(panel)
+    wanted = stat_columns(panel, names)
+    look = properties_of(panel)
     steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
     for number, name in enumerate(wanted):
         value = rows[0][names.index(name)]
@@ -132,7 +124,7 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
 
 def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
-    look = _properties(panel)
+    look = properties_of(panel)
     shown = [name for name in names if name in look]
     room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1  # lines of 0.17 inches
     space = panel["gridPos"]["w"] * 9  # characters
@@ -163,7 +155,7 @@ def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
 
 def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     series: dict[str, dict[Any, float]] = {}
-    look = _properties(panel)
+    look = properties_of(panel)
     for row in rows:
         values = dict(zip(names, row, strict=True))
         time, metric = values.pop("time"), values.pop("metric", None)
@@ -187,7 +179,7 @@ def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], row
 
 def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     days = [row[names.index("day")] for row in rows]
-    for name, one in _properties(panel).items():
+    for name, one in properties_of(panel).items():
         values = [row[names.index(name)] for row in rows]
         points = [(day, float(value)) for day, value in zip(days, values, strict=True) if value is not None]
         axes.plot(
@@ -201,7 +193,7 @@ def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
 def _draw_bars(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     x = [str(row[names.index(panel["options"]["xField"])]) for row in rows]
     below = [0.0] * len(x)
-    for name, one in _properties(panel).items():
+    for name, one in properties_of(panel).items():
         heights = [float(row[names.index(name)]) for row in rows]
         axes.bar(x, heights, bottom=below, label=one["displayName"])
         below = [a + b for a, b in zip(below, heights, strict=True)]

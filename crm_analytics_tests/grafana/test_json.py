@@ -55,6 +55,11 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("panels.1.gridPos", {"x": 0, "y": 0, "w": 6, "h": 6}), "overlap"),
         (_set("panels.1.gridPos", {"x": 20, "y": 90, "w": 6, "h": 6}), "outside the grid"),
         (_set("panels.1.options.reduceOptions.calcs", []), "reduceOptions.calcs"),
+        (
+            _set("panels.2.options.reduceOptions.fields", "/^(repairs|repairs_before)$/"),
+            "must match the display names",
+        ),
+        (_set("panels.2.options.reduceOptions.fields", "/^(Repairs)$/"), "must match the display names"),
         (_set("panels.1.fieldConfig.defaults.unit", "dollars"), "unit 'dollars'"),
         (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE 'a' IN ($source)"), "bare $variable"),
         (_set("panels.1.targets.0.rawSql", "SELECT ${source:singlequote}"), "${source:sqlstring}"),
