@@ -50,10 +50,17 @@ COLUMNS: dict[str, Column] = {
     "revenue40_per_lead": Column("Revenue40 per lead", *CENTS),
     "margin": Column("Margin", *PERCENT),
     **{
-        f"{measure}_change": Column("± %", *PERCENT)
-        for measure in ("leads", "units", "repairs", "cost", "revenue40", "cpl")
+        f"{measure}_change": Column(f"{title} ±%", *PERCENT)
+        for measure, title in (
+            ("leads", "Leads"),
+            ("units", "Units"),
+            ("repairs", "Repairs"),
+            ("cost", "Cost"),
+            ("revenue40", "Revenue40"),
+            ("cpl", "CPL"),
+        )
     },
-    "profit_change": Column("± $", *MONEY),
+    "profit_change": Column("Profit ±$", *MONEY),
     **{
         f"{measure}_before": Column("Same days, month before", *form)
         for measure, form in (
@@ -79,8 +86,8 @@ COLUMNS: dict[str, Column] = {
             ("needed_per_day", "Needed per day"),
         )
     },
-    "repairs_attainment": Column("Attainment", *PERCENT),
-    "revenue40_attainment": Column("Attainment", *PERCENT),
+    "repairs_attainment": Column("Repairs attainment", *PERCENT),
+    "revenue40_attainment": Column("Revenue40 attainment", *PERCENT),
     "actual": Column("Actual"),
     "pace": Column("Pace"),
     "target": Column("Target"),
@@ -101,7 +108,7 @@ COLUMNS: dict[str, Column] = {
     "message": Column("Message"),
     "first_seen_at": Column("First seen", MOMENT),
     "finished_at": Column("Read", MOMENT),
-    "records_read": Column("Read", *COUNT),
+    "records_read": Column("Records read", *COUNT),
     "inserted": Column("New", *COUNT),
     "updated": Column("Changed", *COUNT),
     "unchanged": Column("Unchanged", *COUNT),

@@ -341,7 +341,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files read last",
-            "The hundred files read last. Read = new + changed + unchanged + duplicate + superseded + quarantined + "
+            "The hundred files read last. Records read = new + changed + unchanged + duplicate + superseded + quarantined + "
             "totals lines.",
             query("recent_files"),
             ("finished_at", "path", "source", "status", "records_read", "inserted", "updated", "unchanged",

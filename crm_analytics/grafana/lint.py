@@ -6,10 +6,10 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crm_analytics.grafana.fields import properties_of, stat_columns
+from crm_analytics.grafana.fields import headings, properties_of, stat_columns
 
 Json = Mapping[str, Any]
 
@@ -92,6 +92,8 @@ def _panel(panel: Json) -> Iterator[str]:
     if panel["type"] == "stat" and not panel["options"]["reduceOptions"].get("calcs"):
         yield "has no reduceOptions.calcs"
     named = properties_of(panel)
+    for heading, count in _counts(headings(panel, named).values()).items():
+        yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in each"
     if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
         yield f"reduceOptions.fields must match the display names of {sorted(named)}"
     config = panel["fieldConfig"]
@@ -150,5 +152,5 @@ def _sql(sql: str) -> Iterator[str]:
         yield "is not a SELECT"
 
 
-def _counts(values: Iterator[Any] | Sequence[Any]) -> dict[Any, int]:
+def _counts(values: Iterable[Any]) -> dict[Any, int]:
     return {value: count for value, count in Counter(values).items() if count > 1}

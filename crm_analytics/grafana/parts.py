@@ -111,7 +111,7 @@ def table_panel(
             panel.override_by_name(name, _properties(("color", {"mode": "thresholds"}), (
                 "thresholds", _steps((None, RED), (0, GREEN)) if name not in ("cost_change", "cpl_change")
                 else _steps((None, GREEN), (0, RED)),
-            ), ("custom.cellOptions", {"type": "color-text"}), ("custom.width", 80)))  # fmt: skip
+            ), ("custom.cellOptions", {"type": "color-text"}), ("custom.width", 130)))  # fmt: skip
     return panel
 
 

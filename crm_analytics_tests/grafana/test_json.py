@@ -60,6 +60,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
             "must match the display names",
         ),
         (_set("panels.2.options.reduceOptions.fields", "/^(Repairs)$/"), "must match the display names"),
+        (_set("panels.2.fieldConfig.overrides.1.properties.0.value", "Repairs"), "'Repairs' is used 2 times"),
         (_set("panels.1.fieldConfig.defaults.unit", "dollars"), "unit 'dollars'"),
         (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE 'a' IN ($source)"), "bare $variable"),
         (_set("panels.1.targets.0.rawSql", "SELECT ${source:singlequote}"), "${source:sqlstring}"),

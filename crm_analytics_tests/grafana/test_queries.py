@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from crm_analytics.grafana.expand import expand
-from crm_analytics.grafana.fields import properties_of, stat_columns
+from crm_analytics.grafana.fields import headings, properties_of, stat_columns
 from crm_analytics.grafana.generate import generated
 from crm_analytics.grafana.lint import panels_of, queries_of
 from crm_analytics.grafana.queries import query
@@ -218,6 +218,7 @@ def test_panels_name_only_columns_that_their_query_has(grafana, sample):
             names, _ = run(grafana, panel["targets"][0]["rawSql"], choice)
             wanted = set(properties_of(panel))
             assert wanted <= set(names), (panel["title"], wanted - set(names))
+            assert len(set(headings(panel, names).values())) == len(names), panel["title"]
             if panel["type"] == "stat":
                 assert set(stat_columns(panel, names)) == wanted, panel["title"]
             if panel["type"] in ("trend", "barchart"):
