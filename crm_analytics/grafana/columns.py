@@ -17,10 +17,13 @@ class Column:
 MONTH = "time:YYYY-MM"
 DAY = "time:YYYY-MM-DD"
 MOMENT = "time:YYYY-MM-DD HH:mm"
-COUNT, MONEY, CENTS, PERCENT = ("locale", 0), ("currencyUSD", 0), ("currencyUSD", 2), ("percentunit", 1)
+#: Grafana's unit currencyUSD would show 3884.71 as $4K; this one shows whole amounts.
+DOLLARS = "currency:financial:$"
+COUNT, MONEY, CENTS, PERCENT = ("locale", 0), (DOLLARS, 0), (DOLLARS, 2), ("percentunit", 1)
 
 COLUMNS: dict[str, Column] = {
     "month": Column("Month", MONTH),
+    "day": Column("Day", *COUNT),
     "days": Column("Days"),
     "date": Column("Date", DAY),
     "as_of": Column("Loaded up to", DAY),
@@ -133,7 +136,7 @@ COLUMNS: dict[str, Column] = {
     "refused_files": Column("Refused files", *COUNT),
     "unrecognised_files": Column("Unrecognised files", *COUNT),
     "sources_without_rule": Column("Sources without a rule", *COUNT),
-    "seconds_since_refresh": Column("Since the last refresh", "s", 0),
+    "seconds_since_refresh": Column("Since the last refresh", "dtdhms"),
     **{
         name: Column(name.replace("_", " ").capitalize(), *COUNT)
         for name in (
@@ -154,8 +157,8 @@ COLUMNS: dict[str, Column] = {
         )
     },
     "entity": Column("What"),
-    "mean_days": Column("Mean", "d", 1),
-    "longest_days": Column("Longest", "d", 1),
+    "mean_days": Column("Mean days", "locale", 1),
+    "longest_days": Column("Longest days", "locale", 1),
     "currency": Column("Currency"),
     "money_in": Column("In", "locale", 2),
     "money_out": Column("Out", "locale", 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.parts import (
     AMBER,
     CRM,
@@ -68,9 +69,9 @@ def month_to_month() -> dashboard.Dashboard:
         ("leads", "Leads", "locale"),
         ("units", "Units", "locale"),
         ("repairs", "Repairs", "locale"),
-        ("revenue40", "Revenue40", "currencyUSD"),
-        ("cost", "Cost", "currencyUSD"),
-        ("profit", "Profit", "currencyUSD"),
+        ("revenue40", "Revenue40", DOLLARS),
+        ("cost", "Cost", DOLLARS),
+        ("profit", "Profit", DOLLARS),
     ):
         layout.add(
             lines_panel(
@@ -100,7 +101,7 @@ def daily_vs_target() -> dashboard.Dashboard:
         ("last_month", "gray", False),
         ("projection", "orange", True),
     )
-    for measure, title, unit in (("repairs", "Repairs", "locale"), ("revenue40", "Revenue40", "currencyUSD")):
+    for measure, title, unit in (("repairs", "Repairs", "locale"), ("revenue40", "Revenue40", DOLLARS)):
         layout.add(
             cumulative_panel(
                 f"Cumulative {title} against target",
@@ -173,7 +174,7 @@ def executive() -> dashboard.Dashboard:
             "Revenue40, cost and profit by month",
             f"{MEASURES['revenue40']} {MEASURES['cost']} {MEASURES['profit']} From monthly_metrics.",
             query("monthly_money"),
-            unit="currencyUSD",
+            unit=DOLLARS,
             columns=("revenue40", "cost", "profit"),
         ), 24, 9,
     )  # fmt: skip
@@ -213,7 +214,7 @@ def funnel() -> dashboard.Dashboard:
             "Cost per lead and per repair by month",
             f"{MEASURES['cpl']} Cost per repair: cost / repairs. {RATIOS} {TARGET}",
             query("cpl_by_month"),
-            unit="currencyUSD",
+            unit=DOLLARS,
             decimals=2,
             columns=("cpl", "cpl_maximum", "cost_per_repair"),
         ), 8, 9,

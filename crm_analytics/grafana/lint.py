@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.fields import headings, properties_of, stat_columns
 
 Json = Mapping[str, Any]
 
 PANEL_TYPES = {"barchart", "stat", "table", "timeseries", "trend"}
-UNITS = {"currencyUSD", "d", "locale", "percentunit", "s"}
+#: Only units that Grafana doesn't scale: it would show 3884.71 currencyUSD as $4K, 12.3 d as 1.8 weeks, 90000 s as 1 days.
+UNITS = {DOLLARS, "dtdhms", "locale", "percentunit"}
 DATASOURCES = {
     ("grafana-postgresql-datasource", "crm-analytics-warehouse"),
     ("grafana-postgresql-datasource", "crm-analytics-crm"),
@@ -96,6 +98,8 @@ def _panel(panel: Json) -> Iterator[str]:
         yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in each"
     if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
         yield f"reduceOptions.fields must match the display names of {sorted(named)}"
+    if panel["type"] == "trend" and "unit" not in named.get(panel["options"].get("xField"), {}):
+        yield "its x axis would have the unit of its values: give xField a unit of its own"
     config = panel["fieldConfig"]
     units = [config["defaults"].get("unit")] + [
         prop.get("value")

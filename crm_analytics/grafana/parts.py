@@ -181,6 +181,7 @@ def cumulative_panel(
     panel.with_transformation(
         models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"date": True}})
     )
+    _name_columns(panel, ("day",))
     for name, colour, dashed in columns:
         panel.override_by_name(
             name,

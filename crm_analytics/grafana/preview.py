@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from crm_analytics.database import database_url
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.expand import Value, expand
 from crm_analytics.grafana.fields import properties_of, stat_columns
 from crm_analytics.grafana.generate import generated
@@ -80,7 +81,7 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
 
 
 def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
-    """A value as Grafana's unit shows it, roughly."""
+    """A value as Grafana's unit shows it."""
     if value is None:
         return ""
     if isinstance(value, date | datetime):
@@ -93,11 +94,13 @@ def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> s
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         places = decimals if decimals is not None else 0
         if unit == "percentunit":
-            return f"{100 * value:,.{places}f} %"
-        if unit == "s":
-            return f"{float(value) / 3600:,.1f} h"
-        sign, end = ("$", "") if unit == "currencyUSD" else ("", " d" if unit == "d" else "")
-        return f"{'-' if value < 0 else ''}{sign}{abs(value):,.{places}f}{end}"
+            return f"{100 * value:,.{places}f}%"
+        if unit == "dtdhms":
+            days, seconds = divmod(int(value), 86400)
+            return f"{days} d {timedelta(seconds=seconds)}"
+        if unit == "locale" and places:
+            return f"{value:,.{places}f}".rstrip("0").rstrip(".")
+        return f"{'$' if unit == DOLLARS else ''}{value:,.{places}f}"
     return str(value)
 
 
@@ -180,6 +183,8 @@ def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], row
 def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     days = [row[names.index("day")] for row in rows]
     for name, one in properties_of(panel).items():
+        if name == panel["options"]["xField"]:
+            continue
         values = [row[names.index(name)] for row in rows]
         points = [(day, float(value)) for day, value in zip(days, values, strict=True) if value is not None]
         axes.plot(
