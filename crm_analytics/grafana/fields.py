@@ -24,6 +24,18 @@ def headings(panel: Json, columns: Iterable[str]) -> dict[str, str]:
     return {name: look.get(name, {}).get("displayName", name) for name in columns}
 
 
+def text_of_null(panel: Json, column: str) -> str | None:
+    """What the panel shows in the place of a NULL of this column; None where it says nothing of NULL."""
+    mappings = [
+        *properties_of(panel).get(column, {}).get("mappings", []),
+        *panel["fieldConfig"]["defaults"].get("mappings", []),
+    ]
+    for mapping in mappings:
+        if mapping["type"] == "special" and mapping["options"]["match"] == "null":
+            return str(mapping["options"]["result"]["text"])
+    return None
+
+
 def stat_columns(panel: Json, columns: Iterable[str]) -> list[str]:
     """The columns that a stat panel shows: Grafana compares `reduceOptions.fields` with display names only."""
     pattern = re.compile(panel["options"]["reduceOptions"]["fields"].removeprefix("/").removesuffix("/"))

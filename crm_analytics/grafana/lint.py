@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crm_analytics.grafana.columns import DOLLARS
-from crm_analytics.grafana.fields import headings, properties_of, stat_columns
+from crm_analytics.grafana.fields import headings, properties_of, stat_columns, text_of_null
 
 Json = Mapping[str, Any]
 
@@ -98,6 +98,10 @@ def _panel(panel: Json) -> Iterator[str]:
         yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in each"
     if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
         yield f"reduceOptions.fields must match the display names of {sorted(named)}"
+    if panel["type"] in ("stat", "table"):
+        for name in named:
+            if text_of_null(panel, name) is None:
+                yield f"column {name} says nothing of NULL: it would have the lowest threshold's colour"
     if panel["type"] == "trend" and "unit" not in named.get(panel["options"].get("xField"), {}):
         yield "its x axis would have the unit of its values: give xField a unit of its own"
     config = panel["fieldConfig"]

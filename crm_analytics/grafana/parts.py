@@ -13,7 +13,7 @@ from grafana_foundation_sdk.cog import variants
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 
-from crm_analytics.grafana.columns import COLUMNS
+from crm_analytics.grafana.columns import COLUMNS, MISSING
 from crm_analytics.grafana.queries import query
 
 DATASOURCE_TYPE = "grafana-postgresql-datasource"
@@ -22,7 +22,7 @@ CRM = common_models.DataSourceRef(type_val=DATASOURCE_TYPE, uid="crm-analytics-c
 TAG = "crm-analytics"
 RUN_LINK = "${dagster_url:raw}/runs/${__value.raw}"
 
-GREEN, AMBER, RED = "green", "#EAB839", "red"
+GREEN, AMBER, RED, GREY = "green", "#EAB839", "red", "gray"
 Panel = Any  # the SDK has one builder class a panel type, without a common base
 PropertyValue = tuple[str, object]
 
@@ -100,11 +100,10 @@ def table_panel(
     sql: str,
     columns: Sequence[str],
     source: Any = ANALYTICS,
-    empty: str = "none",
 ) -> Panel:
     """A table with these columns of the query, headed and formatted as `COLUMNS` says."""
     panel = table.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).no_value(empty).filterable(True)
+    panel.with_target(Target(sql, source)).no_value("none").filterable(True).mappings([_missing(MISSING)])
     _name_columns(panel, columns)
     for name in columns:
         if name.endswith("_change"):
@@ -121,7 +120,6 @@ def stat_panel(
     sql: str,
     columns: Sequence[str],
     *,
-    empty: str = "no target set",
     thresholds: Sequence[tuple[float | None, str]] = (),
     source: Any = ANALYTICS,
 ) -> Panel:
@@ -129,7 +127,7 @@ def stat_panel(
     headings = "|".join(re.escape(COLUMNS[name].title) for name in columns)
     reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({headings})$/")
     panel = stat.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).no_value(empty).reduce_options(reduce)
+    panel.with_target(Target(sql, source)).mappings([_missing(MISSING)]).reduce_options(reduce)
     panel.text_mode(
         common_models.BigValueTextMode.VALUE
         if len(columns) == 1
@@ -305,6 +303,8 @@ def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -
             properties.append(("unit", column.unit))
         if units and column.decimals is not None:
             properties.append(("decimals", column.decimals))
+        if units and column.missing != MISSING:
+            properties.append(("mappings", [_missing(column.missing)]))
         if name == "run_id":
             link = {"title": "Open the run in Dagster", "url": RUN_LINK, "targetBlank": True}
             properties.append(("links", [link]))
@@ -313,6 +313,14 @@ def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -
 
 def _properties(*pairs: PropertyValue) -> list[models.DynamicConfigValue]:
     return [models.DynamicConfigValue(id_val=name, value=value) for name, value in pairs]
+
+
+def _missing(text: str) -> models.SpecialValueMap:
+    """What stands in the place of NULL; in its own colour, because Grafana gives NULL the lowest threshold's."""
+    result = models.ValueMappingResult(text=text, color=GREY, index=0)
+    return models.SpecialValueMap(
+        models.DashboardSpecialValueMapOptions(models.SpecialValueMatch.NULL, result)
+    )
 
 
 def _steps(*steps: tuple[float | None, str]) -> dict[str, object]:

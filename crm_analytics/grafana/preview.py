@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from crm_analytics.database import database_url
 from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.expand import Value, expand
-from crm_analytics.grafana.fields import properties_of, stat_columns
+from crm_analytics.grafana.fields import properties_of, stat_columns, text_of_null
 from crm_analytics.grafana.generate import generated
 from crm_analytics.settings import PROJECT_DIR, settings
 
@@ -82,8 +82,6 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
 
 def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
     """A value as Grafana's unit shows it."""
-    if value is None:
-        return ""
     if isinstance(value, date | datetime):
         if (unit or "").startswith("time:"):
             pattern = str(unit)[5:]
@@ -104,6 +102,13 @@ def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> s
     return str(value)
 
 
+def _cell(panel: Mapping[str, Any], column: str, value: Any) -> str:
+    if value is None:
+        return text_of_null(panel, column) or ""
+    look = properties_of(panel)[column]
+    return _text(value, look.get("unit"), look.get("decimals"))
+
+
 def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
     wanted = stat_columns(panel, names)
@@ -115,9 +120,7 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
         if steps and panel["options"]["colorMode"] == "background" and value is not None:
             colour = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
             axes.set_facecolor(COLOURS.get(colour, colour))
-        shown = (
-            _text(value, one.get("unit"), one.get("decimals")) or panel["fieldConfig"]["defaults"]["noValue"]
-        )
+        shown = _cell(panel, name, value)
         label = "" if len(wanted) == 1 else f"{one['displayName']}: "
         axes.text(
             0.04, 0.86 - number * 0.24 if len(wanted) > 1 else 0.5, f"{label}{shown}",
@@ -131,10 +134,7 @@ def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
     shown = [name for name in names if name in look]
     room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1  # lines of 0.17 inches
     space = panel["gridPos"]["w"] * 9  # characters
-    cells = [
-        [_text(row[names.index(name)], look[name].get("unit"), look[name].get("decimals")) for name in shown]
-        for row in rows[:room]
-    ]
+    cells = [[_cell(panel, name, row[names.index(name)]) for name in shown] for row in rows[:room]]
     if not cells:
         text = panel["fieldConfig"]["defaults"].get("noValue", "none")
         axes.text(0.5, 0.5, text, ha="center", color="gray")

@@ -398,9 +398,9 @@ def test_targets_by_month(grafana, sample, choice):
         expected.append(
             {
                 "month": month, "repairs": now.repairs, "target_repairs": goals[0],
-                "repairs_attainment": ratio(now.repairs, goals[0]) if there else None,
+                "repairs_attainment": ratio(now.repairs, goals[0]),
                 "revenue40": now.revenue40, "target_revenue40": goals[1],
-                "revenue40_attainment": ratio(now.revenue40, goals[1]) if there else None,
+                "revenue40_attainment": ratio(now.revenue40, goals[1]),
                 "conv_l_to_r": now.conv_l_to_r, "target_conv_l_to_r": goals[2],
                 "cpl": now.cpl, "target_cpl_max": goals[3],
             }
