@@ -21,6 +21,7 @@ DATASOURCES = {
     ("grafana-postgresql-datasource", "crm-analytics-warehouse"),
     ("grafana-postgresql-datasource", "crm-analytics-crm"),
 }
+HIDDEN = 2
 BUILT_IN = {"__value"}
 _USED = re.compile(r"\$\{(\w+)(?::(\w+)|\.\w+)?\}")
 
@@ -136,6 +137,9 @@ def _variables(board: Json) -> Iterator[str]:
     defined = [variable["name"] for variable in board["templating"]["list"]]
     for name, count in _counts(defined).items():
         yield f"variable {name} is defined {count} times"
+    for variable in board["templating"]["list"]:
+        if variable.get("hide") == HIDDEN and not variable.get("skipUrlSync"):
+            yield f"hidden variable {variable['name']} takes its value from the URL: set skipUrlSync"
     text = json.dumps({key: value for key, value in board.items() if key != "templating"})
     used = {name for name, _ in _USED.findall(text)}
     for name in sorted(set(defined) - used):

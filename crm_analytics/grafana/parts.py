@@ -264,9 +264,12 @@ def _month() -> dashboard.QueryVariable:
 
 
 def _dagster() -> dashboard.QueryVariable:
-    return _query_variable("dagster_url", "Dagster", "variable_dagster").hide(
-        models.VariableHide.HIDE_VARIABLE
+    variable = _query_variable("dagster_url", "Dagster", "variable_dagster")
+    variable.hide(models.VariableHide.HIDE_VARIABLE)
+    variable._internal.skip_url_sync = (
+        True  # else a forged address of the dashboard leads its run links elsewhere
     )
+    return variable
 
 
 def _segment() -> dashboard.CustomVariable:

@@ -93,6 +93,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("panels.1.targets.0.rawSql", "SELECT ${other:sqlstring}"), "used and not defined"),
         (_set("panels.1.targets.0.datasource", {"type": "postgres", "uid": "x"}), "data source"),
         (_set("templating.list.0.name", "unused"), "variable unused is not used"),
+        (_set("templating.list.3.skipUrlSync", False), "dagster_url takes its value from the URL"),
         (_set("links.0.tags", ["nobody"]), "no dashboard has the tags"),
         (_set("timezone", "browser"), "timezone 'browser'"),
     ],
