@@ -180,6 +180,8 @@ def cumulative_panel(
         models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"date": True}})
     )
     _name_columns(panel, ("day",))
+    # a month's first day is one point, which a line alone does not show
+    panel.override_by_name("actual", _properties(("custom.showPoints", "auto")))
     for name, colour, dashed in columns:
         panel.override_by_name(
             name,

@@ -54,6 +54,12 @@ def test_a_missing_value_says_why_it_is_missing(boards):
     }  # fmt: skip
 
 
+def test_the_first_day_of_a_month_is_seen(boards):
+    """A line needs two points: on the first day the actual would be missing."""
+    panels = [panel for board in boards for panel in panels_of(board) if panel["type"] == "trend"]
+    assert [properties_of(panel)["actual"]["custom.showPoints"] for panel in panels] == ["auto", "auto"]
+
+
 def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     """Puts `value` at a dotted path; digits are list positions."""
 
