@@ -134,6 +134,8 @@ def test_provisioning_files_name_the_same_data_sources_and_the_folder_of_the_das
     assert providers["apiVersion"] == 1
     (provider,) = providers["providers"]
     assert provider["type"] == "file"
+    guide = (PROJECT_DIR / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    assert f"`{provider['options']['path']}`" in guide.split("## Without Docker")[1]
     compose = yaml.safe_load((PROJECT_DIR / "docker-compose.yml").read_text())
     mounts = {
         volume.split(":")[1]: Path(volume.split(":")[0])
