@@ -80,7 +80,7 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
     return [column.name for column in cursor.description or ()], cursor.fetchall()
 
 
-def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
+def text_of(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
     """A value as Grafana's unit shows it."""
     if isinstance(value, date | datetime):
         if (unit or "").startswith("time:"):
@@ -95,7 +95,8 @@ def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> s
             return f"{100 * value:,.{places}f}%"
         if unit == "dtdhms":
             days, seconds = divmod(int(value), 86400)
-            return f"{days} d {timedelta(seconds=seconds)}"
+            clock = f"{timedelta(seconds=seconds)}".zfill(8)
+            return f"{days} d {clock}" if days else clock
         if unit == "locale" and places:
             return f"{value:,.{places}f}".rstrip("0").rstrip(".")
         return f"{'$' if unit == DOLLARS else ''}{value:,.{places}f}"
@@ -106,7 +107,7 @@ def _cell(panel: Mapping[str, Any], column: str, value: Any) -> str:
     if value is None:
         return text_of_null(panel, column) or ""
     look = properties_of(panel)[column]
-    return _text(value, look.get("unit"), look.get("decimals"))
+    return text_of(value, look.get("unit"), look.get("decimals"))
 
 
 def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
@@ -208,7 +209,7 @@ def _draw_bars(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
 def _finish(axes: Axes, panel: Mapping[str, Any]) -> None:
     unit = panel["fieldConfig"]["defaults"].get("unit")
     decimals = panel["fieldConfig"]["defaults"].get("decimals")
-    axes.yaxis.set_major_formatter(lambda value, _: _text(value, unit, decimals))
+    axes.yaxis.set_major_formatter(lambda value, _: text_of(value, unit, decimals))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)
