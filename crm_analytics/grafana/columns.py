@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: What stands in the place of NULL, where nothing more is known than that there is no value.
+MISSING = "–"
+NO_TARGET = "no target set"
+
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, a Grafana unit (None: as it comes) and decimals."""
+    """A heading, a Grafana unit (None: as it comes), decimals, and what a missing value (NULL) means."""
 
     title: str
     unit: str | None = None
     decimals: int | None = None
+    missing: str = MISSING
 
 
 MONTH = "time:YYYY-MM"
 DAY = "time:YYYY-MM-DD"
 MOMENT = "time:YYYY-MM-DD HH:mm"
-COUNT, MONEY, CENTS, PERCENT = ("locale", 0), ("currencyUSD", 0), ("currencyUSD", 2), ("percentunit", 1)
+#: Grafana's unit currencyUSD would show 3884.71 as $4K; this one shows whole amounts.
+DOLLARS = "currency:financial:$"
+COUNT, MONEY, CENTS, PERCENT = ("locale", 0), (DOLLARS, 0), (DOLLARS, 2), ("percentunit", 1)
 
 COLUMNS: dict[str, Column] = {
     "month": Column("Month", MONTH),
+    "day": Column("Day", *COUNT),
     "days": Column("Days"),
     "date": Column("Date", DAY),
     "as_of": Column("Loaded up to", DAY),
@@ -41,19 +49,26 @@ COLUMNS: dict[str, Column] = {
     "conv_l_to_u": Column("L→U", *PERCENT),
     "conv_l_to_r": Column("L→R", *PERCENT),
     "conv_u_to_r": Column("U→R", *PERCENT),
-    "conv_l_to_r_target": Column("L→R target", *PERCENT),
-    "target_conv_l_to_r": Column("L→R target", *PERCENT),
+    "conv_l_to_r_target": Column("L→R target", *PERCENT, NO_TARGET),
+    "target_conv_l_to_r": Column("L→R target", *PERCENT, NO_TARGET),
     "cpl": Column("CPL", *CENTS),
-    "cpl_maximum": Column("CPL maximum", *CENTS),
-    "target_cpl_max": Column("CPL maximum", *CENTS),
+    "cpl_maximum": Column("CPL maximum", *CENTS, NO_TARGET),
+    "target_cpl_max": Column("CPL maximum", *CENTS, NO_TARGET),
     "cost_per_repair": Column("Cost per repair", *CENTS),
     "revenue40_per_lead": Column("Revenue40 per lead", *CENTS),
     "margin": Column("Margin", *PERCENT),
     **{
-        f"{measure}_change": Column("± %", *PERCENT)
-        for measure in ("leads", "units", "repairs", "cost", "revenue40", "cpl")
+        f"{measure}_change": Column(f"{title} ±%", *PERCENT)
+        for measure, title in (
+            ("leads", "Leads"),
+            ("units", "Units"),
+            ("repairs", "Repairs"),
+            ("cost", "Cost"),
+            ("revenue40", "Revenue40"),
+            ("cpl", "CPL"),
+        )
     },
-    "profit_change": Column("± $", *MONEY),
+    "profit_change": Column("Profit ±$", *MONEY),
     **{
         f"{measure}_before": Column("Same days, month before", *form)
         for measure, form in (
@@ -66,21 +81,21 @@ COLUMNS: dict[str, Column] = {
             ("cpl", CENTS),
         )
     },
-    "repairs_target": Column("Target", *COUNT),
-    "revenue40_target": Column("Target", *MONEY),
-    "target_repairs": Column("Repairs target", *COUNT),
-    "target_revenue40": Column("Revenue40 target", *MONEY),
+    "repairs_target": Column("Target", *COUNT, NO_TARGET),
+    "revenue40_target": Column("Target", *MONEY, NO_TARGET),
+    "target_repairs": Column("Repairs target", *COUNT, NO_TARGET),
+    "target_revenue40": Column("Revenue40 target", *MONEY, NO_TARGET),
     **{
-        f"{measure}_{name}": Column(title, *form)
+        f"{measure}_{name}": Column(title, *form, missing)
         for measure, form in (("repairs", ("locale", 1)), ("revenue40", MONEY))
-        for name, title in (
-            ("pace", "Pace"),
-            ("projection", "Projection"),
-            ("needed_per_day", "Needed per day"),
+        for name, title, missing in (
+            ("pace", "Pace", NO_TARGET),
+            ("projection", "Projection", "no data yet"),
+            ("needed_per_day", "Needed per day", "no target, or month over"),
         )
     },
-    "repairs_attainment": Column("Attainment", *PERCENT),
-    "revenue40_attainment": Column("Attainment", *PERCENT),
+    "repairs_attainment": Column("Repairs attainment", *PERCENT, "no target above 0"),
+    "revenue40_attainment": Column("Revenue40 attainment", *PERCENT, "no target above 0"),
     "actual": Column("Actual"),
     "pace": Column("Pace"),
     "target": Column("Target"),
@@ -101,7 +116,7 @@ COLUMNS: dict[str, Column] = {
     "message": Column("Message"),
     "first_seen_at": Column("First seen", MOMENT),
     "finished_at": Column("Read", MOMENT),
-    "records_read": Column("Read", *COUNT),
+    "records_read": Column("Records read", *COUNT),
     "inserted": Column("New", *COUNT),
     "updated": Column("Changed", *COUNT),
     "unchanged": Column("Unchanged", *COUNT),
@@ -110,10 +125,10 @@ COLUMNS: dict[str, Column] = {
     "quarantined": Column("Quarantined", *COUNT),
     "summary_lines": Column("Totals lines", *COUNT),
     "warnings": Column("Warnings", *COUNT),
-    "run_id": Column("Dagster run"),
+    "run_id": Column("Dagster run", missing=""),
     "stale_since": Column("Stale since", MOMENT),
     "causes": Column("Why"),
-    "last_refreshed_at": Column("Last refresh", MOMENT),
+    "last_refreshed_at": Column("Last refresh", MOMENT, missing="never"),
     "changed_rows": Column("Rows changed", *COUNT),
     "state": Column("State"),
     "measure": Column("Compared"),
@@ -126,7 +141,7 @@ COLUMNS: dict[str, Column] = {
     "refused_files": Column("Refused files", *COUNT),
     "unrecognised_files": Column("Unrecognised files", *COUNT),
     "sources_without_rule": Column("Sources without a rule", *COUNT),
-    "seconds_since_refresh": Column("Since the last refresh", "s", 0),
+    "seconds_since_refresh": Column("Since the last refresh", "dtdhms", missing="never"),
     **{
         name: Column(name.replace("_", " ").capitalize(), *COUNT)
         for name in (
@@ -147,8 +162,8 @@ COLUMNS: dict[str, Column] = {
         )
     },
     "entity": Column("What"),
-    "mean_days": Column("Mean", "d", 1),
-    "longest_days": Column("Longest", "d", 1),
+    "mean_days": Column("Mean days", "locale", 1),
+    "longest_days": Column("Longest days", "locale", 1),
     "currency": Column("Currency"),
     "money_in": Column("In", "locale", 2),
     "money_out": Column("Out", "locale", 2),

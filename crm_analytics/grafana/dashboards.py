@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.parts import (
     AMBER,
     CRM,
@@ -24,7 +25,7 @@ CLOCK = (
     "A month is partial until jobs are loaded up to its last day; days count up to the last day with loaded jobs, "
     "not after today in the business timezone."
 )
-RATIOS = "Ratios are ratios of sums, never averages; empty where the denominator is 0."
+RATIOS = "Ratios are ratios of sums, never averages; – where the denominator is 0."
 SEGMENTS = (
     "eLocals and Pro Referral leads, Google spend and calls have no segment of their own and count as OTHER, "
     "so ratios mean something by source and over all segments."
@@ -68,9 +69,9 @@ def month_to_month() -> dashboard.Dashboard:
         ("leads", "Leads", "locale"),
         ("units", "Units", "locale"),
         ("repairs", "Repairs", "locale"),
-        ("revenue40", "Revenue40", "currencyUSD"),
-        ("cost", "Cost", "currencyUSD"),
-        ("profit", "Profit", "currencyUSD"),
+        ("revenue40", "Revenue40", DOLLARS),
+        ("cost", "Cost", DOLLARS),
+        ("profit", "Profit", DOLLARS),
     ):
         layout.add(
             lines_panel(
@@ -100,7 +101,7 @@ def daily_vs_target() -> dashboard.Dashboard:
         ("last_month", "gray", False),
         ("projection", "orange", True),
     )
-    for measure, title, unit in (("repairs", "Repairs", "locale"), ("revenue40", "Revenue40", "currencyUSD")):
+    for measure, title, unit in (("repairs", "Repairs", "locale"), ("revenue40", "Revenue40", DOLLARS)):
         layout.add(
             cumulative_panel(
                 f"Cumulative {title} against target",
@@ -121,7 +122,6 @@ def daily_vs_target() -> dashboard.Dashboard:
             query("targets_by_month"),
             ("month", "days", "repairs", "target_repairs", "repairs_attainment", "revenue40", "target_revenue40",
              "revenue40_attainment", "conv_l_to_r", "target_conv_l_to_r", "cpl", "target_cpl_max"),
-            empty="no target set",
         ), 24, 9,
     )  # fmt: skip
     return result
@@ -159,11 +159,11 @@ def executive() -> dashboard.Dashboard:
                        (measure, f"{measure}_before")), 6, 6,
         )  # fmt: skip
     layout.add(
-        stat_panel("Cost per lead", f"{MEASURES['cpl']} With its maximum. {same_days} {TARGET}", scorecard,
+        stat_panel("Cost per lead", f"{MEASURES['cpl']} With its maximum; – without leads. {same_days} {TARGET}", scorecard,
                    ("cpl", "cpl_before", "cpl_maximum")), 6, 6,
     )  # fmt: skip
     layout.add(
-        stat_panel("Conversion of leads to repairs", f"Repairs / leads. With its target. {TARGET}", scorecard,
+        stat_panel("Conversion of leads to repairs", f"Repairs / leads; – without leads. With its target. {TARGET}", scorecard,
                    ("conv_l_to_r", "conv_l_to_r_target")), 6, 6,
     )  # fmt: skip
     for measure, title in (("repairs", "Repairs"), ("revenue40", "Revenue40")):
@@ -173,7 +173,7 @@ def executive() -> dashboard.Dashboard:
             "Revenue40, cost and profit by month",
             f"{MEASURES['revenue40']} {MEASURES['cost']} {MEASURES['profit']} From monthly_metrics.",
             query("monthly_money"),
-            unit="currencyUSD",
+            unit=DOLLARS,
             columns=("revenue40", "cost", "profit"),
         ), 24, 9,
     )  # fmt: skip
@@ -213,7 +213,7 @@ def funnel() -> dashboard.Dashboard:
             "Cost per lead and per repair by month",
             f"{MEASURES['cpl']} Cost per repair: cost / repairs. {RATIOS} {TARGET}",
             query("cpl_by_month"),
-            unit="currencyUSD",
+            unit=DOLLARS,
             decimals=2,
             columns=("cpl", "cpl_maximum", "cost_per_repair"),
         ), 8, 9,
@@ -274,9 +274,7 @@ def data_trust() -> dashboard.Dashboard:
         ("seconds_since_refresh", "Since the last refresh", "Time since a refresh of any month ended.",
          ((None, GREEN), (86400 * 1.5, AMBER), (86400 * 3, RED))),
     ):  # fmt: skip
-        layout.add(
-            stat_panel(title, description, summary, (column,), thresholds=thresholds, empty="never"), 4, 4
-        )
+        layout.add(stat_panel(title, description, summary, (column,), thresholds=thresholds), 4, 4)
     layout.add(
         table_panel(
             "Freshness by kind of export",
@@ -341,7 +339,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files read last",
-            "The hundred files read last. Read = new + changed + unchanged + duplicate + superseded + quarantined + "
+            "The hundred files read last. Records read = new + changed + unchanged + duplicate + superseded + quarantined + "
             "totals lines.",
             query("recent_files"),
             ("finished_at", "path", "source", "status", "records_read", "inserted", "updated", "unchanged",
@@ -421,16 +419,14 @@ def _attainment(layout: Layout, measure: str, title: str, widths: tuple[int, int
             "Actual + mean of the last 14 complete days × days left. Of a whole month, the actual.",
             scorecard,
             (f"{measure}_projection",),
-            empty="no data yet",
         ), widths[1], 4,
     )  # fmt: skip
     layout.add(
         stat_panel(
             f"{title}: needed per day",
-            f"What is missing to the target / days left; empty when the month is over. {TARGET}",
+            f"What is missing to the target / days left. {TARGET}",
             scorecard,
             (f"{measure}_needed_per_day",),
-            empty="no target, or month over",
         ), widths[2], 4,
     )  # fmt: skip
 

@@ -6,17 +6,22 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from crm_analytics.grafana.columns import DOLLARS
+from crm_analytics.grafana.fields import headings, properties_of, stat_columns, text_of_null
 
 Json = Mapping[str, Any]
 
 PANEL_TYPES = {"barchart", "stat", "table", "timeseries", "trend"}
-UNITS = {"currencyUSD", "d", "locale", "percentunit", "s"}
+#: Only units that Grafana doesn't scale: it would show 3884.71 currencyUSD as $4K, 12.3 d as 1.8 weeks, 90000 s as 1 days.
+UNITS = {DOLLARS, "dtdhms", "locale", "percentunit"}
 DATASOURCES = {
     ("grafana-postgresql-datasource", "crm-analytics-warehouse"),
     ("grafana-postgresql-datasource", "crm-analytics-crm"),
 }
+HIDDEN = 2
 BUILT_IN = {"__value"}
 _USED = re.compile(r"\$\{(\w+)(?::(\w+)|\.\w+)?\}")
 
@@ -89,6 +94,17 @@ def _panel(panel: Json) -> Iterator[str]:
         yield "has no query"
     if panel["type"] == "stat" and not panel["options"]["reduceOptions"].get("calcs"):
         yield "has no reduceOptions.calcs"
+    named = properties_of(panel)
+    for heading, count in _counts(headings(panel, named).values()).items():
+        yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in each"
+    if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
+        yield f"reduceOptions.fields must match the display names of {sorted(named)}"
+    if panel["type"] in ("stat", "table"):
+        for name in named:
+            if text_of_null(panel, name) is None:
+                yield f"column {name} says nothing of NULL: it would have the lowest threshold's colour"
+    if panel["type"] == "trend" and "unit" not in named.get(panel["options"].get("xField"), {}):
+        yield "its x axis would have the unit of its values: give xField a unit of its own"
     config = panel["fieldConfig"]
     units = [config["defaults"].get("unit")] + [
         prop.get("value")
@@ -121,6 +137,9 @@ def _variables(board: Json) -> Iterator[str]:
     defined = [variable["name"] for variable in board["templating"]["list"]]
     for name, count in _counts(defined).items():
         yield f"variable {name} is defined {count} times"
+    for variable in board["templating"]["list"]:
+        if variable.get("hide") == HIDDEN and not variable.get("skipUrlSync"):
+            yield f"hidden variable {variable['name']} takes its value from the URL: set skipUrlSync"
     text = json.dumps({key: value for key, value in board.items() if key != "templating"})
     used = {name for name, _ in _USED.findall(text)}
     for name in sorted(set(defined) - used):
@@ -145,5 +164,5 @@ def _sql(sql: str) -> Iterator[str]:
         yield "is not a SELECT"
 
 
-def _counts(values: Iterator[Any] | Sequence[Any]) -> dict[Any, int]:
+def _counts(values: Iterable[Any]) -> dict[Any, int]:
     return {value: count for value, count in Counter(values).items() if count > 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from grafana_foundation_sdk.cog import variants
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 
-from crm_analytics.grafana.columns import COLUMNS
+from crm_analytics.grafana.columns import COLUMNS, MISSING
 from crm_analytics.grafana.queries import query
 
 DATASOURCE_TYPE = "grafana-postgresql-datasource"
@@ -21,7 +22,7 @@ CRM = common_models.DataSourceRef(type_val=DATASOURCE_TYPE, uid="crm-analytics-c
 TAG = "crm-analytics"
 RUN_LINK = "${dagster_url:raw}/runs/${__value.raw}"
 
-GREEN, AMBER, RED = "green", "#EAB839", "red"
+GREEN, AMBER, RED, GREY = "green", "#EAB839", "red", "gray"
 Panel = Any  # the SDK has one builder class a panel type, without a common base
 PropertyValue = tuple[str, object]
 
@@ -99,18 +100,17 @@ def table_panel(
     sql: str,
     columns: Sequence[str],
     source: Any = ANALYTICS,
-    empty: str = "none",
 ) -> Panel:
     """A table with these columns of the query, headed and formatted as `COLUMNS` says."""
     panel = table.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).no_value(empty).filterable(True)
+    panel.with_target(Target(sql, source)).no_value("none").filterable(True).mappings([_missing(MISSING)])
     _name_columns(panel, columns)
     for name in columns:
         if name.endswith("_change"):
             panel.override_by_name(name, _properties(("color", {"mode": "thresholds"}), (
                 "thresholds", _steps((None, RED), (0, GREEN)) if name not in ("cost_change", "cpl_change")
                 else _steps((None, GREEN), (0, RED)),
-            ), ("custom.cellOptions", {"type": "color-text"}), ("custom.width", 80)))  # fmt: skip
+            ), ("custom.cellOptions", {"type": "color-text"}), ("custom.width", 130)))  # fmt: skip
     return panel
 
 
@@ -120,14 +120,14 @@ def stat_panel(
     sql: str,
     columns: Sequence[str],
     *,
-    empty: str = "no target set",
     thresholds: Sequence[tuple[float | None, str]] = (),
     source: Any = ANALYTICS,
 ) -> Panel:
     """One number, or a few under each other, from a query of one row."""
-    reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({'|'.join(columns)})$/")
+    headings = "|".join(re.escape(COLUMNS[name].title) for name in columns)
+    reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({headings})$/")
     panel = stat.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).no_value(empty).reduce_options(reduce)
+    panel.with_target(Target(sql, source)).mappings([_missing(MISSING)]).reduce_options(reduce)
     panel.text_mode(
         common_models.BigValueTextMode.VALUE
         if len(columns) == 1
@@ -179,6 +179,9 @@ def cumulative_panel(
     panel.with_transformation(
         models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"date": True}})
     )
+    _name_columns(panel, ("day",))
+    # a month's first day is one point, which a line alone does not show
+    panel.override_by_name("actual", _properties(("custom.showPoints", "auto")))
     for name, colour, dashed in columns:
         panel.override_by_name(
             name,
@@ -263,9 +266,12 @@ def _month() -> dashboard.QueryVariable:
 
 
 def _dagster() -> dashboard.QueryVariable:
-    return _query_variable("dagster_url", "Dagster", "variable_dagster").hide(
-        models.VariableHide.HIDE_VARIABLE
+    variable = _query_variable("dagster_url", "Dagster", "variable_dagster")
+    variable.hide(models.VariableHide.HIDE_VARIABLE)
+    variable._internal.skip_url_sync = (
+        True  # else a forged address of the dashboard leads its run links elsewhere
     )
+    return variable
 
 
 def _segment() -> dashboard.CustomVariable:
@@ -302,6 +308,8 @@ def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -
             properties.append(("unit", column.unit))
         if units and column.decimals is not None:
             properties.append(("decimals", column.decimals))
+        if units and column.missing != MISSING:
+            properties.append(("mappings", [_missing(column.missing)]))
         if name == "run_id":
             link = {"title": "Open the run in Dagster", "url": RUN_LINK, "targetBlank": True}
             properties.append(("links", [link]))
@@ -310,6 +318,14 @@ def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -
 
 def _properties(*pairs: PropertyValue) -> list[models.DynamicConfigValue]:
     return [models.DynamicConfigValue(id_val=name, value=value) for name, value in pairs]
+
+
+def _missing(text: str) -> models.SpecialValueMap:
+    """What stands in the place of NULL; in its own colour, because Grafana gives NULL the lowest threshold's."""
+    result = models.ValueMappingResult(text=text, color=GREY, index=0)
+    return models.SpecialValueMap(
+        models.DashboardSpecialValueMapOptions(models.SpecialValueMatch.NULL, result)
+    )
 
 
 def _steps(*steps: tuple[float | None, str]) -> dict[str, object]:

@@ -20,7 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from crm_analytics.database import database_url
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.expand import Value, expand
+from crm_analytics.grafana.fields import properties_of, stat_columns, text_of_null
 from crm_analytics.grafana.generate import generated
 from crm_analytics.settings import PROJECT_DIR, settings
 
@@ -78,19 +80,8 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
     return [column.name for column in cursor.description or ()], cursor.fetchall()
 
 
-def _properties(panel: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The overrides of each column, put together."""
-    found: dict[str, dict[str, Any]] = {}
-    for override in panel["fieldConfig"].get("overrides", []):
-        own = found.setdefault(override["matcher"]["options"], {})
-        own.update({one["id"]: one.get("value") for one in override["properties"]})
-    return found
-
-
-def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
-    """A value as Grafana's unit shows it, roughly."""
-    if value is None:
-        return ""
+def text_of(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
+    """A value as Grafana's unit shows it."""
     if isinstance(value, date | datetime):
         if (unit or "").startswith("time:"):
             pattern = str(unit)[5:]
@@ -101,18 +92,28 @@ def _text(value: Any, unit: str | None = None, decimals: int | None = None) -> s
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         places = decimals if decimals is not None else 0
         if unit == "percentunit":
-            return f"{100 * value:,.{places}f} %"
-        if unit == "s":
-            return f"{float(value) / 3600:,.1f} h"
-        sign, end = ("$", "") if unit == "currencyUSD" else ("", " d" if unit == "d" else "")
-        return f"{'-' if value < 0 else ''}{sign}{abs(value):,.{places}f}{end}"
+            return f"{100 * value:,.{places}f}%"
+        if unit == "dtdhms":
+            days, seconds = divmod(int(value), 86400)
+            clock = f"{timedelta(seconds=seconds)}".zfill(8)
+            return f"{days} d {clock}" if days else clock
+        if unit == "locale" and places:
+            return f"{value:,.{places}f}".rstrip("0").rstrip(".")
+        return f"{'$' if unit == DOLLARS else ''}{value:,.{places}f}"
     return str(value)
+
+
+def _cell(panel: Mapping[str, Any], column: str, value: Any) -> str:
+    if value is None:
+        return text_of_null(panel, column) or ""
+    look = properties_of(panel)[column]
+    return text_of(value, look.get("unit"), look.get("decimals"))
 
 
 def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
-    wanted = panel["options"]["reduceOptions"]["fields"].strip("/^$()").split("|")
-    look = _properties(panel)
+    wanted = stat_columns(panel, names)
+    look = properties_of(panel)
     steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
     for number, name in enumerate(wanted):
         value = rows[0][names.index(name)]
@@ -120,9 +121,7 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
         if steps and panel["options"]["colorMode"] == "background" and value is not None:
             colour = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
             axes.set_facecolor(COLOURS.get(colour, colour))
-        shown = (
-            _text(value, one.get("unit"), one.get("decimals")) or panel["fieldConfig"]["defaults"]["noValue"]
-        )
+        shown = _cell(panel, name, value)
         label = "" if len(wanted) == 1 else f"{one['displayName']}: "
         axes.text(
             0.04, 0.86 - number * 0.24 if len(wanted) > 1 else 0.5, f"{label}{shown}",
@@ -132,14 +131,11 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
 
 def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
-    look = _properties(panel)
+    look = properties_of(panel)
     shown = [name for name in names if name in look]
     room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1  # lines of 0.17 inches
     space = panel["gridPos"]["w"] * 9  # characters
-    cells = [
-        [_text(row[names.index(name)], look[name].get("unit"), look[name].get("decimals")) for name in shown]
-        for row in rows[:room]
-    ]
+    cells = [[_cell(panel, name, row[names.index(name)]) for name in shown] for row in rows[:room]]
     if not cells:
         text = panel["fieldConfig"]["defaults"].get("noValue", "none")
         axes.text(0.5, 0.5, text, ha="center", color="gray")
@@ -163,7 +159,7 @@ def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
 
 def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     series: dict[str, dict[Any, float]] = {}
-    look = _properties(panel)
+    look = properties_of(panel)
     for row in rows:
         values = dict(zip(names, row, strict=True))
         time, metric = values.pop("time"), values.pop("metric", None)
@@ -187,7 +183,9 @@ def _draw_series(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], row
 
 def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     days = [row[names.index("day")] for row in rows]
-    for name, one in _properties(panel).items():
+    for name, one in properties_of(panel).items():
+        if name == panel["options"]["xField"]:
+            continue
         values = [row[names.index(name)] for row in rows]
         points = [(day, float(value)) for day, value in zip(days, values, strict=True) if value is not None]
         axes.plot(
@@ -201,7 +199,7 @@ def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
 def _draw_bars(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     x = [str(row[names.index(panel["options"]["xField"])]) for row in rows]
     below = [0.0] * len(x)
-    for name, one in _properties(panel).items():
+    for name, one in properties_of(panel).items():
         heights = [float(row[names.index(name)]) for row in rows]
         axes.bar(x, heights, bottom=below, label=one["displayName"])
         below = [a + b for a, b in zip(below, heights, strict=True)]
@@ -211,7 +209,7 @@ def _draw_bars(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
 def _finish(axes: Axes, panel: Mapping[str, Any]) -> None:
     unit = panel["fieldConfig"]["defaults"].get("unit")
     decimals = panel["fieldConfig"]["defaults"].get("decimals")
-    axes.yaxis.set_major_formatter(lambda value, _: _text(value, unit, decimals))
+    axes.yaxis.set_major_formatter(lambda value, _: text_of(value, unit, decimals))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)

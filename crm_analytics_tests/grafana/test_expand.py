@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 
 import pytest
 
+from crm_analytics.grafana.columns import DOLLARS
 from crm_analytics.grafana.expand import expand
 from crm_analytics.grafana.generate import generated
-from crm_analytics.grafana.preview import draw
+from crm_analytics.grafana.preview import draw, text_of
 from crm_analytics.grafana.queries import query
 from crm_analytics_tests.grafana.conftest import as_reader
 
@@ -51,6 +53,25 @@ def test_words_are_names_only():
     for words in ({"measure": "1; DROP TABLE x"}, {"other": "leads"}):
         with pytest.raises(ValueError, match="cannot put"):
             query("monthly_series_by_source", **words)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "decimals", "shown"),
+    [
+        (Decimal("3884.71"), DOLLARS, 0, "$3,885"),
+        (Decimal("1234.5"), DOLLARS, 2, "$1,234.50"),
+        (-1200, DOLLARS, 0, "$-1,200"),
+        (Decimal("0.3542"), "percentunit", 1, "35.4%"),
+        (Decimal("1234.50"), "locale", 2, "1,234.5"),
+        (Decimal("12.0"), "locale", 1, "12"),
+        (90000, "dtdhms", None, "1 d 01:00:00"),
+        (314.7, "dtdhms", None, "00:05:14"),
+        (date(2024, 2, 29), "time:YYYY-MM", None, "2024-02"),
+    ],
+)
+def test_previews_write_numbers_as_grafana_does(value, unit, decimals, shown):
+    """Expected texts were made with Grafana's own formatter (@grafana/data 12.4.0, locale en-US)."""
+    assert text_of(value, unit, decimals) == shown
 
 
 def test_previews_draw_every_dashboard(sample, new_database, tmp_path):
