@@ -187,9 +187,9 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "references_are_unique",
         "a payment provider's reference stands for one payment, for ever",
-        r"""SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
+        """SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
            FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
-                     SELECT *, nullif(regexp_replace(external_reference, '^\s+|\s+$', '', 'g'), '') AS reference
+                     SELECT *, nullif(regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') AS reference
                      FROM public.payments) q) p
            WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
              AND p.id IN (SELECT id FROM new_payment)""",

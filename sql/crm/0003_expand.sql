@@ -8,11 +8,13 @@ SET LOCAL lock_timeout = '30s';      -- … but a waiting ALTER TABLE holds ever
 CREATE SCHEMA IF NOT EXISTS crm_private;
 
 -- helpers that indexes need -------------------------------------------------------------------------
+-- No backslash in a plain literal, in any function: it means what the calling session's standard_conforming_strings
+-- says, and anybody may set that.
 
 CREATE FUNCTION crm_private.trimmed(p_text text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT NULLIF(regexp_replace(p_text, '^\s+|\s+$', '', 'g'), '') $$;
+AS $$ SELECT NULLIF(regexp_replace(p_text, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') $$;
 COMMENT ON FUNCTION crm_private.trimmed(text) IS
 'The text without white space around it; NULL where nothing is left. Payment references are compared in this form.';
 
@@ -20,7 +22,7 @@ CREATE FUNCTION crm_private.phone_digits(p_phone text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-  SELECT NULLIF(regexp_replace(regexp_replace(regexp_replace(p_phone, '\D', '', 'g'), '^00', ''), '^8(\d{10})$', '7\1'), '')
+  SELECT NULLIF(regexp_replace(regexp_replace(regexp_replace(p_phone, '[^0-9]', '', 'g'), '^00', ''), '^8(?=[0-9]{10}$)', '7'), '')
 $$;
 COMMENT ON FUNCTION crm_private.phone_digits(text) IS
 'The digits by which phones are compared: 00 in front is dropped, a Russian 8XXXXXXXXXX becomes 7XXXXXXXXXX.';

@@ -111,7 +111,7 @@ CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  IF crm_private.folded_email(p_value) !~ '^[^@\s]+@[^@\s]+$' THEN
+  IF crm_private.folded_email(p_value) !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
     PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
   END IF;
   RETURN crm_private.folded_email(p_value);

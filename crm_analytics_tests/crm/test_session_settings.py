@@ -1,0 +1,69 @@
+"""Settings that any caller may change for his session, and that change nothing about what the RPCs do."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import CrmClient, CrmResult, Invalid, invariants
+from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+
+
+def test_standard_conforming_strings_off(
+    crm_url: str, crm: Connection, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a session that reads backslashes in literals differently would book a reference twice and corrupt indexes."""
+    with psycopg.connect(
+        crm_url, autocommit=True, options="-c standard_conforming_strings=off"
+    ) as connection:
+        connection.execute("SET ROLE crm_app")
+        assert value(connection, "SHOW standard_conforming_strings") == "off"
+        client = CrmClient(connection)
+        first = pay(client, order, manager, 10, "REF-1", method="card")
+        assert pay(client, order, manager, 10, " \t\nREF-1 ", method="card").id == first.id
+        with pytest.raises(Invalid) as refused:
+            pay(client, order, manager, 10, "   ", method="card")
+        assert refused.value.detail["field"] == "p_external_reference"
+        people = [
+            client.create_lead_safe(source="s", full_name="s. Ross", phone=phone).data["customer_id"]
+            for phone in ("8 (912) 555-01-00", "+7 912 555 01 00", "007 912 555 01 00")
+        ]
+        assert len(set(people)) == 1
+        with pytest.raises(Invalid):
+            client.create_lead_safe(source="s", full_name="n", email="no address@example.com")
+        client.create_user_safe(name="s", email="ross@sss.example", role="manager", user_id=admin)
+    assert value(crm, "SELECT full_name FROM public.customers WHERE id = %s", people[0]) == "s. Ross"
+    assert value(crm, "SELECT email FROM public.users WHERE name = 's'") == "ross@sss.example"
+    # what another session computes is what stands in the index
+    crm.execute("SET enable_seqscan = off")
+    assert value(
+        crm,
+        "SELECT count(*) FROM public.customers WHERE crm_private.phone_digits(phone) = '79125550100'",
+    )
+
+
+def test_no_literal_depends_on_a_setting(crm: Connection) -> None:
+    """Without it a new function with a backslash in a plain literal would mean one thing here and another there."""
+    bodies = rows(
+        crm,
+        "SELECT oid::regprocedure::text, prosrc FROM pg_proc"
+        " WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)",
+    )
+    assert len(bodies) > 40
+    escaped = re.compile(r"\bE'(?:[^'\\]|\\.|'')*'")
+    assert [name for name, body in bodies if "\\" in escaped.sub("", body)] == []
+
+
+def test_invariants_with_standard_conforming_strings_off(
+    crm_url: str, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a database with that setting would have red checks for ever: references would lose their letters."""
+    pay(client, order, manager, 10, "s-1-s")
+    with psycopg.connect(
+        crm_url, autocommit=True, options="-c standard_conforming_strings=off"
+    ) as connection:
+        found = invariants.check(connection)
+    assert {name: result.examples for name, result in found.items() if not result.holds} == {}
