@@ -91,6 +91,7 @@ class AdoptionReport:
     tolerated: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     duplicate_references: int = 0
+    unreal_prices: int = 0
 
     def lines(self) -> list[str]:
         """The report for people, one finding a line."""
@@ -103,6 +104,11 @@ class AdoptionReport:
             lines.append(
                 f"{self.duplicate_references} payment(s) repeat an older payment's external reference: "
                 "their reference_key stays NULL"
+            )
+        if self.unreal_prices:
+            lines.append(
+                f"{self.unreal_prices} order(s) have the price NaN: their total_amount stays NULL; "
+                "give each its total with update_order_safe"
             )
         return lines
 
@@ -162,6 +168,7 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
         tolerated=tuple(_tolerated(connection, expected, expanded, ours, files[LABELS])),
         replaced=replaced,
         duplicate_references=_duplicate_references(connection),
+        unreal_prices=_unreal_prices(connection),
     )
     _stamp(connection, files[BASELINE])
     return report
@@ -315,13 +322,18 @@ def _tolerated(
 
 def _duplicate_references(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute(
-        r"""
+        """
         SELECT COALESCE(sum(n - 1), 0) FROM (
           SELECT count(*) AS n FROM public.payments
-          WHERE regexp_replace(external_reference, '^\s+|\s+$', '', 'g') <> ''
-          GROUP BY regexp_replace(external_reference, '^\s+|\s+$', '', 'g')) r
+          WHERE regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g') <> ''
+          GROUP BY regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g')) r
         """
     ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _unreal_prices(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT count(*) FROM public.orders WHERE final_price_eur = 'NaN'").fetchone()
     return int(row[0]) if row else 0
 
 

@@ -192,7 +192,9 @@ INVARIANTS: tuple[Invariant, ...] = (
                      SELECT *, nullif(regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') AS reference
                      FROM public.payments) q) p
            WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
-             AND p.id IN (SELECT id FROM new_payment)""",
+             AND p.id IN (SELECT id FROM new_payment)
+              OR p.reference_key IS DISTINCT FROM p.reference AND p.status = 'completed'  -- completed since adoption
+             AND p.id IN (SELECT entity_id FROM public.audit_log WHERE entity = 'payments' AND action = 'status_change')""",
     ),
     Invariant(
         "provider_payments_have_references",

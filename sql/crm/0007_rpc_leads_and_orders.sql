@@ -263,6 +263,7 @@ DECLARE
   v_actor public.users := crm_private.actor(p_user_id);
   v_items jsonb := crm_private.items('p_items', p_items);
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
+  v_other_total boolean;
   v_old public.orders;
   v_new public.orders;
 BEGIN
@@ -275,13 +276,14 @@ BEGIN
   END IF;
   v_old := crm_private.locked_order(p_order_id);
   PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
-  -- an adopted order without a total gets one even after payments, or it could never be paid
-  IF (v_old.total_amount IS NOT NULL AND p_total_amount <> v_old.total_amount
-      OR v_old.currency IS NOT NULL AND v_currency::public.currency_enum <> v_old.currency)
+  -- an adopted order without a total (or with NaN) gets one even after payments, or it could never be paid
+  v_other_total := COALESCE(p_total_amount <> NULLIF(v_old.total_amount, 'NaN'), false);
+  IF (v_other_total OR v_currency <> v_old.currency::text)
      AND EXISTS (SELECT FROM public.payments p WHERE p.order_id = v_old.id AND p.status = 'completed') THEN
     PERFORM crm_private.conflict('total_fixed', 'total and currency are fixed by the first completed payment',
-      jsonb_build_object('field', CASE WHEN p_total_amount <> v_old.total_amount THEN 'p_total_amount' ELSE 'p_currency' END,
-        'found', COALESCE(p_total_amount, v_old.total_amount), 'accepted', v_old.total_amount, 'currency', v_old.currency, 'id', v_old.id),
+      CASE WHEN v_other_total
+        THEN jsonb_build_object('field', 'p_total_amount', 'found', p_total_amount, 'accepted', v_old.total_amount, 'id', v_old.id)
+        ELSE jsonb_build_object('field', 'p_currency', 'found', v_currency, 'accepted', v_old.currency, 'id', v_old.id) END,
       'Leave them out; differences are settled by payments and refunds.');
   END IF;
   PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
@@ -308,7 +310,7 @@ END
 $$;
 COMMENT ON FUNCTION public.update_order_safe(uuid, uuid, uuid, jsonb, text, jsonb, numeric, numeric, text) IS
 'Changes an order''s manager, items, bike, commission, total or currency; never its status.
-Rules: any active user; what is NULL stays as it is; total and currency only before the first completed payment (an adopted order without a total may get one later).
+Rules: any active user; what is NULL stays as it is; total and currency only before the first completed payment (an adopted order without a total, or with NaN, may get one later).
 Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no such order or manager; PT409 total fixed by a payment, manager inactive.';
 
 CREATE FUNCTION public.advance_order_status_safe(
@@ -322,7 +324,6 @@ DECLARE
   v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.order_status_enum', true);
   v_order public.orders;
   v_required_role public.user_role_enum;
-  v_money record;
 BEGIN
   PERFORM crm_private.required_id('p_order_id', p_order_id);
   v_order := crm_private.locked_order(p_order_id);
@@ -339,11 +340,14 @@ BEGIN
   IF v_required_role = 'admin' THEN
     PERFORM crm_private.require_admin(v_actor, format('moving an order from %s to %s', v_order.status, v_new_status));
   END IF;
-  IF v_new_status = 'cancelled' THEN
-    SELECT * INTO v_money FROM crm_private.client_money(v_order);
-    IF v_money.paid - v_money.refunded > 0 THEN
-      PERFORM crm_private.require_admin(v_actor, 'cancelling an order that holds client money');
-    END IF;
+  -- in every currency: adopted client money need not be in the order's, and the order may have none
+  IF v_new_status = 'cancelled' AND EXISTS (
+    SELECT FROM public.payments p
+    WHERE p.order_id = v_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
+      AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
+    GROUP BY p.currency HAVING sum(CASE p.role WHEN 'refund' THEN -p.amount ELSE p.amount END) > 0
+  ) THEN
+    PERFORM crm_private.require_admin(v_actor, 'cancelling an order that holds client money');
   END IF;
   PERFORM crm_private.set_order_status(v_order.id, v_new_status::public.order_status_enum, v_actor.id,
     crm_private.trimmed(p_reason), crm_private.trimmed(p_notes), '{}'::jsonb);
@@ -352,7 +356,7 @@ END
 $$;
 COMMENT ON FUNCTION public.advance_order_status_safe(uuid, text, uuid, text, text) IS
 'Moves an order to another status, with event and audit.
-Rules: only the transitions of order_status_transitions, each with the role it needs; cancelling while the order holds client money needs an admin; paid is reached by payments only.
+Rules: only the transitions of order_status_transitions, each with the role it needs; cancelling while the order holds client money, in any currency, needs an admin; paid is reached by payments only.
 Errors: 42501 actor unknown or inactive, or no admin where one is needed; PT422 unknown status; PT404 no such order; PT409 transition not allowed.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);

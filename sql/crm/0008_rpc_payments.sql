@@ -233,6 +233,7 @@ DECLARE
   v_order public.orders;
   v_old public.payments;
   v_payment public.payments;
+  v_stored text;
   v_holder uuid;
 BEGIN
   PERFORM crm_private.required_id('p_payment_id', p_payment_id);
@@ -258,12 +259,19 @@ BEGIN
                     WHEN 'pending' THEN '["completed", "failed", "cancelled"]' ELSE '[]' END),
       'Completed, failed and cancelled payments stay; book another payment instead.');
   END IF;
-  IF v_reference <> crm_private.trimmed(v_old.external_reference) THEN
+  v_stored := crm_private.trimmed(v_old.external_reference);
+  IF v_reference <> v_stored THEN
     PERFORM crm_private.conflict('reference_fixed', 'this payment has another external reference',
       jsonb_build_object('field', 'external_reference', 'found', v_reference, 'accepted', v_old.external_reference, 'id', v_old.id),
       'Leave p_external_reference out, or find the payment that has this reference.');
   END IF;
-  v_reference := COALESCE(crm_private.trimmed(v_old.external_reference), v_reference);
+  IF v_new_status = 'completed' AND v_stored IS NOT NULL AND v_old.reference_key IS NULL THEN
+    PERFORM crm_private.conflict('reference_taken', 'an older payment has this external reference already',
+      jsonb_build_object('field', 'external_reference', 'found', v_stored, 'accepted', NULL,
+        'id', (SELECT p.id FROM public.payments p WHERE p.reference_key = v_stored)),
+      'A reference is booked once: cancel this adopted duplicate.');
+  END IF;
+  v_reference := COALESCE(v_stored, v_reference);
   PERFORM crm_private.check_reference_given(v_old.direction::text, v_old.method::text, v_new_status, v_reference);
   IF v_new_status IN ('pending', 'completed') THEN
     PERFORM crm_private.check_payment_state(v_order, v_old, v_new_status);
@@ -271,8 +279,8 @@ BEGIN
   BEGIN
     UPDATE public.payments p SET
       status = v_new_status::public.payment_status_enum,
-      external_reference = COALESCE(p.external_reference, v_reference),
-      reference_key = CASE WHEN p.external_reference IS NULL THEN v_reference ELSE p.reference_key END,
+      external_reference = CASE WHEN v_stored IS NULL THEN COALESCE(v_reference, p.external_reference) ELSE p.external_reference END,
+      reference_key = CASE WHEN v_stored IS NULL THEN v_reference ELSE p.reference_key END,
       updated_at = now()
     WHERE p.id = v_old.id RETURNING * INTO STRICT v_payment;
   EXCEPTION WHEN unique_violation THEN
@@ -288,7 +296,7 @@ END
 $$;
 COMMENT ON FUNCTION public.update_payment_status_safe(uuid, text, uuid, text) IS
 'Moves a payment: planned to pending, planned or pending to completed, failed or cancelled.
-Rules: those of record_generic_payment_safe hold for pending and completed, with the same effects on the order; a refund is changed by admins only; a reference can be added, never changed; failed and cancelled are possible whatever the order''s status.
+Rules: those of record_generic_payment_safe hold for pending and completed, with the same effects on the order; a refund is changed by admins only; a reference can be added, never changed; an adopted payment whose reference an older one holds is never completed; failed and cancelled are possible whatever the order''s status.
 Errors: 42501 actor unknown or inactive, refund by no admin; PT422 unknown status, reference missing; PT404 no such payment; PT409 transition not allowed, other reference or reference taken, order over, payout without client money, refund above what was paid.';
 
 CREATE FUNCTION public.checkout_order_safe(

@@ -16,7 +16,7 @@ LOCK TABLE public.users, public.customers, public.leads, public.orders, public.p
 -- the system user's audit row.
 
 UPDATE public.orders SET total_amount = final_price_eur, currency = 'EUR'
-WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur IS NOT NULL;
+WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur <> 'NaN';  -- no total: update_order_safe gives it one
 
 UPDATE public.shipments SET status = 'delivered' WHERE client_received AND status IS NULL;
 ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
@@ -160,7 +160,7 @@ BEGIN
         (OLD.id, OLD.order_id, OLD.direction, OLD.role, OLD.method, OLD.amount, OLD.currency, OLD.related_payment_id, OLD.created_at)
      OR OLD.status IN ('completed', 'failed', 'cancelled')
      OR (NEW.external_reference, NEW.reference_key) IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
-        AND (OLD.external_reference IS NOT NULL OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)) THEN
+        AND (crm_private.trimmed(OLD.external_reference) IS NOT NULL OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)) THEN
     RAISE EXCEPTION USING ERRCODE = '23514', MESSAGE = 'a booked payment changes its open status and its missing reference only',
       DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'id', OLD.id)::text,
       HINT = 'Correct it by another payment or a refund.';

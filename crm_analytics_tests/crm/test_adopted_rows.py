@@ -1,0 +1,159 @@
+"""What the RPCs do with rows adopted from before the guards, which hold what no RPC would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from decimal import Decimal
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import Conflict, CrmClient, Forbidden, invariants, migrate_crm
+from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
+from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
+
+Adopt = Callable[..., Connection]
+
+
+@pytest.fixture
+def adopt(new_database: Callable[..., str]) -> Iterator[Adopt]:
+    """Fills a database made from the DDL handed over, adopts it, and connects to it."""
+    with ExitStack() as stack:
+
+        def run(fill: str, report: Callable[[str], None] = lambda line: None) -> Connection:
+            url = new_database()
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(SEED_SCHEMA)
+                connection.execute(fill.encode())
+            migrate_crm(url=url, report=report)
+            return stack.enter_context(psycopg.connect(url, autocommit=True))
+
+        yield run
+
+
+def order_id(connection: Connection, code: str) -> UUID:
+    return value(connection, "SELECT id FROM public.orders WHERE order_code = %s", code)
+
+
+PENDING = """
+INSERT INTO public.orders (id, order_code, final_price_eur) VALUES (md5('a')::uuid, 'A', 100);
+INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, external_reference, created_at)
+SELECT md5('a')::uuid, 'incoming', 'client_payment', 'card', 10, 'EUR', p.status::public.payment_status_enum, p.reference, p.at::timestamptz
+FROM (VALUES {}) AS p (status, reference, at)
+"""
+
+
+@pytest.mark.parametrize("blank", ["''", "'  '", "NULL"])
+def test_blank_reference_is_filled_in(adopt: Adopt, blank: str) -> None:
+    """Without it the reference with which an old payment is completed would be dropped, and could be booked again."""
+    connection = adopt(PENDING.format(f"('planned', {blank}, '2020-01-01')"))
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    client.update_payment_status_safe(
+        payment_id=value(connection, "SELECT id FROM public.payments"),
+        new_status="completed",
+        user_id=manager,
+        external_reference=" R-777 ",
+    )
+    assert rows(connection, "SELECT external_reference, reference_key FROM public.payments") == [
+        ("R-777", "R-777")
+    ]
+    again = client.record_generic_payment_safe(
+        order_id=order_id(connection, "A"), direction="incoming", role="client_payment", method="card", amount=10,
+        currency="EUR", external_reference="R-777", user_id=manager,
+    )  # fmt: skip
+    assert again.duplicate
+
+
+def test_duplicate_of_a_reference_is_not_completed(adopt: Adopt) -> None:
+    """Without it one payment of a provider would be paid twice: the old row was stored under its reference two times."""
+    connection = adopt(
+        PENDING.format("('completed', 'DUP', '2020-01-01'), ('planned', ' DUP ', '2020-01-02')")
+    )
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    first, second = (row[0] for row in rows(connection, "SELECT id FROM public.payments ORDER BY created_at"))
+    client.update_payment_status_safe(payment_id=second, new_status="pending", user_id=manager)
+    for reference in (None, "DUP"):
+        with pytest.raises(Conflict) as refused:
+            client.update_payment_status_safe(
+                payment_id=second, new_status="completed", user_id=manager, external_reference=reference
+            )
+        assert refused.value.detail == {
+            "rule": "reference_taken", "field": "external_reference", "found": "DUP", "accepted": None,
+            "id": str(first),
+        }  # fmt: skip
+    client.update_payment_status_safe(payment_id=second, new_status="cancelled", user_id=manager)
+
+
+def test_a_completed_duplicate_is_an_offence(adopt: Adopt) -> None:
+    """Without it a faulty RPC could complete both of two old payments with one reference, and no check would say so."""
+    connection = adopt(
+        PENDING.format("('completed', 'DUP', '2020-01-01'), ('planned', ' DUP ', '2020-01-02')")
+    )
+    only = frozenset({"references_are_unique"})
+    assert invariants.check(connection, only)["references_are_unique"].holds
+    connection.execute(
+        "ALTER TABLE public.payments DISABLE TRIGGER guard_rows; ALTER TABLE public.audit_log DISABLE TRIGGER guard_rows;"
+        "UPDATE public.payments SET status = 'completed' WHERE status = 'planned';"
+        "INSERT INTO public.audit_log (action, entity, entity_id, payload)"
+        " SELECT 'status_change', 'payments', id, jsonb_build_object('old', 'planned', 'new', status)"
+        " FROM public.payments WHERE reference_key IS NULL"
+    )
+    assert invariants.check(connection, only)["references_are_unique"].offenders == 1
+
+
+@pytest.mark.parametrize(("price", "currency"), [("NULL", "EUR"), ("100", "RUB")])
+def test_cancelling_counts_client_money_in_every_currency(adopt: Adopt, price: str, currency: str) -> None:
+    """Without it a manager could cancel an old order whose money came in another currency, or before it had one."""
+    connection = adopt(
+        f"""
+        INSERT INTO public.orders (id, order_code, final_price_eur) VALUES (md5('a')::uuid, 'A', {price}), (md5('b')::uuid, 'B', {price});
+        INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status) VALUES
+          (md5('a')::uuid, 'incoming', 'client_payment', 'cash', 500, '{currency}', 'completed'),
+          (md5('a')::uuid, 'outgoing', 'refund', 'cash', 500, 'GBP', 'completed'),
+          (md5('b')::uuid, 'incoming', 'client_payment', 'cash', 500, '{currency}', 'completed'),
+          (md5('b')::uuid, 'outgoing', 'refund', 'cash', 500, '{currency}', 'completed'),
+          (md5('b')::uuid, 'incoming', 'client_payment', 'cash', 7, '{currency}', 'planned'),
+          (md5('b')::uuid, 'incoming', 'client_payment', 'cash', 'NaN', '{currency}', 'completed')
+        """
+    )
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    admin = add_user(connection, "Ada", "admin")
+    with pytest.raises(Forbidden) as refused:
+        client.advance_order_status_safe(
+            order_id=order_id(connection, "A"), new_status="cancelled", user_id=manager
+        )
+    assert refused.value.detail["rule"] == "role"
+    client.advance_order_status_safe(
+        order_id=order_id(connection, "A"), new_status="cancelled", user_id=admin
+    )
+    client.advance_order_status_safe(
+        order_id=order_id(connection, "B"), new_status="cancelled", user_id=manager
+    )
+
+
+@pytest.mark.parametrize("column", ["final_price_eur", "total_amount"])
+def test_price_that_is_no_number_is_no_total(adopt: Adopt, column: str) -> None:
+    """Without it an old order priced NaN could never be paid: nothing reaches NaN, and a payment fixed the total."""
+    lines: list[str] = []
+    connection = adopt(
+        f"""
+        ALTER TABLE public.orders ADD COLUMN total_amount numeric(12, 2), ADD COLUMN currency public.currency_enum;
+        INSERT INTO public.orders (id, order_code, currency, {column}) VALUES (md5('a')::uuid, 'A', 'EUR', 'NaN'), (md5('b')::uuid, 'B', NULL, 'NaN');
+        INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status)
+        VALUES (md5('a')::uuid, 'incoming', 'client_payment', 'cash', 40, 'EUR', 'completed')
+        """,
+        lines.append,
+    )
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    order = order_id(connection, "A")
+    if column == "final_price_eur":
+        assert rows(connection, "SELECT DISTINCT total_amount FROM public.orders") == [(None,)]
+        assert [line for line in lines if line.startswith("2 order(s) have the price NaN")]
+    client.update_order_safe(order_id=order, user_id=manager, total_amount=100, currency="EUR")
+    paid = client.record_generic_payment_safe(
+        order_id=order, direction="incoming", role="client_payment", method="cash", amount=60, currency="EUR",
+        user_id=manager,
+    )  # fmt: skip
+    assert (paid.data["order_status"], paid.data["overpaid"]) == ("paid", Decimal(0))
