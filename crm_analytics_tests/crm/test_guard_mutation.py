@@ -400,7 +400,7 @@ LOCKS = (
         "NULL;", _LEAD, _LEAD,
     ),
     Lock(
-        "audit log while sealing", "lock_audit_log", "LOCK TABLE public.audit_log IN SHARE MODE", "SELECT NULL::void", _LEAD,
+        "audit log while sealing", "lock_audit_log", "LOCK TABLE public.audit_log IN SHARE ROW EXCLUSIVE MODE", "SELECT NULL::void", _LEAD,
         "SELECT crm_private.seal_audit_safe()",
     ),
 )  # fmt: skip

@@ -174,6 +174,21 @@ def test_double_advance(
     ]  # fmt: skip
 
 
+def test_payment_completed_twice(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without reading the payment again behind the order's lock the second caller would act on what it was before."""
+    payment = pay(client, order, manager, 10, "r-1", status="pending")
+
+    def complete(c: CrmClient) -> CrmResult:
+        return c.update_payment_status_safe(payment_id=payment.id, new_status="completed", user_id=manager)
+
+    _, end = pair.waits(complete, complete)
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert (refused.value.detail["rule"], refused.value.detail["from"]) == ("payment_transition", "completed")
+
+
 def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
     """Without the order's lock a manager could cancel an order in the moment in which money arrives."""
     _, end = pair.waits(
@@ -308,6 +323,16 @@ def test_sealing_waits_for_rows_being_written(
     pair.first.execute("COMMIT")
     assert sealing.result(timeout=20) == value(crm, "SELECT max(id) FROM public.audit_log")
     assert rows(crm, "SELECT * FROM crm_private.broken_seals()") == []
+
+
+def test_two_sealings(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
+    """Without a lock that excludes itself two sealings at once would both write the next seal, and one fail."""
+    pair.first.execute("BEGIN")
+    first = value(pair.first, "SELECT crm_private.seal_audit_safe()")
+    second = pair.pool.submit(lambda: value(pair.second, "SELECT crm_private.seal_audit_safe()"))
+    pair.blocked(pair.second)
+    pair.first.execute("COMMIT")
+    assert second.result(timeout=20) == {**first, "row_count": 0}
 
 
 def test_sealing_gives_up_rather_than_block_the_crm(

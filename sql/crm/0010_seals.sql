@@ -22,9 +22,9 @@ COMMENT ON FUNCTION crm_private.audit_chain_hash(text, bigint, bigint) IS
 CREATE FUNCTION crm_private.lock_audit_log() RETURNS void
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS $$ LOCK TABLE public.audit_log IN SHARE MODE $$;
+AS $$ LOCK TABLE public.audit_log IN SHARE ROW EXCLUSIVE MODE $$;
 COMMENT ON FUNCTION crm_private.lock_audit_log() IS
-'Waits for the writers of audit_log and keeps new ones out. Runs as the owner: crm_rpc may not change audit rows, so it may not lock them.';
+'Waits for the writers of audit_log and for another sealing, and keeps new ones out. Runs as the owner: crm_rpc may not change audit rows, so it may not lock them.';
 
 CREATE FUNCTION crm_private.broken_seals() RETURNS TABLE (seq bigint, problem text)
 LANGUAGE sql STABLE
