@@ -276,8 +276,8 @@ class CrmClient:
         email: str | None = None,
         preferred_channel: str | None = None,
         country: str | None = None,
-        billing_address: Json | None = None,
-        delivery_details: Json | None = None,
+        billing_address: dict[str, Any] | None = None,
+        delivery_details: dict[str, Any] | None = None,
     ) -> CrmResult:
         """Changes a customer's name, contacts and addresses."""
         return self._call("update_customer_safe", locals())

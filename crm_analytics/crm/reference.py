@@ -83,6 +83,9 @@ PostgREST maps to an HTTP status, and a DETAIL of machine-readable JSON (`rule`,
 | `PT404` | 404 | a row that the call names does not exist |
 | `PT409` | 409 | the state of the data does not allow it |
 
+What identifies something (references, order and tracking numbers, e-mail addresses, phones, accounts) has at most 255
+characters. `found` shows the first 200 characters of a long argument.
+
 They are checked in this order: actor, input, existence, role, replay, state. A refused call changes nothing.
 `p_user_id` is the caller's word, so only trusted servers hold the role `crm_app`.
 """

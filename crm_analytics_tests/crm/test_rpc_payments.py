@@ -13,6 +13,7 @@ from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, va
 
 REFUND: dict[str, Any] = {"direction": "outgoing", "role": "refund"}
 SUPPLIER: dict[str, Any] = {"direction": "outgoing", "role": "supplier_payment"}
+TOO_LONG = "x" * 256
 
 
 @pytest.fixture
@@ -376,6 +377,32 @@ def test_refund_and_payout_rules_hold_when_completed_later(
     assert refused.value.detail["rule"] == "payout_after_payment"
 
 
+def test_payout_is_not_even_announced_without_client_money(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a payout planned while there was money could be sent to the bank (pending) after it went back."""
+    pay(client, order, manager, 100)
+    payout = pay(client, order, manager, 50, **SUPPLIER, status="planned")
+    pay(client, order, admin, 100, **REFUND)
+    with pytest.raises(Conflict) as refused:
+        client.update_payment_status_safe(payment_id=payout.id, new_status="pending", user_id=manager)
+    assert refused.value.detail["rule"] == "payout_after_payment"
+
+
+@pytest.mark.parametrize("over", ["failed", "cancelled"])
+def test_remedy_for_the_reference_of_a_failed_payment(
+    client: CrmClient, order: CrmResult, manager: UUID, over: str
+) -> None:
+    """Without it the remedy would be a call that is refused: a failed payment is never completed."""
+    pay(client, order, manager, 100, "r-1", status=over)
+    with pytest.raises(Conflict) as refused:
+        pay(client, order, manager, 100, "r-1")
+    assert refused.value.detail["accepted"] == over
+    assert (
+        refused.value.hint == "That payment is over, and its reference with it: a new attempt has a new one."
+    )
+
+
 def test_unknown_payment(client: CrmClient, manager: UUID) -> None:
     """Without it a wrong id would look like success."""
     with pytest.raises(NotFound):
@@ -398,3 +425,60 @@ def test_money_is_never_a_float(client: CrmClient, order: CrmResult, manager: UU
     """Without it 0.1 + 0.2 would be booked."""
     with pytest.raises(TypeError, match="pass a Decimal"):
         pay(client, order, manager, 0.3)
+
+
+def test_reference_is_not_too_long(client: CrmClient, order: CrmResult, manager: UUID) -> None:
+    """Without it a reference too long for the index would be an error of the database's, not of the argument."""
+    longest = "я" * 255
+    assert pay(client, order, manager, 1, longest).id == pay(client, order, manager, 1, f" {longest} ").id
+    pending = pay(client, order, manager, 1, status="pending")
+    for call in (
+        lambda: pay(client, order, manager, 1, TOO_LONG),
+        lambda: client.update_payment_status_safe(
+            payment_id=pending.id, new_status="completed", user_id=manager, external_reference=TOO_LONG
+        ),
+        lambda: client.checkout_order_safe(
+            customer_id=UUID(order.data["customer_id"]), items=[], total_amount=1, currency="EUR", method="card",
+            external_reference=TOO_LONG, user_id=manager,
+        ),
+    ):  # fmt: skip
+        with pytest.raises(Invalid) as refused:
+            call()
+        assert refused.value.detail["field"] == "p_external_reference"
+        assert refused.value.detail["accepted"] == "at most 255 characters"
+
+
+def test_errors_show_the_beginning_of_long_arguments(
+    client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a wrong label of three megabytes would come back twice, and into every log."""
+    with pytest.raises(Invalid) as refused:
+        pay(client, order, manager, 1, role="b" * 3_000_000)
+    assert refused.value.detail["found"] == "b" * 200 + "…"
+    assert len(refused.value.message) < 300
+    with pytest.raises(Invalid) as refused:
+        pay(client, order, manager, 1, role="b" * 200)
+    assert refused.value.detail["found"] == "b" * 200
+
+
+def test_checkout_repeated_with_something_else(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it a second basket would be answered with the first one's order, or a call without customer with anybody's."""
+    wanted: dict[str, Any] = {
+        "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A"}], "total_amount": 10,
+        "currency": "EUR", "method": "card", "external_reference": "c-1", "user_id": manager,
+    }  # fmt: skip
+    first = client.checkout_order_safe(**wanted)
+    with pytest.raises(Invalid) as invalid:
+        client.checkout_order_safe(**{**wanted, "customer_id": None})
+    assert invalid.value.detail["field"] == "p_customer_id"
+    with pytest.raises(Conflict) as refused:
+        client.checkout_order_safe(**{**wanted, "items": [{"model": "B"}]})
+    assert refused.value.detail == {
+        "rule": "reference_taken", "field": "p_items", "found": [{"model": "B"}], "accepted": [{"model": "A"}],
+        "id": value(crm, "SELECT id::text FROM public.payments WHERE reference_key = 'c-1'"),
+    }  # fmt: skip
+    # what became of the order since does not make the repeat another one
+    client.update_order_safe(order_id=first.id, user_id=manager, items=[{"model": "A", "colour": "blue"}])
+    assert client.checkout_order_safe(**wanted).duplicate

@@ -60,12 +60,13 @@ CREATE FUNCTION crm_private.invalid(p_field text, p_found text, p_accepted text)
 LANGUAGE plpgsql
 AS $$
 BEGIN
+  p_found := CASE WHEN length(p_found) > 200 THEN left(p_found, 200) || '…' ELSE p_found END;
   PERFORM crm_private.refuse('PT422', format('%s: %s is not accepted', p_field, COALESCE(quote_literal(p_found), 'nothing')),
     jsonb_build_object('rule', 'input', 'field', p_field, 'found', p_found, 'accepted', p_accepted),
     format('%s must be %s.', p_field, p_accepted));
 END
 $$;
-COMMENT ON FUNCTION crm_private.invalid(text, text, text) IS 'Refuses an argument: PT422 with field, found, accepted.';
+COMMENT ON FUNCTION crm_private.invalid(text, text, text) IS 'Refuses an argument: PT422 with field, found (the first 200 characters), accepted.';
 
 CREATE FUNCTION crm_private.label(p_field text, p_value text, p_type regtype, p_required boolean) RETURNS text
 LANGUAGE plpgsql STABLE
@@ -107,14 +108,31 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.required_id(text, uuid) IS 'PT422 where an id is missing.';
 
+CREATE FUNCTION crm_private.short_text(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+  v_text text := crm_private.trimmed(p_value);
+BEGIN
+  IF length(v_text) > 255 THEN
+    PERFORM crm_private.invalid(p_field, v_text, 'at most 255 characters');
+  END IF;
+  RETURN v_text;
+END
+$$;
+COMMENT ON FUNCTION crm_private.short_text(text, text) IS
+'The trimmed text, NULL where none is given; PT422 where it is too long for the index that it goes into.';
+
 CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
+DECLARE
+  v_email text := crm_private.folded_email(crm_private.short_text(p_field, p_value));
 BEGIN
-  IF crm_private.folded_email(p_value) !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
+  IF v_email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
     PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
   END IF;
-  RETURN crm_private.folded_email(p_value);
+  RETURN v_email;
 END
 $$;
 COMMENT ON FUNCTION crm_private.email(text, text) IS 'The folded address, NULL where none is given; PT422 where it is not one.';
@@ -122,11 +140,13 @@ COMMENT ON FUNCTION crm_private.email(text, text) IS 'The folded address, NULL w
 CREATE FUNCTION crm_private.phone(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
+DECLARE
+  v_phone text := crm_private.short_text(p_field, p_value);
 BEGIN
-  IF crm_private.trimmed(p_value) IS NOT NULL AND COALESCE(length(crm_private.phone_digits(p_value)), 0) < 5 THEN
-    PERFORM crm_private.invalid(p_field, p_value, 'a phone number (at least five digits)');
+  IF v_phone IS NOT NULL AND COALESCE(length(crm_private.phone_digits(v_phone)), 0) < 5 THEN
+    PERFORM crm_private.invalid(p_field, v_phone, 'a phone number (at least five digits)');
   END IF;
-  RETURN crm_private.trimmed(p_value);
+  RETURN v_phone;
 END
 $$;
 COMMENT ON FUNCTION crm_private.phone(text, text) IS 'The trimmed phone, NULL where none is given; PT422 where it has fewer than five digits.';
@@ -146,17 +166,17 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.amount(text, numeric, boolean) IS 'The amount if it is positive, finite and has at most two decimals; otherwise PT422.';
 
-CREATE FUNCTION crm_private.items(p_field text, p_value jsonb) RETURNS jsonb
+CREATE FUNCTION crm_private.json_of_type(p_field text, p_value jsonb, p_type text) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  IF jsonb_typeof(p_value) <> 'array' THEN
-    PERFORM crm_private.invalid(p_field, left(p_value::text, 200), 'a JSON array of positions');
+  IF jsonb_typeof(p_value) <> p_type THEN
+    PERFORM crm_private.invalid(p_field, p_value::text, 'a JSON ' || p_type);
   END IF;
   RETURN p_value;
 END
 $$;
-COMMENT ON FUNCTION crm_private.items(text, jsonb) IS 'The order positions; PT422 where they are not a JSON array.';
+COMMENT ON FUNCTION crm_private.json_of_type(text, jsonb, text) IS 'The JSON value, NULL where none is given; PT422 where it is of another type (array, object).';
 
 -- existence and state --------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_provider text := crm_private.required_text('p_provider', p_provider);
-  v_external_id text := crm_private.required_text('p_external_id', p_external_id);
+  v_provider text := crm_private.short_text('p_provider', crm_private.required_text('p_provider', p_provider));
+  v_external_id text := crm_private.short_text('p_external_id', crm_private.required_text('p_external_id', p_external_id));
   v_email text := crm_private.email('p_email', p_email);
   v_user public.users;
   v_mapped uuid;
@@ -45,7 +45,7 @@ $$;
 COMMENT ON FUNCTION public.resolve_crm_user(text, text, text) IS
 'Finds the CRM user behind an identity: by the identity map, else by e-mail address, and then maps it.
 Rules: the caller vouches that p_email is verified; a mapped identity is never mapped to somebody else; the result''s id goes into p_user_id of the other calls.
-Errors: PT422 provider or external id blank, p_email no address; 42501 unknown or inactive user.';
+Errors: PT422 provider or external id blank or too long, p_email no address; 42501 unknown or inactive user.';
 
 CREATE FUNCTION public.create_user_safe(p_name text, p_email text, p_role text, p_user_id uuid) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -120,8 +120,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_actor public.users := crm_private.actor(p_user_id);
-  v_provider text := crm_private.required_text('p_provider', p_provider);
-  v_external_id text := crm_private.required_text('p_external_id', p_external_id);
+  v_provider text := crm_private.short_text('p_provider', crm_private.required_text('p_provider', p_provider));
+  v_external_id text := crm_private.short_text('p_external_id', crm_private.required_text('p_external_id', p_external_id));
   v_mapped uuid;
 BEGIN
   PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
@@ -165,6 +165,8 @@ DECLARE
   v_phone text := crm_private.phone('p_phone', p_phone);
   v_email text := crm_private.email('p_email', p_email);
   v_channel text := crm_private.label('p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false);
+  v_billing_address jsonb := crm_private.json_of_type('p_billing_address', p_billing_address, 'object');
+  v_delivery_details jsonb := crm_private.json_of_type('p_delivery_details', p_delivery_details, 'object');
   v_old public.customers;
   v_new public.customers;
 BEGIN
@@ -179,8 +181,8 @@ BEGIN
     email = COALESCE(v_email, c.email),
     preferred_channel = COALESCE(v_channel::public.preferred_channel_enum, c.preferred_channel),
     country = COALESCE(crm_private.trimmed(p_country), c.country),
-    billing_address = COALESCE(p_billing_address, c.billing_address),
-    delivery_details = COALESCE(p_delivery_details, c.delivery_details)
+    billing_address = COALESCE(v_billing_address, c.billing_address),
+    delivery_details = COALESCE(v_delivery_details, c.delivery_details)
   WHERE c.id = v_old.id RETURNING * INTO v_new;
   PERFORM crm_private.audit_update(v_actor.id, 'customers', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
   RETURN jsonb_build_object('id', v_new.id);
@@ -188,8 +190,8 @@ END
 $$;
 COMMENT ON FUNCTION public.update_customer_safe(uuid, uuid, text, text, text, text, text, jsonb, jsonb) IS
 'Changes a customer''s name, contacts and addresses.
-Rules: any active user; what is NULL or blank stays as it is.
-Errors: 42501 actor unknown or inactive; PT422 phone, address or channel not accepted; PT404 no such customer.';
+Rules: any active user; what is NULL or blank stays as it is; billing address and delivery details are JSON objects.
+Errors: 42501 actor unknown or inactive; PT422 phone, e-mail address, channel, billing address or delivery details not accepted; PT404 no such customer.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

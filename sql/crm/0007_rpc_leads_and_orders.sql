@@ -156,8 +156,8 @@ DECLARE
   v_actor public.users := crm_private.actor(p_user_id, true);
   v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-  v_items jsonb := COALESCE(crm_private.items('p_items', p_items), '[]'::jsonb);
-  v_code text := crm_private.trimmed(p_order_code);
+  v_items jsonb := COALESCE(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
+  v_code text := crm_private.short_text('p_order_code', p_order_code);
   v_lead public.leads;
   v_old_lead_status public.lead_status_enum;
   v_customer_id uuid;
@@ -223,7 +223,7 @@ $$;
 COMMENT ON FUNCTION public.create_order_safe(uuid, uuid, jsonb, numeric, text, uuid, text, text, jsonb, numeric, uuid) IS
 'Creates an order with status created and its first event, from a lead or for a customer.
 Rules: total and currency are obligatory; from a lead: the order is linked to it, takes over its customer, bike and manager, and the lead becomes converted (from new or in_progress only); an order number is generated where none is given; final_price_eur is filled for EUR; without p_user_id the system user acts.
-Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items or commission not accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 lead rejected or converted, lead of another customer, order number taken, manager inactive.';
+Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number or commission not accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 lead rejected or converted, lead of another customer, order number taken, manager inactive.';
 
 CREATE FUNCTION public.quick_order_safe(
   p_source text, p_full_name text, p_items jsonb, p_total_amount numeric, p_currency text,
@@ -261,7 +261,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   v_actor public.users := crm_private.actor(p_user_id);
-  v_items jsonb := crm_private.items('p_items', p_items);
+  v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
   v_other_total boolean;
   v_old public.orders;

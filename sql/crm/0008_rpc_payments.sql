@@ -153,7 +153,7 @@ DECLARE
   v_amount numeric := crm_private.amount('p_amount', p_amount);
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
   v_status text := COALESCE(crm_private.label('p_status', p_status, 'public.payment_status_enum', false), 'completed');
-  v_reference text := crm_private.trimmed(p_external_reference);
+  v_reference text := crm_private.short_text('p_external_reference', p_external_reference);
   v_order public.orders;
   v_payment public.payments;
   v_related public.payments;
@@ -229,7 +229,7 @@ AS $$
 DECLARE
   v_actor public.users := crm_private.actor(p_user_id);
   v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.payment_status_enum', true);
-  v_reference text := crm_private.trimmed(p_external_reference);
+  v_reference text := crm_private.short_text('p_external_reference', p_external_reference);
   v_order public.orders;
   v_old public.payments;
   v_payment public.payments;
@@ -297,7 +297,7 @@ $$;
 COMMENT ON FUNCTION public.update_payment_status_safe(uuid, text, uuid, text) IS
 'Moves a payment: planned to pending, planned or pending to completed, failed or cancelled.
 Rules: those of record_generic_payment_safe hold for pending and completed, with the same effects on the order; a refund is changed by admins only; a reference can be added, never changed; an adopted payment whose reference an older one holds is never completed; failed and cancelled are possible whatever the order''s status.
-Errors: 42501 actor unknown or inactive, refund by no admin; PT422 unknown status, reference missing; PT404 no such payment; PT409 transition not allowed, other reference or reference taken, order over, payout without client money, refund above what was paid.';
+Errors: 42501 actor unknown or inactive, refund by no admin; PT422 unknown status, reference missing or too long; PT404 no such payment; PT409 transition not allowed, other reference or reference taken, order over, payout without client money, refund above what was paid.';
 
 CREATE FUNCTION public.checkout_order_safe(
   p_customer_id uuid, p_items jsonb, p_total_amount numeric, p_currency text, p_method text, p_external_reference text,
@@ -311,13 +311,13 @@ DECLARE
   v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
   v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
-  v_reference text := crm_private.trimmed(p_external_reference);
+  v_reference text := crm_private.short_text('p_external_reference', p_external_reference);
   v_first public.payments;
   v_order public.orders;
   v_created jsonb;
   v_payment jsonb;
 BEGIN
-  PERFORM crm_private.items('p_items', p_items);
+  PERFORM crm_private.json_of_type('p_items', p_items, 'array');
   PERFORM crm_private.check_reference_given('incoming', v_method, 'completed', v_reference);
   IF v_reference IS NOT NULL THEN
     -- A shop that repeats its checkout gets the first one back. Two at once: the second waits here, then finds it.

@@ -48,6 +48,9 @@ DECLARE
   v_title text := crm_private.required_text('p_title', p_title);
   v_task public.tasks;
 BEGIN
+  IF NOT isfinite(p_due_at) THEN
+    PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
+  END IF;
   IF p_order_id IS NOT NULL THEN
     PERFORM crm_private.locked_order(p_order_id);
   END IF;
@@ -66,7 +69,7 @@ $$;
 COMMENT ON FUNCTION public.create_task_safe(text, uuid, uuid, uuid, text, uuid, timestamptz) IS
 'Creates an open task, for an order, a lead or neither.
 Rules: any active user; the assignee, if given, is active.
-Errors: 42501 creator unknown or inactive; PT422 title blank; PT404 no such order, lead or assignee; PT409 assignee inactive.';
+Errors: 42501 creator unknown or inactive; PT422 title blank, due time infinite; PT404 no such order, lead or assignee; PT409 assignee inactive.';
 
 CREATE FUNCTION public.update_task_safe(
   p_task_id uuid, p_user_id uuid, p_completed boolean DEFAULT NULL, p_title text DEFAULT NULL, p_description text DEFAULT NULL,
@@ -81,6 +84,9 @@ DECLARE
   v_new public.tasks;
 BEGIN
   PERFORM crm_private.required_id('p_task_id', p_task_id);
+  IF NOT isfinite(p_due_at) THEN
+    PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
+  END IF;
   SELECT * INTO v_old FROM public.tasks t WHERE t.id = p_task_id FOR NO KEY UPDATE;
   IF NOT FOUND THEN
     PERFORM crm_private.not_found('tasks', 'p_task_id', p_task_id);
@@ -101,7 +107,7 @@ $$;
 COMMENT ON FUNCTION public.update_task_safe(uuid, uuid, boolean, text, text, uuid, timestamptz) IS
 'Completes, reopens or changes a task.
 Rules: any active user; what is NULL or blank stays as it is; status follows completed.
-Errors: 42501 actor unknown or inactive; PT422 p_task_id missing; PT404 no such task or assignee; PT409 assignee inactive.';
+Errors: 42501 actor unknown or inactive; PT422 p_task_id missing, due time infinite; PT404 no such task or assignee; PT409 assignee inactive.';
 
 CREATE FUNCTION public.upsert_shipment_safe(
   p_order_id uuid, p_user_id uuid, p_shipment_id uuid DEFAULT NULL, p_provider text DEFAULT NULL, p_tracking_number text DEFAULT NULL,
@@ -114,13 +120,16 @@ AS $$
 DECLARE
   v_actor public.users := crm_private.actor(p_user_id);
   v_provider text := crm_private.label('p_provider', p_provider, 'public.shipment_provider_enum', false);
-  v_tracking text := crm_private.trimmed(p_tracking_number);
+  v_tracking text := crm_private.short_text('p_tracking_number', p_tracking_number);
   v_old public.shipments;
   v_new public.shipments;
 BEGIN
   PERFORM crm_private.required_id('p_order_id', p_order_id);
   IF p_status NOT IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost') THEN
     PERFORM crm_private.invalid('p_status', p_status, 'one of created, shipped, in_transit, customs, delivered, lost');
+  END IF;
+  IF NOT isfinite(p_estimated_delivery_date) THEN
+    PERFORM crm_private.invalid('p_estimated_delivery_date', p_estimated_delivery_date::text, 'a finite date');
   END IF;
   PERFORM crm_private.locked_order(p_order_id);
   IF p_shipment_id IS NOT NULL THEN
@@ -165,7 +174,7 @@ $$;
 COMMENT ON FUNCTION public.upsert_shipment_safe(uuid, uuid, uuid, text, text, text, date, boolean, boolean, boolean) IS
 'Creates a shipment of an order or changes one.
 Rules: any active user; with p_shipment_id that one, else the order''s shipment with this tracking number and provider, else a new one (rusbid, created); what is NULL or blank stays as it is.
-Errors: 42501 actor unknown or inactive; PT422 unknown provider or status; PT404 no such order or shipment; PT409 shipment of another order.';
+Errors: 42501 actor unknown or inactive; PT422 unknown provider or status, tracking number too long, delivery date infinite; PT404 no such order or shipment; PT409 shipment of another order.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;
