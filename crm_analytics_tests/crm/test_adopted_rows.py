@@ -151,6 +151,9 @@ def test_price_that_is_no_number_is_no_total(adopt: Adopt, column: str) -> None:
     if column == "final_price_eur":
         assert rows(connection, "SELECT DISTINCT total_amount FROM public.orders") == [(None,)]
         assert [line for line in lines if line.startswith("2 order(s) have the price NaN")]
+    with pytest.raises(Conflict) as refused:  # what the row lacks is no fault of the argument's
+        client.update_order_safe(order_id=order_id(connection, "B"), user_id=manager, total_amount=100)
+    assert (refused.value.detail["rule"], refused.value.detail["field"]) == ("currency", "p_currency")
     client.update_order_safe(order_id=order, user_id=manager, total_amount=100, currency="EUR")
     paid = client.record_generic_payment_safe(
         order_id=order, direction="incoming", role="client_payment", method="cash", amount=60, currency="EUR",

@@ -142,6 +142,7 @@ def test_advance_order_checks_in_order(client: CrmClient, order: CrmResult, mana
         ({"commission_eur": -1}, "p_commission_eur"),
         ({"commission_eur": Decimal("NaN")}, "p_commission_eur"),
         ({"customer_id": None}, "p_customer_id"),
+        ({"order_code": "x" * 256}, "p_order_code"),
     ],
 )
 def test_order_input(
@@ -183,6 +184,15 @@ def test_order_numbers(crm: Connection, client: CrmClient, customer: UUID, manag
     with pytest.raises(Conflict) as refused:
         create(client, customer, manager, order_code=first.data["order_code"])
     assert (refused.value.detail["rule"], refused.value.detail["id"]) == ("unique_order_code", str(first.id))
+
+
+def test_order_numbers_beyond_a_million(
+    crm: Connection, client: CrmClient, customer: UUID, manager: UUID
+) -> None:
+    """Without it the millionth order would get the first digits of its number, and its successors the same ones."""
+    crm.execute("SELECT setval('crm_private.order_code_seq', 999999)")
+    found = [create(client, customer, manager).data["order_code"].partition("-")[2] for _ in range(2)]
+    assert found == ["1000000", "1000001"]
 
 
 def test_order_from_a_lead_takes_over(crm: Connection, client: CrmClient, manager: UUID, admin: UUID) -> None:
@@ -254,6 +264,8 @@ def test_lead_transitions(crm: Connection, client: CrmClient, manager: UUID) -> 
         ({"phone": None}, "p_contact"),
         ({"phone": "12 34"}, "p_phone"),
         ({"email": "not an address"}, "p_email"),
+        ({"phone": "5" * 256}, "p_phone"),
+        ({"email": "o" * 244 + "@example.com"}, "p_email"),
         ({"preferred_channel": "pigeon"}, "p_preferred_channel"),
         ({"estimated_budget_eur": -1}, "p_estimated_budget_eur"),
     ],
@@ -306,10 +318,16 @@ def test_total_is_fixed_by_the_first_payment(
     pay(client, order, manager, 1, currency="USD", status="pending")
     client.update_order_safe(order_id=order.id, user_id=manager, currency="EUR", total_amount=1000)
     pay(client, order, manager, 1)
-    for changed in ({"total_amount": 999}, {"currency": "USD"}):
+    for changed, field, found, accepted in (
+        ({"total_amount": 999}, "p_total_amount", 999, 1000),
+        ({"currency": "USD"}, "p_currency", "USD", "EUR"),
+        ({"currency": "USD", "total_amount": 1000}, "p_currency", "USD", "EUR"),
+    ):
         with pytest.raises(Conflict) as refused:
-            client.update_order_safe(order_id=order.id, user_id=manager, **changed)
-        assert refused.value.detail["rule"] == "total_fixed"
+            client.update_order_safe(order_id=order.id, user_id=manager, **changed)  # type: ignore[arg-type]
+        assert refused.value.detail == {
+            "rule": "total_fixed", "field": field, "found": found, "accepted": accepted, "id": str(order.id),
+        }  # fmt: skip
     # everything else stays editable, and repeating the fixed total is no change
     client.update_order_safe(order_id=order.id, user_id=manager, total_amount=1000, commission_eur=50)
 

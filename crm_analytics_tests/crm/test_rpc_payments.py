@@ -476,7 +476,7 @@ def test_checkout_repeated_with_something_else(
     with pytest.raises(Conflict) as refused:
         client.checkout_order_safe(**{**wanted, "items": [{"model": "B"}]})
     assert refused.value.detail == {
-        "rule": "reference_taken", "field": "p_items", "found": [{"model": "B"}], "accepted": [{"model": "A"}],
+        "rule": "reference_taken", "field": "p_items", "found": '[{"model": "B"}]', "accepted": '[{"model": "A"}]',
         "id": value(crm, "SELECT id::text FROM public.payments WHERE reference_key = 'c-1'"),
     }  # fmt: skip
     # what became of the order since does not make the repeat another one

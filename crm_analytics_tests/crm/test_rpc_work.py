@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg import errors
+from psycopg.types.json import Jsonb
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics_tests.crm.conftest import Connection, rows, value
@@ -85,6 +88,44 @@ def test_deactivated_user_acts_no_more(
         client.set_user_active_safe(crm_user_id=manager, active=None, user_id=admin)  # type: ignore[arg-type]
 
 
+def test_address_with_blanks_is_the_same_address(crm: Connection, client: CrmClient, admin: UUID) -> None:
+    """Without it a user whom the owner wrote with a blank too many could not log in, and would get a second account."""
+    user = value(
+        crm, "INSERT INTO public.users (name, email) VALUES ('Eve', ' Eve@example.com ') RETURNING id"
+    )
+    assert client.resolve_crm_user(provider="auth", external_id="1", email="eve@example.com").id == user
+    with pytest.raises(Conflict) as refused:
+        client.create_user_safe(name="Eve", email="eve@example.com", role="manager", user_id=admin)
+    assert refused.value.detail["id"] == str(user)
+
+
+def test_identifiers_are_not_too_long(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Without it a text too long for its index would be an error of the database's, not of the argument."""
+    longest, too_long = "я" * 255, "x" * 256
+    client.map_identity_safe(provider=longest, external_id=longest, crm_user_id=manager, user_id=admin)
+    client.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number=longest)
+    for call, field in (
+        (lambda: client.resolve_crm_user(provider=too_long, external_id="1"), "p_provider"),
+        (lambda: client.resolve_crm_user(provider="auth", external_id=too_long), "p_external_id"),
+        (
+            lambda: client.map_identity_safe(
+                provider="auth", external_id=too_long, crm_user_id=manager, user_id=admin
+            ),
+            "p_external_id",
+        ),
+        (
+            lambda: client.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number=too_long),
+            "p_tracking_number",
+        ),
+    ):
+        with pytest.raises(Invalid) as refused:
+            call()
+        assert refused.value.detail["field"] == field
+        assert refused.value.detail["accepted"] == "at most 255 characters"
+
+
 def test_identity_is_never_remapped(crm: Connection, client: CrmClient, admin: UUID, manager: UUID) -> None:
     """Without it an account could be handed from one user to another, and the trail lie."""
     wanted: dict[str, Any] = {"provider": " auth ", "external_id": "1", "user_id": admin}
@@ -122,6 +163,14 @@ def test_customer_edits(crm: Connection, client: CrmClient, order: CrmResult, ma
     }  # fmt: skip
     with pytest.raises(Invalid):
         client.update_customer_safe(customer_id=customer, user_id=manager, phone="1")
+    for name in ("billing_address", "delivery_details"):
+        for scalar in (42, "street", [1], None):
+            with pytest.raises(Invalid) as invalid:
+                client.update_customer_safe(customer_id=customer, user_id=manager, **{name: Jsonb(scalar)})  # type: ignore[arg-type]
+            assert (invalid.value.detail["field"], invalid.value.detail["accepted"]) == (
+                f"p_{name}",
+                "a JSON object",
+            )
     with pytest.raises(NotFound):
         client.update_customer_safe(customer_id=uuid4(), user_id=manager)
 
@@ -166,14 +215,49 @@ def test_task_life(crm: Connection, client: CrmClient, manager: UUID) -> None:
             call()
 
 
+@pytest.mark.parametrize("infinite", ["infinity", "-infinity"])
+def test_times_are_finite(crm: Connection, order: CrmResult, manager: UUID, infinite: str) -> None:
+    """Without it a task due at infinity would break whatever reckons with its time."""
+    for call, field in (
+        ("create_task_safe(p_title => 't', p_created_by => %(who)s, p_due_at => %(at)s)", "p_due_at"),
+        ("update_task_safe(p_task_id => %(who)s, p_user_id => %(who)s, p_due_at => %(at)s)", "p_due_at"),
+        (
+            "upsert_shipment_safe(p_order_id => %(order)s, p_user_id => %(who)s, p_estimated_delivery_date => %(at)s)",
+            "p_estimated_delivery_date",
+        ),
+    ):
+        with pytest.raises(errors.Error) as refused, crm.transaction():
+            crm.execute(f"SELECT public.{call}", {"who": manager, "order": order.id, "at": infinite})
+        assert refused.value.sqlstate == "PT422"
+        assert json.loads(refused.value.diag.message_detail or "")["field"] == field
+
+
+def test_parcel_is_found_without_its_carrier(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Without it news of a parcel that names no carrier would make a second row of the standard one."""
+    parcel = client.upsert_shipment_safe(
+        order_id=order.id, user_id=manager, tracking_number="T-1", provider="cdek"
+    )
+    moved = client.upsert_shipment_safe(
+        order_id=order.id, user_id=manager, tracking_number="T-1", status="customs"
+    )
+    assert moved.id == parcel.id
+    assert rows(crm, "SELECT provider::text, status FROM public.shipments") == [("cdek", "customs")]
+
+
 def test_shipment_rules(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
     """Without it a parcel could move to another order, or two carriers' numbers be mixed up."""
-    first = client.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number="T-1")
+    first = client.upsert_shipment_safe(
+        order_id=order.id, user_id=manager, tracking_number="T-1", provider="rusbid"
+    )
     second = client.upsert_shipment_safe(
         order_id=order.id, user_id=manager, tracking_number="T-1", provider="cdek",
         estimated_delivery_date=date(2026, 4, 1),
     )  # fmt: skip
     assert first.id != second.id
+    again = client.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number="T-1")
+    assert again.id == first.id  # of two parcels with one number the older
     assert client.upsert_shipment_safe(order_id=order.id, user_id=manager).id not in (first.id, second.id)
     client.upsert_shipment_safe(
         order_id=order.id, user_id=manager, shipment_id=first.id, status="customs", warehouse_received=True

@@ -158,6 +158,7 @@ DECLARE
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
   v_items jsonb := COALESCE(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
   v_code text := crm_private.short_text('p_order_code', p_order_code);
+  v_number text;
   v_lead public.leads;
   v_old_lead_status public.lead_status_enum;
   v_customer_id uuid;
@@ -190,10 +191,14 @@ BEGIN
   PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
 
   LOOP
+    IF v_code IS NULL THEN
+      v_number := nextval('crm_private.order_code_seq');
+    END IF;
     INSERT INTO public.orders (order_code, customer_id, lead_id, bike_url, bike_snapshot, final_price_eur, commission_eur,
                                status, assigned_manager, items, total_amount, currency, created_by, updated_by)
     VALUES (
-      COALESCE(v_code, 'B' || to_char(now() AT TIME ZONE 'UTC', 'YYMM') || '-' || lpad(nextval('crm_private.order_code_seq')::text, 6, '0')),
+      -- lpad cuts what is longer
+      COALESCE(v_code, 'B' || to_char(now() AT TIME ZONE 'UTC', 'YYMM') || '-' || lpad(v_number, greatest(6, length(v_number)), '0')),
       v_customer_id, v_lead.id, COALESCE(crm_private.trimmed(p_bike_url), v_lead.bike_url), COALESCE(p_bike_snapshot, v_lead.bike_snapshot),
       CASE WHEN v_currency = 'EUR' THEN v_total END, p_commission_eur, 'created', COALESCE(p_assigned_manager, v_lead.assigned_to),
       v_items, v_total, v_currency::public.currency_enum, v_actor.id, v_actor.id)
@@ -288,7 +293,9 @@ BEGIN
   END IF;
   PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
   IF COALESCE(p_total_amount, v_old.total_amount) IS NOT NULL AND COALESCE(v_currency, v_old.currency::text) IS NULL THEN
-    PERFORM crm_private.invalid('p_currency', NULL, 'given together with the first total');
+    PERFORM crm_private.conflict('currency', 'this order has no currency yet',
+      jsonb_build_object('field', 'p_currency', 'found', NULL, 'accepted', 'given together with the first total', 'id', v_old.id),
+      'Pass p_currency as well.');
   END IF;
   UPDATE public.orders o SET
     assigned_manager = COALESCE(p_assigned_manager, o.assigned_manager),
@@ -311,7 +318,7 @@ $$;
 COMMENT ON FUNCTION public.update_order_safe(uuid, uuid, uuid, jsonb, text, jsonb, numeric, numeric, text) IS
 'Changes an order''s manager, items, bike, commission, total or currency; never its status.
 Rules: any active user; what is NULL stays as it is; total and currency only before the first completed payment (an adopted order without a total, or with NaN, may get one later).
-Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no such order or manager; PT409 total fixed by a payment, manager inactive.';
+Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no such order or manager; PT409 total fixed by a payment, first total without currency, manager inactive.';
 
 CREATE FUNCTION public.advance_order_status_safe(
   p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL

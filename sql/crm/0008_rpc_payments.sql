@@ -33,7 +33,9 @@ BEGIN
   IF p_status = 'completed' AND p_payment.status <> 'completed' THEN
     PERFORM crm_private.conflict('reference_taken', 'this external reference belongs to a payment that is ' || p_payment.status,
       jsonb_build_object('field', 'status', 'found', p_status, 'accepted', p_payment.status, 'id', p_payment.id),
-      'Complete that payment with update_payment_status_safe.');
+      CASE WHEN p_payment.status IN ('failed', 'cancelled')
+        THEN 'That payment is over, and its reference with it: a new attempt has a new one.'
+        ELSE 'Complete that payment with update_payment_status_safe.' END);
   END IF;
 END
 $$;
@@ -312,12 +314,16 @@ DECLARE
   v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
   v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
   v_reference text := crm_private.short_text('p_external_reference', p_external_reference);
+  v_items jsonb := COALESCE(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
   v_first public.payments;
+  v_first_items jsonb;
   v_order public.orders;
   v_created jsonb;
   v_payment jsonb;
 BEGIN
-  PERFORM crm_private.json_of_type('p_items', p_items, 'array');
+  IF p_lead_id IS NULL THEN
+    PERFORM crm_private.required_id('p_customer_id', p_customer_id);
+  END IF;
   PERFORM crm_private.check_reference_given('incoming', v_method, 'completed', v_reference);
   IF v_reference IS NOT NULL THEN
     -- A shop that repeats its checkout gets the first one back. Two at once: the second waits here, then finds it.
@@ -332,6 +338,14 @@ BEGIN
         PERFORM crm_private.conflict('reference_taken', 'this external reference paid another order',
           jsonb_build_object('field', 'order_id', 'found', NULL, 'accepted', v_order.id, 'id', v_first.id),
           'A reference is booked once. Look at the payment it belongs to.');
+      END IF;
+      -- as the first checkout said: people may have edited the order since
+      SELECT l.payload #> '{row,items}' INTO v_first_items FROM public.audit_log l
+      WHERE l.entity = 'orders' AND l.entity_id = v_order.id AND l.action = 'create';
+      IF v_items <> v_first_items THEN
+        PERFORM crm_private.conflict('reference_taken', 'this external reference paid other items',
+          jsonb_build_object('field', 'p_items', 'found', left(v_items::text, 200), 'accepted', left(v_first_items::text, 200), 'id', v_first.id),
+          'A reference is booked once. Look at the order that it paid.');
       END IF;
       RETURN crm_private.repeated_payment(v_first) || jsonb_build_object('id', v_order.id, 'payment_id', v_first.id,
         'order_code', v_order.order_code, 'status', v_order.status);
@@ -350,7 +364,7 @@ END
 $$;
 COMMENT ON FUNCTION public.checkout_order_safe(uuid, jsonb, numeric, text, text, text, uuid, uuid) IS
 'Creates an order and books the client''s completed payment of its total, all or nothing; the order ends paid.
-Rules: those of create_order_safe and record_generic_payment_safe; repeating a checkout with its reference returns the first order with duplicate true. The result''s id is the order''s, payment_id the payment''s.
+Rules: those of create_order_safe and record_generic_payment_safe; repeating a checkout with its reference, customer, items and total returns the first order with duplicate true. The result''s id is the order''s, payment_id the payment''s.
 Errors: those of create_order_safe and record_generic_payment_safe; 42501 also where p_user_id is NULL.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);

@@ -145,7 +145,7 @@ BEGIN
   ELSIF v_tracking IS NOT NULL THEN
     -- the order's lock makes the parcel with this tracking number one row, also for two callers at once
     SELECT * INTO v_old FROM public.shipments s
-    WHERE s.order_id = p_order_id AND s.tracking_number = v_tracking AND s.provider::text = COALESCE(v_provider, 'rusbid')
+    WHERE s.order_id = p_order_id AND s.tracking_number = v_tracking AND s.provider::text = COALESCE(v_provider, s.provider::text)
     ORDER BY s.created_at, s.id LIMIT 1 FOR NO KEY UPDATE;
   END IF;
   IF v_old.id IS NULL THEN
@@ -173,7 +173,7 @@ END
 $$;
 COMMENT ON FUNCTION public.upsert_shipment_safe(uuid, uuid, uuid, text, text, text, date, boolean, boolean, boolean) IS
 'Creates a shipment of an order or changes one.
-Rules: any active user; with p_shipment_id that one, else the order''s shipment with this tracking number and provider, else a new one (rusbid, created); what is NULL or blank stays as it is.
+Rules: any active user; with p_shipment_id that one, else the order''s oldest shipment with this tracking number (and provider, where one is given), else a new one (rusbid, created); what is NULL or blank stays as it is.
 Errors: 42501 actor unknown or inactive; PT422 unknown provider or status, tracking number too long, delivery date infinite; PT404 no such order or shipment; PT409 shipment of another order.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
