@@ -156,7 +156,7 @@ ON CONFLICT (id) DO NOTHING;
 
 -- constraints and indexes -------------------------------------------------------------------------------------
 
-CREATE UNIQUE INDEX users_email_folded_key ON public.users USING btree (lower(email));
+CREATE UNIQUE INDEX users_email_folded_key ON public.users USING btree (crm_private.folded_email(email));
 CREATE INDEX idx_customers_phone_digits ON public.customers USING btree (crm_private.phone_digits(phone));
 CREATE INDEX idx_customers_email ON public.customers USING btree (crm_private.folded_email(email));
 CREATE INDEX idx_leads_customer ON public.leads USING btree (customer_id);

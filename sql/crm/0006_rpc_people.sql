@@ -18,7 +18,7 @@ BEGIN
   SELECT m.crm_user_id INTO v_mapped FROM public.user_identity_map m
   WHERE m.provider = v_provider AND m.external_id = v_external_id;
   IF v_mapped IS NULL AND v_email IS NOT NULL THEN
-    SELECT u.id INTO v_mapped FROM public.users u WHERE lower(u.email) = v_email AND u.active;
+    SELECT u.id INTO v_mapped FROM public.users u WHERE crm_private.folded_email(u.email) = v_email AND u.active;
     IF FOUND THEN
       INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
       VALUES (v_provider, v_external_id, v_mapped) ON CONFLICT DO NOTHING;
@@ -60,9 +60,9 @@ DECLARE
 BEGIN
   PERFORM crm_private.require_admin(v_actor, 'creating a user');
   INSERT INTO public.users (name, email, role) VALUES (v_name, v_email, v_role::public.user_role_enum)
-  ON CONFLICT (lower(email)) DO NOTHING RETURNING * INTO v_user;
+  ON CONFLICT (crm_private.folded_email(email)) DO NOTHING RETURNING * INTO v_user;
   IF NOT FOUND THEN
-    SELECT * INTO v_user FROM public.users u WHERE lower(u.email) = v_email;
+    SELECT * INTO v_user FROM public.users u WHERE crm_private.folded_email(u.email) = v_email;
     PERFORM crm_private.conflict('unique_email', 'a user with this e-mail address exists',
       jsonb_build_object('field', 'p_email', 'found', v_email, 'accepted', 'an address that no user has', 'id', v_user.id),
       'Use the existing user (set_user_active_safe if inactive).');
@@ -73,7 +73,7 @@ END
 $$;
 COMMENT ON FUNCTION public.create_user_safe(text, text, text, uuid) IS
 'Creates an active CRM user.
-Rules: admins only; the e-mail address is unique, case does not count. The very first admin: crm-analytics crm create-admin.
+Rules: admins only; the e-mail address is unique, case and blanks around it do not count. The very first admin: crm-analytics crm create-admin.
 Errors: 42501 actor unknown, inactive or no admin; PT422 name blank, address or role not accepted; PT409 address taken.';
 
 CREATE FUNCTION public.set_user_active_safe(p_crm_user_id uuid, p_active boolean, p_user_id uuid) RETURNS jsonb
