@@ -104,6 +104,20 @@ def test_age_counts_what_is_unfinished(grafana, now):
     assert all(0 <= r["mean_days"] <= r["longest_days"] < 1 for r in found)
 
 
+def test_age_leaves_out_what_began_at_infinity(new_database, now):
+    """One adopted row without a real date would be an error, or an infinite mean, for all."""
+    url = new_database("crm")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE public.leads DISABLE TRIGGER guard_rows;"
+            "INSERT INTO public.leads (source, created_at) VALUES ('old', '-infinity'), ('old', 'infinity'),"
+            " ('old', now() - interval '2 days')"
+        )
+    with as_reader(url, "crm") as connection:
+        (found,) = rows(connection, "crm_age_in_status", now)
+    assert (found["rows"], found["mean_days"], found["longest_days"]) == (3, 2, 2)
+
+
 def test_money_counts_completed_payments_only(grafana, now):
     """A planned payment is not money."""
     (money,) = rows(grafana, "crm_money_by_month", now)

@@ -51,11 +51,11 @@ COMMENT ON COLUMN reporting.orders_by_month.month IS 'First day of the month.';
 COMMENT ON COLUMN reporting.orders_by_month.status IS 'Present status.';
 COMMENT ON COLUMN reporting.orders_by_month.orders IS 'Number of orders.';
 
--- Only what is unfinished has an age worth watching.
+-- Only what is unfinished has an age worth watching; an adopted row may be dated at infinity, and then has none.
 CREATE VIEW reporting.age_in_status AS
 SELECT a.entity, a.status, a.position, count(*) AS rows,
-    round(avg(extract(epoch FROM now() - a.since)) / 86400, 1) AS mean_days,
-    round(max(extract(epoch FROM now() - a.since)) / 86400, 1) AS longest_days
+    round(avg(extract(epoch FROM now() - CASE WHEN isfinite(a.since) THEN a.since END)) / 86400, 1) AS mean_days,
+    round(max(extract(epoch FROM now() - CASE WHEN isfinite(a.since) THEN a.since END)) / 86400, 1) AS longest_days
 FROM (
     SELECT 'order' AS entity, o.status::text AS status, array_position(enum_range(o.status), o.status) AS position,
         coalesce((
