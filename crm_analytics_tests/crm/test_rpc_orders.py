@@ -324,7 +324,7 @@ def test_total_is_fixed_by_the_first_payment(
         ({"currency": "USD", "total_amount": 1000}, "p_currency", "USD", "EUR"),
     ):
         with pytest.raises(Conflict) as refused:
-            client.update_order_safe(order_id=order.id, user_id=manager, **changed)  # type: ignore[arg-type]
+            client.update_order_safe(order_id=order.id, user_id=manager, **changed)
         assert refused.value.detail == {
             "rule": "total_fixed", "field": field, "found": found, "accepted": accepted, "id": str(order.id),
         }  # fmt: skip
