@@ -152,7 +152,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
             errors.print(
                 f"without the database, which is not reachable: {error}", style="dim", highlight=False
             )
-    sys.exit(0 if check_files(files, console=console, timezone=config.timezone, connection=connection) else 1)
+    good = check_files(
+        files, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
+    )
+    sys.exit(0 if good else 1)
 
 
 @main.command()

@@ -17,12 +17,14 @@ from typing import Any
 import dagster as dg
 import psycopg
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from crm_analytics import migrations
 from crm_analytics.database import connect, resolved
+from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.months import next_month
 from crm_analytics.settings import PROJECT_DIR, Settings
 
@@ -165,15 +167,9 @@ def _summary(
         console.print(table)
     else:
         console.print("no new or changed files")
-    unread = connection.execute(
-        "SELECT path, message FROM raw.source_files f WHERE status IN ('refused', 'unrecognised') AND NOT EXISTS"
-        " (SELECT FROM raw.source_files n WHERE n.path = f.path AND n.file_id > f.file_id) ORDER BY path"
-    ).fetchall()
-    unread = [
-        (path, message) for path, message in unread if (landing / path).is_file()
-    ]  # not those removed since
-    for path, message in unread:
-        console.print(f"[red]not loaded[/] {path}: {message}", highlight=False)
+    unread = landing_folder.not_loaded(connection, landing)
+    for message in unread:
+        console.print(f"[red]not loaded[/] {escape(message)}", highlight=False)
     changed = connection.execute(
         "SELECT count(*), coalesce(sum(changed_rows), 0) FROM analytics.refresh_log WHERE run_id = %s",
         [run_id],

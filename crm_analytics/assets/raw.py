@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from crm_analytics.assets.metadata import OWNERS, definition_metadata, table_metadata
+from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.ingest.loader import LoadResult, load_source
 from crm_analytics.ingest.sources import SOURCES, Source
 from crm_analytics.months import months_between
@@ -77,6 +78,7 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
             timezone=settings().timezone,
             run_id=context.run_id,
             force=config.force,
+            quiet_seconds=landing_folder.QUIET_SECONDS,
             report=context.log.info,
         )
         with analytics.connect() as connection:
@@ -125,6 +127,7 @@ def _files_metadata(result: LoadResult) -> dict[str, Any]:
     return {
         "files_loaded": sum(file.status == "loaded" for file in result.files),
         "files_refused": len(result.refused),
+        "files_waiting": sum(file.status == "waiting" for file in result.files),
         "records_quarantined": totals.quarantined,
         "records_changed": totals.inserted + totals.updated,
     }

@@ -12,7 +12,7 @@ import dagster as dg
 from crm_analytics.assets.metrics import DAILY, MONTHLY
 from crm_analytics.assets.raw import RAW_KEYS
 from crm_analytics.automation.jobs import refresh_job
-from crm_analytics.ingest.landing import pending
+from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.months import contiguous
 from crm_analytics.partitions import key_month, months, range_tags
@@ -23,7 +23,6 @@ from crm_analytics.warehouse.refresh import StaleMonth, stale_months
 
 METRICS = [DAILY, MONTHLY]
 INTERVAL = 10  # seconds between a sensor's ticks
-QUIET = 5.0  # seconds that a file must have kept its size and time: younger ones are still being written
 
 
 def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
@@ -92,12 +91,13 @@ def load_landing_files(
     if not folder.is_dir():
         return dg.SkipReason(f"the landing folder {folder} does not exist: create it, or set LANDING_DIR")
     with analytics.connect() as connection:
-        news = pending(connection, folder, quiet_seconds=QUIET)
+        news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
     if not news:
-        return dg.SkipReason("no new or changed files")
+        unreadable = "".join(f"; {entry.message}" for entry in landing_folder.scan(folder).unreadable)
+        return dg.SkipReason("no new or changed files" + unreadable)
     current = max(key_month(key) for key in months.get_partition_keys())
     fingerprint = hashlib.sha256(
-        repr(sorted((f.name, f.size, f.modified_at) for f in news)).encode()
+        repr(sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news)).encode()
     ).hexdigest()
     wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
     keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]

@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused_sql, vanished_sql
+from crm_analytics.ingest.landing import scan
 from crm_analytics.ingest.plans import PLANS
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.partitions import window_of
@@ -117,6 +118,7 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
                 yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
             if source is not None and "files_read" in wanted:
                 rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
+                rows += _unreadable(landing.path(), source.name)
                 yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
 
     return checks
@@ -124,7 +126,16 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
 
 def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Without the files that somebody has removed since; where the folder cannot be seen, all of them."""
-    return [row for row in rows if (folder / row["path"]).is_file()] if folder.is_dir() else rows
+    if not folder.is_dir():
+        return rows
+    there = {file.name for file in scan(folder).files}
+    return [row for row in rows if row["path"] in there]
+
+
+def _unreadable(folder: Path, source: str | None) -> list[dict[str, Any]]:
+    """What stands in the landing folder and cannot be read at all: the ledger has no entry for it."""
+    found = scan(folder).unreadable if folder.is_dir() else []
+    return [{"path": entry.name, "message": entry.message} for entry in found if entry.source == source]
 
 
 def _run(
@@ -132,7 +143,7 @@ def _run(
 ) -> dg.AssetCheckResult:
     rows = _rows(connection, query.sql, parameters)
     if query.name == "unrecognised_files":
-        rows = _still_there(rows, folder)
+        rows = _still_there(rows, folder) + _unreadable(folder, None)
     return _result(query.asset, query.name, rows, query.description, query.error)
 
 

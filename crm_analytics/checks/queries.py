@@ -42,7 +42,7 @@ QUERIES = (
         "raw/jobs",
         "Files in the landing folder that no source fits. Remedy: put them into the folder of their source, or delete them.",
         "SELECT path, message FROM raw.source_files f WHERE status = 'unrecognised'"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.file_id > f.file_id)"
+        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
         " ORDER BY path",
     ),
     Query(
@@ -179,6 +179,6 @@ def refused_sql() -> str:
     """Refused files of a source (`%(source)s`) whose path has no newer content."""
     return (
         "SELECT path, message FROM raw.source_files f WHERE status = 'refused' AND source = %(source)s"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.file_id > f.file_id)"
+        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
         " ORDER BY path"
     )

@@ -57,14 +57,19 @@ class FileReport:
     database: Counts | None = None  #: what the database would count; None without one
 
 
-def examine(path: Path, *, timezone: ZoneInfo, connection: Connection | None = None) -> FileReport:
+def examine(
+    path: Path, *, timezone: ZoneInfo, landing: Path | None = None, connection: Connection | None = None
+) -> FileReport:
     """Read a file as the loader would; with a connection, load it in a transaction that is rolled back.
 
-    A file in a folder named like a source belongs to that source; any other is recognised by name or header.
-    `timezone` is the business timezone.
+    Args:
+        path: a file of the landing folder, or one that lies elsewhere: then the nearest folder above it that is
+            named like a source says its source, and without one its name or header.
+        timezone: the business timezone.
+        landing: the landing folder.
+        connection: to the analytics database.
     """
-    path = path.resolve()
-    landing = path.parent.parent if path.parent.name in SOURCES else path.parent
+    path, landing = _place(path, landing)
     report = FileReport(path)
     try:
         source = recognise(path, landing)
@@ -89,6 +94,17 @@ def examine(path: Path, *, timezone: ZoneInfo, connection: Connection | None = N
             report.quarantined = [Quarantined(*row) for row in rejected]
             report.warnings = result.warnings + ([result.message] if result.message else [])
     return report
+
+
+def _place(path: Path, landing: Path | None) -> tuple[Path, Path]:
+    """The file's path, absolute, and the landing folder that it lies in, or would."""
+    if landing is not None:
+        landing = landing.resolve()
+        for absolute in (path.absolute(), path.resolve()):  # a link in the landing folder lies there too
+            if absolute.is_relative_to(landing):
+                return absolute, landing
+    path = path.resolve()
+    return path, next((folder.parent for folder in path.parents if folder.name in SOURCES), path.parent)
 
 
 def _read(opened: OpenFile, report: FileReport) -> None:
@@ -151,14 +167,19 @@ def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
 
 
 def check_files(
-    paths: Sequence[Path], *, console: Console, timezone: ZoneInfo, connection: Connection | None = None
+    paths: Sequence[Path],
+    *,
+    console: Console,
+    timezone: ZoneInfo,
+    landing: Path | None = None,
+    connection: Connection | None = None,
 ) -> bool:
     """Print what loading the files would do; says whether every one of them can be read.
 
-    `timezone` is the business timezone. With a connection to the analytics database, the counts say what would
+    `timezone` is the business timezone, `landing` the landing folder. With a connection to the analytics database, the counts say what would
     be inserted, updated and superseded there; nothing is written in either case.
     """
-    reports = [examine(path, timezone=timezone, connection=connection) for path in paths]
+    reports = [examine(path, timezone=timezone, landing=landing, connection=connection) for path in paths]
     for report in reports:
         _print(report, console, timezone)
     return all(report.refusal is None for report in reports)

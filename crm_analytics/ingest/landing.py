@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat as modes
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +16,13 @@ from crm_analytics.ingest.reader import recognise
 from crm_analytics.ingest.sources import SOURCES
 
 _IGNORED_PREFIXES = (".", "~")
-_IGNORED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".lock", "~")
+_IGNORED_SUFFIXES = (
+    *(".part", ".partial", ".filepart", ".crdownload", ".download"),
+    *(".tmp", ".temp", ".swp", ".lock", "~"),
+)
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+
+QUIET_SECONDS = 5.0  #: a file touched within so many seconds may still be growing: no run loads it yet
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,45 @@ class LandingFile:
     name: str  #: path below the landing folder, with `/`: what the ledger calls it
     size: int  #: bytes
     modified_at: datetime  #: UTC, to the microsecond, as the ledger keeps it
-    last_touched_at: datetime  #: the later of modification and status change: copies may keep the first
+    changed_at: (
+        datetime  #: UTC; when content, name or rights last changed: a copy may set `modified_at`, not this
+    )
+
+    def age(self) -> float:
+        """Seconds since the file was last touched. A modification time in the future says nothing."""
+        now = datetime.now(UTC)
+        ages = ((now - moment).total_seconds() for moment in (self.modified_at, self.changed_at))
+        return min((age for age in ages if age >= 0), default=0)
+
+    def is_unchanged(self, landing: Path) -> bool:
+        """Whether the file lies there as it did when this was noted."""
+        try:
+            now = stat(self.path, landing)
+        except OSError:
+            return False
+        return (now.size, now.modified_at, now.changed_at) == (self.size, self.modified_at, self.changed_at)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands in the landing folder and is no file that can be read: no content, so no ledger entry."""
+
+    name: str  #: path below the landing folder
+    message: str  #: names it, says why, and the remedy
+
+    @property
+    def source(self) -> str | None:
+        """The source in whose folder it stands; None elsewhere."""
+        folder = self.name.split("/")[0]
+        return folder if folder in SOURCES else None
+
+
+@dataclass
+class Listing:
+    """What the landing folder holds, by name; hidden, temporary and lock files left out."""
+
+    files: list[LandingFile] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,11 +92,17 @@ def is_ignored(name: str) -> bool:
 
 def stat(path: Path, landing: Path) -> LandingFile:
     """The directory entry of one file; `FileNotFoundError` if it is gone."""
-    status = path.stat()
-    modified = _moment(status.st_mtime_ns)
-    # a name that is not valid UTF-8 cannot be written into the ledger as it is
-    name = os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "replace")
-    return LandingFile(path, name, status.st_size, modified, max(modified, _moment(status.st_ctime_ns)))
+    return _described(path, landing, path.stat())
+
+
+def _described(path: Path, landing: Path, status: os.stat_result) -> LandingFile:
+    modified, changed = _moment(status.st_mtime_ns), _moment(status.st_ctime_ns)
+    return LandingFile(path, _name(path, landing), status.st_size, modified, changed)
+
+
+def _name(path: Path, landing: Path) -> str:
+    """What the ledger calls a path: bytes that are no UTF-8, which it cannot hold, as `\\xff`."""
+    return os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _moment(nanoseconds: int) -> datetime:
@@ -60,17 +110,37 @@ def _moment(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
 
 
-def scan(landing: Path) -> list[LandingFile]:
-    """Every file of the landing folder and its subfolders, by name; hidden, temporary and lock files left out.
+def scan(landing: Path) -> Listing:
+    """Every file of the landing folder and its subfolders, and what there cannot be read.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
+        OSError: if it cannot be listed.
     """
     if not landing.is_dir():
         raise FileNotFoundError(f"landing folder {landing} does not exist: create it, or set LANDING_DIR")
-    found = []
+    listing = Listing()
+
+    def not_listed(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == landing:
+            raise OSError(
+                error.errno,
+                f"landing folder {landing} cannot be listed ({error.strerror}): give this user the right to read it",
+            )
+        if not isinstance(error, FileNotFoundError):  # else removed meanwhile
+            refuse(
+                folder,
+                f"the folder cannot be listed ({error.strerror}), so its files are not loaded; give this user the"
+                " right to read it, or move it out of the landing folder",
+            )
+
+    def refuse(path: Path, why: str) -> None:
+        name = _name(path, landing)
+        listing.unreadable.append(Unreadable(name, f"{name}: {why}"))
+
     seen: set[Path] = set()
-    for folder, folders, names in os.walk(landing, followlinks=True):
+    for folder, folders, names in os.walk(landing, onerror=not_listed, followlinks=True):
         real = Path(folder).resolve()
         if real in seen:  # a link to a folder above would go round for ever
             folders.clear()
@@ -82,11 +152,25 @@ def scan(landing: Path) -> list[LandingFile]:
                 continue
             path = Path(folder, name)
             try:
-                if path.is_file():
-                    found.append(stat(path, landing))
+                status = path.stat()
             except FileNotFoundError:
-                continue  # removed since the folder was listed
-    return sorted(found, key=lambda file: file.name)
+                if path.is_symlink():  # else removed since the folder was listed
+                    refuse(
+                        path,
+                        f"a link to {path.readlink()}, which is not there; put that back, or remove the link",
+                    )
+            except OSError as error:
+                refuse(path, f"cannot be read ({error.strerror}); check it and the rights of its folder")
+            else:
+                if not modes.S_ISREG(status.st_mode):
+                    refuse(path, "no regular file but a pipe, socket or device; accepted: files; remove it")
+                elif not os.access(path, os.R_OK):
+                    refuse(path, "cannot be read (Permission denied); give this user the right to read it")
+                else:
+                    listing.files.append(_described(path, landing, status))
+    listing.files.sort(key=lambda file: file.name)
+    listing.unreadable.sort(key=lambda entry: entry.name)
+    return listing
 
 
 def fingerprint(path: Path) -> str:
@@ -129,8 +213,7 @@ def pending(
     for entry in ledger.entries(connection):
         known.setdefault(entry.path, []).append(entry)
     found = []
-    now = datetime.now(UTC)
-    for file in scan(landing):
+    for file in scan(landing).files:
         seen_here = known.get(file.name, [])
         current = _current_entry(connection, file, seen_here)
         source = current.source if current else None
@@ -141,7 +224,7 @@ def pending(
             and not (include_loaded and source)
         ):
             continue
-        if quiet_seconds and (now - file.last_touched_at).total_seconds() < quiet_seconds:
+        if file.age() < quiet_seconds:
             continue
         message = None
         if source is None:
@@ -190,5 +273,23 @@ def _current_entry(
 
 def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
     """Ledger entries, refused or unrecognised, of files that lie in the landing folder as they were then."""
-    present = [(file.name, file.size, file.modified_at) for file in scan(landing)]
+    present = [(file.name, file.size, file.modified_at) for file in scan(landing).files]
     return ledger.unreadable(ledger.entries(connection), present)
+
+
+def not_loaded(connection: ledger.Connection, landing: Path) -> list[str]:
+    """What stands in the landing folder and is not loaded after a run, each with the reason and the remedy."""
+    if not landing.is_dir():
+        return []
+    found = [f"{entry.path}: {entry.message}" for entry in unreadable(connection, landing)]
+    found += [entry.message for entry in scan(landing).unreadable]
+    found += [
+        f"{file.name}: "
+        + (
+            file.message
+            or "it was still changing, or could not be read, when the run came to it (the run's log says which);"
+            " refresh again when it has settled"
+        )
+        for file in pending(connection, landing)
+    ]
+    return found

@@ -71,7 +71,7 @@ class Content:
     exported_at: datetime
     exported_at_from: str
     returned: bool = (
-        False  #: known content that took the place of other content: its entry moves in the order
+        False  #: known content that lies at its path again: its entry is the path's last once more
     )
 
 
@@ -115,8 +115,11 @@ def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
     )
 
 
-def see_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
-    """Note that this content is what lies at its path again, without a change of its place in the order."""
+def see_unrecognised_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
+    """Note that this content, which no source recognises, is what lies at its path now.
+
+    For content that has no place in the order only: `first_seen_at` is part of it.
+    """
     connection.execute(
         "UPDATE raw.source_files SET modified_at = %s, first_seen_at = clock_timestamp() WHERE file_id = %s",
         [modified_at, file_id],
@@ -126,44 +129,40 @@ def see_again(connection: Connection, file_id: int, modified_at: datetime) -> No
 def identify(connection: Connection, source: str | None, content: Content, version: int) -> int:
     """The number of the entry for this content at this path; a new entry if it was never seen.
 
-    An entry that no source recognised becomes this source's. The export time of a known entry stays as it is,
-    unless its content returned to a path that had other content meanwhile.
+    An entry that no source recognised becomes this source's. A known entry keeps its place in the order, unless
+    its content returned.
     """
-    moved = ", exported_at = %s, exported_at_from = %s, first_seen_at = clock_timestamp()"
+    moved = ", exported_at = %(exported_at)s, exported_at_from = %(exported_at_from)s, first_seen_at = clock_timestamp()"
+    values = {**vars(content), "source": source, "version": version}
     found = connection.execute(
-        "UPDATE raw.source_files SET source = %s, size_bytes = %s, modified_at = %s"
+        "UPDATE raw.source_files SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s"
         + (moved if content.returned else "")
         + " WHERE file_id = (SELECT file_id FROM raw.source_files"
-        "  WHERE path = %s AND sha256 = %s AND (source = %s OR source IS NULL)"
+        "  WHERE path = %(path)s AND sha256 = %(sha256)s AND (source = %(source)s OR source IS NULL)"
         "  ORDER BY source NULLS LAST LIMIT 1) RETURNING file_id",
-        [
-            source,
-            content.size_bytes,
-            content.modified_at,
-            *([content.exported_at, content.exported_at_from] if content.returned else []),
-            content.path,
-            content.sha256,
-            source,
-        ],
+        values,
     ).fetchone()
-    if found is None:
+    if found is None:  # loads of two sources at once may both meet a file that no source recognises
         found = connection.execute(
             "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,"
-            " exported_at, exported_at_from, status) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 'loaded')"
+            " exported_at, exported_at_from, status) VALUES (%(source)s, %(path)s, %(sha256)s, %(size_bytes)s,"
+            " %(modified_at)s, %(version)s, %(exported_at)s, %(exported_at_from)s, 'loaded')"
+            " ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at"
             " RETURNING file_id",
-            [
-                source,
-                content.path,
-                content.sha256,
-                content.size_bytes,
-                content.modified_at,
-                version,
-                content.exported_at,
-                content.exported_at_from,
-            ],
+            values,
         ).fetchone()
     assert found is not None
     return int(found[0])
+
+
+def close_replaced(connection: Connection, path: str, file_id: int) -> None:
+    """Close the quarantine of what lay at this path before this entry's content (architecture, decision 8)."""
+    connection.execute(
+        "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = 'the file has new content'"
+        " FROM raw.source_files f WHERE r.file_id = f.file_id AND r.status = 'open'"
+        " AND f.path = %s AND f.file_id <> %s",
+        [path, file_id],
+    )
 
 
 def conclude(connection: Connection, file_id: int, reading: Reading) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,7 @@ class FileResult:
     """What became of one file in one run."""
 
     path: str  #: below the landing folder
-    status: str  #: loaded, refused, same_content, or waiting (it changed while it was read)
+    status: str  #: loaded, refused, same_content, or waiting (it may still be growing, or changed while it was read)
     message: str | None = None
     file_id: int = 0  #: ledger entry; 0 while there is none
     counts: Counts = field(default_factory=Counts)
@@ -85,6 +86,7 @@ def load_source(
     timezone: ZoneInfo,
     run_id: str | None = None,
     force: bool = False,
+    quiet_seconds: float = 0,
     report: Report = lambda message: None,
 ) -> LoadResult:
     """Load every new or changed landing file of a source (architecture, decisions 3 and 8).
@@ -100,6 +102,8 @@ def load_source(
         timezone: the business timezone.
         run_id: the Dagster run, for the ledger.
         force: read loaded files again too.
+        quiet_seconds: a file that was touched within so many seconds may still be growing. It gets this time to
+            settle; if it has not, it is not loaded (status `waiting`).
         report: takes progress messages, one line each.
 
     Raises:
@@ -110,11 +114,32 @@ def load_source(
     plan = PLANS[source]
     with _session(connection_or_url) as connection, _only_load_of(connection, source, report):
         _refuse_other_timezone(connection, timezone)
-        found = landing_folder.pending(connection, landing, only=source, include_loaded=force)
-        _record_unrecognised(connection, found, timezone, run_id)
+        found = _settled(connection, landing, source, force, quiet_seconds, report)
+        quiet: list[PendingFile] = []
+        growing: list[PendingFile] = []
+        for file in found:
+            (quiet if file.age() >= quiet_seconds else growing).append(file)
+        _record_unrecognised(connection, quiet, timezone, run_id)
+        result = LoadResult(source)
+
+        def conclude(file: FileResult) -> None:
+            result.files.append(file)
+            report(describe(file))
+
+        for entry in landing_folder.scan(landing).unreadable:
+            if entry.source == source:
+                conclude(FileResult(entry.name, "refused", entry.message))
+        for file in growing:
+            if file.source == source:
+                message = (
+                    f"{file.name}: touched less than {quiet_seconds:g} s ago, so it may still be growing; the first run"
+                    " after it has settled loads it"
+                )
+                conclude(FileResult(file.name, "waiting", message))
         run = _Run(connection, landing, plan, timezone, run_id, report)
         try:
-            return LoadResult(source, run.load([file for file in found if file.source == source]))
+            run.load([file for file in quiet if file.source == source], conclude)
+            return result
         finally:
             run.close()
 
@@ -141,12 +166,29 @@ def try_file(
         session.transaction(force_rollback=True),
     ):
         run = _Run(session, landing, PLANS[file.source], timezone, None, lambda message: None)
-        (result,) = run.load([file])
+        results: list[FileResult] = []
+        run.load([file], results.append)
+        (result,) = results
         rejected = session.execute(
             "SELECT record_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
             [result.file_id],
         ).fetchall()
         return result, [(number, key, reasons) for number, key, reasons in rejected]
+
+
+def _settled(
+    connection: Connection, landing: Path, source: str, force: bool, quiet_seconds: float, report: Report
+) -> list[PendingFile]:
+    """The pending files, after those of this source that were just touched had time to settle."""
+    found = landing_folder.pending(connection, landing, only=source, include_loaded=force)
+    young = [file for file in found if file.source == source and file.age() < quiet_seconds]
+    if not young:
+        return found
+    seconds = quiet_seconds - min(file.age() for file in young)
+    others = f" and {len(young) - 1} more" if len(young) > 1 else ""
+    report(f"{source}: waiting {seconds:.0f} s for {young[0].name}{others} to settle")
+    time.sleep(seconds + 0.1)
+    return landing_folder.pending(connection, landing, only=source, include_loaded=force)
 
 
 def _record_unrecognised(
@@ -161,7 +203,8 @@ def _record_unrecognised(
         version = landing_folder.declarations_version()
         with connection.transaction():
             file_id = ledger.identify(connection, None, content, version)
-            ledger.see_again(connection, file_id, content.modified_at)
+            ledger.see_unrecognised_again(connection, file_id, content.modified_at)
+            ledger.close_replaced(connection, content.path, file_id)
             reading = Reading("unrecognised", version, file.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
     return unrecognised
@@ -220,18 +263,29 @@ class _FileChanged(Exception):
     """The file changed while it was read."""
 
 
-#: content that is new at its path comes after whatever was seen there
+#: what lies at a path now comes after whatever lay there before
 _LAST = datetime.max.replace(tzinfo=UTC)
+
+
+_DATED_BACK = (
+    "its modification time is before that of the content which it replaced here; it counts as the newer one, because"
+    " it replaced it"
+)
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A file to be read: its content, its ledger entry if it has one, and its place in the order."""
+    """A file to be read: its content, with its export time in the order, and its ledger entry if it has one."""
 
     file: PendingFile
     content: Content
     entry: Entry | None
-    order: ledger.Order
+    dated_back: bool  #: its modification time is before that of the content which it replaces
+
+    @property
+    def order(self) -> ledger.Order:
+        """Its place in the order."""
+        return (self.content.exported_at, self.content.path, _LAST)
 
 
 @dataclass
@@ -257,23 +311,16 @@ class _Run:
         if not self.connection.broken:
             self.newer_keys.drop()
 
-    def load(self, files: list[PendingFile]) -> list[FileResult]:
+    def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
         """Load the files in their order; copies of what counts already first, since late files may need them."""
-        results: list[FileResult] = []
-
-        def conclude(result: FileResult) -> None:
-            results.append(result)
-            self.report(describe(result))
-
         reading: list[_Reading] = []
         for file in files:
             try:
                 item = self._identify(file)
             except FileNotFoundError:
                 continue  # removed since the folder was listed
-            except OSError as error:  # no content, so no ledger entry; it is tried again by the next run
-                message = f"{file.name}: cannot be read ({error.strerror}); check the file and its rights"
-                conclude(FileResult(file.name, "refused", message))
+            except OSError as error:
+                conclude(_cannot_read(file, error))
                 continue
             copy = self._conclude_copy(item)
             if copy is not None:
@@ -282,49 +329,28 @@ class _Run:
                 reading.append(item)
         for item in sorted(reading, key=lambda item: item.order):
             conclude(self._conclude_copy(item) or self._load_file(item))
-        return results
 
     def _identify(self, file: PendingFile) -> _Reading:
         """The file's content and its place in the order.
 
-        The export time is frozen when a content is first seen; content that comes back to a path where other
-        content was meanwhile is exported anew.
+        The export time is frozen when a content is first seen, until other content of its path was loaded after it.
+        It is never before that of the content which it replaces: contents of one path apply as they came.
         """
         content = _content(file, self.timezone)
-        entry = next(
-            (
-                entry
-                for entry in self.entries.values()
-                if (entry.path, entry.sha256) == (content.path, content.sha256)
-            ),
-            None,
+        here = [entry for entry in self.entries.values() if entry.path == content.path]
+        entry = next((entry for entry in here if entry.sha256 == content.sha256), None)
+        placed = [other for other in here if other.counts_in_order]
+        exported_at = content.exported_at
+        if entry is not None and all(other.first_seen_at <= entry.first_seen_at for other in placed):
+            exported_at = entry.exported_at
+        own = exported_at
+        exported_at = max([own, *(other.exported_at for other in placed)])
+        returned = entry is not None and (
+            entry.exported_at != exported_at
+            or any(other.first_seen_at > entry.first_seen_at for other in here)
         )
-        if entry is None:
-            return _Reading(file, content, None, (content.exported_at, content.path, _LAST))
-        latest = self._latest_at(content.path)
-        if entry is not latest and content.exported_at >= latest.exported_at:
-            return _Reading(
-                file, replace(content, returned=True), entry, (content.exported_at, content.path, _LAST)
-            )
-        frozen = replace(content, exported_at=entry.exported_at, exported_at_from=entry.exported_at_from)
-        return _Reading(file, frozen, entry, entry.order)
-
-    def _latest_at(self, path: str) -> Entry:
-        """The content that was seen at this path last."""
-        here = (entry for entry in self.entries.values() if entry.path == path)
-        return max(here, key=lambda entry: entry.first_seen_at)
-
-    def _note_old_content(self, content: Content, entry: Entry) -> FileResult:
-        """Content put back with its old time: by the order it changes nothing."""
-        ledger.see_again(self.connection, entry.file_id, content.modified_at)
-        self._remember(entry.file_id)
-        if entry.status == "refused":
-            return FileResult(content.path, "refused", entry.message, entry.file_id)
-        message = (
-            f"{content.path}: content that was there before is back; by its export time it is older than what was"
-            " there meanwhile, so it changes nothing"
-        )
-        return FileResult(content.path, "same_content", message, entry.file_id)
+        content = replace(content, exported_at=exported_at, returned=returned)
+        return _Reading(file, content, entry, own < exported_at)
 
     def _conclude_copy(self, item: _Reading) -> FileResult | None:
         """Note content that counts already under another path, and after which nothing else was exported.
@@ -332,11 +358,8 @@ class _Run:
         None if the file has to be read.
         """
         content, entry = item.content, item.entry
-        if entry is not None and not content.returned:
-            if entry is not self._latest_at(content.path):
-                return self._note_old_content(content, entry)
-            if entry.status == "loaded":
-                return None
+        if entry is not None and entry.status == "loaded" and not content.returned:
+            return None
         placed = [other for other in self.entries.values() if other.counts_in_order]
         twins = [
             other
@@ -354,25 +377,41 @@ class _Run:
 
     def _load_file(self, item: _Reading) -> FileResult:
         content, entry = item.content, item.entry
+        newer = self.newer_keys.after(
+            item.order, entry.file_id if entry else None, content.path, self.entries.values()
+        )
         try:
-            newer = self.newer_keys.after(
-                item.order, entry.file_id if entry else None, content.path, self.entries.values()
-            )
             with self.connection.transaction():
-                result = self._load_rows(item.file, content, newer)
-            self._remember(result.file_id)
-        except _FileChanged:
-            message = f"{content.path}: changed while it was read; it is loaded when it has settled"
-            return FileResult(content.path, "waiting", message)
-        except UnknownNewerValues as error:
-            return self._refuse(content, _unknowable(content, newer, error))
-        except RefusedFile as error:
-            return self._refuse(content, str(error))
-        except (errors.DataError, errors.IntegrityError) as error:
-            return self._refuse(content, _refused_by_database(content, error))
+                result = self._load_rows(item, newer)
+        except (
+            _FileChanged,
+            RefusedFile,
+            UnknownNewerValues,
+            OSError,
+            errors.DataError,
+            errors.IntegrityError,
+        ) as error:
+            return self._not_loaded(item, newer, error)
+        self._remember(result.file_id)
         return result
 
-    def _load_rows(self, file: PendingFile, content: Content, newer: NewerFiles) -> FileResult:
+    def _not_loaded(self, item: _Reading, newer: NewerFiles, error: Exception) -> FileResult:
+        """Refuse a content only for what it says itself: not for what was read while it changed, or could not be."""
+        content = item.content
+        if isinstance(error, _FileChanged) or not item.file.is_unchanged(self.landing):
+            message = f"{content.path}: changed while it was read; it is loaded when it has settled"
+            return FileResult(content.path, "waiting", message)
+        fault = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(fault, OSError):
+            return _cannot_read(item.file, fault)
+        if isinstance(error, UnknownNewerValues):
+            return self._refuse(content, _unknowable(content, newer, error))
+        if isinstance(error, psycopg.Error):
+            return self._refuse(content, _refused_by_database(content, error))
+        return self._refuse(content, str(error))
+
+    def _load_rows(self, item: _Reading, newer: NewerFiles) -> FileResult:
+        file, content = item.file, item.content
         source = self.plan.source
         connection = self.connection
         if file.size > LARGE:
@@ -380,19 +419,17 @@ class _Run:
         connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
         file_id = ledger.identify(connection, source.name, content, source.version)
+        ledger.close_replaced(connection, content.path, file_id)
         dismissed = _forget_quarantine(connection, file_id)
         staged = stage(connection, opened, self.plan, file_id)
         merged = merge(connection, staged, file_id, newer)
         _dismiss_again(connection, file_id, dismissed)
         merged.counts.records_read = opened.records_read
         merged.counts.summary_lines = opened.summary_lines
-        try:
-            after = landing_folder.stat(file.path, self.landing)
-        except FileNotFoundError:
-            raise _FileChanged from None
-        if (after.size, after.modified_at) != (file.size, file.modified_at):
+        if not file.is_unchanged(self.landing):
             raise _FileChanged
         warnings = [
+            *([_DATED_BACK] if item.dated_back else []),
             *opened.warnings,
             *merged.warnings,
             *_column_warnings(connection, opened, file_id, merged),
@@ -415,6 +452,7 @@ class _Run:
             file_id = ledger.identify(
                 self.connection, self.plan.source.name, content, self.plan.source.version
             )
+            ledger.close_replaced(self.connection, content.path, file_id)
             _forget_quarantine(self.connection, file_id)
             ledger.conclude(self.connection, file_id, reading)
         self._remember(file_id)
@@ -422,6 +460,12 @@ class _Run:
 
     def _remember(self, file_id: int) -> None:
         (self.entries[file_id],) = ledger.entries(self.connection, file_id)
+
+
+def _cannot_read(file: PendingFile, error: OSError) -> FileResult:
+    """What cannot be read now may be readable later: the ledger says nothing about it, and the next run tries again."""
+    message = f"{file.name}: cannot be read ({error.strerror or error}); check the file and its rights"
+    return FileResult(file.name, "refused", message)
 
 
 def _forget_quarantine(connection: Connection, file_id: int) -> list[tuple[int, str | None, str, Any]]:

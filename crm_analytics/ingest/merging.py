@@ -415,12 +415,6 @@ def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newe
                 key=sql.SQL(plan.key),
             )
         )
-        connection.execute(
-            "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(),"
-            " note = 'the file has new content' FROM raw.source_files f"
-            " WHERE r.file_id = f.file_id AND r.status = 'open' AND r.file_id = ANY (%s) AND f.path = %s",
-            [newer.older_ids, newer.name],
-        )
     newer.close_answered(file_id)
 
 

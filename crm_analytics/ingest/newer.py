@@ -186,18 +186,13 @@ class NewerFiles:
         return int(row[0])
 
     def close_answered(self, file_id: int) -> None:
-        """Close this file's quarantined records that newer files answer, or that newer content replaced."""
+        """Close this file's quarantined records that newer files answer."""
         if not self.entries:
             return
-        close = (
-            "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = %s"
-            " WHERE r.file_id = %s AND r.status = 'open'"
-        )
         self.connection.execute(
-            close + " AND r.row_key IN ("
+            "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = %s"
+            " WHERE r.file_id = %s AND r.status = 'open' AND r.row_key IN ("
             "  SELECT row_key FROM pg_temp.newer_keys WHERE place >= %s"
             "  UNION ALL SELECT row_key FROM pg_temp.newer_numbers WHERE place >= %s)",
             ["accepted from a newer export", file_id, self.threshold, self.threshold],
         )
-        if any(entry.path == self.name for entry in self.entries):
-            self.connection.execute(close, ["the file has new content", file_id])

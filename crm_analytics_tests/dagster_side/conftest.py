@@ -12,6 +12,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.partitions import range_tags
 from crm_analytics.settings import PROJECT_DIR
 
@@ -73,7 +74,8 @@ class Platform:
 def platform(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Platform]:
-    """Fresh databases and folders, and the project's own dagster.yaml."""
+    """Fresh databases and folders, and the project's own dagster.yaml; files need not settle first."""
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
     url = new_database("analytics")
     landing = tmp_path / "landing"
     landing.mkdir()

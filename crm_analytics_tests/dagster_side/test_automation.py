@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
@@ -14,8 +15,8 @@ import dagster as dg
 import psycopg
 import pytest
 
-from crm_analytics.automation import analytics as automation
 from crm_analytics.automation.analytics import load_landing_files, nightly_refresh, refresh_stale_months
+from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.resources.database import AnalyticsDatabase
 from crm_analytics.resources.landing import LandingFolder
 from crm_analytics.warehouse.refresh import refresh
@@ -36,6 +37,15 @@ def tick(platform: Platform, sensor: dg.SensorDefinition) -> list[dg.RunRequest]
     return list(sensor.evaluate_tick(context).run_requests or [])
 
 
+def tick_until_requested(platform: Platform) -> list[dg.RunRequest]:
+    """What the landing sensor asks for as soon as it asks for something."""
+    deadline = time.time() + 20
+    while not (requests := tick(platform, load_landing_files)):
+        assert time.time() < deadline
+        time.sleep(0.2)
+    return requests
+
+
 def launch(platform: Platform, requests: Iterable[dg.RunRequest]) -> None:
     """Run what a sensor asked for."""
     for request in requests:
@@ -47,12 +57,6 @@ def months(request: dg.RunRequest) -> tuple[str, str]:
         request.tags["dagster/asset_partition_range_start"],
         request.tags["dagster/asset_partition_range_end"],
     )
-
-
-@pytest.fixture(autouse=True)
-def files_are_quiet_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The growing-file test waits for real; the others need not."""
-    monkeypatch.setattr(automation, "QUIET", 0)
 
 
 def test_late_file_restates_only_its_month(platform: Platform) -> None:
@@ -127,15 +131,66 @@ def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
 
 def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half an export must not be loaded while its other half is being copied."""
-    monkeypatch.setattr(automation, "QUIET", 2.0)
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 2.0)
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     assert tick(platform, load_landing_files) == []
-    deadline = time.time() + 20
-    while not (requests := tick(platform, load_landing_files)):
-        assert time.time() < deadline
-        time.sleep(0.2)
+    requests = tick_until_requested(platform)
     assert time.time() - path.stat().st_mtime >= 2
     assert len(requests) == 1
+
+
+def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another file, the night or a person started must not take half a copy for an export."""
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 1.0)
+    platform.drop("jobs/done.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    growing = platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
+    stop = threading.Event()
+
+    def grow() -> None:
+        while not stop.wait(0.1):
+            os.utime(growing)
+
+    copying = threading.Thread(target=grow)
+    copying.start()
+    try:
+        assert platform.run(OCTOBER, OCTOBER).success
+        assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
+        with psycopg.connect(platform.url, autocommit=True) as connection:
+            (left,) = landing_folder.not_loaded(connection, platform.landing)
+        assert "jobs/growing.csv: it was still changing" in left
+    finally:
+        stop.set()
+        copying.join()
+    launch(platform, tick_until_requested(platform))
+    assert platform.query("SELECT job_id FROM raw.jobs ORDER BY 1") == [("AAAAAA",), ("BBBBBB",)]
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        assert landing_folder.not_loaded(connection, platform.landing) == []
+
+
+def test_file_that_becomes_readable_is_news(platform: Platform) -> None:
+    """A run key made of size and time alone would never try a file again that one run could not read."""
+    path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    first = tick(platform, load_landing_files)[0].run_key
+    assert tick(platform, load_landing_files)[0].run_key == first
+    path.chmod(0o640)
+    assert tick(platform, load_landing_files)[0].run_key != first
+
+
+def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
+    """A dangling link would be skipped without a word: no content, so no ledger entry."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    (platform.landing / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
+    result = platform.run(OCTOBER, OCTOBER)
+    (check,) = [
+        evaluation
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.check_name == "files_read" and evaluation.asset_key == dg.AssetKey(["raw", "jobs"])
+    ]
+    assert not check.passed
+    context = dg.build_sensor_context(
+        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
+    )
+    assert "jobs/moved.csv: a link to" in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
 def test_missing_landing_folder_is_said_and_skipped(platform: Platform) -> None:

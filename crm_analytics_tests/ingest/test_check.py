@@ -68,6 +68,19 @@ def test_with_a_database_nothing_is_written(landing: Landing) -> None:
     ]
 
 
+def test_subfolders_of_the_landing_folder(landing: Landing) -> None:
+    """Without it the dry run would judge a file by its name where the load goes by its source's folder."""
+    rows = [("P1", "7", "11/16/2024", "10", "Cash", "", "")]
+    path = landing.write("payments/2024/all jobs.csv", text(PAYMENTS, rows))
+    assert examine(path, timezone=NEW_YORK).source == "payments"
+    odd = landing.write("old payments/jobs/a.csv", text(PAYMENTS, rows))
+    assert "is no source" in (examine(odd, timezone=NEW_YORK, landing=landing.folder).refusal or "")
+    landing.load("payments")
+    report = examine(path, timezone=NEW_YORK, landing=landing.folder, connection=landing.connection)
+    assert (report.source, report.refusal, report.warnings) == ("payments", None, [])
+    assert report.database == Counts(records_read=1, unchanged=1)
+
+
 @pytest.mark.parametrize("header", [PAYMENTS, PAYMENTS[1:]])
 def test_equal_payments(header: tuple[str, ...], tmp_path: Path) -> None:
     """Without it the dry run would call equal payments duplicates where no id says so."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crm_analytics.ingest import landing as landing_folder
-from crm_analytics.ingest.landing import is_ignored, pending, scan, unreadable
+from crm_analytics.ingest.landing import is_ignored, not_loaded, pending, scan, unreadable
 from crm_analytics.ingest.loader import record_unrecognised
 from crm_analytics_tests.ingest.landing_folder import ELOCALS, JOBS, NEW_YORK, Landing, job, text
 
@@ -28,6 +30,7 @@ def _pending(landing: Landing, **options: object) -> dict[str, str | None]:
         ".~lock.jobs.csv#",
         "~$jobs.xlsx",
         "a.csv.part",
+        "a.csv.filepart",
         "a.csv.crdownload",
         "a.tmp",
         "Thumbs.db",
@@ -43,7 +46,7 @@ def test_scan_finds_folders_and_loose_files(landing: Landing) -> None:
     """Without it files in folders of a source, or dropped beside these, would be overlooked."""
     for name in ("jobs/2024/a.csv", "b.csv", "jobs/.hidden/c.csv", "jobs/d.csv.part", "notes/e.txt"):
         landing.write(name, "x")
-    assert [file.name for file in scan(landing.folder)] == ["b.csv", "jobs/2024/a.csv", "notes/e.txt"]
+    assert [file.name for file in scan(landing.folder).files] == ["b.csv", "jobs/2024/a.csv", "notes/e.txt"]
 
 
 def test_missing_folder_is_an_error(landing: Landing) -> None:
@@ -159,11 +162,73 @@ def test_file_names_that_are_not_utf8(landing: Landing) -> None:
     assert _pending(landing) == {}
 
 
+def test_two_file_names_that_are_not_utf8(landing: Landing) -> None:
+    """Without it such files could share one name in the ledger, and every load would read one of them again."""
+    (landing.folder / "elocals_leads").mkdir()
+    for name, content in ((b"a\xff.csv", LEADS), (b"a\xfe.csv", LEADS.replace("A", "B"))):
+        with open(os.fsencode(landing.folder / "elocals_leads") + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(content.encode())
+    assert landing.load("elocals_leads").totals.inserted == 2
+    assert landing.load("elocals_leads").files == []
+
+
 def test_link_to_a_folder_above(landing: Landing) -> None:
     """Without it such a link would make every scan go round for ever."""
     landing.write("jobs/a.csv", "x")
     (landing.folder / "jobs" / "up").symlink_to(landing.folder)
-    assert [file.name for file in scan(landing.folder)] == ["jobs/a.csv"]
+    assert [file.name for file in scan(landing.folder).files] == ["jobs/a.csv"]
+
+
+def test_what_is_no_readable_file_is_named(landing: Landing) -> None:
+    """Without it an export behind a broken link would be missing without a word."""
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    (landing.folder / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
+    os.mkfifo(landing.folder / "jobs" / "pipe.csv")
+    (landing.folder / "loose.csv").symlink_to("loose.csv")
+    loaded, *refused = sorted(landing.load("jobs").files, key=lambda file: file.path)
+    assert loaded.status == "loaded"
+    assert [(file.path, file.status, file.file_id) for file in refused] == [
+        ("jobs/moved.csv", "refused", 0),
+        ("jobs/pipe.csv", "refused", 0),
+    ]
+    assert "/nowhere/moved.csv, which is not there; put that back" in (refused[0].message or "")
+    assert "accepted: files" in (refused[1].message or "")
+    assert [line.split(":")[0] for line in not_loaded(landing.connection, landing.folder)] == [
+        "jobs/moved.csv",
+        "jobs/pipe.csv",
+        "loose.csv",
+    ]
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Listing this folder fails as it does for a user without rights (tests may run as root)."""
+    original = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_folder_that_cannot_be_listed_is_named(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a folder copied with another user's rights would look like one without news."""
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    landing.write("jobs/2024/b.csv", text(JOBS, [job(2, "BBBBBB")]))
+    _forbid(monkeypatch, landing.folder / "jobs" / "2024")
+    refused, loaded = landing.load("jobs").files
+    assert (loaded.path, loaded.status) == ("jobs/a.csv", "loaded")
+    assert (refused.path, refused.status) == ("jobs/2024", "refused")
+    assert "jobs/2024: the folder cannot be listed (Permission denied)" in (refused.message or "")
+    assert "the right to read it" in (refused.message or "")
+
+
+def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a landing folder without rights would look like a day without exports."""
+    _forbid(monkeypatch, landing.folder)
+    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user the right"):
+        landing.load("jobs")
 
 
 @pytest.mark.parametrize(

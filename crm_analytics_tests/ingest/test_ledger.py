@@ -65,16 +65,44 @@ def test_content_that_comes_back_to_its_path(name: str, landing: Landing) -> Non
     assert len(_ledger(landing)) == 3
 
 
-def test_old_content_put_back_with_its_old_time(landing: Landing) -> None:
-    """Without it a file put back from a backup would undo what a newer export said."""
-    landing.write("elocals_leads/a.csv", _leads("10"), day=1)
+@pytest.mark.parametrize("known", [False, True], ids=["new content", "content that was there before"])
+def test_content_that_replaces_another_counts_after_it(known: bool, landing: Landing) -> None:
+    """Without it half a file, loaded while it was copied with its old time, would beat the whole one for ever."""
+    if known:
+        landing.write("elocals_leads/a.csv", _leads("1234.50", "7"), day=1)
+        landing.load("elocals_leads")
+    landing.write("elocals_leads/a.csv", _leads("1234"), day=5)  # cut off where it still reads well
     landing.load("elocals_leads")
-    landing.write("elocals_leads/a.csv", _leads("11"), day=2)
+    landing.write("elocals_leads/b.csv", _leads("11"), day=3)
     landing.load("elocals_leads")
-    landing.write("elocals_leads/a.csv", _leads("10"), day=1)
-    assert landing.load_one("elocals_leads").status == "same_content"
-    assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal("11.00"),)]
+    landing.write("elocals_leads/a.csv", _leads("1234.50", "7"), day=1)
+    whole = landing.load_one("elocals_leads")
+    assert whole.status == "loaded" and whole.counts.superseded == 0
+    assert "counts as the newer one" in whole.warnings[0]
+    assert landing.rows("SELECT cost FROM raw.elocals_leads ORDER BY lead_id") == [
+        (Decimal("1234.50"),),
+        (Decimal("7.00"),),
+    ]
     assert landing.load("elocals_leads").files == []
+    assert landing.load("elocals_leads", force=True).months == set()
+
+
+def test_refused_content_moves_nothing_in_the_order(landing: Landing) -> None:
+    """Without it a file that was broken for a while would come back as if exported anew, and undo newer exports."""
+    landing.write("elocals_leads/a.csv", _leads("10"), day=1)
+    landing.write("elocals_leads/b.csv", _leads("11"), day=3)
+    landing.load("elocals_leads")
+    for broken in ("<html>log in</html>", "Unique ID,Cost\n"):
+        landing.write("elocals_leads/a.csv", broken, day=5)
+        assert landing.load_one("elocals_leads").status == "refused"
+        landing.write("elocals_leads/a.csv", _leads("10"), day=6)
+        assert landing.load_one("elocals_leads").counts.superseded == 1
+        assert landing.load("elocals_leads").files == []
+    assert landing.rows("SELECT cost FROM raw.elocals_leads") == [(Decimal("11.00"),)]
+    assert landing.rows("SELECT path, status FROM reporting.files WHERE is_current ORDER BY path") == [
+        ("elocals_leads/a.csv", "loaded"),
+        ("elocals_leads/b.csv", "loaded"),
+    ]
 
 
 def test_refused_file_stops_no_other(landing: Landing) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
-from crm_analytics.ingest import loader
+from crm_analytics.ingest import ledger, loader
+from crm_analytics.ingest.errors import RefusedFile
 from crm_analytics.ingest.loader import LoadResult, load_source
 from crm_analytics_tests.ingest.landing_folder import (
     ELOCALS,
@@ -107,6 +111,32 @@ def test_payments_load_waits_for_uncommitted_jobs(landing: Landing, analytics_ur
     assert landing.rows("SELECT job_id FROM raw.payments") == [("A",)]
 
 
+def test_two_sources_beside_a_file_that_nobody_recognises(
+    landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it one stray file would end a whole load with an error, whenever two sources load at once."""
+    landing.write("minutes.csv", "who,what\nAnn,talked\n")
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    landing.write("payments/a.csv", text(PAYMENTS, [("P1", "1", "11/16/2024", "10", "", "", "")]))
+    barrier = threading.Barrier(2)
+    original = ledger.identify
+
+    def identify(connection: Any, source: str | None, *arguments: Any) -> int:
+        if source is None:  # both have found the file before either has written it
+            barrier.wait(30)
+        return original(connection, source, *arguments)
+
+    monkeypatch.setattr(ledger, "identify", identify)
+    results = _at_once(
+        lambda: load_source(analytics_url, landing.folder, "jobs", timezone=NEW_YORK),
+        lambda: load_source(analytics_url, landing.folder, "payments", timezone=NEW_YORK),
+    )
+    assert [result.totals.inserted for result in results] == [1, 1]
+    assert landing.rows("SELECT status FROM raw.source_files WHERE path = 'minutes.csv'") == [
+        ("unrecognised",)
+    ]
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -146,6 +176,128 @@ def test_killed_between_files(landing: Landing, analytics_url: str) -> None:
     assert landing.rows("SELECT count(*), min(cost)::int, max(cost)::int FROM raw.elocals_leads") == [
         (50, 5, 5)
     ]
+
+
+_KILLED_IN_COPY = """
+import sys
+from pathlib import Path
+from zoneinfo import ZoneInfo
+from crm_analytics.ingest.loader import load_source
+load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
+"""
+
+
+def test_killed_during_copy(landing: Landing, analytics_url: str) -> None:
+    """Without it a load killed while PostgreSQL takes its rows could leave some of them, or a lock."""
+    rows = [(f"L{n}", "2025-01-05 10:21:17 -0500", "01:10", "5", "ok", "") for n in range(300_000)]
+    landing.write("elocals_leads/a.csv", text(ELOCALS, rows))
+    loading = subprocess.Popen(
+        [sys.executable, "-c", _KILLED_IN_COPY, analytics_url, str(landing.folder)],
+        cwd=Path(__file__).parents[2],
+    )
+    copying = "SELECT count(*) FROM pg_stat_progress_copy WHERE datname = current_database() AND tuples_processed > 0"
+    while landing.rows(copying) == [(0,)]:
+        assert loading.poll() is None, "the load ended before its COPY was seen"
+    loading.kill()
+    loading.wait(30)
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
+    assert landing.rows("SELECT count(*) FROM raw.elocals_leads") == [(0,)]
+    assert landing.load_one("elocals_leads").counts.inserted == 300_000
+
+
+ROW = ("A", "2025-01-05 10:21:17", "", "1", "", "")
+
+
+def test_young_file_gets_time_to_settle(landing: Landing) -> None:
+    """Without it a person's refresh right after copying would either skip the file or take half of it."""
+    landing.write("elocals_leads/a.csv", text(ELOCALS, [ROW]), day=1)
+    lines: list[str] = []
+    assert landing.load_one("elocals_leads", quiet_seconds=0.5, report=lines.append).status == "loaded"
+    assert lines[0] == "elocals_leads: waiting 0 s for elocals_leads/a.csv to settle"
+    lines.clear()
+    landing.load("elocals_leads", quiet_seconds=0.5, report=lines.append)
+    assert lines == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it any run that another file starts would load half a copy, cut off where it still reads well."""
+    landing.write("elocals_leads/done.csv", text(ELOCALS, [ROW]), day=1)
+    growing = landing.write("elocals_leads/growing.csv", text(ELOCALS, []), day=2)
+    loose = landing.write("loose.csv", "Unique", day=2)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        growing.write_text(growing.read_text() + "B,2025-01-05 10:21:17,,1234\n")
+        loose.write_text(loose.read_text() + " ID")
+
+    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=sleep))
+    files = landing.load("elocals_leads", quiet_seconds=1.0, force=force).files
+    done, waiting = sorted(files, key=lambda file: file.path)
+    assert (done.status, waiting.path, waiting.status) == ("loaded", "elocals_leads/growing.csv", "waiting")
+    assert "may still be growing" in (waiting.message or "")
+    assert landing.rows("SELECT path FROM raw.source_files") == [("elocals_leads/done.csv",)]
+
+
+def _while_read(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
+    """Let something happen between a file's fingerprint and its reading."""
+    original = loader.open_file
+
+    def open_file(*arguments: Any, **options: Any) -> Any:
+        happen()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loader, "open_file", open_file)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "removed", "copied over with its time and size"])
+def test_refusal_of_a_file_that_changes_meanwhile_is_not_kept(
+    fault: str, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a good file that was copied over itself would be refused for ever under its good content."""
+    good = text(ELOCALS, [ROW])
+    path = landing.write("elocals_leads/a.csv", good, day=1)
+
+    def happen() -> None:
+        if fault == "removed":
+            path.unlink()
+            return
+        landing.write("elocals_leads/a.csv", "" if fault == "truncated" else "x" * len(good), day=1)
+
+    with monkeypatch.context() as patched:
+        _while_read(patched, happen)
+        assert landing.load_one("elocals_leads").status == "waiting"
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
+    landing.write("elocals_leads/a.csv", good, day=1)
+    assert landing.load_one("elocals_leads").counts.inserted == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_fault_of_the_disk_is_no_refusal(
+    wrapped: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it one fault while reading would take a loaded file out of the order, and older exports would win."""
+    landing.write("elocals_leads/2.csv", text(ELOCALS, [ROW]), day=2)
+    landing.load("elocals_leads")
+
+    def fail() -> None:
+        error = OSError(errno.EIO, "Input/output error")
+        if wrapped:
+            raise RefusedFile("2.csv: changed or vanished while it was read") from error
+        raise error
+
+    with monkeypatch.context() as patched:
+        _while_read(patched, fail)
+        failed = landing.load_one("elocals_leads", force=True)
+    assert (failed.status, failed.file_id) == ("refused", 0)
+    assert failed.message == (
+        "elocals_leads/2.csv: cannot be read (Input/output error); check the file and its rights"
+    )
+    assert landing.rows("SELECT status FROM raw.source_files") == [("loaded",)]
+    landing.write(
+        "elocals_leads/1.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "9", "", "")]), day=1
+    )
+    assert landing.load_one("elocals_leads").counts.superseded == 1
 
 
 def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ COMMENT ON COLUMN raw.source_files.sha256 IS 'Hash of the content. With declarat
 COMMENT ON COLUMN raw.source_files.size_bytes IS 'Size when read, in bytes.';
 COMMENT ON COLUMN raw.source_files.modified_at IS 'The file''s modification time when last seen; with the size it spares hashing an unchanged file.';
 COMMENT ON COLUMN raw.source_files.declaration_version IS 'Version of the source declaration that read the file; a newer declaration reads it again.';
-COMMENT ON COLUMN raw.source_files.exported_at IS 'When the export was made; frozen when the content was first seen. Files apply in the order (exported_at, path).';
+COMMENT ON COLUMN raw.source_files.exported_at IS 'When the export was made; frozen when the content was first seen, and never before that of the content which it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).';
 COMMENT ON COLUMN raw.source_files.exported_at_from IS 'name: a date-time in the file''s name; mtime: the modification time.';
 COMMENT ON COLUMN raw.source_files.status IS 'loaded; refused (unreadable as this source: nothing of it was loaded); unrecognised (no source fits); same_content (same bytes as another file, which was loaded).';
 COMMENT ON COLUMN raw.source_files.same_as IS 'For same_content: the entry with these bytes.';

@@ -117,7 +117,7 @@ CREATE VIEW reporting.files AS
 SELECT f.file_id, f.source, f.path, f.status, f.message, f.exported_at, f.first_seen_at, f.finished_at,
     f.records_read, f.inserted, f.updated, f.unchanged, f.duplicates, f.superseded, f.quarantined, f.summary_lines,
     f.first_date, f.last_date, cardinality(f.warnings) AS warnings, f.run_id,
-    f.file_id = max(f.file_id) OVER (PARTITION BY f.path) AS is_current
+    f.file_id = first_value(f.file_id) OVER (PARTITION BY f.path ORDER BY f.first_seen_at DESC, f.file_id DESC) AS is_current
 FROM raw.source_files f;
 COMMENT ON VIEW reporting.files IS 'The ledger of landing files for dashboards.';
 COMMENT ON COLUMN reporting.files.file_id IS 'Number of the ledger entry.';
@@ -140,7 +140,7 @@ COMMENT ON COLUMN reporting.files.first_date IS 'Earliest date among the accepte
 COMMENT ON COLUMN reporting.files.last_date IS 'Latest date among the accepted records.';
 COMMENT ON COLUMN reporting.files.warnings IS 'How many warnings it was accepted with.';
 COMMENT ON COLUMN reporting.files.run_id IS 'The Dagster run that read it.';
-COMMENT ON COLUMN reporting.files.is_current IS 'Whether this is the newest content at its path.';
+COMMENT ON COLUMN reporting.files.is_current IS 'Whether this is the content that was seen last at its path.';
 
 CREATE VIEW reporting.freshness AS
 SELECT s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, l.last_row,
