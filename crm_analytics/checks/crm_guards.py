@@ -12,6 +12,7 @@ from crm_analytics.assets.crm import SCHEMA_KEY, SEALS_KEY
 from crm_analytics.crm.attacks import ATTACKS, Outcome
 from crm_analytics.crm.invariants import INVARIANTS, Result
 from crm_analytics.crm.manifest import GUARDS, Comparison, Difference
+from crm_analytics.crm.repairs import writer_repair
 from crm_analytics.resources.crm import CrmGuards
 
 DRIFT = "manifest_drift"
@@ -151,6 +152,10 @@ def _drift(
     if differences:
         metadata["found"] = [difference.problem for difference in differences[:SHOWN]]
         repairs = "\n\n".join(f"-- {d.problem}\n{d.repair}" for d in differences[:SHOWN])
+        if len(differences) > SHOWN:
+            repairs += (
+                f"\n\n-- and {len(differences) - SHOWN} more: crm-analytics crm guards prints all of them"
+            )
         metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
     if comparison is not None:
         metadata["tolerated"] = list(comparison.tolerated[:SHOWN])
@@ -163,10 +168,8 @@ def _writers(writers: list[dict[str, Any]]) -> dg.AssetCheckResult:
         metadata["found"] = [
             f"{w['role_name']} can {', '.join(w['privileges'])} {w['table_name']}" for w in writers[:SHOWN]
         ]
-        metadata["remedy"] = (
-            "REVOKE INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON the table FROM the role; if the role has "
-            "them through a membership (see \\drg in psql), revoke the membership."
-        )
+        repairs = "\n".join(writer_repair(writer) for writer in writers)
+        metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
     return _result(WRITERS, not writers, metadata)
 
 

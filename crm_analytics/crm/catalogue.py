@@ -57,28 +57,32 @@ _SCOPE = """
 WITH owner AS (
     SELECT nspowner AS oid FROM pg_namespace WHERE nspname = 'crm_private'
 ), scope AS (
-    SELECT c.*, n.nspname || '.' || c.relname AS name
+    SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE (n.nspname = 'crm_private' AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
        OR (n.nspname = 'public' AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
 ), routines AS (
-    SELECT p.*, n.nspname, n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')'
-        AS name
+    SELECT p.*, n.nspname, format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = 'crm_private'
        OR (n.nspname = 'public' AND p.proname = ANY (%(rpcs)s))
        OR p.proowner = to_regrole('crm_rpc')
 ), sequences AS (
-    SELECT c.*, n.nspname || '.' || c.relname AS name
+    SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'S' AND (n.nspname = 'crm_private' OR EXISTS (
         SELECT FROM pg_depend d JOIN scope s ON s.oid = d.refobjid
         WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
+), our_types AS (
+    -- types whose casts run inside the RPCs, as crm_rpc: row types, and the columns' types that are not built in
+    SELECT t.oid FROM pg_type t WHERE t.oid >= 16384 AND (
+        t.oid IN (SELECT reltype FROM scope)
+        OR t.oid IN (SELECT a.atttypid FROM pg_attribute a JOIN scope s ON s.oid = a.attrelid WHERE a.attnum > 0))
 )
 """
 
 _ROLE = """CASE WHEN {0} = 0 THEN 'PUBLIC' WHEN {0} = (SELECT oid FROM owner) THEN '$owner'
-    ELSE pg_get_userbyid({0})::text END"""
+    ELSE quote_ident(pg_get_userbyid({0})) END"""
 
 
 def _role(expression: str) -> str:
@@ -95,7 +99,8 @@ _SECTIONS: Mapping[str, str] = {
         SELECT name, jsonb_build_object('enabled', relrowsecurity, 'forced', relforcerowsecurity), NULL
         FROM scope WHERE relkind IN ('r', 'p')""",
     "column": """
-        SELECT s.name || '.' || a.attname, jsonb_build_object('type', format_type(a.atttypid, a.atttypmod),
+        SELECT s.name || '.' || quote_ident(a.attname), jsonb_build_object('type', format_type(a.atttypid, a.atttypmod),
+            'built_in_type', a.atttypid < 16384,
             'not_null', a.attnotnull, 'generated', a.attgenerated, 'identity', a.attidentity,
             'default', pg_get_expr(d.adbin, d.adrelid)),
             NULL
@@ -103,14 +108,14 @@ _SECTIONS: Mapping[str, str] = {
         LEFT JOIN pg_attrdef d ON d.adrelid = s.oid AND d.adnum = a.attnum
         WHERE s.relkind IN ('r', 'p')""",
     "constraint": """
-        SELECT s.name || '.' || c.conname, jsonb_build_object('definition', pg_get_constraintdef(c.oid),
+        SELECT s.name || '.' || quote_ident(c.conname), jsonb_build_object('definition', pg_get_constraintdef(c.oid),
             'validated', c.convalidated, 'system_triggers', (SELECT jsonb_agg(DISTINCT t.tgenabled)
                 FROM pg_trigger t WHERE t.tgconstraint = c.oid AND t.tgisinternal)),
             format('ALTER TABLE %%s DROP CONSTRAINT IF EXISTS %%I; ALTER TABLE %%1$s ADD CONSTRAINT %%2$I %%3$s;',
                 s.name, c.conname, pg_get_constraintdef(c.oid))
         FROM scope s JOIN pg_constraint c ON c.conrelid = s.oid WHERE c.contype <> 'n'""",
     "index": """
-        SELECT s.name || '.' || i.relname, jsonb_build_object('definition', pg_get_indexdef(i.oid),
+        SELECT s.name || '.' || quote_ident(i.relname), jsonb_build_object('definition', pg_get_indexdef(i.oid),
             'unique', x.indisunique, 'usable', x.indisvalid AND x.indisready AND x.indislive,
             'plain', x.indexprs IS NULL AND x.indpred IS NULL),
             format('DROP INDEX IF EXISTS %%I.%%I; %%s;', n.nspname, i.relname, pg_get_indexdef(i.oid))
@@ -118,14 +123,14 @@ _SECTIONS: Mapping[str, str] = {
         JOIN pg_namespace n ON n.oid = i.relnamespace
         WHERE NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.oid AND c.conrelid = s.oid)""",
     "trigger": """
-        SELECT s.name || '.' || t.tgname, jsonb_build_object('definition', pg_get_triggerdef(t.oid),
+        SELECT s.name || '.' || quote_ident(t.tgname), jsonb_build_object('definition', pg_get_triggerdef(t.oid),
             'enabled', t.tgenabled),
             format('DROP TRIGGER IF EXISTS %%I ON %%s; %%s;', t.tgname, s.name, pg_get_triggerdef(t.oid))
                 || CASE t.tgenabled WHEN 'A' THEN format(' ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I;', s.name, t.tgname)
                    ELSE '' END
         FROM scope s JOIN pg_trigger t ON t.tgrelid = s.oid WHERE NOT t.tgisinternal""",
     "rule": """
-        SELECT s.name || '.' || r.rulename, jsonb_build_object('definition', pg_get_ruledef(r.oid),
+        SELECT s.name || '.' || quote_ident(r.rulename), jsonb_build_object('definition', pg_get_ruledef(r.oid),
             'enabled', r.ev_enabled), pg_get_ruledef(r.oid)
         FROM scope s JOIN pg_rewrite r ON r.ev_class = s.oid WHERE r.rulename <> '_RETURN'""",
     "view": """
@@ -137,7 +142,7 @@ _SECTIONS: Mapping[str, str] = {
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent
         WHERE (c.oid IN (SELECT oid FROM scope) OR p.oid IN (SELECT oid FROM scope)) AND c.relkind IN ('r', 'f', 'p')""",
     "policy": f"""
-        SELECT s.name || '.' || p.polname, jsonb_build_object('command', p.polcmd, 'permissive', p.polpermissive,
+        SELECT s.name || '.' || quote_ident(p.polname), jsonb_build_object('command', p.polcmd, 'permissive', p.polpermissive,
             'roles', (SELECT jsonb_agg(r ORDER BY r) FROM (SELECT {_role("o")} AS r FROM unnest(p.polroles) AS o) x),
             'using', pg_get_expr(p.polqual, p.polrelid), 'check', pg_get_expr(p.polwithcheck, p.polrelid)),
             format('DROP POLICY IF EXISTS %%I ON %%s; CREATE POLICY %%1$I ON %%2$s AS %%3$s FOR %%4$s TO %%5$s',
@@ -155,25 +160,32 @@ _SECTIONS: Mapping[str, str] = {
             'security_definer', prosecdef, 'language', (SELECT lanname FROM pg_language WHERE oid = prolang),
             'volatility', provolatile, 'strict', proisstrict, 'kind', prokind,
             'arguments', pg_get_function_arguments(oid), 'result', pg_get_function_result(oid)),
-            pg_get_functiondef(oid) || ';'
-        FROM routines WHERE prokind IN ('f', 'p')""",
+            CASE WHEN prokind <> 'a' THEN pg_get_functiondef(oid) || ';' END
+        FROM routines""",
     "sequence": f"""
-        SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'increment', q.seqincrement, 'cycle', q.seqcycle),
+        SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'increment', q.seqincrement, 'cycle', q.seqcycle,
+            'identity', EXISTS (SELECT FROM pg_depend d
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = sequences.oid AND d.deptype = 'i')),
             NULL
-        FROM sequences JOIN pg_sequence q ON q.seqrelid = oid""",
+        FROM sequences JOIN pg_sequence q ON q.seqrelid = sequences.oid""",
+    "cast": """
+        SELECT format_type(c.castsource, NULL) || ' AS ' || format_type(c.casttarget, NULL),
+            jsonb_build_object('context', c.castcontext, 'method', c.castmethod,
+                'function', nullif(c.castfunc, 0)::regprocedure::text), NULL
+        FROM pg_cast c WHERE c.castsource IN (SELECT oid FROM our_types) OR c.casttarget IN (SELECT oid FROM our_types)""",
     "label": """
-        SELECT n.nspname || '.' || t.typname || ' ' || quote_literal(e.enumlabel), '{}'::jsonb,
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(t.typname) || ' ' || quote_literal(e.enumlabel), '{}'::jsonb,
             format('ALTER TYPE %%I.%%I ADD VALUE IF NOT EXISTS %%L;', n.nspname, t.typname, e.enumlabel)
         FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace
         WHERE n.nspname IN ('public', 'crm_private')
           AND EXISTS (SELECT FROM scope s JOIN pg_attribute a ON a.attrelid = s.oid WHERE a.atttypid = t.oid)""",
     "grant": f"""
-        SELECT g.object || ' to ' || g.grantee || ': ' || g.privilege_type, jsonb_build_object('grant_option', g.is_grantable),
-            NULL
+        SELECT g.object || ' to ' || g.grantee || ': ' || g.privilege_type,
+            jsonb_build_object('grant_option', bool_or(g.is_grantable)), NULL
         FROM (
             SELECT 'table ' || s.name AS object, {_role("a.grantee")} AS grantee, a.privilege_type, a.is_grantable
             FROM scope s, aclexplode(coalesce(s.relacl, acldefault('r', s.relowner))) a
-            UNION SELECT 'column ' || s.name || '.' || c.attname, {_role("a.grantee")}, a.privilege_type, a.is_grantable
+            UNION SELECT 'column ' || s.name || '.' || quote_ident(c.attname), {_role("a.grantee")}, a.privilege_type, a.is_grantable
             FROM scope s JOIN pg_attribute c ON c.attrelid = s.oid, aclexplode(c.attacl) a
             UNION SELECT 'sequence ' || s.name, {_role("a.grantee")}, a.privilege_type, a.is_grantable
             FROM sequences s, aclexplode(coalesce(s.relacl, acldefault('s', s.relowner))) a
@@ -184,7 +196,7 @@ _SECTIONS: Mapping[str, str] = {
             WHERE n.nspname = 'crm_private' OR (n.nspname = 'public' AND (a.privilege_type = 'CREATE'
                 OR a.grantee IN (to_regrole('crm_rpc'), to_regrole('crm_app'))) AND a.grantee <> n.nspowner
                 AND a.grantee IS DISTINCT FROM (SELECT oid FROM owner))
-        ) g WHERE g.privilege_type <> 'MAINTAIN'""",
+        ) g WHERE g.privilege_type <> 'MAINTAIN' GROUP BY g.object, g.grantee, g.privilege_type""",
     "role": """
         SELECT rolname::text, jsonb_build_object('superuser', rolsuper, 'inherit', rolinherit, 'create_role', rolcreaterole,
             'create_database', rolcreatedb, 'login', rolcanlogin, 'replication', rolreplication,
@@ -193,13 +205,26 @@ _SECTIONS: Mapping[str, str] = {
                 WHERE s.setrole = r.oid AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))),
             NULL
         FROM pg_roles r WHERE rolname IN ('crm_rpc', 'crm_app')""",
+    "setting": """
+        -- what changes the meaning of our functions' text, or keeps the RPCs from running
+        SELECT split_part(c, '=', 1), jsonb_build_object('value', split_part(c, '=', 2),
+            'every_database', s.setdatabase = 0), NULL
+        FROM pg_db_role_setting s, unnest(s.setconfig) AS c
+        WHERE s.setrole = 0 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+          AND (split_part(c, '=', 1) LIKE 'plpgsql.%%' OR split_part(c, '=', 1) IN ('standard_conforming_strings',
+            'backslash_quote', 'transform_null_equals', 'array_nulls', 'session_replication_role', 'row_security',
+            'default_transaction_isolation', 'default_transaction_read_only', 'session_preload_libraries',
+            'local_preload_libraries', 'check_function_bodies', 'quote_all_identifiers'))""",
     "member": f"""
-        SELECT pg_get_userbyid(m.roleid) || ' <- ' || {_role("m.member")} || ' granted by ' || {_role("m.grantor")},
-            jsonb_build_object('inherit', m.inherit_option, 'set', m.set_option), NULL
+        SELECT quote_ident(pg_get_userbyid(m.roleid)) || ' <- ' || {_role("m.member")} || ' granted by ' || {_role("m.grantor")},
+            jsonb_build_object('inherit', bool_or(m.inherit_option), 'set', bool_or(m.set_option), 'web', (
+                SELECT jsonb_agg(r.rolname ORDER BY r.rolname) FROM pg_roles r
+                WHERE r.rolname IN ('anon', 'authenticated') AND pg_has_role(r.oid, m.member, 'MEMBER'))), NULL
         FROM pg_auth_members m
         WHERE 'crm_rpc' IN (pg_get_userbyid(m.roleid), pg_get_userbyid(m.member))
            OR pg_get_userbyid(m.member) = 'crm_app'
-           OR (pg_get_userbyid(m.roleid) = 'crm_app')""",
+           OR pg_get_userbyid(m.roleid) = 'crm_app'
+        GROUP BY m.roleid, m.member, m.grantor""",
     "possession": """
         SELECT pg_describe_object(d.classid, d.objid, d.objsubid), '{}'::jsonb, NULL
         FROM pg_shdepend d
@@ -215,6 +240,8 @@ class Manifest:
 
     objects: Mapping[str, Mapping[str, Any]]
     definitions: Mapping[str, str] = field(default_factory=dict)
+    owner: str = "CURRENT_USER"  # who `$owner` is in the database that was read, quoted
+    database: str = ""  # its name, quoted
 
     def sha256(self) -> str:
         """Hash of the facts alone: the same on every deployment that has what the migrations lead to."""
@@ -251,7 +278,10 @@ def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None =
                     definitions[f"{kind} {name}"] = definition
         if kinds is None or "transition" in kinds:
             objects.update(_transitions(cursor))
-    return Manifest(objects, definitions)
+        where = cursor.execute(
+            "SELECT quote_ident(pg_get_userbyid(nspowner)), quote_ident(current_database()) FROM pg_namespace WHERE nspname = 'crm_private'"
+        ).fetchone()
+    return Manifest(objects, definitions, *(where or ()))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import psycopg
 from crm_analytics import migrations
 from crm_analytics.crm import attacks, invariants, manifest, migrate_crm, reference
 from crm_analytics.crm import play as playing
+from crm_analytics.crm.repairs import writer_repair
 from crm_analytics.database import connect, database_url
 from crm_analytics.settings import settings
 
@@ -53,6 +54,7 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
         echo(f"{difference.problem}\n{difference.repair}\n")
     for writer in writers:
         echo(f"{writer['role_name']} can {', '.join(writer['privileges'])} {writer['table_name']}")
+        echo(f"{writer_repair(writer)}\n")
     if comparison.differences or writers:
         return 1
     echo("the catalogue equals the manifest")

@@ -17,13 +17,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from crm_analytics.crm.catalogue import CRM_TABLES, RPC_NAMES, Manifest, collect
-from crm_analytics.crm.repairs import repair
+from crm_analytics.crm.repairs import Repairs
+from crm_analytics.crm.tolerance import objection
 
 __all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]  # and what is defined here
 
 MANIFEST_FILE = Path(__file__).with_name("manifest.json")
-#: Roles whose grants must be exactly the expected ones; other roles may read, and nothing more.
-CRM_ROLES = ("$owner", "crm_rpc", "crm_app", "PUBLIC")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ GUARDS: Mapping[str, str] = {
         for table in CRM_TABLES
     },
     "triggers_elsewhere": "Triggers and rules on helper tables.",
-    "functions": "The RPCs, guard functions and helpers: source, owner, SECURITY DEFINER, search_path, signature.",
+    "functions": "The RPCs, guard functions, helpers and casts: source, owner, SECURITY DEFINER, search_path, signature.",
     "function_grants": "Who may call the functions: crm_app and nobody else.",
     "table_grants": "Who may touch tables, columns, sequences and schemas: only crm_rpc writes.",
     "row_security": "Row level security flags and policies: without a policy an RPC silently touches nothing.",
@@ -63,13 +62,14 @@ GUARDS: Mapping[str, str] = {
     "unique_indexes": "Indexes that keep references, emails and numbers unique.",
     "columns": "Tables, columns, defaults, sequences, enum labels, ownership, inheritance.",
     "roles": "Attributes and memberships of crm_rpc and crm_app: a member of crm_rpc passes every guard.",
+    "settings": "Settings of the database or of all roles that change what the functions mean.",
     "transitions": "The table of legal order status transitions.",
 }
 
 _GUARD_OF_KIND = {
     "table": "columns", "column": "columns", "sequence": "columns", "label": "columns", "inheritance": "columns",
     "view": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
-    "policy": "row_security", "row_security": "row_security", "function": "functions", "role": "roles", "member": "roles",
+    "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security", "function": "functions", "role": "roles", "member": "roles",
     "transition": "transitions",
 }  # fmt: skip
 
@@ -82,14 +82,19 @@ def expected() -> Manifest:
 
 
 def diff(wanted: Manifest, found: Manifest) -> Comparison:
-    """Compare two manifests; every difference names its object, what was found, and the SQL that repairs it."""
+    """Compare two manifests; every difference names its object, what was found, and the SQL that repairs it.
+
+    The differences stand in the order in which their repairs are to be run.
+    """
+    repairs = Repairs(wanted, found)
     differences: list[Difference] = []
     tolerated: list[str] = []
     for key in sorted({*wanted.objects, *found.objects}):
         want, have = wanted.objects.get(key), found.objects.get(key)
         if want == have:
             continue
-        if want is None and have is not None and _tolerable(key, have):
+        reason = objection(key, have) if want is None and have is not None else ""
+        if reason is None:
             tolerated.append(key)
             continue
         if want is not None and have is not None:
@@ -102,8 +107,9 @@ def diff(wanted: Manifest, found: Manifest) -> Comparison:
         elif have is None:
             problem = f"{key} is missing"
         else:
-            problem = f"{key} is not expected here"
-        differences.append(Difference(key, guard_of(key), problem, repair(key, want, have, wanted)))
+            problem = f"{key} is not expected here" + (f": {reason}" if reason else "")
+        differences.append(Difference(key, guard_of(key), problem, repairs.sql(key)))
+    differences.sort(key=lambda difference: repairs.rank(difference.object))
     return Comparison(tuple(differences), tuple(tolerated))
 
 
@@ -131,61 +137,41 @@ def guard_of(key: str) -> str:
     return _GUARD_OF_KIND[kind]
 
 
-def _tolerable(key: str, facts: Mapping[str, Any]) -> bool:
-    """Whether an object beyond the manifest is harmless: it runs no code as crm_rpc and lets nobody write."""
-    kind, name = key.split(" ", 1)
-    match kind:
-        case "label":
-            return True
-        case "column":
-            return facts["default"] is None and not facts["generated"] and not facts["identity"]
-        case "index":
-            return bool(facts["plain"])
-        case "grant":
-            privilege = name.rsplit(": ", 1)[1]
-            grantee = name.rsplit(": ", 1)[0].rsplit(" to ", 1)[1]
-            if name.startswith("schema public"):
-                return grantee not in ("crm_rpc", "crm_app") and (grantee, privilege) != ("PUBLIC", "CREATE")
-            return (
-                grantee not in CRM_ROLES
-                and privilege in ("SELECT", "USAGE")
-                and not name.startswith("function ")
-            )
-        case "member":
-            # PostgreSQL gives a CREATEROLE login, not a superuser, an admin-only membership that cannot be
-            # revoked; without SET and INHERIT it opens nothing. Members of crm_app are the deployment's choice.
-            admin_only = name.startswith("crm_rpc <- $owner ") and not facts["inherit"] and not facts["set"]
-            return admin_only or (
-                name.startswith("crm_app <- ") and not name.startswith("crm_app <- crm_rpc ")
-            )
-        case _:
-            return False
-
-
 def _shown(value: Any) -> str:
     return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 #: Non-superusers that can write a CRM table, by whatever way (grant, column grant, inherited role).
 _WRITERS = """
-SELECT n.nspname || '.' || c.relname AS table_name, r.rolname::text AS role_name,
-       array_agg(p.privilege ORDER BY p.privilege) AS privileges
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-CROSS JOIN pg_roles r
-CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p(privilege)
-WHERE ((n.nspname = 'public' AND c.relname = ANY (%(tables)s)) OR n.nspname = 'crm_private') AND c.relkind IN ('r', 'p')
-  AND NOT r.rolsuper AND r.rolname NOT LIKE 'pg\\_%%' AND r.rolname <> 'crm_rpc'
-  AND r.oid <> c.relowner
-  AND CASE WHEN p.privilege IN ('DELETE', 'TRUNCATE', 'TRIGGER') THEN has_table_privilege(r.oid, c.oid, p.privilege)
-      ELSE has_any_column_privilege(r.oid, c.oid, p.privilege) END
-GROUP BY 1, 2 ORDER BY 1, 2
+WITH writer AS (
+    SELECT c.oid, c.relacl, c.relowner, format('%%I.%%I', n.nspname, c.relname) AS table_name,
+           r.oid AS role_oid, r.rolname, array_agg(p.privilege ORDER BY p.privilege) AS privileges
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN pg_roles r
+    CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p(privilege)
+    WHERE ((n.nspname = 'public' AND c.relname = ANY (%(tables)s)) OR n.nspname = 'crm_private')
+      AND c.relkind IN ('r', 'p') AND NOT r.rolsuper AND r.rolname NOT LIKE 'pg\\_%%' AND r.rolname <> 'crm_rpc'
+      AND r.oid <> c.relowner
+      AND CASE WHEN p.privilege IN ('DELETE', 'TRUNCATE', 'TRIGGER') THEN has_table_privilege(r.oid, c.oid, p.privilege)
+          ELSE has_any_column_privilege(r.oid, c.oid, p.privilege) END
+    GROUP BY c.oid, n.nspname, r.oid, r.rolname
+)
+SELECT w.table_name, w.rolname::text AS role_name, quote_ident(w.rolname) AS role, w.privileges, (
+    SELECT coalesce(array_agg(DISTINCT h.holder), '{}') FROM (
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS holder
+        FROM (SELECT * FROM aclexplode(coalesce(w.relacl, acldefault('r', w.relowner)))
+              UNION ALL SELECT x.* FROM pg_attribute t, aclexplode(t.attacl) x WHERE t.attrelid = w.oid) a
+        WHERE a.privilege_type = ANY (w.privileges) AND (a.grantee = 0 OR pg_has_role(w.role_oid, a.grantee, 'USAGE'))
+        UNION ALL SELECT 'pg_write_all_data' WHERE pg_has_role(w.role_oid, 'pg_write_all_data', 'USAGE')) h) AS through
+FROM writer w ORDER BY 1, 2
 """
 
 
 def unexpected_writers(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Roles besides crm_rpc, the tables' owner and superusers that can write a CRM table (crm.md, tier A).
 
-    Grants alone do not tell: a role may inherit the privilege, or have it on one column.
+    Grants alone do not tell: a role may inherit the privilege, or have it on one column; `through` names the roles
+    that hold it. `repairs.writer_repair` is the SQL that takes it away.
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(_WRITERS, {"tables": list(CRM_TABLES)}).fetchall()

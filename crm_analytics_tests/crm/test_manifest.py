@@ -86,6 +86,18 @@ TOLERATED = (
     ("CREATE INDEX legacy_idx ON public.orders (created_at)", "index public.orders.legacy_idx"),
     ("GRANT SELECT ON public.orders TO pg_monitor", "grant table public.orders to pg_monitor: SELECT"),
     ("GRANT crm_app TO pg_monitor", None),
+    (
+        "ALTER TABLE public.orders ADD COLUMN source text NOT NULL DEFAULT 'it''s'",
+        "column public.orders.source",
+    ),
+    (
+        "ALTER TABLE public.orders ADD COLUMN at timestamptz DEFAULT now()",
+        "column public.orders.at",
+    ),
+    (
+        "ALTER TABLE public.orders ADD COLUMN tags varchar(9)[] DEFAULT '{}'",
+        "column public.orders.tags",
+    ),
 )
 
 
@@ -124,7 +136,14 @@ BROKEN = (
     ("DROP INDEX public.users_email_folded_key", "unique_indexes", "index public.users.users_email_folded_key"),
     ("ALTER TABLE public.orders ALTER COLUMN status SET DEFAULT 'paid'", "columns", "column public.orders.status"),
     ("CREATE TABLE public.shadow () INHERITS (public.payments)", "columns", "inheritance public.shadow inherits public.payments"),
-    ("ALTER TABLE public.orders ADD COLUMN planted integer DEFAULT 1", "columns", "column public.orders.planted"),
+    ("ALTER TABLE public.orders ADD COLUMN planted integer DEFAULT length(pg_catalog.query_to_xml('SELECT 1', true, true, '')::text)", "columns", "column public.orders.planted"),
+    ("ALTER TABLE public.orders ADD COLUMN planted text NOT NULL", "columns", "column public.orders.planted"),
+    ("CREATE UNIQUE INDEX planted ON public.orders (bike_url)", "unique_indexes", "index public.orders.planted"),
+    ("GRANT USAGE ON SEQUENCE public.audit_log_id_seq TO pg_monitor", "table_grants", "grant sequence public.audit_log_id_seq to pg_monitor: USAGE"),
+    ("CREATE DOMAIN public.planted AS integer CHECK (VALUE > 0); ALTER TABLE public.orders ADD COLUMN planted public.planted", "columns", "column public.orders.planted"),
+    ("CREATE FUNCTION public.planted(public.payment_role_enum) RETURNS json LANGUAGE sql AS 'SELECT NULL::json';"
+     " CREATE CAST (public.payment_role_enum AS json) WITH FUNCTION public.planted", "functions", "cast public.payment_role_enum AS json"),
+    ("CREATE ROLE anon; CREATE ROLE servers; GRANT crm_app TO servers; GRANT servers TO anon", "roles", None),
     ("ALTER ROLE crm_rpc LOGIN", "roles", "role crm_rpc"),
     ("GRANT crm_rpc TO pg_monitor", "roles", None),
 )  # fmt: skip

@@ -40,7 +40,7 @@ def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str
     text = "\n".join(lines)
     assert "trigger public.orders.guard_rows: enabled is D, expected A" in text
     assert "ENABLE ALWAYS TRIGGER guard_rows" in text
-    assert "REVOKE UPDATE ON TABLE public.tasks FROM crm_app;" in text
+    assert "REVOKE UPDATE ON TABLE public.tasks FROM crm_app CASCADE;" in text
     assert "crm_app can UPDATE public.tasks" in text
 
 
