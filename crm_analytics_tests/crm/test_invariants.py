@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
-from crm_analytics.crm import invariants, seals
+from crm_analytics.crm import CrmClient, invariants, seals
 from crm_analytics.crm.play import play
+from crm_analytics_tests.crm.conftest import add_user
 
 Connection = psycopg.Connection[Any]
 
@@ -21,6 +23,10 @@ def played(new_database: Callable[..., str]) -> Iterator[Connection]:
     url = new_database("crm")
     play(url, months=1, seed=7)
     with psycopg.connect(url, autocommit=True) as connection:
+        manager = add_user(connection, "admin")  # a manager of this name is no admin
+        connection.execute("SELECT public.resolve_crm_user('sso', 'm', 'admin@example.com')")
+        client = CrmClient(connection)
+        client.create_task_safe(title="Call", created_by=manager, due_at=datetime(2030, 1, 1, tzinfo=UTC))
         seals.seal(connection)
         yield connection
 
@@ -28,6 +34,11 @@ def played(new_database: Callable[..., str]) -> Iterator[Connection]:
 def test_all_hold_after_months_of_business(played: Connection) -> None:
     """Without it, a check that is always red would be ignored."""
     assert {name: r.examples for name, r in invariants.check(played).items() if not r.holds} == {}
+
+
+def test_every_invariant_has_damage() -> None:
+    """Without it, a new invariant could be one that finds nothing."""
+    assert set(DAMAGE) == {invariant.name for invariant in invariants.INVARIANTS}
 
 
 def test_the_snapshot_is_read_only_and_not_filtered(played: Connection) -> None:
@@ -75,12 +86,58 @@ DAMAGE = {
     "every_row_is_audited": "INSERT INTO public.tasks (title) VALUES ('planted')",
     "audited_rows_exist": "DELETE FROM public.documents",
     "rows_equal_their_newest_audit_image": "UPDATE public.customers SET country = 'XX'",
+    "events_equal_their_audit_rows": f"UPDATE public.order_status_events SET reason = 'because' WHERE order_id = {_PAID} AND seq = 2",
+    "identities_equal_their_audit_rows": "DELETE FROM public.user_identity_map",
     "seals_are_intact": "UPDATE public.audit_log SET actor_id = NULL WHERE id = 1",
 }
+#: More damage that one invariant has to find.
+MORE_DAMAGE = (
+    ("identities_equal_their_audit_rows", "UPDATE public.user_identity_map SET crm_user_id = (SELECT id FROM public.users WHERE role = 'admin' LIMIT 1)"),
+    ("identities_equal_their_audit_rows", "INSERT INTO public.user_identity_map SELECT 'planted', 'x', id FROM public.users LIMIT 1"),
+    ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET changed_by = (SELECT id FROM public.users WHERE name = 'system') WHERE order_id = {_PAID} AND seq = 2"),
+    ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET created_at = created_at - interval '1 second' WHERE order_id = {_PAID} AND seq = 1"),
+    ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET notes = 'as agreed' WHERE order_id = {_PAID} AND seq = 2"),
+    ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET reason = 'adopted' WHERE order_id = {_PAID} AND seq = 2"),
+    ("events_equal_their_audit_rows", f"DELETE FROM public.order_status_events WHERE order_id = {_PAID} AND seq = 2"),
+    ("rows_equal_their_newest_audit_image", "UPDATE public.tasks SET due_at = coalesce(due_at, now()) + interval '1 day'"),
+    ("rows_equal_their_newest_audit_image", "UPDATE public.tasks SET created_at = created_at - interval '1 day'"),
+    ("rows_equal_their_newest_audit_image", "UPDATE public.leads SET updated_at = updated_at + interval '1 day'"),
+    ("refunds_by_admins", "UPDATE public.payments SET created_by = (SELECT id FROM public.users WHERE name = 'admin') WHERE role = 'refund'"),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [invariant.name for invariant in invariants.INVARIANTS])
-def test_each_invariant_finds_its_damage(played: Connection, name: str) -> None:
+def test_an_item_emptied_of_its_nulls_is_found(crm: Connection) -> None:
+    """Without it, stripping NULLs from whole documents would hide a changed position of an order."""
+    manager = add_user(crm, "Max")
+    order = CrmClient(crm).quick_order_safe(
+        source="site", full_name="A", items=[{"model": None}], total_amount=5, currency="EUR", contact="@a",
+        user_id=manager,
+    )  # fmt: skip
+    name = "rows_equal_their_newest_audit_image"
+    assert invariants.check(crm)[name].holds
+    crm.execute("ALTER TABLE public.orders DISABLE TRIGGER USER")
+    crm.execute("UPDATE public.orders SET items = '[{}]'")
+    assert invariants.check(crm)[name].examples[0].startswith(f"{order.id}: orders differs")
+
+
+def test_columns_that_a_deployment_adds_later_change_nothing(played: Connection) -> None:
+    """Without it, a column that tier A tolerates would turn every older row red for ever."""
+    with played.transaction(force_rollback=True):
+        played.execute(
+            "ALTER TABLE public.orders ADD COLUMN source text NOT NULL DEFAULT 'shop', ADD COLUMN seen timestamptz,"
+            " ADD COLUMN token uuid DEFAULT gen_random_uuid()"
+        )
+        played.execute("SET LOCAL TimeZone = 'Asia/Tokyo'")
+        found = invariants.evaluate(played)
+        assert {name: result.examples for name, result in found.items() if not result.holds} == {}
+        played.execute("ALTER TABLE public.orders DISABLE TRIGGER USER")
+        played.execute("UPDATE public.orders SET seen = now()")
+        name = "rows_equal_their_newest_audit_image"
+        assert "in seen" in invariants.evaluate(played, frozenset({name}))[name].examples[0]
+
+
+@pytest.mark.parametrize(("name", "damage"), [*DAMAGE.items(), *MORE_DAMAGE])
+def test_each_invariant_finds_its_damage(played: Connection, name: str, damage: str) -> None:
     """Without it, an invariant whose query finds nothing would stay green for ever."""
     with played.transaction(force_rollback=True):
         for table in (
@@ -92,9 +149,10 @@ def test_each_invariant_finds_its_damage(played: Connection, name: str) -> None:
             "tasks",
             "customers",
             "audit_log",
+            "user_identity_map",
         ):
             played.execute(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
-        changed = played.execute(DAMAGE[name])
+        changed = played.execute(damage.encode())
         assert changed.rowcount > 0
         result = invariants.evaluate(played, frozenset({name}))[name]
     assert not result.holds
