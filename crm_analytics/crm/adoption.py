@@ -9,6 +9,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from crm_analytics.crm.catalogue import RPC_NAMES, collect
+from crm_analytics.crm.preflight import obstacles
+from crm_analytics.crm.repairs import defuse_column, parts
+from crm_analytics.crm.tolerance import objection
 from crm_analytics.migrations import MigrationError, SqlFile, migration_files, record_applied
 
 BASELINE = "0001"
@@ -19,14 +23,6 @@ PROBE = "crm_baseline_probe"  # scratch schema for the comparison, always rolled
 TABLES = (
     "users", "customers", "leads", "orders", "documents", "order_status_events", "payments", "shipments", "tasks",
 )  # fmt: skip
-NEW_TABLES = ("audit_log", "audit_seals", "user_identity_map", "order_status_transitions")
-FUNCTIONS = (
-    "resolve_crm_user", "create_lead_safe", "advance_lead_status_safe", "create_order_safe", "quick_order_safe",
-    "checkout_order_safe", "record_generic_payment_safe", "update_payment_status_safe", "advance_order_status_safe",
-    "attach_document_safe", "create_task_safe", "update_task_safe", "upsert_shipment_safe", "update_order_safe",
-    "update_lead_safe", "update_customer_safe", "create_user_safe", "set_user_active_safe", "map_identity_safe",
-)  # fmt: skip
-
 #: Every compared object of one schema: kind, table (or type), name, definition. Names of the schema are in
 #: the definitions; NOT NULL constraints belong to their columns (PostgreSQL 18 lists them apart).
 _CATALOGUE = """
@@ -77,6 +73,12 @@ FROM pg_policy p WHERE p.polrelid = ANY (%(relations)s::regclass[])
 UNION ALL
 SELECT format('forced row level security on %%s', c.oid::regclass), format('ALTER TABLE %%s NO FORCE ROW LEVEL SECURITY', c.oid::regclass)
 FROM pg_class c WHERE c.relforcerowsecurity AND c.oid = ANY (%(relations)s::regclass[])
+UNION ALL
+SELECT format('cast (%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)),
+    format('DROP CAST (%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL))
+FROM pg_cast c JOIN pg_type t ON t.oid IN (c.castsource, c.casttarget)
+WHERE t.oid IN (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = ANY (%(relations)s::regclass[]) AND a.atttypid >= 16384
+                UNION SELECT k.reltype FROM pg_class k WHERE k.oid = ANY (%(relations)s::regclass[]))
 ORDER BY 2
 """
 
@@ -140,13 +142,14 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
         expected, expanded = _baseline(connection, files)
     found = _catalogue(connection, "public")
     ours = {key: text for key, text in found.items() if key[0] != "type" or key in expected}
-    problems = _taken_names(connection)
+    problems = obstacles(connection, files)
     if ours:
         problems += _differences(expected, expanded, ours) + _foreign_owners(connection)
+        problems += _objections(connection, {*expected, *expanded})
     legacy = connection.execute(
         _LEGACY,
         {
-            "functions": list(FUNCTIONS),
+            "functions": list(RPC_NAMES),
             "relations": [f"public.{name}" for kind, name, _ in found if kind == "table"],
         },
     ).fetchall()
@@ -159,7 +162,14 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
             + "\n".join(f"- {problem}" for problem in problems)
         )
     for _, remedy in sorted(legacy, key=lambda found: found[1].startswith("DROP ROUTINE")):
-        connection.execute(remedy)  # triggers first: they hold their functions
+        try:
+            connection.execute(remedy)  # triggers first: they hold their functions
+        except psycopg.Error as error:
+            detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+            raise AdoptionError(
+                f"--replace-legacy cannot run {remedy}: {error.diag.message_primary}{detail}. Nothing was changed."
+                " Remove or change by hand what depends on it, then migrate again."
+            ) from error
     replaced = tuple(what for what, _ in legacy)
     if not ours:
         return AdoptionReport(replaced=replaced)
@@ -265,15 +275,19 @@ def _alter(key: tuple[str, str, str], expected: str, found: str) -> str:
     return " ".join(steps)
 
 
-def _taken_names(connection: psycopg.Connection[Any]) -> list[str]:
-    rows = connection.execute(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY (%s) ORDER BY 1",
-        [list(NEW_TABLES)],
-    )
-    return [
-        f"public.{name} exists, and the migrations create a table of this name\n    ALTER TABLE public.{name} RENAME TO {name}_legacy;"
-        for (name,) in rows
-    ]
+def _objections(connection: psycopg.Connection[Any], known: set[tuple[str, str, str]]) -> list[str]:
+    """Extra columns and indexes that would stop the RPCs, or run code in them: tier A would refuse them for ever."""
+    problems = []
+    for key, facts in collect(connection, ("column", "index")).objects.items():
+        kind, name = key.split(" ", 1)
+        table, last = parts(name)
+        if (kind, table.removeprefix("public."), last.strip('"')) in known or not table.startswith("public."):
+            continue
+        reason = objection(key, facts)
+        if reason is not None:
+            remedy = defuse_column(table, last, facts) if kind == "column" else f"DROP INDEX public.{last};"
+            problems.append(f"{kind} {name.removeprefix('public.')} cannot stay: {reason}\n    {remedy}")
+    return problems
 
 
 def _foreign_owners(connection: psycopg.Connection[Any]) -> list[str]:

@@ -286,6 +286,23 @@ def test_adopted_orders_live_on(seed_url: str) -> None:
         ("ALTER TABLE public.orders ADD COLUMN currency public.currency_enum DEFAULT 'RUB'", "ALTER COLUMN currency DROP DEFAULT;"),
         ("ALTER TABLE public.tasks ADD COLUMN status text", "column tasks.status differs"),
         ("CREATE TABLE public.audit_log (id int)", "ALTER TABLE public.audit_log RENAME TO audit_log_legacy;"),
+        ("ALTER TABLE public.users ADD COLUMN email text; INSERT INTO public.users (name, email) VALUES ('a', 'A@example.com'), ('b', ' a@example.com')", "users.email: several users have a@example.com"),
+        ("ALTER TABLE public.shipments ADD COLUMN status text; INSERT INTO public.shipments (status) VALUES ('sent')", "shipments.status is sent, accepted are 'created'"),
+        ("ALTER TABLE public.orders ADD COLUMN created_by uuid; INSERT INTO public.orders (order_code, created_by) VALUES ('A', gen_random_uuid())", "UPDATE public.orders t SET created_by = NULL"),
+        ("ALTER TABLE public.order_status_events ADD COLUMN seq integer; INSERT INTO public.order_status_events (seq) VALUES (1), (1)", "RENAME COLUMN seq TO seq_legacy;"),
+        ("ALTER TABLE public.payments ADD COLUMN reference_key text; INSERT INTO public.payments (direction, role, method, amount, currency, reference_key) SELECT 'incoming', 'refund', 'card', 1, 'EUR', 'x' FROM generate_series(1, 2)", "RENAME COLUMN reference_key TO reference_key_legacy;"),
+        ("INSERT INTO public.customers (full_name, phone) SELECT 'A', string_agg(n::text, ' ') FROM generate_series(1, 3000) n", "customers.phone is longer than 2000 bytes"),
+        ("INSERT INTO public.payments (direction, role, method, amount, currency, external_reference) SELECT 'incoming', 'refund', 'card', 1, 'EUR', string_agg(md5(n::text), '') FROM generate_series(1, 500) n", "payments.external_reference is longer than 2000 bytes"),
+        ("CREATE INDEX idx_orders_customer ON public.orders (customer_id)", "ALTER INDEX public.idx_orders_customer RENAME TO idx_orders_customer_legacy;"),
+        ("CREATE VIEW public.users_email_folded_key AS SELECT 1", "ALTER VIEW public.users_email_folded_key RENAME"),
+        ("CREATE TABLE public.payments_reference_key_key (id int)", "ALTER TABLE public.payments_reference_key_key RENAME"),
+        ("CREATE SCHEMA reporting", "ALTER SCHEMA reporting RENAME TO reporting_legacy;"),
+        ("CREATE SCHEMA crm_private; CREATE FUNCTION crm_private.trimmed(text) RETURNS text LANGUAGE sql AS 'SELECT $1'", "DROP function crm_private.trimmed(text);"),
+        ("ALTER TABLE public.orders ADD COLUMN colour text NOT NULL", "column orders.colour cannot stay: NOT NULL without a default refuses the RPCs' rows\n    ALTER TABLE public.orders ALTER COLUMN colour DROP NOT NULL;"),
+        ("ALTER TABLE public.orders ADD COLUMN number serial", "column orders.number cannot stay: a default that is not a constant"),
+        ("CREATE DOMAIN public.colour AS text CHECK (length(VALUE) > 1); ALTER TABLE public.orders ADD COLUMN colour public.colour", "column orders.colour cannot stay: a type that is not built in"),
+        ("CREATE UNIQUE INDEX one_url ON public.orders (bike_url)", "index orders.one_url cannot stay: a unique index"),
+        ("CREATE FUNCTION public.old_json(public.payment_role_enum) RETURNS json LANGUAGE sql AS 'SELECT NULL::json'; CREATE CAST (public.payment_role_enum AS json) WITH FUNCTION public.old_json", "DROP CAST (public.payment_role_enum AS json);"),
         ("CREATE TABLE public.evil () INHERITS (public.payments)", "TABLE WITH INHERITANCE"),
         ("CREATE ROLE adoption_other; ALTER TABLE public.tasks OWNER TO adoption_other", "table public.tasks belongs to adoption_other"),
     ],
@@ -302,6 +319,64 @@ def test_a_different_database_is_refused(seed_url: str, change: str, message: st
         assert value(connection, "SELECT to_regclass('crm_private.alembic_version')") is None
         if "adoption_other" in change:
             connection.execute("ALTER TABLE public.tasks OWNER TO CURRENT_USER; DROP ROLE adoption_other")
+
+
+def test_a_legacy_function_that_others_need_is_refused_in_words(seed_url: str) -> None:
+    """Without it --replace-legacy would end in a traceback, with the labels added."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.create_lead_safe() RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+            "CREATE VIEW public.legacy_view AS SELECT public.create_lead_safe()"
+        )
+    with pytest.raises(AdoptionError, match="legacy_view depends on"):
+        migrate_crm(url=seed_url, replace_legacy=True)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        assert value(connection, "SELECT count(*) FROM crm_private.migration_files") == 0
+
+
+def test_what_adoption_tolerates_stays_green(seed_url: str) -> None:
+    """Without it an adopted database could be red for ever, or its RPCs fail on a column that they do not know."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE public.orders ADD COLUMN shop text NOT NULL DEFAULT 'q', ADD COLUMN seen timestamptz;"
+            "ALTER TABLE public.tasks ADD COLUMN colour text NOT NULL DEFAULT 'q';"
+            "INSERT INTO public.orders (order_code, final_price_eur, seen) VALUES ('A', 5, now())"
+        )
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        client, manager = CrmClient(connection), add_user(connection, "Max")
+        client.create_task_safe(title="Call", created_by=manager)
+        assert [difference.problem for difference in manifest.compare(connection).differences] == []
+        connection.execute("SET TimeZone = 'Asia/Tokyo'")
+        found = invariants.check(connection)
+        assert {name: result.examples for name, result in found.items() if not result.holds} == {}
+
+
+def test_money_that_went_the_other_way_is_no_client_money(seed_url: str) -> None:
+    """Without it the invariants would count what the RPCs do not, and be red for ever after a correct payment."""
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO public.orders (id, order_code, final_price_eur) VALUES (md5('a')::uuid, 'A', 1000), (md5('b')::uuid, 'B', 1000);
+            INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status)
+            VALUES (md5('a')::uuid, 'outgoing', 'client_payment', 'cash', 950, 'EUR', 'completed'),
+                   (md5('b')::uuid, 'incoming', 'refund', 'cash', 950, 'EUR', 'completed')
+            """
+        )
+    migrate_crm(url=seed_url)
+    with psycopg.connect(seed_url, autocommit=True) as connection:
+        client, admin = CrmClient(connection), add_user(connection, "Ada", "admin")
+        for order, direction, role, amount in (
+            ("A", "incoming", "client_payment", 100),
+            ("B", "incoming", "client_payment", 500),
+            ("B", "outgoing", "refund", 200),
+        ):
+            client.record_generic_payment_safe(
+                order_id=value(connection, "SELECT id FROM public.orders WHERE order_code = %s", order),
+                direction=direction, role=role, method="cash", amount=amount, currency="EUR", user_id=admin,
+            )  # fmt: skip
+        found = invariants.check(connection)
+    assert {name: result.examples for name, result in found.items() if not result.holds} == {}
 
 
 def test_extras_are_tolerated_and_reported(seed_url: str) -> None:
