@@ -66,30 +66,60 @@ def crm() -> None:
     """The CRM database: people, guards, proof."""
 
 
+def _require_migrated() -> None:
+    pending = migrations.status("crm").pending
+    if pending:
+        raise click.ClickException(
+            f"the CRM database lacks {pending[0]}"
+            + (f" and {len(pending) - 1} more migrations" if pending[1:] else "")
+            + ". Run: crm-analytics migrate crm"
+        )
+
+
 @crm.command("create-admin")
 @click.argument("email")
 @click.option("--name", help="The person's name; the part of the address before @ by default.")
 def create_admin(email: str, name: str | None) -> None:
     """Create the first admin, as the migrating login; later users come from create_user_safe.
 
-    Refused when an active admin exists already.
+    Refused when an active admin who can be recognised (by e-mail address or mapped identity) exists already.
     """
+    _require_migrated()
     with connect("crm") as connection:
         # one first admin, however many people run this at once
         connection.execute("LOCK TABLE public.users IN SHARE ROW EXCLUSIVE MODE")
         admin = connection.execute(
-            "SELECT email FROM public.users WHERE active AND role = 'admin' LIMIT 1"
+            "SELECT u.name, u.email, u.id FROM public.users u WHERE u.active AND u.role = 'admin' AND (u.email IS NOT NULL"
+            " OR EXISTS (SELECT FROM public.user_identity_map m WHERE m.crm_user_id = u.id)) LIMIT 1"
         ).fetchone()
         if admin:
             raise click.ClickException(
-                f"there is an active admin already ({admin[0]}): let them call create_user_safe for {email}"
+                f"there is an active admin already: {admin[0]} ({admin[1] or 'no address'}, {admin[2]}). "
+                f"Let them call create_user_safe for {email}."
+            )
+        try:
+            row = connection.execute("SELECT crm_private.email('EMAIL', %s)", [email]).fetchone()
+        except psycopg.Error as error:  # PT422, the rule of create_user_safe
+            raise click.ClickException(f"{error.diag.message_primary}. {error.diag.message_hint}") from error
+        address = row[0] if row else None
+        if address is None:
+            raise click.ClickException("EMAIL is blank: give the admin's e-mail address.")
+        holder = connection.execute(
+            "SELECT name, role::text, id FROM public.users WHERE crm_private.folded_email(email) = %s",
+            [address],
+        ).fetchone()
+        if holder:
+            raise click.ClickException(
+                f"{address} belongs to {holder[0]} ({holder[1]}, {holder[2]}) already: give another address, "
+                "or take it from them, as the tables' owner: "
+                f"UPDATE public.users SET email = NULL WHERE id = '{holder[2]}';"
             )
         row = connection.execute(
-            "INSERT INTO public.users (name, email, role) VALUES (%s, lower(%s), 'admin') RETURNING id",
-            [name or email.split("@")[0], email.strip()],
+            "INSERT INTO public.users (name, email, role) VALUES (%s, %s, 'admin') RETURNING id",
+            [name or address.split("@")[0], address],
         ).fetchone()
         assert row is not None
-        click.echo(f"admin {email} has id {row[0]}")
+        click.echo(f"admin {address} has id {row[0]}")
 
 
 @crm.command("guards")
@@ -101,6 +131,7 @@ def guards() -> None:
 @crm.command("invariants")
 def check_invariants() -> None:
     """Check the rows against the rules (tier C), read-only; exit code 1 if one is broken."""
+    _require_migrated()
     broken = 0
     with connect("crm", autocommit=True) as connection:
         for name, result in invariants.check(connection).items():
@@ -129,6 +160,7 @@ def try_attacks() -> None:
 @click.option("--seed", default=1, show_default=True)
 def play(months: int, seed: int) -> None:
     """Play some months of an invented bicycle business through the RPCs. For demos: it writes real rows."""
+    _require_migrated()
     click.echo(playing.play(database_url("crm"), months=months, seed=seed).text())
 
 

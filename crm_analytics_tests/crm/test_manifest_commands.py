@@ -75,3 +75,51 @@ def test_the_first_admin_is_created_once(
     broken = run("invariants")
     assert broken.exit_code == 1
     assert "BROKEN rows_equal_their_newest_audit_image" in broken.output
+
+
+def test_an_adopted_admin_whom_nobody_can_recognise_does_not_lock_everybody_out(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, adopted users, who have no addresses, would leave nobody able to log in, and no way to change that."""
+    url = new_database("crm")
+    monkeypatch.setenv("CRM_DATABASE_URL", url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("INSERT INTO public.users (name, role) VALUES ('Old Admin', 'admin')")
+        connection.execute(
+            "INSERT INTO public.users (name, email, role) VALUES ('Max', ' Max@Example.com', 'manager')"
+        )
+    for address, refusal in (
+        ("not-an-email", "must be an e-mail address"),
+        ("  ", "blank"),
+        ("max@example.com", "belongs to Max (manager"),
+    ):
+        refused = CliRunner().invoke(commands.crm, ["create-admin", address])
+        assert refused.exit_code == 1
+        assert refusal in refused.output
+        assert "Traceback" not in refused.output
+    assert CliRunner().invoke(commands.crm, ["create-admin", " Olga@example.com "]).exit_code == 0
+    with psycopg.connect(url, autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT public.resolve_crm_user('sso', 'o', 'olga@example.com') ->> 'role'"
+        )
+        assert found.fetchone() == ("admin",)
+        # what docs/crm.md says about the addresses of adopted users
+        connection.execute(
+            "UPDATE public.users SET email = 'old@example.com' WHERE name = 'Old Admin' AND email IS NULL"
+        )
+        found = connection.execute("SELECT public.resolve_crm_user('sso', 'x', 'old@example.com') ->> 'name'")
+        assert found.fetchone() == ("Old Admin",)
+    again = CliRunner().invoke(commands.crm, ["create-admin", "third@example.com"])
+    assert again.exit_code == 1
+    assert "there is an active admin already: o" in again.output.lower()
+
+
+@pytest.mark.parametrize("command", [["invariants"], ["create-admin", "a@example.com"], ["play"]])
+def test_a_database_that_is_not_migrated_is_named(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """Without it, a forgotten migration would show as a traceback about a missing table."""
+    monkeypatch.setenv("CRM_DATABASE_URL", new_database())
+    done = CliRunner().invoke(commands.crm, command)
+    assert done.exit_code == 1
+    assert "Run: crm-analytics migrate crm" in done.output
