@@ -211,6 +211,19 @@ def test_roles_that_can_write_are_found_however_they_got_it(crm: Connection) -> 
     assert manifest.unexpected_writers(crm) == []
 
 
+def test_a_member_of_pg_write_all_data_is_named_and_reaches_the_audit_sequence_only(crm: Connection) -> None:
+    """Without it, docs/crm.md could promise too much, or such a member go unseen."""
+    with crm.transaction(force_rollback=True):
+        crm.execute("CREATE ROLE writes_all; GRANT pg_write_all_data TO writes_all")
+        found = manifest.unexpected_writers(crm)
+        assert {w["role_name"] for w in found} == {"writes_all"}
+        assert {tuple(w["through"]) for w in found} == {("pg_write_all_data",)}
+        crm.execute("SET LOCAL ROLE writes_all")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is refused"), crm.transaction():
+            crm.execute("INSERT INTO public.audit_log DEFAULT VALUES")
+        crm.execute("SELECT setval('public.audit_log_id_seq', 1000000)")
+
+
 def test_both_server_versions_have_the_same_manifest() -> None:
     """Without it, the checks would be red on PostgreSQL 16. It runs this file's first test on the other version."""
     if os.environ.get("PG", "18") != "18":
