@@ -186,7 +186,7 @@ _SECTIONS: Mapping[str, str] = {
             SELECT 'table ' || s.name AS object, {_role("a.grantee")} AS grantee, a.privilege_type, a.is_grantable
             FROM scope s, aclexplode(coalesce(s.relacl, acldefault('r', s.relowner))) a
             UNION SELECT 'column ' || s.name || '.' || quote_ident(c.attname), {_role("a.grantee")}, a.privilege_type, a.is_grantable
-            FROM scope s JOIN pg_attribute c ON c.attrelid = s.oid, aclexplode(c.attacl) a
+            FROM scope s JOIN pg_attribute c ON c.attrelid = s.oid AND NOT c.attisdropped, aclexplode(c.attacl) a
             UNION SELECT 'sequence ' || s.name, {_role("a.grantee")}, a.privilege_type, a.is_grantable
             FROM sequences s, aclexplode(coalesce(s.relacl, acldefault('s', s.relowner))) a
             UNION SELECT 'function ' || r.name, {_role("a.grantee")}, a.privilege_type, a.is_grantable

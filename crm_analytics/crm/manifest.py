@@ -160,7 +160,8 @@ SELECT w.table_name, w.rolname::text AS role_name, quote_ident(w.rolname) AS rol
     SELECT coalesce(array_agg(DISTINCT h.holder), '{}') FROM (
         SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS holder
         FROM (SELECT * FROM aclexplode(coalesce(w.relacl, acldefault('r', w.relowner)))
-              UNION ALL SELECT x.* FROM pg_attribute t, aclexplode(t.attacl) x WHERE t.attrelid = w.oid) a
+              UNION ALL SELECT x.* FROM pg_attribute t, aclexplode(t.attacl) x
+                          WHERE t.attrelid = w.oid AND NOT t.attisdropped) a
         WHERE a.privilege_type = ANY (w.privileges) AND (a.grantee = 0 OR pg_has_role(w.role_oid, a.grantee, 'USAGE'))
         UNION ALL SELECT 'pg_write_all_data' WHERE pg_has_role(w.role_oid, 'pg_write_all_data', 'USAGE')) h) AS through
 FROM writer w ORDER BY 1, 2

@@ -110,9 +110,8 @@ class Repairs:
         return self._definition_or_drop("policy", name, want)
 
     def _constraint(self, name: str, want: Facts, have: Facts) -> str:
-        if (
-            want is not None
-        ):  # made anew even if only its system triggers are off: enabling those takes a superuser
+        if want is not None:
+            # made anew even if only its system triggers are off: enabling those takes a superuser
             return self.wanted.definitions[f"constraint {name}"]
         table, last = parts(name)
         return f"ALTER TABLE {table} DROP CONSTRAINT {last};"
