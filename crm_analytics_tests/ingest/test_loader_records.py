@@ -261,6 +261,28 @@ def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("source", "header", "row"),
+    [
+        ("google_spend", SPEND, ("2024-10", "{}", "5")),
+        ("targets", ("month", "source", "target_repairs"), ("2024-10", "{}", "5")),
+        ("jobs", JOBS, job(1, "AAAAAA", Source="{}")),
+        ("calls", CALLS, ("", "1", "", "2", "Wed Dec 17th, 03:21PM", "{}", "", "1 Min")),
+    ],
+)
+def test_long_name_that_is_a_key(
+    source: str, header: tuple[str, ...], row: tuple[str, ...], landing: Landing
+) -> None:
+    """Without it one name too long for an index would stop its source, or the metrics, for ever."""
+    name = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # does not compress
+    rows = [[cell.format(text) for cell in row] for text in (name, "Google")]
+    landing.write(f"{source}/2025-12-18T10_00_00.csv", text(header, rows))
+    result = landing.load_one(source)
+    assert (result.status, result.counts.inserted, result.counts.quarantined) == ("loaded", 1, 1)
+    ((reason,),) = landing.rows("SELECT reasons[1] FROM raw.rejected_rows")
+    assert "has 1000 characters; accepted: at most 200" in reason
+
+
 def test_spend_repeats_and_conflicts(landing: Landing) -> None:
     """Without it a day exported twice would count twice, or one of two amounts be picked by chance."""
     rows = [
