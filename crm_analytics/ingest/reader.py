@@ -108,6 +108,12 @@ class OpenFile:
                 "never closes; accepted: quotes in pairs; export the file again (it may have been cut off), or "
                 "mend the quote and keep the new file"
             ) from error
+        except splitting.RecordTooLong as error:
+            raise RefusedFile(
+                f"{self.path.name}: line {error.line}: record {error.record} is longer than "
+                f"{splitting.MAX_RECORD:,} bytes; accepted: records of at most that; shorten the cell, or export "
+                "the file without its column"
+            ) from error
         except (OSError, UnicodeError) as error:
             raise RefusedFile(
                 f"{self.path.name}: changed or vanished while it was read ({error}); load it again"
@@ -122,7 +128,9 @@ class OpenFile:
         width, first_line = len(self.located.match.cells), self.located.first_line
         if self.sheet is None:
             data = _behind(utf8_blocks(self.path, self.encoding), self.located.first_byte)
-            yield from splitting.split(data, self.delimiter, width, first_line)
+            yield from splitting.split(
+                data, self.delimiter, width, first_line, self.located.match.named_width
+            )
             return
         found = (row for row in workbook.rows(self.path, self.sheet) if row[0] >= first_line)
         while part := list(islice(found, splitting.RECORDS_PER_BLOCK)):
