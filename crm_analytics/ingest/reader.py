@@ -14,7 +14,7 @@ import pyarrow as pa
 from crm_analytics.ingest import derive, splitting, workbook
 from crm_analytics.ingest.cleaning import Context
 from crm_analytics.ingest.errors import RefusedFile, UnrecognisedFile
-from crm_analytics.ingest.locating import Located, locate, read_beginnings
+from crm_analytics.ingest.locating import Located, locate, read_beginnings, unread_sheets
 from crm_analytics.ingest.recognition import export_time, recognise
 from crm_analytics.ingest.records import Batch, Records, Rejected
 from crm_analytics.ingest.sniffing import utf8_blocks
@@ -132,10 +132,19 @@ class OpenFile:
                 data, self.delimiter, width, first_line, self.located.match.named_width
             )
             return
-        found = (row for row in workbook.rows(self.path, self.sheet) if row[0] >= first_line)
+        uncomputed = workbook.formulas_without_result(self.path, self.sheet)
+        used = {position: self.mapping[name] for name, position in self.located.match.positions.items()}
+        found = (row for row in workbook.rows(self.path, self.sheet, uncomputed) if row[0] >= first_line)
         while part := list(islice(found, splitting.RECORDS_PER_BLOCK)):
             rows = [cells + [""] * (width - len(cells)) for _, cells in part]
-            yield splitting.block_of_rows(rows, [number for number, _ in part], width, {})
+            defects = {
+                row: f"{used[position]} is a formula without a stored result; accepted: values, or formulas that were "
+                "computed: open the workbook in a spreadsheet program, save it there, and keep that file"
+                for row, (number, _) in enumerate(part)
+                for position in uncomputed.get(number, ())
+                if position in used
+            }
+            yield splitting.block_of_rows(rows, [number for number, _ in part], width, defects)
 
 
 def _behind(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -162,4 +171,5 @@ def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: Zo
     facts = derive.FileFacts(path.name, mapping, located.preamble, context)
     if source.check is not None:
         source.check(facts)
-    return OpenFile(path, beginnings.encoding, beginnings.warnings, located, Records(source, header, facts))
+    warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
+    return OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts))
