@@ -18,7 +18,7 @@ from crm_analytics.ingest.locating import Located, locate, read_beginnings, unre
 from crm_analytics.ingest.recognition import export_time, recognise
 from crm_analytics.ingest.records import Batch, Records, Rejected
 from crm_analytics.ingest.sniffing import utf8_blocks
-from crm_analytics.ingest.sources import Source
+from crm_analytics.ingest.sources import Source, fold_header
 from crm_analytics.ingest.zones import zone
 
 __all__ = [
@@ -168,7 +168,8 @@ def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: Zo
     header = located.match
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
     context = Context(zone(timezone), exported_at.astimezone(UTC), source.date_order, source.decimal_comma)
-    facts = derive.FileFacts(path.name, mapping, located.preamble, context)
+    unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
+    facts = derive.FileFacts(path.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
