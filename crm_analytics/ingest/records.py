@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 
 import numpy as np
@@ -39,6 +40,7 @@ class Rejected:
     key: str | None
     reasons: list[str]
     record: dict[str, str]  # header as found -> cell
+    day: date | None  # in the source's date column, where it can be read
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Records:
             accepted[list(reasons)] = False
             rows, odd = rows.filter(pa.array(accepted)), odd & accepted
             keys = next((columns[name] for name in self.source.record_key if name in columns), None)
+            days = derived.columns.get(self.source.date_column)
             lines = block.lines()
             for row, original in ((row, int(kept[row])) for row in sorted(reasons)):
                 rejected.append(
@@ -117,6 +120,7 @@ class Records:
                         None if keys is None or original in defects else keys[row].as_py(),
                         [f"line {lines[original]}: {reason}" for reason in reasons[row]],
                         self._record(block, original),
+                        None if days is None or original in defects else days[row].as_py(),
                     )
                 )
         flagged = int(odd.sum())

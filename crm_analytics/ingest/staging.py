@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, LiteralString
 
 import psycopg
@@ -30,6 +31,15 @@ class Staged:
     numbers_only: bool  #: a jobs file without UUIDs: job_id holds the number until it is matched
     rejected: int = 0
     duplicates: int = 0
+    #: Google spend: months of quarantined records, None where one's month cannot be read
+    partial_months: set[date | None] = field(default_factory=set)
+
+    @property
+    def whole(self) -> sql.Composable:
+        """SQL over `s`: whether the file has no quarantined record of the month (Google spend)."""
+        if None in self.partial_months:
+            return sql.SQL("false")
+        return sql.SQL("s.month <> ALL ({}::date[])").format(sql.Literal(list(self.partial_months)))
 
 
 def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int | None) -> Staged:
@@ -60,6 +70,8 @@ def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int 
         if rejected and file_id is not None:
             _quarantine(connection, file_id, plan, rejected)
         staged.rejected += len(rejected)
+        if plan.source.name == "google_spend":
+            staged.partial_months.update(row.day for row in rejected)
     if (
         open_file.records_read > FEW
     ):  # the key decides how to join; statistics of the rest cost time for nothing
@@ -179,6 +191,16 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
             ") compared"
         ).format(differing=differing, key=key)
     )
+    if plan.source.name == "google_spend":
+        staged.partial_months.update(
+            month
+            for (month,) in connection.execute(
+                sql.SQL(
+                    "SELECT DISTINCT s.month FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {key}"
+                    " WHERE c.differing IS NOT NULL"
+                ).format(key=key)
+            )
+        )
     if file_id is not None:
         quarantine_staged(
             connection,

@@ -283,6 +283,54 @@ def test_long_name_that_is_a_key(
     assert "has 1000 characters; accepted: at most 200" in reason
 
 
+@pytest.mark.parametrize(
+    "generic",
+    [
+        [("2024-10", "Generic", "3.000,50")],
+        [("2024-10", "Generic", "3000"), ("2024-10", "Generic", "3001")],
+        [("Octember", "Generic", "3000")],
+        [("2024-10", "Generic")],
+    ],
+)
+def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...]], landing: Landing) -> None:
+    """Without it a campaign would cost nothing because its newest figure could not be read."""
+    landing.write(
+        "google_spend/1.csv",
+        text(SPEND, [("2024-10", "Brand", "1000"), ("2024-10", "Generic", "3000")]),
+        day=1,
+    )
+    landing.load("google_spend")
+    landing.write("google_spend/2.csv", text(SPEND, [("2024-10", "Brand", "1100"), *generic]), day=2)
+    result = landing.load_one("google_spend")
+    assert (result.counts.superseded, result.counts.quarantined, result.changed_by_month) == (
+        1,
+        len(generic),
+        {},
+    )
+    assert result.warnings == [
+        "2024-10: this file has quarantined records of the month, so what another file says of the whole month stays;"
+        " mend them, or export the month again"
+    ]
+    assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
+        ("Brand", Decimal("1000.00")),
+        ("Generic", Decimal("3000.00")),
+    ]
+
+
+def test_spend_of_which_a_part_cannot_be_read(landing: Landing) -> None:
+    """Without it one bad campaign would hide the others, or nobody would know that the month's cost is too low."""
+    landing.write(
+        "google_spend/1.csv", text(SPEND, [("2024-10", "Brand", "1"), ("2024-10", "Generic", "NaN")]), day=1
+    )
+    result = landing.load_one("google_spend")
+    assert result.warnings == ["2024-10: incomplete, because this file has quarantined records of the month"]
+    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, False)]
+    landing.write("google_spend/2.csv", text(SPEND, [("2024-10", "Brand", "1")]), day=2)
+    result = landing.load_one("google_spend")
+    assert (result.counts.updated, result.warnings) == (1, [])
+    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, True)]
+
+
 def test_spend_repeats_and_conflicts(landing: Landing) -> None:
     """Without it a day exported twice would count twice, or one of two amounts be picked by chance."""
     rows = [
