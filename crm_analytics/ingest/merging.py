@@ -92,7 +92,7 @@ def _match_numbers(connection: Connection, staged: Staged, file_id: int) -> None
     )
 
 
-def _rekey(connection: Connection, staged: Staged) -> bool:
+def _rekey(connection: Connection, staged: Staged, newer: NewerFiles) -> bool:
     """Rows known by their number alone get the UUID that a record brings for that number.
 
     The rows' new keys stand in the temporary table `rekeyed`; says whether there are any.
@@ -109,6 +109,7 @@ def _rekey(connection: Connection, staged: Staged) -> bool:
         " WHERE t.job_id = t.job_number AND s.job_id <> t.job_id AND NOT EXISTS ("
         "  SELECT FROM raw.jobs o WHERE o.job_number = t.job_number AND o.job_id NOT IN (t.job_id, s.job_id))"
     )
+    newer.keep_numbers_given_anew()
     # a job that is known under both names is one job: what the newer record says holds
     connection.execute(
         "DELETE FROM raw.jobs t USING pg_temp.rekeyed r"
@@ -127,7 +128,7 @@ def _rows(connection: Connection, staged: Staged, file_id: int, newer: NewerFile
     plan = staged.plan
     table = plan.table
     day = sql.Identifier(plan.source.date_column)
-    rekeyed = plan.source.name == "jobs" and _rekey(connection, staged)
+    rekeyed = plan.source.name == "jobs" and _rekey(connection, staged, newer)
     superseded = newer.remove_superseded(staged)
     if newer.lost:
         _refuse_if_unknowable(connection, staged, file_id)
@@ -416,10 +417,15 @@ def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFil
 def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> None:
     """Close what this file answers in older files, and what newer files answer in this one (decision 8)."""
     plan = staged.plan
-    # a record of a file without UUIDs was quarantined under its number
-    number: LiteralString = (
-        " OR r.row_key IN (SELECT s.job_number FROM pg_temp.staged s)" if plan.source.name == "jobs" else ""
-    )
+    accepted: LiteralString = "r.row_key IN (SELECT {key} FROM pg_temp.staged s)"
+    if plan.source.name == "jobs":
+        # a record of a file without UUIDs was quarantined under its number; a number is no UUID of all digits
+        accepted = (
+            "CASE WHEN EXISTS (SELECT FROM raw.source_files f WHERE f.file_id = r.file_id AND f.mapping ? 'job_id')"
+            " THEN r.row_key IN (SELECT s.job_id FROM pg_temp.staged s"
+            + (" WHERE s.job_id <> s.job_number" if staged.numbers_only else "")
+            + ") ELSE r.row_key IN (SELECT s.job_number FROM pg_temp.staged s) END"
+        )
     if newer.older_ids and _one(
         connection,
         sql.SQL("SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {} AND status = 'open')").format(
@@ -430,7 +436,7 @@ def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newe
             sql.SQL(
                 "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}"
                 " WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older})"
-                " AND (r.row_key IN (SELECT {key} FROM pg_temp.staged s)" + number + ")"
+                " AND " + accepted
             ).format(
                 note=sql.Literal(f"accepted from a newer export: {newer.name}"),
                 source=sql.Literal(plan.source.name),

@@ -66,6 +66,7 @@ class NewerKeys:
             newer,
             [entry for entry in newer if entry.file_id in self.lost],
             threshold,
+            {entry.file_id: place for place, entry in enumerate(places)},
         )
 
     def _read(self, entries: list[Entry]) -> None:
@@ -140,6 +141,7 @@ class NewerFiles:
     entries: list[Entry]
     lost: list[Entry]
     threshold: int  #: places from here on are newer
+    places: dict[int, int]  #: entry -> its place
 
     @property
     def _lost_ids(self) -> list[int]:
@@ -161,7 +163,8 @@ class NewerFiles:
                 "DELETE FROM pg_temp.staged s USING pg_temp.newer_numbers n"
                 " WHERE n.row_key = s.job_number AND n.place >= %s AND NOT EXISTS ("
                 "  SELECT FROM raw.jobs o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id"
-                "  AND o.job_id <> o.job_number)",
+                "  AND o.job_id <> o.job_number) AND NOT EXISTS ("
+                "  SELECT FROM pg_temp.staged o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id)",
                 [self.threshold],
             ).rowcount
         if self.lost:
@@ -175,6 +178,19 @@ class NewerFiles:
                 )
             ).rowcount
         return removed
+
+    def keep_numbers_given_anew(self) -> None:
+        """Delete from `rekeyed` what newer files undid: the job of that UUID got another number before a file without
+        UUIDs brought the row that has the number now."""
+        if not self.entries:
+            return
+        self.connection.execute(
+            "DELETE FROM pg_temp.rekeyed r USING raw.jobs t, pg_temp.newer_keys n,"
+            " unnest(%s::bigint[], %s::int[]) AS f (file_id, place)"
+            " WHERE t.job_id = r.old_id AND f.file_id = t.file_id"
+            " AND n.row_key = r.new_id AND n.place >= %s AND n.place < f.place",
+            [list(self.places), list(self.places.values()), self.threshold],
+        )
 
     def remove_superseded_spend(self) -> int:
         """Delete from `sums` what newer files say too; returns how many records these were.
