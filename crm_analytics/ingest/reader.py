@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -123,6 +123,20 @@ class OpenFile:
             self.warnings += warnings
             yield from (Batch(table, [], 0) for table in tables)
         self.warnings += self.records.warnings()
+
+    def as_found(self, wanted: Container[int]) -> Iterator[dict[int, dict[str, str]]]:
+        """Records of these numbers as they stand in the file, which is read once more: number -> header -> cell.
+
+        For what only a comparison of cleaned records finds; raises RefusedFile where the file has changed.
+        """
+        again = Records(self.source, self.located.match, self.records.facts)
+        try:
+            for block in self._blocks():
+                yield again.as_found(block, wanted)
+        except (splitting.Unsplittable, OSError, UnicodeError) as error:
+            raise RefusedFile(
+                f"{self.path.name}: changed or vanished while it was read ({error}); load it again"
+            ) from error
 
     def _blocks(self) -> Iterator[splitting.Block]:
         width, first_line = len(self.located.match.cells), self.located.first_line

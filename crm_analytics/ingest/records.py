@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -70,8 +70,7 @@ class Records:
         """A block of cells as a batch: summary lines out, columns cleaned, records with reasons rejected."""
         texts, defects = block.columns, block.defects
         blank, summary = self._not_records(block)
-        numbers = self.read + np.cumsum(~blank)
-        self.read += int((~blank).sum())
+        numbers = self._number(blank)
         self.summary_lines += int(summary.sum())
         self._note_totals(block, np.flatnonzero(summary).tolist())
 
@@ -130,6 +129,19 @@ class Records:
             amounts = pc.cast(rows[self.source.summed], pa.decimal128(38, 6))
             self._sum += pc.sum(amounts).as_py() or Decimal(0)
         return Batch(rows, rejected, flagged)
+
+    def as_found(self, block: Block, wanted: Container[int]) -> dict[int, dict[str, str]]:
+        """The block's records of these numbers as they stand in the file: header as found -> cell as found."""
+        blank, _ = self._not_records(block)
+        numbers = self._number(blank).tolist()
+        rows = np.flatnonzero(~blank).tolist()
+        return {numbers[row]: self._record(block, row) for row in rows if numbers[row] in wanted}
+
+    def _number(self, blank: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The numbers of a block's records, by row; blank rows are none."""
+        numbers = self.read + np.cumsum(~blank)
+        self.read += int((~blank).sum())
+        return numbers
 
     def _staged(self, columns: derive.Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """The staged columns in their order, behind the record numbers; NULL where the file has no such column."""

@@ -140,10 +140,13 @@ def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list
         ) as copy,
     ):
         for row in rejected:
-            record = {_storable(header): _storable(cell) for header, cell in row.record.items()}
             reasons = [_storable(reason) for reason in row.reasons]
             key = None if row.key is None else _storable(row.key)
-            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, Json(record)))
+            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, _as_json(row.record)))
+
+
+def _as_json(record: dict[str, str]) -> Json:
+    return Json({_storable(header): _storable(cell) for header, cell in record.items()})
 
 
 def _storable(text: str) -> str:
@@ -231,7 +234,7 @@ def quarantine_staged(
 ) -> None:
     """Write staged records into the quarantine (the caller deletes them from `staged`).
 
-    They were readable, so they stand there as understood: header as found, cell as cleaned.
+    Their cells as found are no longer known, so the file is read once more, for these records alone.
 
     Args:
         connection: inside the file's transaction.
@@ -241,17 +244,27 @@ def quarantine_staged(
         reason: SQL expression of the one reason; `{name}` is what the source calls its key.
     """
     plan = staged.plan
-    columns = sql.SQL(", ").join(
-        sql.SQL("{}, s.{}").format(
-            sql.Literal(staged.open_file.mapping.get(name, name)), sql.Identifier(name)
-        )
-        for name, _ in plan.source.staged_columns
+    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name)}
+    chosen = connection.execute(
+        sql.SQL("SELECT s.record_no FROM pg_temp.staged s " + which).format(**parts)
+    ).fetchall()
+    if not chosen:
+        return
+    connection.execute(
+        "DROP TABLE IF EXISTS pg_temp.as_found;"
+        "CREATE TEMP TABLE as_found (record_no int, record jsonb) ON COMMIT DROP"
     )
-    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name), "columns": columns}
+    for records in staged.open_file.as_found({number for (number,) in chosen}):
+        with (
+            connection.cursor() as cursor,
+            cursor.copy("COPY pg_temp.as_found (record_no, record) FROM STDIN") as copy,
+        ):
+            for number, record in records.items():
+                copy.write_row((number, _as_json(record)))
     connection.execute(
         sql.SQL(
             "INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)"
-            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "],"
-            " jsonb_strip_nulls(jsonb_build_object({columns})) FROM pg_temp.staged s " + which
+            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "], found.record"
+            " FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no " + which
         ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
     )

@@ -44,15 +44,30 @@ def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
         "SELECT record_no, row_key, reasons[1], record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
     )
     assert [(number, key, cost) for number, key, _, cost in found] == [
-        (1, "A", "10.00"),
-        (2, "A", "10.00"),
-        (3, "A", "11.00"),
+        (1, "A", "10"),
+        (2, "A", "10"),
+        (3, "A", "11"),
     ]
     for _, _, reason, _ in found:
         assert reason == (
             "lead A stands in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
             " accepted: identical records, or one"
         )
+
+
+def test_conflicting_records_stand_in_the_quarantine_as_found(landing: Landing) -> None:
+    """Without it a person could not find the records in the file, nor see what was read wrongly."""
+    first = ("A", "2025-01-05 10:21:17 -0500", "01:10", "$1,000.5", " ok", "", "a, note")
+    second = ("A", "01/05/2025 10:21:17 AM", "", "(1)", "null", "555", "é")
+    rows = [("",) * 7, ("Total", *[""] * 6), first, ("B", *first[1:]), ("",) * 7, second]
+    landing.write("elocals_leads/a.csv", text((*ELOCALS, "Notes"), rows), day=9)
+    assert landing.load_one("elocals_leads").counts.quarantined == 2
+    found = landing.rows("SELECT record_no, record FROM raw.rejected_rows ORDER BY 1")
+    header = (*ELOCALS, "Notes")
+    assert found == [
+        (2, dict(zip(header, first, strict=True))),
+        (4, dict(zip(header, second, strict=True))),
+    ]
 
 
 def test_number_that_names_several_jobs(landing: Landing) -> None:
@@ -66,6 +81,7 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
     )
     counts = landing.load_one("jobs").counts
     assert (counts.updated, counts.quarantined) == (1, 1)
+    assert landing.rows("SELECT record ->> 'Created' FROM raw.rejected_rows") == [("Fri Nov 15 2024",)]
     assert landing.rows("SELECT row_key, reasons[1] FROM raw.rejected_rows") == [
         (
             "7",
