@@ -32,6 +32,7 @@ from crm_analytics.ingest.moments import (
 from crm_analytics.ingest.zones import Zone
 
 ID_LENGTH = 100
+LABEL_LENGTH = 200  # labels become keys, and an index entry holds 2,700 bytes at most
 TEXT_LENGTH = 1000
 MONEY_LIMIT = Decimal(10) ** 8
 FIRST_YEAR, LAST_YEAR = 2000, 2100
@@ -120,16 +121,18 @@ def by_pattern(texts: pa.Array, plain: str, rule: Callable[[str], str | None]) -
 
 def _text(text: str) -> str | None:
     text = _trim(text)
-    if _is_blank(text, _NO_TEXT):
-        return None
-    if len(text) > TEXT_LENGTH:
-        raise Unreadable(f"has {len(text)} characters; accepted: at most {TEXT_LENGTH}")
+    return None if _is_blank(text, _NO_TEXT) else _not_longer(text, TEXT_LENGTH)
+
+
+def _not_longer(text: str, length: int) -> str:
+    if len(text) > length:
+        raise Unreadable(f"has {len(text)} characters; accepted: at most {length}")
     return text
 
 
 def _label(text: str) -> str | None:
     found = _text(text)
-    return found and " ".join(found.split())
+    return found and _not_longer(" ".join(found.split()), LABEL_LENGTH)
 
 
 def _identifier(text: str) -> str | None:
@@ -171,7 +174,7 @@ class Text:
 
 
 class Label:
-    """A name that is compared: trimmed, inner white space collapsed."""
+    """A name that is compared or a key: trimmed, inner white space collapsed."""
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""

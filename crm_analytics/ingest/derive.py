@@ -25,6 +25,7 @@ class FileFacts:
     mapping: dict[str, str]
     preamble: list[list[str]]
     context: Context
+    unknown: dict[str, str]  # folded header -> header, those that no column claims
 
 
 @dataclass
@@ -178,6 +179,40 @@ def google_check(facts: FileFacts) -> None:
         google_month(facts)
 
 
+#: folded headers (the API's begin with `segments`) by which a report can split a campaign's spend further
+_PARTS = frozenset({
+    "account", "accountname", "customerid", "customerdescriptivename", "adgroup", "adgroupname", "adgroupid",
+    "assetgroup", "assetgroupname", "assetgroupid", "ad", "adname", "adid", "adgroupadadid", "keyword", "keywordid",
+    "keywordinfotext", "searchkeyword", "searchterm", "device", "devices", "network", "networkwithsearchpartners",
+    "adnetworktype", "clicktype", "slot", "topvsother", "hour", "houroftheday", "hourofday", "dayofweek",
+    "dayoftheweek", "age", "agerange", "gender", "location", "userlocation", "matchedlocation", "country",
+    "countryterritory", "region", "city", "conversionaction", "conversionactionname", "conversionactioncategory",
+    "conversioncategory", "conversionsource",
+})  # fmt: skip
+
+
+def google_refuse_parts(campaigns: pa.Table, facts: FileFacts) -> None:
+    """Refuse a report that has several records of a campaign's day or month because it splits them further.
+
+    Two of them may be equal (two ad groups that cost the same), which a repeated record would be as well.
+    """
+    splitting = [
+        header for folded, header in facts.unknown.items() if folded.removeprefix("segments") in _PARTS
+    ]
+    if not splitting:
+        return
+    counted = campaigns.group_by(["month", "day", "campaign"]).aggregate([("record_no", "count")])
+    most = counted.sort_by([("record_no_count", "descending")]).slice(0, 1).to_pylist()[0]
+    if most["record_no_count"] == 1:
+        return
+    when = most["day"] or f"{most['month']:%Y-%m}"
+    raise RefusedFile(
+        f"{facts.file}: {most['record_no_count']} records of campaign {most['campaign']!r} on {when}, because the report "
+        f"is split by {', '.join(splitting)}; accepted: one record for each campaign and day or month; export it "
+        "without these columns"
+    )
+
+
 def google_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.Table], list[str]]:
     """Fill `covered_to`: per month, the last day that the file's figure covers (`metrics.md`, Google spend).
 
@@ -188,6 +223,7 @@ def google_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.T
     whole = pa.concat_tables(tables) if tables else None
     if whole is None or not whole.num_rows:
         return tables, []
+    google_refuse_parts(whole, facts)
     by_day = whole["day"].null_count == 0 and pc.any(pc.not_equal(pc.day(whole["day"]), 1)).as_py()
     found = report_range(facts)
     last_day: date | None = found[1] if found else pc.max(whole["day"]).as_py() if by_day else None

@@ -34,6 +34,11 @@ class HeaderMatch:
         taken = set(self.positions.values())
         return [cell for position, cell in enumerate(self.cells) if position not in taken and cell.strip()]
 
+    @property
+    def named_width(self) -> int:
+        """How many cells a record must have: those up to the last header that is not blank."""
+        return max(number for number, cell in enumerate(self.cells, start=1) if cell.strip())
+
     @cached_property
     def labels(self) -> list[str]:
         """One distinct label for each position: the header as found, numbered where it repeats or is blank."""

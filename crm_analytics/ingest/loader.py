@@ -390,6 +390,7 @@ class _Run:
             OSError,
             errors.DataError,
             errors.IntegrityError,
+            errors.ProgramLimitExceeded,
         ) as error:
             return self._not_loaded(item, newer, error)
         self._remember(result.file_id)

@@ -135,6 +135,25 @@ def locate(source: Source, beginnings: Beginnings) -> Located:
     return found
 
 
+def unread_sheets(source: Source, beginnings: Beginnings, located: Located) -> list[str]:
+    """A warning where other sheets of the workbook have a header of the source too: one sheet is read."""
+    if located.reading.sheet is None:
+        return []
+    others = [
+        repr(reading.sheet)
+        for reading in beginnings.readings
+        if reading is not located.reading
+        and (found := find_header(source, reading.rows))
+        and found[1].complete
+    ]
+    if not others:
+        return []
+    return [
+        f"only the sheet {located.reading.sheet!r} was read; not read, though they look alike: {', '.join(others)}; "
+        "save each sheet as a file of its own"
+    ]
+
+
 def _refusal(
     path: Path, source: Source, match: HeaderMatch | None, first_rows: Sequence[Sequence[str]]
 ) -> RefusedFile:

@@ -92,7 +92,7 @@ def _match_numbers(connection: Connection, staged: Staged, file_id: int) -> None
     )
 
 
-def _rekey(connection: Connection, staged: Staged) -> bool:
+def _rekey(connection: Connection, staged: Staged, newer: NewerFiles) -> bool:
     """Rows known by their number alone get the UUID that a record brings for that number.
 
     The rows' new keys stand in the temporary table `rekeyed`; says whether there are any.
@@ -109,6 +109,7 @@ def _rekey(connection: Connection, staged: Staged) -> bool:
         " WHERE t.job_id = t.job_number AND s.job_id <> t.job_id AND NOT EXISTS ("
         "  SELECT FROM raw.jobs o WHERE o.job_number = t.job_number AND o.job_id NOT IN (t.job_id, s.job_id))"
     )
+    newer.keep_numbers_given_anew()
     # a job that is known under both names is one job: what the newer record says holds
     connection.execute(
         "DELETE FROM raw.jobs t USING pg_temp.rekeyed r"
@@ -127,7 +128,7 @@ def _rows(connection: Connection, staged: Staged, file_id: int, newer: NewerFile
     plan = staged.plan
     table = plan.table
     day = sql.Identifier(plan.source.date_column)
-    rekeyed = plan.source.name == "jobs" and _rekey(connection, staged)
+    rekeyed = plan.source.name == "jobs" and _rekey(connection, staged, newer)
     superseded = newer.remove_superseded(staged)
     if newer.lost:
         _refuse_if_unknowable(connection, staged, file_id)
@@ -325,20 +326,43 @@ def _refuse_if_unknowable(connection: Connection, staged: Staged, file_id: int) 
 
 
 def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> Merged:
-    """The newest file that covers a month replaces that month's rows (metrics.md, Google spend)."""
+    """The newest file that covers a month replaces that month's rows (metrics.md, Google spend).
+
+    A file with quarantined records of a month does not have it whole: of such files the newest record of a campaign
+    counts, and only until one has the month whole.
+    """
     connection.execute(
-        "DROP TABLE IF EXISTS pg_temp.sums; CREATE TEMP TABLE sums ON COMMIT DROP AS"
-        " SELECT s.month, s.campaign, round(sum(s.amount), 2) AS amount, max(s.covered_to) AS covered_to,"
-        "  min(s.record_no) AS record_no, count(*) AS records FROM pg_temp.staged s GROUP BY s.month, s.campaign"
+        sql.SQL(
+            "DROP TABLE IF EXISTS pg_temp.sums; CREATE TEMP TABLE sums ON COMMIT DROP AS"
+            " SELECT s.month, s.campaign, round(sum(s.amount), 2) AS amount, max(s.covered_to) AS covered_to,"
+            "  min(s.record_no) AS record_no, count(*) AS records, {whole} AS whole FROM pg_temp.staged s"
+            " GROUP BY s.month, s.campaign"
+        ).format(whole=staged.whole)
     )
-    superseded = newer.remove_superseded_months()
+    superseded = newer.remove_superseded_spend()
+    warnings = []
+    for month, records in connection.execute(
+        "WITH gone AS (DELETE FROM pg_temp.sums n WHERE NOT n.whole AND EXISTS (SELECT FROM raw.google_spend t"
+        "  WHERE t.month = n.month AND t.whole AND t.file_id IS DISTINCT FROM %s) RETURNING n.month, n.records)"
+        " SELECT month, sum(records)::int FROM gone GROUP BY month ORDER BY month",
+        [file_id],
+    ).fetchall():
+        superseded += records
+        warnings.append(
+            f"{month:%Y-%m}: this file has quarantined records of the month, so what another file says of the whole month"
+            " stays; mend them, or export the month again"
+        )
+    for (month,) in connection.execute(
+        "SELECT DISTINCT month FROM pg_temp.sums WHERE NOT whole ORDER BY month"
+    ).fetchall():
+        warnings.append(f"{month:%Y-%m}: incomplete, because this file has quarantined records of the month")
     if newer.lost:
         months, example = _fetch_one(
             connection,
             sql.SQL(
                 "SELECT coalesce(sum(n.records), 0), min(to_char(n.month, 'YYYY-MM')) FROM pg_temp.sums n"
                 " WHERE EXISTS (SELECT FROM raw.google_spend t WHERE t.month = n.month"
-                "  AND t.file_id IS DISTINCT FROM {file_id})"
+                "  AND t.file_id IS DISTINCT FROM {file_id} AND (t.whole OR NOT n.whole))"
                 " AND NOT EXISTS (SELECT FROM raw.google_spend t WHERE (t.month, t.campaign, t.amount, t.covered_to)"
                 "  = (n.month, n.campaign, n.amount, n.covered_to))"
             ).format(file_id=sql.Literal(file_id)),
@@ -349,18 +373,19 @@ def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFil
     months_changed: dict[date, int] = {}
     removed = connection.execute(
         "WITH gone AS (DELETE FROM raw.google_spend t"
-        "  WHERE t.month IN (SELECT month FROM pg_temp.sums) AND NOT EXISTS ("
+        "  WHERE t.month IN (SELECT month FROM pg_temp.sums WHERE whole) AND NOT EXISTS ("
         "   SELECT FROM pg_temp.sums n WHERE (n.month, n.campaign) = (t.month, t.campaign)) RETURNING t.month)"
         " SELECT month, count(*) FROM gone GROUP BY month"
     ).fetchall()
     written = connection.execute(
         "WITH written AS (INSERT INTO raw.google_spend AS t"
-        "  (month, campaign, amount, covered_to, file_id, record_no)"
-        "  SELECT n.month, n.campaign, n.amount, n.covered_to, %s, n.record_no FROM pg_temp.sums n"
+        "  (month, campaign, amount, covered_to, whole, file_id, record_no)"
+        "  SELECT n.month, n.campaign, n.amount, n.covered_to, n.whole, %s, n.record_no FROM pg_temp.sums n"
         "  LEFT JOIN raw.google_spend was ON (was.month, was.campaign) = (n.month, n.campaign)"
-        "  WHERE was.month IS NULL OR (was.amount, was.covered_to) IS DISTINCT FROM (n.amount, n.covered_to)"
+        "  WHERE was.month IS NULL OR (was.amount, was.covered_to, was.whole)"
+        "   IS DISTINCT FROM (n.amount, n.covered_to, n.whole)"
         "  ON CONFLICT (month, campaign) DO UPDATE SET amount = excluded.amount, covered_to = excluded.covered_to,"
-        "   file_id = excluded.file_id, record_no = excluded.record_no, updated_at = now()"
+        "   whole = excluded.whole, file_id = excluded.file_id, record_no = excluded.record_no, updated_at = now()"
         "  RETURNING t.month, t.campaign)"
         " SELECT w.month, was.month IS NULL, sum(n.records), count(*) FROM written w"
         " JOIN pg_temp.sums n ON (n.month, n.campaign) = (w.month, w.campaign)"
@@ -377,7 +402,6 @@ def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFil
         months_changed[month] = months_changed.get(month, 0) + rows
     accepted = int(_one(connection, "SELECT coalesce(sum(records), 0) FROM pg_temp.sums"))
     counts.unchanged = accepted - counts.inserted - counts.updated
-    warnings = []
     for month, rows in sorted(removed):
         months_changed[month] = months_changed.get(month, 0) + rows
         warnings.append(
@@ -393,10 +417,15 @@ def _spend(connection: Connection, staged: Staged, file_id: int, newer: NewerFil
 def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> None:
     """Close what this file answers in older files, and what newer files answer in this one (decision 8)."""
     plan = staged.plan
-    # a record of a file without UUIDs was quarantined under its number
-    number: LiteralString = (
-        " OR r.row_key IN (SELECT s.job_number FROM pg_temp.staged s)" if plan.source.name == "jobs" else ""
-    )
+    accepted: LiteralString = "r.row_key IN (SELECT {key} FROM pg_temp.staged s)"
+    if plan.source.name == "jobs":
+        # a record of a file without UUIDs was quarantined under its number; a number is no UUID of all digits
+        accepted = (
+            "CASE WHEN EXISTS (SELECT FROM raw.source_files f WHERE f.file_id = r.file_id AND f.mapping ? 'job_id')"
+            " THEN r.row_key IN (SELECT s.job_id FROM pg_temp.staged s"
+            + (" WHERE s.job_id <> s.job_number" if staged.numbers_only else "")
+            + ") ELSE r.row_key IN (SELECT s.job_number FROM pg_temp.staged s) END"
+        )
     if newer.older_ids and _one(
         connection,
         sql.SQL("SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {} AND status = 'open')").format(
@@ -407,7 +436,7 @@ def _close_quarantine(connection: Connection, staged: Staged, file_id: int, newe
             sql.SQL(
                 "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}"
                 " WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older})"
-                " AND (r.row_key IN (SELECT {key} FROM pg_temp.staged s)" + number + ")"
+                " AND " + accepted
             ).format(
                 note=sql.Literal(f"accepted from a newer export: {newer.name}"),
                 source=sql.Literal(plan.source.name),

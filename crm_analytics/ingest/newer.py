@@ -25,8 +25,9 @@ Connection = psycopg.Connection[Any]
 class NewerKeys:
     """The keys that the source's loaded files accepted, read again from the landing folder once per run.
 
-    They stand in temporary tables of the session: key (or, of job files without UUIDs, number; or month, of
-    Google spend) and the place in the order of the newest file that accepted it.
+    They stand in temporary tables of the session: key (or, of job files without UUIDs, number; of Google spend also
+    month and campaign, and whether the file has the month whole) and the place in the order of the newest file that
+    accepted it.
     """
 
     connection: Connection
@@ -65,17 +66,18 @@ class NewerKeys:
             newer,
             [entry for entry in newer if entry.file_id in self.lost],
             threshold,
+            {entry.file_id: place for place, entry in enumerate(places)},
         )
 
     def _read(self, entries: list[Entry]) -> None:
         assert self.places is not None
         self.drop()
-        for table, kind in (("newer_keys", "text"), ("newer_numbers", "text"), ("newer_months", "date")):
-            self.connection.execute(
-                sql.SQL("CREATE TEMP TABLE {} (row_key {} PRIMARY KEY, place int NOT NULL)").format(
-                    sql.Identifier(table), sql.SQL(kind)
-                )
-            )
+        self.connection.execute(
+            "CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);"
+            "CREATE TEMP TABLE newer_numbers (row_key text PRIMARY KEY, place int NOT NULL);"
+            "CREATE TEMP TABLE newer_spend"
+            " (month date, campaign text, whole boolean, place int NOT NULL, PRIMARY KEY (month, campaign, whole))"
+        )
         for place, entry in enumerate(self.places):
             path = self._find(entry, entries)
             if path is None:
@@ -103,24 +105,28 @@ class NewerKeys:
     def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
         opened = open_file(path, self.plan.source, exported_at=entry.exported_at, timezone=self.timezone)
         staged = stage(self.connection, opened, self.plan, None)
-        noted: list[tuple[LiteralString, LiteralString]] = (
-            [("newer_numbers", "s.job_number")] if staged.numbers_only else [("newer_keys", self.plan.key)]
+        table: LiteralString = "newer_numbers" if staged.numbers_only else "newer_keys"
+        key: LiteralString = "s.job_number" if staged.numbers_only else self.plan.key
+        self.connection.execute(
+            sql.SQL(
+                "INSERT INTO pg_temp.{table} SELECT DISTINCT {key}, {place} FROM pg_temp.staged s"
+                " WHERE {key} IS NOT NULL ON CONFLICT (row_key) DO UPDATE SET place = excluded.place"
+            ).format(table=sql.Identifier(table), key=sql.SQL(key), place=sql.Literal(place))
         )
+        self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(table)))
         if self.plan.source.name == "google_spend":
-            noted.append(("newer_months", "s.month"))
-        for table, key in noted:
             self.connection.execute(
                 sql.SQL(
-                    "INSERT INTO pg_temp.{table} SELECT DISTINCT {key}, {place} FROM pg_temp.staged s"
-                    " WHERE {key} IS NOT NULL ON CONFLICT (row_key) DO UPDATE SET place = excluded.place"
-                ).format(table=sql.Identifier(table), key=sql.SQL(key), place=sql.Literal(place))
+                    "INSERT INTO pg_temp.newer_spend"
+                    " SELECT DISTINCT s.month, s.campaign, {whole}, {place} FROM pg_temp.staged s"
+                    " ON CONFLICT (month, campaign, whole) DO UPDATE SET place = excluded.place"
+                ).format(whole=staged.whole, place=sql.Literal(place))
             )
-            self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(table)))
 
     def drop(self) -> None:
         """Remove the session's temporary tables."""
         self.connection.execute(
-            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_numbers, pg_temp.newer_months"
+            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_numbers, pg_temp.newer_spend"
         )
 
 
@@ -135,6 +141,7 @@ class NewerFiles:
     entries: list[Entry]
     lost: list[Entry]
     threshold: int  #: places from here on are newer
+    places: dict[int, int]  #: entry -> its place
 
     @property
     def _lost_ids(self) -> list[int]:
@@ -156,7 +163,8 @@ class NewerFiles:
                 "DELETE FROM pg_temp.staged s USING pg_temp.newer_numbers n"
                 " WHERE n.row_key = s.job_number AND n.place >= %s AND NOT EXISTS ("
                 "  SELECT FROM raw.jobs o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id"
-                "  AND o.job_id <> o.job_number)",
+                "  AND o.job_id <> o.job_number) AND NOT EXISTS ("
+                "  SELECT FROM pg_temp.staged o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id)",
                 [self.threshold],
             ).rowcount
         if self.lost:
@@ -171,14 +179,32 @@ class NewerFiles:
             ).rowcount
         return removed
 
-    def remove_superseded_months(self) -> int:
-        """Delete from `sums` the months that a newer file covers; returns how many records these were."""
+    def keep_numbers_given_anew(self) -> None:
+        """Delete from `rekeyed` what newer files undid: the job of that UUID got another number before a file without
+        UUIDs brought the row that has the number now."""
+        if not self.entries:
+            return
+        self.connection.execute(
+            "DELETE FROM pg_temp.rekeyed r USING raw.jobs t, pg_temp.newer_keys n,"
+            " unnest(%s::bigint[], %s::int[]) AS f (file_id, place)"
+            " WHERE t.job_id = r.old_id AND f.file_id = t.file_id"
+            " AND n.row_key = r.new_id AND n.place >= %s AND n.place < f.place",
+            [list(self.places), list(self.places.values()), self.threshold],
+        )
+
+    def remove_superseded_spend(self) -> int:
+        """Delete from `sums` what newer files say too; returns how many records these were.
+
+        A newer file that has the month whole says all of it. One that has not says its campaigns, against another that
+        has not.
+        """
         if not self.entries:
             return 0
         row = self.connection.execute(
-            "WITH gone AS (DELETE FROM pg_temp.sums n"
-            "  WHERE n.month IN (SELECT row_key FROM pg_temp.newer_months WHERE place >= %s)"
-            "  OR n.month IN (SELECT month FROM raw.google_spend WHERE file_id = ANY (%s)) RETURNING n.records)"
+            "WITH newer AS (SELECT month, campaign, whole FROM pg_temp.newer_spend WHERE place >= %s"
+            "  UNION SELECT month, campaign, whole FROM raw.google_spend WHERE file_id = ANY (%s)),"
+            " gone AS (DELETE FROM pg_temp.sums n WHERE EXISTS (SELECT FROM newer WHERE newer.month = n.month"
+            "  AND (newer.whole OR (NOT n.whole AND newer.campaign = n.campaign))) RETURNING n.records)"
             " SELECT coalesce(sum(records), 0) FROM gone",
             [self.threshold, self._lost_ids],
         ).fetchone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,11 +14,11 @@ import pyarrow as pa
 from crm_analytics.ingest import derive, splitting, workbook
 from crm_analytics.ingest.cleaning import Context
 from crm_analytics.ingest.errors import RefusedFile, UnrecognisedFile
-from crm_analytics.ingest.locating import Located, locate, read_beginnings
+from crm_analytics.ingest.locating import Located, locate, read_beginnings, unread_sheets
 from crm_analytics.ingest.recognition import export_time, recognise
 from crm_analytics.ingest.records import Batch, Records, Rejected
 from crm_analytics.ingest.sniffing import utf8_blocks
-from crm_analytics.ingest.sources import Source
+from crm_analytics.ingest.sources import Source, fold_header
 from crm_analytics.ingest.zones import zone
 
 __all__ = [
@@ -108,6 +108,12 @@ class OpenFile:
                 "never closes; accepted: quotes in pairs; export the file again (it may have been cut off), or "
                 "mend the quote and keep the new file"
             ) from error
+        except splitting.RecordTooLong as error:
+            raise RefusedFile(
+                f"{self.path.name}: line {error.line}: record {error.record} is longer than "
+                f"{splitting.MAX_RECORD:,} bytes; accepted: records of at most that; shorten the cell, or export "
+                "the file without its column"
+            ) from error
         except (OSError, UnicodeError) as error:
             raise RefusedFile(
                 f"{self.path.name}: changed or vanished while it was read ({error}); load it again"
@@ -118,16 +124,41 @@ class OpenFile:
             yield from (Batch(table, [], 0) for table in tables)
         self.warnings += self.records.warnings()
 
+    def as_found(self, wanted: Container[int]) -> Iterator[dict[int, dict[str, str]]]:
+        """Records of these numbers as they stand in the file, which is read once more: number -> header -> cell.
+
+        For what only a comparison of cleaned records finds; raises RefusedFile where the file has changed.
+        """
+        again = Records(self.source, self.located.match, self.records.facts)
+        try:
+            for block in self._blocks():
+                yield again.as_found(block, wanted)
+        except (splitting.Unsplittable, OSError, UnicodeError) as error:
+            raise RefusedFile(
+                f"{self.path.name}: changed or vanished while it was read ({error}); load it again"
+            ) from error
+
     def _blocks(self) -> Iterator[splitting.Block]:
         width, first_line = len(self.located.match.cells), self.located.first_line
         if self.sheet is None:
             data = _behind(utf8_blocks(self.path, self.encoding), self.located.first_byte)
-            yield from splitting.split(data, self.delimiter, width, first_line)
+            yield from splitting.split(
+                data, self.delimiter, width, first_line, self.located.match.named_width
+            )
             return
-        found = (row for row in workbook.rows(self.path, self.sheet) if row[0] >= first_line)
+        uncomputed = workbook.formulas_without_result(self.path, self.sheet)
+        used = {position: self.mapping[name] for name, position in self.located.match.positions.items()}
+        found = (row for row in workbook.rows(self.path, self.sheet, uncomputed) if row[0] >= first_line)
         while part := list(islice(found, splitting.RECORDS_PER_BLOCK)):
             rows = [cells + [""] * (width - len(cells)) for _, cells in part]
-            yield splitting.block_of_rows(rows, [number for number, _ in part], width, {})
+            defects = {
+                row: f"{used[position]} is a formula without a stored result; accepted: values, or formulas that were "
+                "computed: open the workbook in a spreadsheet program, save it there, and keep that file"
+                for row, (number, _) in enumerate(part)
+                for position in uncomputed.get(number, ())
+                if position in used
+            }
+            yield splitting.block_of_rows(rows, [number for number, _ in part], width, defects)
 
 
 def _behind(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -151,7 +182,9 @@ def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: Zo
     header = located.match
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
     context = Context(zone(timezone), exported_at.astimezone(UTC), source.date_order, source.decimal_comma)
-    facts = derive.FileFacts(path.name, mapping, located.preamble, context)
+    unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
+    facts = derive.FileFacts(path.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
         source.check(facts)
-    return OpenFile(path, beginnings.encoding, beginnings.warnings, located, Records(source, header, facts))
+    warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
+    return OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts))

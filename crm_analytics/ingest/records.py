@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 
 import numpy as np
@@ -39,6 +40,7 @@ class Rejected:
     key: str | None
     reasons: list[str]
     record: dict[str, str]  # header as found -> cell
+    day: date | None  # in the source's date column, where it can be read
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Records:
         """A block of cells as a batch: summary lines out, columns cleaned, records with reasons rejected."""
         texts, defects = block.columns, block.defects
         blank, summary = self._not_records(block)
-        numbers = self.read + np.cumsum(~blank)
-        self.read += int((~blank).sum())
+        numbers = self._number(blank)
         self.summary_lines += int(summary.sum())
         self._note_totals(block, np.flatnonzero(summary).tolist())
 
@@ -109,6 +110,7 @@ class Records:
             accepted[list(reasons)] = False
             rows, odd = rows.filter(pa.array(accepted)), odd & accepted
             keys = next((columns[name] for name in self.source.record_key if name in columns), None)
+            days = derived.columns.get(self.source.date_column)
             lines = block.lines()
             for row, original in ((row, int(kept[row])) for row in sorted(reasons)):
                 rejected.append(
@@ -117,6 +119,7 @@ class Records:
                         None if keys is None or original in defects else keys[row].as_py(),
                         [f"line {lines[original]}: {reason}" for reason in reasons[row]],
                         self._record(block, original),
+                        None if days is None or original in defects else days[row].as_py(),
                     )
                 )
         flagged = int(odd.sum())
@@ -126,6 +129,19 @@ class Records:
             amounts = pc.cast(rows[self.source.summed], pa.decimal128(38, 6))
             self._sum += pc.sum(amounts).as_py() or Decimal(0)
         return Batch(rows, rejected, flagged)
+
+    def as_found(self, block: Block, wanted: Container[int]) -> dict[int, dict[str, str]]:
+        """The block's records of these numbers as they stand in the file: header as found -> cell as found."""
+        blank, _ = self._not_records(block)
+        numbers = self._number(blank).tolist()
+        rows = np.flatnonzero(~blank).tolist()
+        return {numbers[row]: self._record(block, row) for row in rows if numbers[row] in wanted}
+
+    def _number(self, blank: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The numbers of a block's records, by row; blank rows are none."""
+        numbers = self.read + np.cumsum(~blank)
+        self.read += int((~blank).sum())
+        return numbers
 
     def _staged(self, columns: derive.Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """The staged columns in their order, behind the record numbers; NULL where the file has no such column."""

@@ -211,7 +211,7 @@ CALLS = Source(
         ),
         Column("from_number", Text(), ("From number", "Caller number"), present=True),
         Column("to_number", Text(), ("To number", "Called number"), present=True),
-        Column("flow", Text(), ("Flow", "Call Flow")),
+        Column("flow", Label(), ("Flow", "Call Flow")),
         Column("answered", Text(), ("Answered", "Answered By")),
         Column("duration_seconds", Duration(), ("Duration",), present=True),
         Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),

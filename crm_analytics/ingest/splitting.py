@@ -24,13 +24,21 @@ RECORDS_PER_BLOCK = 20_000
 csv.field_size_limit(MAX_RECORD)
 
 
-class QuoteNeverCloses(Exception):
-    """A quote opened in this record (counted from 1 within the data, with its line) and never closed."""
+class Unsplittable(Exception):
+    """No record can be told from here on: the record (counted from 1 within the data) and its line."""
 
     def __init__(self, record: int, line: int) -> None:
         super().__init__(f"record {record}, line {line}")
         self.record = record
         self.line = line
+
+
+class QuoteNeverCloses(Unsplittable):
+    """A quote opened in this record and never closed (or not within `MAX_RECORD`)."""
+
+
+class RecordTooLong(Unsplittable):
+    """The record goes beyond `MAX_RECORD`, and no quote is open."""
 
 
 @dataclass
@@ -44,8 +52,13 @@ class Block:
     beyond: dict[int, list[str]] = field(default_factory=dict)  # row -> cells beyond the header's
 
 
-def block_of_rows(rows: list[list[str]], lines: list[int], width: int, defects: dict[int, str]) -> Block:
-    """A block of records that were split one by one; too short and too long ones become defects."""
+def block_of_rows(
+    rows: list[list[str]], lines: list[int], width: int, defects: dict[int, str], least: int | None = None
+) -> Block:
+    """A block of records that were split one by one; too short and too long ones become defects.
+
+    `width` is the header's; `least` are the cells that a record must have (those behind have no header).
+    """
     beyond: dict[int, list[str]] = {}
     defects = dict(defects)
     for number, row in enumerate(rows):
@@ -57,7 +70,7 @@ def block_of_rows(rows: list[list[str]], lines: list[int], width: int, defects: 
             rows[number] = row + [""] * (width - found)
         else:
             rows[number] = row[:width]
-        if found < width or any(cell.strip() for cell in extra):
+        if found < (width if least is None else least) or any(cell.strip() for cell in extra):
             beyond[number] = extra
             defects.setdefault(
                 number, f"the record has {found} cells where the header has {width}; accepted: {width}"
@@ -66,10 +79,12 @@ def block_of_rows(rows: list[list[str]], lines: list[int], width: int, defects: 
     return Block(columns, len(rows), lambda: np.array(lines, dtype=np.int64), defects, beyond)
 
 
-def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) -> Iterator[Block]:
+def split(
+    blocks: Iterator[bytes], delimiter: str, width: int, first_line: int, least: int | None = None
+) -> Iterator[Block]:
     """The records of the data (what follows the header), in blocks; blank lines are not records.
 
-    Memory is bounded by the size of a piece. Raises QuoteNeverCloses.
+    Memory is bounded by the size of a piece. `least`: see `block_of_rows`. Raises Unsplittable.
     """
     pending = b""
     line = first_line
@@ -84,7 +99,8 @@ def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) 
         quotes = np.flatnonzero(buffer == 34)
         if not _clean(buffer, quotes, separator) or (last and len(quotes) % 2):
             text = _Text(pending, blocks)
-            for part in _carefully(text, delimiter, width, line, records, None if last else len(pending)):
+            enough = None if last else len(pending)
+            for part in _carefully(text, delimiter, width, line, records, least, enough):
                 records += part.length
                 yield part
             line += text.lines
@@ -93,12 +109,13 @@ def split(blocks: Iterator[bytes], delimiter: str, width: int, first_line: int) 
         end = len(pending) if last else _last_record_end(pending, quotes)
         if not end:
             if len(pending) > MAX_RECORD:
-                raise QuoteNeverCloses(records + 1, line)
+                problem = QuoteNeverCloses if len(quotes) % 2 else RecordTooLong
+                raise problem(records + 1, line)
             continue
         piece, pending = pending[:end], pending[end:]
         inside = quotes[: int(np.searchsorted(quotes, end))]
         result = _fast(piece, inside, delimiter, width, line)
-        for part in [result] if result else _carefully(_Text(piece), delimiter, width, line, records):
+        for part in [result] if result else _carefully(_Text(piece), delimiter, width, line, records, least):
             records += part.length
             yield part
         line += piece.count(b"\n")
@@ -176,10 +193,10 @@ class _Text:
 
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else self._next_line()
+        if self._size + len(line) > MAX_RECORD:
+            raise _TooLong
         self.record.append(line)
         self._size += len(line)
-        if self._size > MAX_RECORD:
-            raise _TooLong
         return line
 
     def _next_line(self) -> str:
@@ -228,7 +245,13 @@ BAD_QUOTES = (
 
 
 def _carefully(
-    text: _Text, delimiter: str, width: int, first_line: int, records: int, enough: int | None = None
+    text: _Text,
+    delimiter: str,
+    width: int,
+    first_line: int,
+    records: int,
+    least: int | None,
+    enough: int | None = None,
 ) -> Iterator[Block]:
     """Records split by the csv module, strictly, until `enough` bytes are through or none is left.
 
@@ -245,8 +268,11 @@ def _carefully(
         try:
             row = next(reader, None)
         except (csv.Error, _TooLong) as error:
+            record = records + len(rows) + 1
+            if isinstance(error, _TooLong) and not text.record:
+                raise RecordTooLong(record, line) from error
             if isinstance(error, _TooLong) or "unexpected end of data" in str(error):
-                raise QuoteNeverCloses(records + len(rows) + 1, line) from error
+                raise QuoteNeverCloses(record, line) from error
             text.take_back()
             row = next(csv.reader(text.record, delimiter=delimiter))
             defects[len(rows)] = BAD_QUOTES
@@ -256,6 +282,6 @@ def _carefully(
         text.next_record()
         more = row is not None and (enough is None or text.handed < enough)
         if rows and (not more or len(rows) >= RECORDS_PER_BLOCK):
-            yield block_of_rows(rows, numbers, width, defects)
+            yield block_of_rows(rows, numbers, width, defects, least)
             records += len(rows)
             rows, numbers, defects = [], [], {}

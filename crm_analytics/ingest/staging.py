@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, LiteralString
 
 import psycopg
@@ -30,6 +31,15 @@ class Staged:
     numbers_only: bool  #: a jobs file without UUIDs: job_id holds the number until it is matched
     rejected: int = 0
     duplicates: int = 0
+    #: Google spend: months of quarantined records, None where one's month cannot be read
+    partial_months: set[date | None] = field(default_factory=set)
+
+    @property
+    def whole(self) -> sql.Composable:
+        """SQL over `s`: whether the file has no quarantined record of the month (Google spend)."""
+        if None in self.partial_months:
+            return sql.SQL("false")
+        return sql.SQL("s.month <> ALL ({}::date[])").format(sql.Literal(list(self.partial_months)))
 
 
 def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int | None) -> Staged:
@@ -60,6 +70,8 @@ def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int 
         if rejected and file_id is not None:
             _quarantine(connection, file_id, plan, rejected)
         staged.rejected += len(rejected)
+        if plan.source.name == "google_spend":
+            staged.partial_months.update(row.day for row in rejected)
     if (
         open_file.records_read > FEW
     ):  # the key decides how to join; statistics of the rest cost time for nothing
@@ -128,10 +140,13 @@ def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list
         ) as copy,
     ):
         for row in rejected:
-            record = {_storable(header): _storable(cell) for header, cell in row.record.items()}
             reasons = [_storable(reason) for reason in row.reasons]
             key = None if row.key is None else _storable(row.key)
-            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, Json(record)))
+            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, _as_json(row.record)))
+
+
+def _as_json(record: dict[str, str]) -> Json:
+    return Json({_storable(header): _storable(cell) for header, cell in record.items()})
 
 
 def _storable(text: str) -> str:
@@ -179,6 +194,16 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
             ") compared"
         ).format(differing=differing, key=key)
     )
+    if plan.source.name == "google_spend":
+        staged.partial_months.update(
+            month
+            for (month,) in connection.execute(
+                sql.SQL(
+                    "SELECT DISTINCT s.month FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {key}"
+                    " WHERE c.differing IS NOT NULL"
+                ).format(key=key)
+            )
+        )
     if file_id is not None:
         quarantine_staged(
             connection,
@@ -209,7 +234,7 @@ def quarantine_staged(
 ) -> None:
     """Write staged records into the quarantine (the caller deletes them from `staged`).
 
-    They were readable, so they stand there as understood: header as found, cell as cleaned.
+    Their cells as found are no longer known, so the file is read once more, for these records alone.
 
     Args:
         connection: inside the file's transaction.
@@ -219,17 +244,27 @@ def quarantine_staged(
         reason: SQL expression of the one reason; `{name}` is what the source calls its key.
     """
     plan = staged.plan
-    columns = sql.SQL(", ").join(
-        sql.SQL("{}, s.{}").format(
-            sql.Literal(staged.open_file.mapping.get(name, name)), sql.Identifier(name)
-        )
-        for name, _ in plan.source.staged_columns
+    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name)}
+    chosen = connection.execute(
+        sql.SQL("SELECT s.record_no FROM pg_temp.staged s " + which).format(**parts)
+    ).fetchall()
+    if not chosen:
+        return
+    connection.execute(
+        "DROP TABLE IF EXISTS pg_temp.as_found;"
+        "CREATE TEMP TABLE as_found (record_no int, record jsonb) ON COMMIT DROP"
     )
-    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name), "columns": columns}
+    for records in staged.open_file.as_found({number for (number,) in chosen}):
+        with (
+            connection.cursor() as cursor,
+            cursor.copy("COPY pg_temp.as_found (record_no, record) FROM STDIN") as copy,
+        ):
+            for number, record in records.items():
+                copy.write_row((number, _as_json(record)))
     connection.execute(
         sql.SQL(
             "INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)"
-            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "],"
-            " jsonb_strip_nulls(jsonb_build_object({columns})) FROM pg_temp.staged s " + which
+            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "], found.record"
+            " FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no " + which
         ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
     )

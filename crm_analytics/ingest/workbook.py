@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
@@ -72,20 +74,79 @@ def sheet_names(path: Path) -> list[str]:
             workbook.close()
 
 
-def rows(path: Path, sheet: str) -> Iterator[tuple[int, list[str]]]:
-    """The sheet's rows that hold anything: row number from 1, cells as text. Raises RefusedFile."""
+Formulas = dict[int, dict[int, str]]  # row number -> position in the row -> formula
+
+
+def rows(path: Path, sheet: str, uncomputed: Formulas | None = None) -> Iterator[tuple[int, list[str]]]:
+    """The sheet's rows that hold anything: row number from 1, cells as text. Raises RefusedFile.
+
+    A formula without a result is blank, or itself where it stands in `uncomputed`.
+    """
+    with _refusing(path), _sheet(path, sheet, data_only=True) as worksheet:
+        for number, row in enumerate(worksheet.iter_rows(values_only=True), start=1):
+            if number > MAX_ROWS or len(row) > MAX_COLUMNS:
+                raise RefusedFile(
+                    f"{path.name}: sheet {sheet!r} goes beyond {MAX_ROWS:,} rows or {MAX_COLUMNS:,} columns; save it as CSV"
+                )
+            cells = [cell_text(value) for value in row]
+            for position, formula in uncomputed.get(number, {}).items() if uncomputed else ():
+                cells[position] = formula
+            if any(cells):
+                yield number, cells
+
+
+def formulas_without_result(path: Path, sheet: str) -> Formulas:
+    """The sheet's formulas that were never computed (a program wrote them). Raises RefusedFile.
+
+    The sheet is read for this only if the workbook has any formula at all.
+    """
+    found: Formulas = {}
     with _refusing(path):
-        workbook = load_workbook(path, read_only=True, data_only=True)
-        try:
-            worksheet = workbook[sheet]
-            worksheet.reset_dimensions()  # the declared size may be anything; what is there counts
-            for number, row in enumerate(worksheet.iter_rows(values_only=True), start=1):
-                if number > MAX_ROWS or len(row) > MAX_COLUMNS:
-                    raise RefusedFile(
-                        f"{path.name}: sheet {sheet!r} goes beyond {MAX_ROWS:,} rows or {MAX_COLUMNS:,} columns; save it as CSV"
-                    )
-                cells = [cell_text(value) for value in row]
-                if any(cells):
-                    yield number, cells
-        finally:
-            workbook.close()
+        if not _has_formulas(path):
+            return {}
+        with (
+            _sheet(path, sheet, data_only=True) as results,
+            _sheet(path, sheet, data_only=False) as formulas,
+        ):
+            for number, (computed, written) in enumerate(
+                zip(results.iter_rows(), formulas.iter_rows(), strict=True), start=1
+            ):
+                here = {
+                    position: cell_text(
+                        getattr(formula.value, "text", formula.value)
+                    )  # an array's is an object
+                    for position, (result, formula) in enumerate(zip(computed, written, strict=True))
+                    # a result that is an empty text says that it is a text
+                    if formula.data_type == "f" and result.value is None and result.data_type != "str"
+                }
+                if here:
+                    found[number] = here
+    return found
+
+
+@contextmanager
+def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
+    workbook = load_workbook(path, read_only=True, data_only=data_only)
+    try:
+        worksheet = workbook[sheet]
+        worksheet.reset_dimensions()  # the declared size may be anything; what is there counts
+        yield worksheet
+    finally:
+        workbook.close()
+
+
+_FORMULA = re.compile(rb"<(\w{1,20}:)?f[\s/>]")
+
+
+def _has_formulas(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".xml"):
+                continue
+            with archive.open(name) as part:
+                end = b""
+                while block := part.read(1 << 20):
+                    if _FORMULA.search(end + block):
+                        return True
+                    end = block[-24:]
+    return False

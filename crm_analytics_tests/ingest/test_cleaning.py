@@ -194,6 +194,7 @@ def test_ids():
 def test_texts():
     """Names are compared after collapsing white space; formulas stay plain text."""
     assert clean(Label(), "  COD \u00a0 Service\n", "null", "") == ["COD Service", None, None]
+    assert clean(Label(), "x" * 200, "x" * 201, "x" + " " * 300 + "y") == ["x" * 200, REFUSED, "x y"]
     assert clean(Text(), " =1+1 ", "@x", "+5", "a  b", "null", "x" * 1001) == [
         "=1+1",
         "@x",

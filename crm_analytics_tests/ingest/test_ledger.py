@@ -146,6 +146,21 @@ def test_value_that_only_the_database_refuses(landing: Landing) -> None:
     assert "the database does not take it" in (second.message or "")
 
 
+def test_value_that_is_too_long_for_an_index(landing: Landing) -> None:
+    """Without it one long text would end the run with a traceback, and every later file would wait for ever."""
+    status = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # does not compress
+    landing.write(
+        "elocals_leads/1.csv",
+        text(ELOCALS, [("L1", "2025-01-05 10:21:17 -0500", "01:10", "10", status, "")]),
+        day=1,
+    )
+    landing.write("elocals_leads/2.csv", _leads("20"), day=2)
+    landing.connection.execute("CREATE INDEX ON raw.elocals_leads (status)")
+    first, second = landing.load("elocals_leads").files
+    assert (first.status, second.status) == ("refused", "loaded")
+    assert "the database does not take it: index row" in (first.message or "")
+
+
 def test_progress_is_reported(landing: Landing) -> None:
     """Without it a long load would look like one that hangs."""
     landing.write("elocals_leads/a.csv", _leads("10", "NaN"))

@@ -44,15 +44,30 @@ def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
         "SELECT record_no, row_key, reasons[1], record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
     )
     assert [(number, key, cost) for number, key, _, cost in found] == [
-        (1, "A", "10.00"),
-        (2, "A", "10.00"),
-        (3, "A", "11.00"),
+        (1, "A", "10"),
+        (2, "A", "10"),
+        (3, "A", "11"),
     ]
     for _, _, reason, _ in found:
         assert reason == (
             "lead A stands in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
             " accepted: identical records, or one"
         )
+
+
+def test_conflicting_records_stand_in_the_quarantine_as_found(landing: Landing) -> None:
+    """Without it a person could not find the records in the file, nor see what was read wrongly."""
+    first = ("A", "2025-01-05 10:21:17 -0500", "01:10", "$1,000.5", " ok", "", "a, note")
+    second = ("A", "01/05/2025 10:21:17 AM", "", "(1)", "null", "555", "é")
+    rows = [("",) * 7, ("Total", *[""] * 6), first, ("B", *first[1:]), ("",) * 7, second]
+    landing.write("elocals_leads/a.csv", text((*ELOCALS, "Notes"), rows), day=9)
+    assert landing.load_one("elocals_leads").counts.quarantined == 2
+    found = landing.rows("SELECT record_no, record FROM raw.rejected_rows ORDER BY 1")
+    header = (*ELOCALS, "Notes")
+    assert found == [
+        (2, dict(zip(header, first, strict=True))),
+        (4, dict(zip(header, second, strict=True))),
+    ]
 
 
 def test_number_that_names_several_jobs(landing: Landing) -> None:
@@ -66,6 +81,7 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
     )
     counts = landing.load_one("jobs").counts
     assert (counts.updated, counts.quarantined) == (1, 1)
+    assert landing.rows("SELECT record ->> 'Created' FROM raw.rejected_rows") == [("Fri Nov 15 2024",)]
     assert landing.rows("SELECT row_key, reasons[1] FROM raw.rejected_rows") == [
         (
             "7",
@@ -259,6 +275,76 @@ def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
         (date(2024, 10, 1), "Fridges", Decimal("50.00")),
         (date(2024, 11, 1), "Ovens", Decimal("8.00")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "header", "row"),
+    [
+        ("google_spend", SPEND, ("2024-10", "{}", "5")),
+        ("targets", ("month", "source", "target_repairs"), ("2024-10", "{}", "5")),
+        ("jobs", JOBS, job(1, "AAAAAA", Source="{}")),
+        ("calls", CALLS, ("", "1", "", "2", "Wed Dec 17th, 03:21PM", "{}", "", "1 Min")),
+    ],
+)
+def test_long_name_that_is_a_key(
+    source: str, header: tuple[str, ...], row: tuple[str, ...], landing: Landing
+) -> None:
+    """Without it one name too long for an index would stop its source, or the metrics, for ever."""
+    name = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # does not compress
+    rows = [[cell.format(text) for cell in row] for text in (name, "Google")]
+    landing.write(f"{source}/2025-12-18T10_00_00.csv", text(header, rows))
+    result = landing.load_one(source)
+    assert (result.status, result.counts.inserted, result.counts.quarantined) == ("loaded", 1, 1)
+    ((reason,),) = landing.rows("SELECT reasons[1] FROM raw.rejected_rows")
+    assert "has 1000 characters; accepted: at most 200" in reason
+
+
+@pytest.mark.parametrize(
+    "generic",
+    [
+        [("2024-10", "Generic", "3.000,50")],
+        [("2024-10", "Generic", "3000"), ("2024-10", "Generic", "3001")],
+        [("Octember", "Generic", "3000")],
+        [("2024-10", "Generic")],
+    ],
+)
+def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...]], landing: Landing) -> None:
+    """Without it a campaign would cost nothing because its newest figure could not be read."""
+    landing.write(
+        "google_spend/1.csv",
+        text(SPEND, [("2024-10", "Brand", "1000"), ("2024-10", "Generic", "3000")]),
+        day=1,
+    )
+    landing.load("google_spend")
+    landing.write("google_spend/2.csv", text(SPEND, [("2024-10", "Brand", "1100"), *generic]), day=2)
+    result = landing.load_one("google_spend")
+    assert (result.counts.superseded, result.counts.quarantined, result.changed_by_month) == (
+        1,
+        len(generic),
+        {},
+    )
+    assert result.warnings == [
+        "2024-10: this file has quarantined records of the month, so what another file says of the whole month stays;"
+        " mend them, or export the month again"
+    ]
+    assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
+        ("Brand", Decimal("1000.00")),
+        ("Generic", Decimal("3000.00")),
+    ]
+
+
+def test_spend_of_which_a_part_cannot_be_read(landing: Landing) -> None:
+    """Without it one bad campaign would hide the others, or nobody would know that the month's cost is too low."""
+    landing.write(
+        "google_spend/1.csv", text(SPEND, [("2024-10", "Brand", "1"), ("2024-10", "Generic", "NaN")]), day=1
+    )
+    result = landing.load_one("google_spend")
+    assert result.warnings == ["2024-10: incomplete, because this file has quarantined records of the month"]
+    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, False)]
+    landing.write("google_spend/2.csv", text(SPEND, [("2024-10", "Brand", "1")]), day=2)
+    result = landing.load_one("google_spend")
+    assert (result.counts.updated, result.warnings) == (1, [])
+    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, True)]
 
 
 def test_spend_repeats_and_conflicts(landing: Landing) -> None:

@@ -367,6 +367,16 @@ def test_records_of_another_width(tmp_path: Path):
     assert whole.rejected[0].record["(column 6)"] == "Cash"
 
 
+@pytest.mark.parametrize("ending", ["", ",", ",,"])
+def test_header_line_that_ends_with_a_comma(tmp_path: Path, ending: str):
+    """Only a column without a name is missing from the records then: without it all of them would be refused."""
+    whole = read_text(tmp_path, "targets", f"month,target_repairs,\n2025-10,1{ending}\n2025-11,2{ending}\n")
+    assert [row["target_repairs"] for row in whole.rows] == [1, 2]
+    assert whole.rejected == []
+    short = read_text(tmp_path, "targets", "month,target_repairs,,x,\n2025-10,1,,\n2025-11,2,\n")
+    assert [rejected.record_no for rejected in short.rejected] == [2]
+
+
 def test_all_reasons_of_a_record(tmp_path: Path):
     """A record with several faults names each, so that one mending is enough."""
     whole = read_text(tmp_path, "payments", HEADER + ",1.2E+05,x,y,\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -249,6 +251,31 @@ def test_google_micros(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["Ad group", "Device", "Network (with search partners)", "segments.device", "ad_group.name", "Account"],
+)
+def test_google_report_that_is_split_further(tmp_path: Path, header: str):
+    """Equal records of two ad groups would count once, others would contradict each other."""
+    content = f"Day,Campaign,{header},Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,2.00\n2025-10-02,B,y,2.00\n"
+    with pytest.raises(RefusedFile) as refusal:
+        read_text(tmp_path, "google_spend", content)
+    assert str(refusal.value) == (
+        f"export.csv: 2 records of campaign 'B' on 2025-10-02, because the report is split by {header}; accepted: one"
+        " record for each campaign and day or month; export it without these columns"
+    )
+
+
+def test_google_report_whose_parts_are_campaigns(tmp_path: Path):
+    """A column that splits nothing does no harm; other columns say nothing about the spend."""
+    content = "Day,Campaign,Ad group,Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,1.00\n2025-10-03,B,x,1.00\n"
+    assert len(read_text(tmp_path, "google_spend", content).rows) == 3
+    content = (
+        "Day,Campaign,Cost,Campaign status,Ad group types\n2025-10-02,A,1.00,x,y\n2025-10-02,A,1.00,x,y\n"
+    )
+    assert len(read_text(tmp_path, "google_spend", content).rows) == 2
+
+
 def test_jobs_without_uuids_go_by_number(tmp_path: Path):
     """A jobs file without a UUID column has NULL ids; one with the column refuses a blank one."""
     rest = "Job Type,Source,Created"
@@ -368,7 +395,7 @@ def test_workbook_of_jobs(tmp_path: Path):
                 [],
                 header,
                 [3504.0, "AB12CD", "COD Service", "Google", datetime(2025, 12, 18, 10, 30), 0.1 + 0.2],
-                ["003505", 123456, "=1+1", "Google", date(2025, 12, 18), 244.60000000000002],
+                ["003505", 123456, "Warranty", "Google", date(2025, 12, 18), 244.60000000000002],
                 [None, None, None, None, None, None],
                 [3506, "12E345", "COD Service", None, "12/18/2025 3:05 PM", 12.345],
                 [3507, "AB12CE", "COD Service", "Google", 45611.4375, 1],
@@ -386,7 +413,62 @@ def test_workbook_of_jobs(tmp_path: Path):
     assert "line 7: Total '12.345' has more than 2 decimals" in whole.reasons
     assert "line 8: Created '45611.4375' is not a date" in whole.reasons
     assert (whole.file.sheet, whole.file.encoding, whole.file.summary_lines) == ("Sheet 3", "xlsx", 1)
-    assert whole.file.warnings == []
+    assert whole.file.warnings == [
+        "only the sheet 'Sheet 3' was read; not read, though they look alike: 'Sheet 4'; save each sheet as a file of "
+        "its own"
+    ]
+
+
+def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
+    """Without it a cost or a target's source would become blank, which means something else."""
+    path = tmp_path / "targets.xlsx"
+    path.write_bytes(
+        workbook_bytes(
+            [
+                ["month", "source", "target_repairs", "note"],
+                ["2025-10", '="Goo"&"gle"', 1, "=1+1"],
+                ["2025-10", "eLocals", 2, "=2+2"],
+                ["=DATE(2025,11,1)", "Google", "=1+2", None],
+                ["=DATE(2025,12,1)", "=B2", "=C4", None],
+                ["Total", None, "=SUM(C2:C4)", None],
+            ]
+        )
+    )
+    whole = read(path, "targets")
+    assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("eLocals", 2)]
+    assert whole.file.summary_lines == 1
+    for rejected, line, header in zip(
+        whole.rejected, (2, 4, 5), ("source", "target_repairs", "target_repairs"), strict=True
+    ):
+        (reason,) = rejected.reasons
+        assert reason.startswith(f"line {line}: {header} is a formula without a stored result; accepted: ")
+    assert whole.rejected[0].record == {
+        "month": "2025-10",
+        "source": '="Goo"&"gle"',
+        "target_repairs": "1",
+        "note": "=1+1",
+    }
+
+
+def test_workbook_with_computed_formulas(tmp_path: Path):
+    """What a spreadsheet program saves has the results, of which one may be an empty text."""
+    cells = [["month", "source", "target_repairs"], ["2025-10", '=IF(TRUE,"","x")', "=1+2"]]
+    computed = {
+        b'<c r="B2"><f>IF(TRUE,"","x")</f><v /></c>': b'<c r="B2" t="str"><f>IF(TRUE,"","x")</f><v></v></c>',
+        b'<c r="C2"><f>1+2</f><v /></c>': b'<c r="C2"><f>1+2</f><v>3</v></c>',
+    }
+    path = tmp_path / "targets.xlsx"
+    with zipfile.ZipFile(io.BytesIO(workbook_bytes(cells))) as written, zipfile.ZipFile(path, "w") as saved:
+        for name in written.namelist():
+            part = written.read(name)
+            if name == "xl/worksheets/sheet1.xml":
+                for before, after in computed.items():
+                    assert before in part
+                    part = part.replace(before, after)
+            saved.writestr(name, part)
+    whole = read(path, "targets")
+    assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("ALL", 3)]
+    assert whole.rejected == []
 
 
 @pytest.mark.parametrize(

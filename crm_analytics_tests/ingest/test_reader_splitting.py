@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crm_analytics.ingest import splitting
-from crm_analytics.ingest.splitting import QuoteNeverCloses, split
+from crm_analytics.ingest.errors import RefusedFile
+from crm_analytics.ingest.splitting import QuoteNeverCloses, RecordTooLong, split
+from crm_analytics_tests.ingest.samples import read_text
 
 WIDTH = 3
 Record = tuple[int, list[str], bool]  # first line, cells, whether it is a defect
@@ -114,3 +117,25 @@ def test_record_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
         list(split(blocks(), ",", WIDTH, 1))
     assert refusal.value.record == 2
     assert len(consumed) < 100
+
+
+@pytest.mark.parametrize("before", ["", '2,"x",y\n', '2,a "b" c,y\n', '2,"a,b\nc,d\n'])
+@pytest.mark.parametrize("ending", ["", ",c\n4,b,c\n"])
+def test_cell_without_end_is_no_open_quote(before: str, ending: str, monkeypatch: pytest.MonkeyPatch):
+    """Somebody would look for a quote that is not there; where one is open, it is what to look for."""
+    monkeypatch.setattr(splitting, "MAX_RECORD", 1000)
+    monkeypatch.setattr(splitting, "PIECE", 100)
+    content = f"1,a,b\n{before}3,{'x' * 5000}{ending}".encode()
+    blocks = (content[start : start + 50] for start in range(0, len(content), 50))
+    open_quote = before.count('"') % 2
+    with pytest.raises(QuoteNeverCloses if open_quote else RecordTooLong) as refusal:
+        list(split(blocks, ",", WIDTH, 1))
+    assert refusal.value.record == (2 if open_quote or not before else 3)
+
+
+def test_long_cell_is_refused_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The message is all that a person has."""
+    monkeypatch.setattr(splitting, "MAX_RECORD", 1000)
+    monkeypatch.setattr(splitting, "PIECE", 100)
+    with pytest.raises(RefusedFile, match=r"line 3: record 2 is longer than 1,000 bytes; accepted: "):
+        read_text(tmp_path, "targets", 'month,target_repairs,note\n2025-10,1,a "b"\n2025-11,2,' + "x" * 2000)

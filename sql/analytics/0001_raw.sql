@@ -89,7 +89,7 @@ COMMENT ON COLUMN raw.source_files.inserted IS 'Records that made a new row.';
 COMMENT ON COLUMN raw.source_files.updated IS 'Records that changed a row of an older export.';
 COMMENT ON COLUMN raw.source_files.unchanged IS 'Records that said what the table said already.';
 COMMENT ON COLUMN raw.source_files.duplicates IS 'Identical records with one key, beyond the first.';
-COMMENT ON COLUMN raw.source_files.superseded IS 'Records whose key a newer export has already said something else about.';
+COMMENT ON COLUMN raw.source_files.superseded IS 'Records whose key a newer export has already said something else about; of Google spend also those of a month with quarantined records, where another file has the month whole.';
 COMMENT ON COLUMN raw.source_files.quarantined IS 'Records in raw.rejected_rows.';
 COMMENT ON COLUMN raw.source_files.summary_lines IS 'Total lines, skipped.';
 COMMENT ON COLUMN raw.source_files.first_date IS 'Earliest date among the accepted records.';
@@ -309,6 +309,7 @@ CREATE TABLE raw.google_spend (
     campaign text NOT NULL DEFAULT 'all',
     amount numeric(12,2) NOT NULL CHECK (amount <> 'NaN'),
     covered_to date NOT NULL,
+    whole boolean NOT NULL DEFAULT true,
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -320,6 +321,7 @@ COMMENT ON COLUMN raw.google_spend.month IS 'First day of the month.';
 COMMENT ON COLUMN raw.google_spend.campaign IS 'Campaign; all where the file has none.';
 COMMENT ON COLUMN raw.google_spend.amount IS 'Dollars spent in the month up to covered_to.';
 COMMENT ON COLUMN raw.google_spend.covered_to IS 'Last day that the amount covers.';
+COMMENT ON COLUMN raw.google_spend.whole IS 'false: the file has quarantined records of this month, so the row counts only until a file has the month whole.';
 COMMENT ON COLUMN raw.google_spend.file_id IS 'raw.source_files entry that last changed the row; NULL for a row written by hand.';
 COMMENT ON COLUMN raw.google_spend.record_no IS 'First record of the month and campaign in that file.';
 COMMENT ON COLUMN raw.google_spend.updated_at IS 'When the row was last changed by a load.';
