@@ -72,7 +72,9 @@ def refresh_stale_months(
     for first, last in contiguous(stale):
         newest = max(entry.newest_id for month, entry in stale.items() if first <= month <= last)
         yield dg.RunRequest(
-            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}", tags=range_tags(first, last)
+            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}",
+            asset_selection=METRICS,
+            tags=range_tags(first, last),
         )
 
 

@@ -109,6 +109,19 @@ def test_run_key_waits_for_news_after_a_failure(platform: Platform) -> None:
     assert tick(platform, refresh_stale_months)[0].run_key != first
 
 
+def test_stale_run_loads_nothing(platform: Platform) -> None:
+    """It recomputes and checks; a file that may still be growing is the landing sensor's business."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    launch(platform, tick(platform, load_landing_files))
+    platform.drop("jobs/half.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-30"))
+    for request in tick(platform, refresh_stale_months):
+        result = platform.launch(request.tags, request.asset_selection)
+        names = {check.check_name for check in result.get_asset_check_evaluations()}
+        assert names >= {"revenue_adds_up", "daily_adds_up_to_monthly"} and "quarantine" not in names
+    assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
+    assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
+
+
 def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
     """Changed content is news; a touched file with the same content is not; nor is a refused file, until it changes."""
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
