@@ -34,6 +34,16 @@ def connect(database: str, config: Settings | None = None, **options: Any) -> ps
     return psycopg.connect(database_url(database, config), **options)
 
 
+def incarnation(connection: psycopg.Connection[Any]) -> str:
+    """Names this very analytics database: another one once it has been made anew, or restored from a dump."""
+    found = connection.execute(
+        "SELECT d.oid || '-' || (SELECT extract(epoch FROM min(applied_at)) FROM analytics.migration_files)"
+        " FROM pg_database d WHERE d.datname = current_database()"
+    ).fetchone()
+    assert found is not None
+    return str(found[0])
+
+
 def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
     """Any libpq connection string (URL, keywords, socket directories) as an SQLAlchemy URL with its password.
 

@@ -6,12 +6,15 @@ State lives in the database (the queue and the ledger), not in cursors: a sensor
 import hashlib
 from collections.abc import Iterator
 from datetime import date
+from typing import Any
 
 import dagster as dg
+import psycopg
 
 from crm_analytics.assets.metrics import DAILY, MONTHLY
 from crm_analytics.assets.raw import RAW_KEYS
 from crm_analytics.automation.jobs import refresh_job
+from crm_analytics.database import incarnation
 from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.months import contiguous
@@ -27,6 +30,15 @@ INTERVAL = 10  # seconds between a sensor's ticks
 
 def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
     return {entry.month: entry for entry in stale if entry.month in known}
+
+
+def _known(connection: psycopg.Connection[Any], news: list[landing_folder.PendingFile]) -> list[Any]:
+    """What decides, beside the files themselves, that they are news: database, declarations, their last reading."""
+    read = connection.execute(
+        "SELECT extract(epoch FROM max(finished_at)) FROM raw.source_files WHERE path = ANY(%s)",
+        [[file.name for file in news]],
+    ).fetchone()
+    return [incarnation(connection), landing_folder.declarations_version(), read]
 
 
 @dg.schedule(
@@ -67,12 +79,13 @@ def refresh_stale_months(
     known = {key_month(key) for key in months.get_partition_keys()}
     with analytics.connect() as connection:
         stale = _partitioned(stale_months(connection), known)
+        database = incarnation(connection)
     if not stale:
         yield dg.SkipReason("no month is stale")
     for first, last in contiguous(stale):
         newest = max(entry.newest_id for month, entry in stale.items() if first <= month <= last)
         yield dg.RunRequest(
-            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}",
+            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}:{database}",
             asset_selection=METRICS,
             tags=range_tags(first, last),
         )
@@ -88,18 +101,22 @@ def refresh_stale_months(
 def load_landing_files(
     context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase, landing: LandingFolder
 ) -> dg.RunRequest | dg.SkipReason:
-    """One run for the sources that have news; the run key is what the news is, so that a failure does not loop."""
+    """One run for the sources that have news; the run key is what the news is, so that a failure does not loop.
+
+    To the news belongs what the ledger knew before: content that comes back is news again, though it looks as it did.
+    """
     folder = landing.path()
     if not folder.is_dir():
         return dg.SkipReason(f"the landing folder {folder} does not exist: create it, or set LANDING_DIR")
     with analytics.connect() as connection:
         news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
+        known = _known(connection, news)
     if not news:
         unreadable = "".join(f"; {entry.message}" for entry in landing_folder.scan(folder).unreadable)
         return dg.SkipReason("no new or changed files" + unreadable)
     current = max(key_month(key) for key in months.get_partition_keys())
     fingerprint = hashlib.sha256(
-        repr(sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news)).encode()
+        repr([*sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news), *known]).encode()
     ).hexdigest()
     wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
     keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from crm_analytics.automation.analytics import load_landing_files, nightly_refresh, refresh_stale_months
 from crm_analytics.ingest import landing as landing_folder
+from crm_analytics.ingest.sources import SOURCES
 from crm_analytics.resources.database import AnalyticsDatabase
 from crm_analytics.resources.landing import LandingFolder
 from crm_analytics.warehouse.refresh import refresh
@@ -120,6 +122,52 @@ def test_stale_run_loads_nothing(platform: Platform) -> None:
         assert names >= {"revenue_adds_up", "daily_adds_up_to_monthly"} and "quarantine" not in names
     assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
     assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
+
+
+def test_content_that_comes_back_is_news(platform: Platform) -> None:
+    """A link that points to an older export again: to whoever looks only at the file it looks as it did before."""
+    exports = platform.landing.parent
+    for day in ("30", "31"):
+        (exports / f"{day}.csv").write_text(f"{JOBS_HEADER}\n{job_row('AAAAAA', f'2024-10-{day}')}\n")
+    link = platform.landing / "jobs" / "newest.csv"
+    link.parent.mkdir()
+    keys = []
+    for day in ("31", "30", "31"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(exports / f"{day}.csv")
+        requests = tick(platform, load_landing_files)
+        keys += [request.run_key for request in requests]
+        assert [r.run_key for r in tick(platform, load_landing_files)] == keys[-1:], (
+            "a failure waits, it does not loop"
+        )
+        launch(platform, requests)
+        assert tick(platform, load_landing_files) == [], "it was read"
+    assert len(keys) == 3 and len(set(keys)) == 3
+
+
+def test_new_declaration_reads_an_unchanged_folder_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that reads more columns must load what lies there, without anybody touching the files."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    requests = tick(platform, load_landing_files)
+    monkeypatch.setitem(SOURCES, "jobs", replace(SOURCES["jobs"], version=SOURCES["jobs"].version + 1))
+    assert [r.run_key for r in tick(platform, load_landing_files)] != [r.run_key for r in requests]
+
+
+def test_new_database_knows_no_run_keys(
+    platform: Platform, new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and queue ids of a database made anew look like the old one's, whose run keys the daemon remembers."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    keys = []
+    for url in (platform.url, new_database("analytics")):
+        monkeypatch.setenv("ANALYTICS_DATABASE_URL", url)
+        for sensor in (load_landing_files, refresh_stale_months):
+            requests = tick(platform, sensor)
+            keys += [request.run_key for request in requests]
+            launch(platform, requests)
+    assert len(keys) == 4 and len(set(keys)) == 4
 
 
 def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
