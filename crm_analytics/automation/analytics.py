@@ -1,4 +1,4 @@
-"""Analytics automation: the nightly refresh, the stale-months sensor, the landing-folder sensor.
+"""Analytics automation: the nightly refresh and check of history, the stale-months and the landing-folder sensor.
 
 State lives in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
 """
@@ -13,7 +13,7 @@ import psycopg
 
 from crm_analytics.assets.metrics import DAILY, MONTHLY
 from crm_analytics.assets.raw import RAW_KEYS
-from crm_analytics.automation.jobs import refresh_job
+from crm_analytics.automation.jobs import check_history_job, refresh_job
 from crm_analytics.database import incarnation
 from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.ingest.sources import SOURCES
@@ -125,6 +125,15 @@ def load_landing_files(
     )
 
 
-analytics_jobs = [refresh_job]
-analytics_schedules = [nightly_refresh]
+check_history_nightly = dg.ScheduleDefinition(
+    name="check_history_nightly",
+    job=check_history_job,
+    cron_schedule="15 4 * * *",  # an hour after the refresh, so that its runs are mostly over
+    execution_timezone=settings().business_timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
+)
+
+analytics_jobs = [refresh_job, check_history_job]
+analytics_schedules = [nightly_refresh, check_history_nightly]
 analytics_sensors = [refresh_stale_months, load_landing_files]

@@ -9,7 +9,14 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.checks.queries import QUERIES, Query, quarantine_sql, refused_sql, vanished_sql
+from crm_analytics.checks.queries import (
+    QUERIES,
+    Query,
+    quarantine_reasons_sql,
+    quarantine_sql,
+    refused_sql,
+    vanished_sql,
+)
 from crm_analytics.ingest.landing import scan
 from crm_analytics.ingest.plans import PLANS
 from crm_analytics.ingest.sources import SOURCES
@@ -149,13 +156,14 @@ def _run(
 
 def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) -> dg.AssetCheckResult:
     rows = _rows(connection, quarantine_sql(), {"source": source})
-    reasons: dict[str, int] = {}
-    for row in rows:
-        for reason in row["reasons"].split("; "):
-            kind = reason.split(":")[0]
-            reasons[kind] = reasons.get(kind, 0) + 1
+    reasons = _rows(connection, quarantine_reasons_sql(), {"source": source})
     return _result(
-        asset, "quarantine", rows, f"{len(rows)} records are in quarantine", error=False, reasons=reasons
+        asset,
+        "quarantine",
+        rows,
+        f"{len(rows)} records are in quarantine",
+        error=False,
+        reasons={row["reason"]: row["records"] for row in reasons},
     )
 
 
@@ -163,3 +171,6 @@ CHECKED_ASSETS = dict.fromkeys(
     [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
 )
 analytics_checks = [_build_checks(asset) for asset in CHECKED_ASSETS]
+WINDOWED_CHECKS = [
+    dg.AssetCheckKey(dg.AssetKey(query.asset.split("/")), query.name) for query in QUERIES if query.windowed
+]

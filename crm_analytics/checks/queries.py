@@ -35,6 +35,11 @@ class Query:
     sql: str
     error: bool = False
 
+    @property
+    def windowed(self) -> bool:
+        """Whether it looks at the run's months only."""
+        return "%(start)s" in self.sql
+
 
 QUERIES = (
     Query(
@@ -84,13 +89,17 @@ QUERIES = (
     Query(
         "closed_months_covered",
         "raw/google_spend",
-        "Closed months that Google's spend does not cover to their end, or not at all though months around them are."
-        " Remedy: export the month again.",
+        "Closed months that Google's spend does not cover to their end, or not at all though an earlier month is."
+        " Remedy: export the month again; once Google is no longer used, a rule from that month on in"
+        " analytics.lead_channels with another cost_rule.",
         """
         SELECT m.month::text, s.covered_to::text
         FROM (SELECT generate_series(min(month), analytics.month_of(analytics.today()) - 1, interval '1 month')::date
               FROM raw.google_spend) AS m (month)
-        LEFT JOIN (SELECT month, max(covered_to) AS covered_to FROM raw.google_spend GROUP BY month) s USING (month)
+        JOIN analytics.channel_rules c ON c.cost_rule = 'google_spend'
+            AND m.month >= c.valid_from AND (c.valid_to IS NULL OR m.month < c.valid_to)
+        LEFT JOIN (SELECT month, max(covered_to) AS covered_to FROM raw.google_spend GROUP BY month) s
+            ON s.month = m.month
         WHERE s.covered_to IS NULL OR s.covered_to < (m.month + interval '1 month' - interval '1 day')::date
         ORDER BY m.month
         """,
@@ -163,6 +172,14 @@ def quarantine_sql() -> str:
         "SELECT f.path, r.record_no, r.row_key, array_to_string(r.reasons, '; ') AS reasons"
         " FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)"
         " WHERE r.status = 'open' AND r.source = %(source)s ORDER BY r.rejected_id DESC"
+    )
+
+
+def quarantine_reasons_sql() -> str:
+    """The ten most frequent reasons of a source's quarantine (`%(source)s`), without what was found."""
+    return (
+        "SELECT reason, records FROM reporting.quarantine WHERE source = %(source)s"
+        " ORDER BY records DESC, reason LIMIT 10"
     )
 
 

@@ -149,6 +149,81 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
         ) == [(500, 1, 1)]
 
 
+def test_history_is_checked_without_a_window(platform: Platform) -> None:
+    """An old month that somebody changed by hand stays unseen by runs for other months; the nightly check finds it."""
+    from crm_analytics.definitions import defs
+
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(date(2024, 3, 1), NOVEMBER).success
+    platform.execute(
+        "UPDATE analytics.daily_metrics SET revenue_gross = revenue_gross + 1 WHERE date < '2024-04-01'"
+    )
+    assert all(checks(platform.run(OCTOBER, OCTOBER)).values())
+    before = contents(platform)
+    job = defs.resolve_job_def("check_history")
+    result = job.execute_in_process(instance=platform.instance, raise_on_error=False)
+    assert not result.success
+    assert checks(result) == {
+        "jobs.sources_without_rule": True,
+        "daily_metrics.daily_values_sane": True,
+        "daily_metrics.revenue_adds_up": False,
+        "monthly_metrics.daily_adds_up_to_monthly": False,
+    }
+    assert contents(platform) == before
+
+
+def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
+    """Grouped by what is wrong, without the values, which may be customers'; never a list without end."""
+    platform.drop(
+        "payments/p.csv",
+        PAYMENTS_HEADER,
+        "p1,AAAAAA,12 bucks,2024-10-31,paid",
+        "p2,AAAAAA,ten,2024-10-31,paid",
+        "p3,AAAAAA,10.00,yesterday,paid",
+    )
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "payments"])])
+    reasons = quarantine_metadata(result)["reasons"].value
+    assert sorted(reasons.values()) == [1, 2], reasons
+    assert not any(word in str(reasons) for word in ("bucks", "ten'", "yesterday", "accepted", "line")), (
+        reasons
+    )
+    platform.execute(
+        "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record)"
+        " SELECT file_id, 'payments', 100 + n, ARRAY['reason ' || chr(64 + n)], '{}'"
+        " FROM raw.source_files, generate_series(1, 12) n"
+    )
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "payments"])])
+    metadata = quarantine_metadata(result)
+    assert metadata["found"].value == 15 and len(metadata["reasons"].value) == 10
+    assert next(iter(metadata["reasons"].value.values())) == 2, "the most frequent first"
+
+
+def quarantine_metadata(result: dg.ExecuteInProcessResult) -> Any:
+    """What the check `quarantine` of the run's one raw asset said."""
+    (found,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "quarantine"]
+    return found.metadata
+
+
+def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> None:
+    """Once Google is no longer used, a rule that says so ends the warning; a hole before that stays one."""
+    platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,310.00")
+
+    def missing() -> str:
+        result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "google_spend"])])
+        (found,) = [
+            c for c in result.get_asset_check_evaluations() if c.check_name == "closed_months_covered"
+        ]
+        return str(found.metadata["sample"].value)
+
+    assert "2024-09-01" in missing() and "2024-11-01" in missing()
+    platform.execute(
+        "INSERT INTO analytics.lead_channels (source, valid_from, lead_rule, cost_rule)"
+        " VALUES ('Google', '2024-11-01', 'jobs', 'none')"
+    )
+    assert "2024-09-01" in missing() and "2024-11-01" not in missing()
+
+
 def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) -> None:
     """Payments that are not linked would be counted under Unattributed: metrics must wait."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
