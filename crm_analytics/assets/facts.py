@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from crm_analytics.assets.columns import column_lineage, column_schema
 from crm_analytics.assets.metadata import OWNERS, definition_metadata
 
 FACTS_SQL = "sql/analytics/0003_facts.sql"
@@ -24,7 +25,11 @@ def _spec(name: str, description: str, deps: Sequence[str], kind: str, code: str
         group_name="facts" if kind == "view" else "channels",
         kinds={"postgres", kind},
         owners=OWNERS,
-        metadata=definition_metadata("analytics", name, code),
+        metadata={
+            **definition_metadata("analytics", name, code),
+            "dagster/column_schema": column_schema(name),
+            **({"dagster/column_lineage": column_lineage(name)} if deps else {}),
+        },
     )
 
 

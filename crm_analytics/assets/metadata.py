@@ -1,8 +1,7 @@
-"""What every analytics asset shows in the UI: table, columns with comments, and their lineage."""
+"""What every analytics asset shows in the UI: its table, and columns with comments where it is materialised."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -42,13 +41,3 @@ def table_metadata(connection: psycopg.Connection[Any], schema: str, table: str)
         "dagster/column_schema": dg.TableSchema(columns=columns),
         "dagster/row_count": count[0],
     }
-
-
-def column_lineage(lineage: Mapping[str, Sequence[tuple[str, str]]]) -> dg.TableColumnLineage:
-    """Column lineage from `{column: [("raw/jobs", "job_date"), ...]}`."""
-    return dg.TableColumnLineage(
-        deps_by_column={
-            column: [dg.TableColumnDep(dg.AssetKey(asset.split("/")), name) for asset, name in deps]
-            for column, deps in lineage.items()
-        }
-    )

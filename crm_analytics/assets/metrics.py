@@ -5,14 +5,15 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from crm_analytics.assets.columns import column_lineage
 from crm_analytics.assets.facts import fact_specs
-from crm_analytics.assets.metadata import OWNERS, column_lineage, definition_metadata, table_metadata
+from crm_analytics.assets.metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.assets.raw import RAW_KEYS
 from crm_analytics.months import months_between
 from crm_analytics.partitions import month_key, months, window_of
 from crm_analytics.plots import months_plot
 from crm_analytics.resources.database import AnalyticsDatabase
-from crm_analytics.warehouse.refresh import MEASURES, refresh
+from crm_analytics.warehouse.refresh import refresh
 
 DAILY = dg.AssetKey(["analytics", "daily_metrics"])
 MONTHLY = dg.AssetKey(["analytics", "monthly_metrics"])
@@ -21,15 +22,15 @@ RESTATEMENT = (
     "\n\n**Restatement**: late or corrected data put their months into `analytics.stale_months`, and the sensor"
     " `refresh_stale_months` recomputes just those. Trust that queue, not Dagster's staleness marks."
 )
-FACT_OF_MEASURE = {
-    "jobs": [("analytics/job_facts", "job_id")],
-    "units": [("analytics/job_facts", "is_unit")],
-    "repairs": [("analytics/job_facts", "is_repair")],
-    "leads": [("analytics/lead_facts", "lead_id")],
-    "calls": [("analytics/call_facts", "call_id")],
-    "cost": [("analytics/lead_facts", "cost"), ("analytics/daily_spend", "cost")],
-    "revenue_gross": [("analytics/job_facts", "paid_total"), ("analytics/orphan_payments", "amount")],
-}
+
+
+def _metadata(table: str) -> dict[str, Any]:
+    return {
+        **definition_metadata(
+            "analytics", table, "sql/analytics/0004_metrics.sql", "crm_analytics/warehouse/refresh.py"
+        ),
+        "dagster/column_lineage": column_lineage(table),
+    }
 
 
 @dg.multi_asset(
@@ -40,12 +41,7 @@ FACT_OF_MEASURE = {
             # the raw assets too: Dagster orders a run only by executable dependencies, and facts are views
             deps=[*(key for key in RAW_KEYS if key.path[0] == "raw"), *(spec.key for spec in fact_specs)],
             description="Metrics by day, source and segment: the facts added up." + RESTATEMENT,
-            metadata=definition_metadata(
-                "analytics",
-                "daily_metrics",
-                "sql/analytics/0004_metrics.sql",
-                "crm_analytics/warehouse/refresh.py",
-            ),
+            metadata=_metadata("daily_metrics"),
             group_name="metrics",
             kinds={"postgres", "table"},
             owners=OWNERS,
@@ -56,12 +52,7 @@ FACT_OF_MEASURE = {
             deps=[DAILY],
             description="Metrics by month, source and segment: sums of `daily_metrics`, written in the same transaction."
             + RESTATEMENT,
-            metadata=definition_metadata(
-                "analytics",
-                "monthly_metrics",
-                "sql/analytics/0004_metrics.sql",
-                "crm_analytics/warehouse/refresh.py",
-            ),
+            metadata=_metadata("monthly_metrics"),
             group_name="metrics",
             kinds={"postgres", "table"},
             owners=OWNERS,
@@ -88,16 +79,8 @@ def metrics(context: dg.AssetExecutionContext, analytics: AnalyticsDatabase) -> 
                 )
             # once a run, on its last month: metadata of a ranged result would be copied to every month
             last = month_key(done[-1].month)
-            lineage = {measure: FACT_OF_MEASURE[measure] for measure in MEASURES}
-            if table == "monthly_metrics":
-                lineage = {measure: [("analytics/daily_metrics", measure)] for measure in MEASURES}
             context.add_asset_metadata(
-                {
-                    **table_metadata(connection, "analytics", table),
-                    "dagster/column_lineage": column_lineage(lineage),
-                },
-                asset_key=key,
-                partition_key=last,
+                table_metadata(connection, "analytics", table), asset_key=key, partition_key=last
             )
         context.add_asset_metadata({"months": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
     changed = sum(month.changed_rows for month in done)
