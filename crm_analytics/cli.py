@@ -12,6 +12,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from crm_analytics.database import database_url, embedded, resolved
 from crm_analytics.settings import DATABASES, Settings, parse_month, settings
@@ -19,6 +20,8 @@ from crm_analytics.settings import DATABASES, Settings, parse_month, settings
 PIPED_WIDTH = 120  # a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 errors = Console(stderr=True)
+SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
+PORT = click.IntRange(1, 65535)
 
 
 class Month(click.ParamType):
@@ -47,13 +50,15 @@ class _Commands(click.Group):
         except ValidationError as error:
             for problem in error.errors():
                 name = "_".join(str(part) for part in problem["loc"]).upper()
-                errors.print(
-                    f"[red]{name}[/]: {problem['msg']} (found {problem['input']!r})", highlight=False
-                )
+                found = "" if name in SECRET else f" (found {problem['input']!r})"
+                text = problem["msg"].removeprefix("Value error, ")
+                errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
         except MigrationError as error:
             errors.print(f"[red]migration refused[/]: {error}", highlight=False)
         except psycopg.OperationalError as error:
-            errors.print(f"[red]no connection to the database[/]: {error}", highlight=False)
+            errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
+        except psycopg.Error as error:
+            errors.print(f"[red]the database refused[/]: {escape(str(error))}", highlight=False)
         ctx.exit(1)
 
 
@@ -159,29 +164,34 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.option("--port", default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
 def up(port: int, host: str) -> None:
     """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
     from crm_analytics.running import migrate_both, serve
 
     config = settings()
+    _refuse_taken(host, port)
     migrate_both(config, console)
     config.landing_dir.mkdir(parents=True, exist_ok=True)
     console.print(
         f"drop exports into [bold]{config.landing_dir}[/]/<source>/; they are loaded within seconds"
     )
-    sys.exit(serve(config, host, port))
+    sys.exit(serve(config, host, port, console))
 
 
 @main.command()
 @click.option("--serve/--no-serve", default=True, help="Serve the Dagster UI at the end.")
-@click.option("--port", default=3000, show_default=True, help="Port of the Dagster UI.")
-@click.option("--months", default=24, show_default=True, help="Months of sample data.")
+@click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option(
+    "--months", type=click.IntRange(1, 120), default=24, show_default=True, help="Months of sample data."
+)
 def demo(serve: bool, port: int, months: int) -> None:
     """Write a sample landing folder, refresh all its months through Dagster, and show the result."""
     from crm_analytics.demo.command import run_demo
 
+    if serve:
+        _refuse_taken("127.0.0.1", port)
     sys.exit(run_demo(settings(), serve=serve, port=port, months=months, console=console))
 
 
@@ -225,12 +235,27 @@ def stop() -> None:
 
 
 @main.command()
-@click.option("--days", default=90, show_default=True, help="Keep the event logs of runs younger than this.")
+@click.option(
+    "--days",
+    type=click.IntRange(min=1),
+    default=90,
+    show_default=True,
+    help="Keep the event logs of runs younger than this.",
+)
 def prune(days: int) -> None:
     """Delete old event logs of finished runs from Dagster's storage; materialisations are never removed."""
     from crm_analytics.retention import prune_event_logs
 
     console.print(f"{prune_event_logs(resolved(), days)} events deleted")
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Before anything is started: Dagster itself would go on without its UI."""
+    from crm_analytics.running import why_not_free
+
+    reason = why_not_free(host, port)
+    if reason:
+        raise click.ClickException(f"port {port} of {host} is taken ({reason}): choose another with --port")
 
 
 def _with_landing(config: Settings, landing: Path | None) -> Settings:

@@ -24,6 +24,8 @@ def prune_event_logs(config: Settings, days: int) -> int:
     assert config.dagster_postgres_url
     cutoff = datetime.now(UTC) - timedelta(days=days)
     with psycopg.connect(config.dagster_postgres_url) as connection:
+        if connection.execute("SELECT to_regclass('event_logs')").fetchone() == (None,):
+            return 0  # Dagster has not run yet
         return connection.execute(
             "DELETE FROM event_logs e USING runs r WHERE r.run_id = e.run_id"
             " AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED') AND r.update_timestamp < %s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ from crm_analytics.ingest import landing as landing_folder
 from crm_analytics.months import next_month
 from crm_analytics.settings import PROJECT_DIR, Settings
 
+FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}"  # what Dagster writes before such a message
+SHOWN_MONTHS = 6
 PATIENCE = 30  # seconds that Dagster's processes have to stop by themselves
 
 
@@ -43,6 +46,11 @@ def dagster_environment(config: Settings) -> dict[str, str]:
         "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", "1000"),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }
+
+
+def require_storage(config: Settings) -> None:
+    """Raise psycopg.OperationalError at once if Dagster's database cannot be reached; Dagster itself tries for long."""
+    connect("dagster", config).close()
 
 
 def migrate_both(config: Settings, console: Console) -> None:
@@ -70,6 +78,7 @@ def refresh_months(
         True if every file was read (or `accept_refused`), the run succeeded, and no month in range is stale.
     """
     os.environ.update(dagster_environment(config))
+    require_storage(config)
     if config.configured_url("analytics") is None:
         migrations.migrate("analytics", config=config)
     from crm_analytics.assets.raw import RAW_KEYS
@@ -77,10 +86,25 @@ def refresh_months(
     from crm_analytics.partitions import key_month, months, range_tags
 
     known = [key_month(key) for key in months.get_partition_keys()]
-    first, last = max(first or known[0], known[0]), min(last or known[-1], known[-1])
+    asked = first or known[0], last or known[-1]
+    if asked[0] > asked[1]:
+        console.print(f"[red]no such months[/]: {asked[0]:%Y-%m} is after {asked[1]:%Y-%m}")
+        return False
+    first, last = max(asked[0], known[0]), min(asked[1], known[-1])
     if first > last:
         console.print(
             f"[red]no such months[/]: known are {known[0]:%Y-%m} to {known[-1]:%Y-%m} (START_MONTH and today)"
+        )
+        return False
+    if (first, last) != asked:
+        console.print(
+            f"only {first:%Y-%m} to {last:%Y-%m} can be refreshed: the months known are {known[0]:%Y-%m} (START_MONTH)"
+            f" to {known[-1]:%Y-%m} (today)",
+            style="yellow",
+        )
+    if not config.landing_dir.is_dir():
+        console.print(
+            f"[red]the landing folder {config.landing_dir} does not exist[/]: create it, or set LANDING_DIR"
         )
         return False
     with Progress(
@@ -100,16 +124,25 @@ def refresh_months(
         progress.update(task, description="done" if result.success else "[red]failed[/]")
     with connect("analytics", config) as connection:
         refused, stale = _summary(
-            connection, config.landing_dir, result.run_id, first, next_month(last), console
+            connection, config.landing_dir, result.run_id, asked[0], next_month(asked[1]), console
         )
     if not result.success:
-        for event in result.get_step_failure_events():
-            error = event.step_failure_data.error
-            console.print(
-                f"[red]{event.step_key} failed[/]: {error.message.strip() if error else ''}", highlight=False
-            )
+        for reason, steps in _failures(result).items():
+            console.print(f"[red]{', '.join(steps)} failed[/]: {escape(reason)}", highlight=False)
         console.print(f"the run {result.run_id} has the details: crm-analytics up, then Runs")
     return result.success and not stale and (accept_refused or not refused)
+
+
+def _failures(result: dg.ExecuteInProcessResult) -> dict[str, list[str]]:
+    """The failed steps by what they said: their own exception rather than the one wrapped around it."""
+    found: dict[str, list[str]] = {}
+    for event in result.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error and error.cause:
+            error = error.cause
+        reason = error.message.strip() if error else "no reason given"
+        found.setdefault(reason.removeprefix(f"{FAILURE}: "), []).append(str(event.step_key))
+    return found
 
 
 def _progress_logger(show: Callable[[str], None]) -> dg.LoggerDefinition:
@@ -145,7 +178,7 @@ silent_logger = _progress_logger(lambda _: None)
 def _summary(
     connection: psycopg.Connection[Any], landing: Path, run_id: str, start: date, end: date, console: Console
 ) -> tuple[int, int]:
-    """Print what was read, what was not, and what is stale; returns (files refused, stale months in range)."""
+    """Print what was read, what was not, and what is stale; returns (files refused, stale months of [start, end))."""
     files = connection.execute(
         "SELECT coalesce(source, '?'), status, count(*), sum(records_read), sum(inserted), sum(updated),"
         " sum(quarantined) FROM raw.source_files WHERE run_id = %s GROUP BY 1, 2 ORDER BY 1, 2",
@@ -185,18 +218,20 @@ def _summary(
     ).fetchone()
     assert changed is not None and stale is not None and outside is not None
     console.print(
-        f"{changed[0]} months recomputed, {changed[1]:,} daily rows changed; {stale[0]} months in range are stale"
+        f"months recomputed: {changed[0]}; daily rows changed: {changed[1]:,}; months asked for that are stale: {stale[0]}"
     )
     if outside[0]:
-        console.print(f"stale outside this range: {outside[0]}", style="yellow")
+        console.print(f"stale outside the months asked for: {outside[0]}", style="yellow")
     return len(unread), stale[0]
 
 
 def print_months(connection: psycopg.Connection[Any], console: Console) -> None:
-    """The month-by-source table, the newest months first."""
+    """The month-by-source table of the newest months, whole ones, the newest first."""
     rows = connection.execute(
         "SELECT month, source, leads, units, repairs, cost, revenue40, cpl FROM analytics.monthly_by_source"
-        " ORDER BY month DESC, revenue40 DESC LIMIT 40"
+        " WHERE month IN (SELECT DISTINCT month FROM analytics.monthly_metrics ORDER BY month DESC LIMIT %s)"
+        " ORDER BY month DESC, revenue40 DESC",
+        [SHOWN_MONTHS],
     ).fetchall()
     table = Table(
         "month", "source", title="metrics by month and source (newest first; all: monthly_by_source)"
@@ -214,8 +249,20 @@ def print_months(connection: psycopg.Connection[Any], console: Console) -> None:
     console.print(table)
 
 
-def serve(config: Settings, host: str, port: int) -> int:
+def why_not_free(host: str, port: int) -> str | None:
+    """Why nothing can listen on the port; None where something can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def serve(config: Settings, host: str, port: int, console: Console) -> int:
     """Run the Dagster UI and daemon until interrupted or terminated; returns their exit code."""
+    require_storage(config)
+    console.print(f"Dagster UI: http://{host}:{port} (in some ten seconds; Ctrl+C stops it)")
     environment = dagster_environment(config)
     dagster = Path(sys.executable).parent / "dagster"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit an ignored interrupt

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SQL_DIR = PROJECT_DIR / "sql"
 DATABASES = ("analytics", "crm", "dagster")
+EMBEDDED_VERSIONS = (16, 18)
 
 
 def parse_month(value: Any) -> date:
@@ -35,7 +38,9 @@ def parse_month(value: Any) -> date:
 class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
@@ -56,6 +61,35 @@ class Settings(BaseSettings):
     def _known_timezone(cls, value: str) -> str:
         if value not in available_timezones():
             raise ValueError(f"BUSINESS_TIMEZONE {value!r} is not an IANA name such as America/New_York")
+        return value
+
+    @field_validator("start_month")
+    @classmethod
+    def _has_begun(cls, value: date, info: ValidationInfo) -> date:
+        zone = info.data.get("business_timezone")
+        if zone and value > datetime.now(ZoneInfo(zone)).date():
+            raise ValueError(f"{value:%Y-%m} is in the future: the first month with data, e.g. 2023-01")
+        return value
+
+    @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
+    @classmethod
+    def _database_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                conninfo_to_dict(value)
+            except psycopg.ProgrammingError:  # its text may quote the password
+                raise ValueError(
+                    "no database address: postgresql://user:password@host:5432/database, or host=… dbname=…"
+                ) from None
+        return value
+
+    @field_validator("embedded_postgres_version")
+    @classmethod
+    def _comes_with_the_wheel(cls, value: int) -> int:
+        if value not in EMBEDDED_VERSIONS:
+            raise ValueError(
+                f"{value} does not come with the wheel: one of {', '.join(map(str, EMBEDDED_VERSIONS))}"
+            )
         return value
 
     @field_validator("landing_dir", "crm_analytics_home")

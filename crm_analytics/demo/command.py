@@ -55,7 +55,7 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     _print_next(console, port)
     if not good or not crm_good or (unexpected and unexpected[0]):
         return 1
-    return serve_ui(config, "127.0.0.1", port) if serve else 0
+    return serve_ui(config, "127.0.0.1", port, console) if serve else 0
 
 
 def _first_month(today: Any, months: int) -> Any:
