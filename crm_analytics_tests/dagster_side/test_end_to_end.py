@@ -41,7 +41,7 @@ def test_late_payments_file_is_seen_within_two_minutes(
     }
     (landing / "jobs").mkdir(parents=True)
     (landing / "payments").mkdir()
-    days = ("2024-10-31", "2024-11-15", "2026-10-02")
+    days = ("2024-10-31", "2024-11-15", "2025-02-03")  # past ones: a future month has no partition
     lines = [job_row(f"JOB{n:03d}", day) for n, day in enumerate(days)]
     (landing / "jobs" / "jobs.csv").write_text("\n".join([JOBS_HEADER, *lines]) + "\n")
     log = (tmp_path / "up.log").open("w")
@@ -49,23 +49,23 @@ def test_late_payments_file_is_seen_within_two_minutes(
     up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
     try:
         wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
-        assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2026-10": (0, "0.00")}
+        assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2025-02": (0, "0.00")}
         marked = log_of_refreshes(url)
         dropped = time.monotonic()
         part = landing / "payments" / "late.csv.part"
-        part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2026-11-01,paid"]) + "\n")
+        part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2025-03-01,paid"]) + "\n")
         part.rename(landing / "payments" / "late.csv")
+        assert f"http://127.0.0.1:{port}" in (tmp_path / "up.log").read_text()
         wait_for(120, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
         assert time.monotonic() - dropped < 120
-        assert log_of_refreshes(url)[len(marked) :] == ["2024-10"]
+        assert set(log_of_refreshes(url)[len(marked) :]) == {"2024-10"}
         assert backfill(port, ["2024-09", "2024-10", "2024-11"], tmp_path) == 1
+        storage = environment["DAGSTER_POSTGRES_URL"]
+        wait_for(60, lambda: statuses_of_unscheduled_runs(storage) == {"SUCCESS"}, tmp_path)
     finally:
         up.send_signal(signal.SIGTERM)
         up.wait(60)
         log.close()
-    with psycopg.connect(environment["DAGSTER_POSTGRES_URL"]) as storage:
-        statuses = {status for (status,) in storage.execute("SELECT DISTINCT status FROM runs")}
-    assert statuses == {"SUCCESS"}
 
 
 def wait_for(seconds: float, condition: Callable[[], bool], folder: Path) -> None:
@@ -90,11 +90,23 @@ def monthly(url: str) -> dict[str, tuple[int, str]]:
 
 
 def log_of_refreshes(url: str) -> list[str]:
+    """The months refreshed, without the current one: at 03:15 in New York the nightly run refreshes that."""
     with psycopg.connect(url) as connection:
         rows = connection.execute(
-            "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log ORDER BY refresh_id"
+            "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log"
+            " WHERE month < analytics.month_of(analytics.today()) ORDER BY refresh_id"
         )
         return [month for (month,) in rows]
+
+
+def statuses_of_unscheduled_runs(url: str) -> set[str]:
+    """Those that a sensor or a person started; a schedule may start one at any moment."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT status FROM runs WHERE NOT EXISTS (SELECT FROM run_tags t"
+            " WHERE t.run_id = runs.run_id AND t.key = 'dagster/schedule_name')"
+        )
+        return {status for (status,) in rows}
 
 
 BACKFILL = """
