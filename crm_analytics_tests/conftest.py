@@ -16,6 +16,7 @@ import pytest
 
 from crm_analytics import migrations
 from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.settings import Settings
 
 PG_VERSION = int(os.environ.get("PG", "18"))
 STATE_VARIABLE = "CRM_ANALYTICS_TEST_STATE"
@@ -27,8 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if STATE_VARIABLE not in os.environ:
         os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="crm_analytics_tests_")
         config.stash[_OWNED] = os.environ[STATE_VARIABLE]
-    for name in ("ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "LANDING_DIR"):
-        os.environ.pop(name, None)
+    for name in Settings.model_fields:
+        os.environ.pop(name.upper(), None)
     os.environ["CRM_ANALYTICS_HOME"] = os.environ[STATE_VARIABLE]
     os.environ["EMBEDDED_POSTGRES_VERSION"] = str(PG_VERSION)
     os.environ["BUSINESS_TIMEZONE"] = "America/New_York"
