@@ -64,7 +64,9 @@ def test_make_env_writes_random_passwords_once(tmp_path):
         (tmp_path / name).write_bytes((PROJECT_DIR / name).read_bytes())
     for expected in (0, 1):
         assert (
-            subprocess.run(["sh", tmp_path / "deploy/make-env.sh"], capture_output=True).returncode
+            subprocess.run(
+                ["sh", tmp_path / "deploy/make-env.sh"], capture_output=True, umask=0o027
+            ).returncode
             == expected
         )
     text = (tmp_path / ".env").read_text()
@@ -73,6 +75,7 @@ def test_make_env_writes_random_passwords_once(tmp_path):
     assert all(re.fullmatch(r"[0-9a-f]{48}", password) for password in passwords)
     assert len(set(passwords)) == len(passwords)
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "landing").stat().st_mode & 0o005 == 0o005, "the container's user must see the exports"
     services(values)
 
 
