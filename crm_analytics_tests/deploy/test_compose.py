@@ -31,7 +31,7 @@ SECRETS = {
     name: f"{name.lower()[:6]}0123456789abcdef"
     for name in (
         "POSTGRES_PASSWORD", "ANALYTICS_DB_PASSWORD", "CRM_DB_PASSWORD", "DAGSTER_DB_PASSWORD",
-        "GRAFANA_ADMIN_PASSWORD", "GRAFANA_READER_PASSWORD",
+        "GRAFANA_ADMIN_PASSWORD", "GRAFANA_READER_PASSWORD", "GRAFANA_SECRET_KEY",
     )
 }  # fmt: skip
 
@@ -106,6 +106,18 @@ def test_order_health_and_pins(raw):
     version = re.fullmatch(r"grafana/grafana:(\d+)\.(\d+)\.\d+", found["grafana"]["image"])
     assert version and (int(version[1]), int(version[2])) in ((12, 4), (13, 1))
     assert found["grafana"]["environment"]["GF_PLUGINS_PREINSTALL_AUTO_UPDATE"] == "false"
+
+
+def test_grafana_encrypts_with_a_key_of_this_installation():
+    """Without it the data source's password is stored under the key that stands in Grafana's public defaults."""
+    environment = services(SECRETS)["grafana"]["environment"]
+    assert environment["GF_SECURITY_SECRET_KEY"] == SECRETS["GRAFANA_SECRET_KEY"]
+
+
+def test_logs_of_every_service_have_an_end():
+    """Docker's default log file grows until the disk is full, and the databases stop."""
+    for name, service in services(SECRETS).items():
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
 
 
 def test_volumes_hold_what_must_survive(raw):
