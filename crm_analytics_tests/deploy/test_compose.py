@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -42,6 +43,26 @@ SECRETS = {
 @pytest.fixture(scope="module")
 def raw() -> dict[str, Any]:
     return dict(yaml.safe_load(COMPOSE_FILE.read_text()))
+
+
+def test_compose_specification_allows_the_file(tmp_path):
+    """Compose refuses a key that it does not know, and here no engine would say so."""
+
+    def problems(file: Path) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            str(file),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    assert problems(COMPOSE_FILE) == "ok -- validation done\n"
+    misspelt = tmp_path / "compose.yml"
+    misspelt.write_text(COMPOSE_FILE.read_text().replace("stop_grace_period: 5m", "stop_grace_time: 5m"))
+    assert "$.services.code: Unevaluated properties are not allowed ('stop_grace_time'" in problems(misspelt)
 
 
 def test_no_secret_has_a_default(raw):
