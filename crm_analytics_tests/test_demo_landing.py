@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -14,12 +15,32 @@ from zoneinfo import ZoneInfo
 import openpyxl
 import psycopg
 import pytest
+from rich.console import Console
 
 from crm_analytics.demo.business import uuid_of
+from crm_analytics.demo.command import run_demo
 from crm_analytics.demo.landing import JOB_HEADER, ForeignFiles, LandingSummary, write_landing
 from crm_analytics.ingest.loader import load_source
+from crm_analytics.settings import settings
 
 UNTIL = date(2025, 12, 16)
+
+
+def test_demo_stays_out_of_the_users_landing_folder(new_database, tmp_path, monkeypatch):
+    """The sample in the folder that Compose mounts would be loaded into the real warehouse."""
+    theirs, state = tmp_path / "landing", tmp_path / "state"
+    theirs.mkdir()
+    (state / "sample_landing").mkdir(parents=True)
+    (state / "sample_landing" / "own export.csv").write_text("a,b\n")
+    for name, value in {
+        "ANALYTICS_DATABASE_URL": new_database("analytics"), "CRM_DATABASE_URL": new_database("crm"),
+        "LANDING_DIR": str(theirs), "CRM_ANALYTICS_HOME": str(state),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    output = io.StringIO()
+    code = run_demo(settings(), serve=False, port=0, months=1, console=Console(file=output, width=500))
+    assert code == 1 and "own export.csv" in output.getvalue(), "it must look at its own folder, and say so"
+    assert list(theirs.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from crm_analytics.settings import settings
+
 CODE = "from crm_analytics.settings import settings; print(settings().start_month)"
 
 
@@ -24,3 +28,24 @@ def test_dot_env_is_read_but_never_by_tests(tmp_path: Path) -> None:
     assert _start_month(tmp_path, inherited) == "2023-01-01"
     del inherited["CRM_ANALYTICS_ENV_FILE"]
     assert _start_month(tmp_path, inherited) == "2024-05-01"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", "state")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_commands_after_the_demo_go_on_with_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` after `make demo` would load people's own exports into the sample's database, or none."""
+    assert settings().landing_dir == tmp_path / "landing"
+    settings().sample_dir.mkdir(parents=True)
+    assert settings().landing_dir == tmp_path / "state" / "sample_landing"
+    monkeypatch.setenv("LANDING_DIR", "exports")
+    assert settings().landing_dir == tmp_path / "exports"
+    monkeypatch.delenv("LANDING_DIR")
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", "another")
+    assert settings().landing_dir == tmp_path / "landing"

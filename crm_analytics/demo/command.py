@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crm_analytics.database import connect, database_url
-from crm_analytics.demo.landing import REFUSED, write_landing
+from crm_analytics.demo.landing import REFUSED, ForeignFiles, write_landing
 from crm_analytics.running import (
     dagster_environment,
     migrate_both,
@@ -29,12 +29,14 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     The sample's one refused file shows what a refusal looks like; it is left out of the exit code.
     """
     today = datetime.now(config.timezone).date()
+    os.environ["LANDING_DIR"] = str(config.sample_dir)  # runs and the served UI read it too
+    config = settings()
     console.rule("1. databases")
     migrate_both(config, console)
     console.rule("2. sample exports")
     try:
         summary = write_landing(config.landing_dir, months=months, until=today)
-    except FileExistsError as error:
+    except ForeignFiles as error:
         console.print(f"[red]{error}[/]", highlight=False)
         return 1
     console.print(f"{len(summary.files)} files in {config.landing_dir}")
