@@ -103,6 +103,13 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("dagster_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise ValueError("no address that a browser opens: http(s)://…, e.g. https://dagster.example.com")
+        return value.rstrip("/")
+
     @field_validator("landing_dir", "crm_analytics_home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from crm_analytics.settings import settings
@@ -49,3 +51,30 @@ def test_commands_after_the_demo_go_on_with_its_sample(
     monkeypatch.delenv("LANDING_DIR")
     monkeypatch.setenv("CRM_ANALYTICS_HOME", "another")
     assert settings().landing_dir == tmp_path / "landing"
+
+
+@pytest.mark.parametrize(
+    "value", ["dagster.example.com", "ftp://x.example", "https://", "http://a b/", "http://x/?a"]
+)
+def test_address_of_dagster_that_no_browser_opens_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail later, as a broken link or as a check constraint that names no variable."""
+    monkeypatch.setenv("DAGSTER_URL", value)
+    with pytest.raises(
+        ValueError, match=r"dagster_url\s+Value error, no address .*https://dagster\.example\.com"
+    ):
+        settings()
+
+
+@pytest.mark.parametrize(
+    "value", ["http://localhost:3000", "https://d/", "https://tools.example.com/dagster/"]
+)
+def test_every_accepted_address_of_dagster_fits_its_table(
+    value: str, monkeypatch: pytest.MonkeyPatch, analytics: psycopg.Connection[Any]
+) -> None:
+    """The two rules must not differ, or `migrate` dies on what the settings let through."""
+    monkeypatch.setenv("DAGSTER_URL", value)
+    analytics.execute("UPDATE reporting.deployment SET dagster_url = %s", [settings().dagster_url])
+    with pytest.raises(psycopg.errors.CheckViolation):
+        analytics.execute("UPDATE reporting.deployment SET dagster_url = dagster_url || '/'")

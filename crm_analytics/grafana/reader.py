@@ -65,9 +65,7 @@ def apply(config: Settings) -> None:
         with psycopg.connect(database_url(database, config), autocommit=True) as connection:
             set_up(connection, database, secret.get_secret_value() if secret else None)
             if database == "analytics":
-                connection.execute(
-                    "UPDATE reporting.deployment SET dagster_url = %s", [config.dagster_url.rstrip("/")]
-                )
+                connection.execute("UPDATE reporting.deployment SET dagster_url = %s", [config.dagster_url])
 
 
 def main() -> None:

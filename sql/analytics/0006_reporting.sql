@@ -37,7 +37,7 @@ COMMENT ON SCHEMA reporting IS 'What dashboards need beside the metrics: names f
 
 CREATE TABLE reporting.deployment (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    dagster_url text NOT NULL DEFAULT 'http://localhost:3000' CHECK (dagster_url ~ '^https?://[^/]+.*[^/]$')
+    dagster_url text NOT NULL DEFAULT 'http://localhost:3000' CHECK (dagster_url ~ '^https?://[^\s/?#]+(/[^\s?#]*[^\s/?#])?$')
 );
 INSERT INTO reporting.deployment DEFAULT VALUES;
 COMMENT ON TABLE reporting.deployment IS 'One row: what dashboards must know of this installation. Kept here because dashboard files cannot read the environment.';
