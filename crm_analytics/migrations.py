@@ -3,7 +3,8 @@
 A file is named `NNNN_what_it_does.sql`; its number is its Alembic revision and follows the number before it.
 Every file runs in its own transaction, all of them under one advisory lock. The checksum of every applied
 file is stored; a file that was changed after it ran is refused, because databases would differ silently.
-Nothing else creates or alters tables.
+Nothing else creates or alters tables. `server.sql` beside the migrations holds what belongs to the server and
+not to the database (roles, settings): it runs first, every time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from crm_analytics.settings import SQL_DIR, Settings, settings
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
 _ALEMBIC = threading.Lock()  # its environment is one per process
 LOCK_KEY = 7_205_119_002_661_001  # one migration at a time per database
+SERVER_FILE = "server.sql"
 MINIMUM_SERVER = 160000
 
 
@@ -75,6 +77,8 @@ def migration_files(database: str) -> list[SqlFile]:
     """
     files: list[SqlFile] = []
     for path in sorted((SQL_DIR / database).glob("*.sql")):
+        if path.name == SERVER_FILE:
+            continue
         match = re.fullmatch(r"(\d{4})_\w+\.sql", path.name)
         if not match:
             raise MigrationError(f"{path}: name migrations NNNN_what_it_does.sql")
@@ -111,17 +115,19 @@ def migrate(
 ) -> Status:
     """Bring `analytics` or `crm` to the newest version. Idempotent; concurrent callers wait for each other.
 
+    The server's part (roles, settings) is applied again each time: a restored database has lost it.
+
     Args:
         database: which environment.
         config: settings; the environment's by default.
         url: the database's address, if not the configured one (tests, scratch servers).
         before: called inside the lock, before any file runs, with a connection in its own transaction
             (adoption of an existing schema).
-        report: receives one line per file applied.
+        report: receives one line per file applied, and what the server's part warns of.
 
     Raises:
-        MigrationError: server too old, an applied file changed, or another business timezone than the
-            database was made with.
+        MigrationError: server too old, an applied file changed, another business timezone than the database
+            was made with, or roles lost by a restore.
     """
     config = config or settings()
     url = url or database_url(database, config)
@@ -136,6 +142,7 @@ def migrate(
                 f"PostgreSQL {guard.info.server_version // 10000} is too old: 16 is the minimum"
             )
         guard.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+        apply_server_part(guard, database, report)
         _prepare_bookkeeping(guard, schema)
         _refuse_changed_files(guard, schema, scripts.files)
         if before is not None:
@@ -165,9 +172,31 @@ def status(database: str, *, config: Settings | None = None, url: str | None = N
 
 
 def script(database: str, after: str | None = None) -> str:
-    """The SQL of every migration after version `after` (all of them by default), for review or psql."""
+    """The server's part and every migration after version `after` (all by default), for review or psql."""
     files = [file for file in migration_files(database) if after is None or file.version > after]
-    return "\n".join(f"-- {file.name}\nBEGIN;\n{file.text().rstrip()}\nCOMMIT;\n" for file in files)
+    texts = [(SERVER_FILE, _server_part(database)), *((file.name, file.text()) for file in files)]
+    return "\n".join(f"-- {name}\nBEGIN;\n{text.rstrip()}\nCOMMIT;\n" for name, text in texts)
+
+
+def apply_server_part(
+    connection: psycopg.Connection[Any], database: str, report: Callable[[str], None] = lambda line: None
+) -> None:
+    """Roles and settings of the server, as `sql/<database>/server.sql` says; harmless when repeated.
+
+    Raises:
+        MigrationError: if the database was restored without its roles, or the login may not make them.
+    """
+
+    def warn(notice: psycopg.errors.Diagnostic) -> None:
+        report(". ".join(filter(None, (notice.message_primary, notice.message_hint))))
+
+    connection.add_notice_handler(warn)
+    try:
+        connection.execute(_server_part(database).encode())
+    except psycopg.Error as error:
+        raise MigrationError(f"{database}/{SERVER_FILE}: {error}") from error
+    finally:
+        connection.remove_notice_handler(warn)
 
 
 def record_applied(connection: psycopg.Connection[Any], database: str, file: SqlFile) -> None:
@@ -176,6 +205,10 @@ def record_applied(connection: psycopg.Connection[Any], database: str, file: Sql
         f"INSERT INTO {VERSION_SCHEMA[database]}.migration_files (version, name, sha256) VALUES (%s, %s, %s)",
         [file.version, file.name, file.sha256()],
     )
+
+
+def _server_part(database: str) -> str:
+    return (SQL_DIR / database / SERVER_FILE).read_text(encoding="utf-8")
 
 
 def _prepare_bookkeeping(connection: psycopg.Connection[Any], schema: str) -> None:

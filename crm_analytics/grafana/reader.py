@@ -13,19 +13,17 @@ import psycopg
 from psycopg import sql
 
 from crm_analytics.database import database_url
+from crm_analytics.migrations import MigrationError, apply_server_part
 from crm_analytics.settings import Settings, settings
 
 ROLE = "grafana_reader"
-#: What the migrations set too; a database restored or cloned without its settings gets them back here.
-ROLE_SETTINGS = {
-    "analytics": {"search_path": "analytics, reporting"},
-    "crm": {"search_path": "reporting"},
-}
 SHORTEST_PASSWORD = 12
 
 
 def set_up(connection: psycopg.Connection[Any], database: str, password: str | None = None) -> None:
     """Give `grafana_reader` its settings in this database, and its password on the server if one is given.
+
+    The settings are the migrations': a database cloned without them gets them here.
 
     The server receives the password only as a SCRAM verifier, so that it stands in no log.
 
@@ -36,16 +34,9 @@ def set_up(connection: psycopg.Connection[Any], database: str, password: str | N
 
     Raises:
         ValueError: for a shorter password.
+        MigrationError: if the role does not exist and the login may not make it.
     """
-    common = {"default_transaction_read_only": "on", "statement_timeout": "15s", "timezone": "UTC"}
-    name = sql.Identifier(connection.info.dbname)
-    for setting, value in (common | ROLE_SETTINGS[database]).items():
-        values = sql.SQL(", ").join(sql.Literal(part) for part in value.split(", "))
-        connection.execute(
-            sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
-                sql.Identifier(ROLE), name, sql.Identifier(setting), values
-            )
-        )
+    apply_server_part(connection, database, report=lambda line: print(line, file=sys.stderr))
     if password is None:
         return
     if len(password) < SHORTEST_PASSWORD:
@@ -72,7 +63,7 @@ def main() -> None:
     """Apply this environment's settings; exit code 1 and one line where that is not possible."""
     try:
         apply(settings())
-    except (ValueError, psycopg.Error) as error:
+    except (ValueError, MigrationError, psycopg.Error) as error:
         sys.exit(f"grafana_reader was not set up: {error}")
 
 

@@ -6,11 +6,6 @@ CREATE SCHEMA IF NOT EXISTS analytics;
 COMMENT ON SCHEMA raw IS 'Raw sources as exported, with the ledger of files and the quarantine.';
 COMMENT ON SCHEMA analytics IS 'Channel rules, facts, daily and monthly metrics, targets: what Grafana reads.';
 
--- Unqualified names work: FROM monthly_metrics, FROM jobs.
-DO $$ BEGIN
-    EXECUTE format('ALTER DATABASE %I SET search_path = analytics, raw, public', current_database());
-END $$;
-
 CREATE TABLE analytics.business (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     timezone text NOT NULL

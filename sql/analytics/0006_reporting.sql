@@ -1,36 +1,6 @@
 -- What Grafana may see: the role grafana_reader, and views of the ledger, the quarantine and the refreshes without
 -- customers' data. The raw tables stay closed to it. Grafana passes on any text a viewer types, so the grants are
--- the defence; the role's settings only keep accidents small.
-
--- Roles belong to the whole server, and several databases may be migrated at once: whoever comes second finds the
--- role made. It has no password here; an operator gives it one (docs/operations.md), and until then nobody can log in.
-DO $$
-DECLARE
-    setting text;
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana_reader') THEN
-        BEGIN
-            CREATE ROLE grafana_reader LOGIN;
-        EXCEPTION
-            WHEN duplicate_object OR unique_violation THEN NULL;
-            WHEN insufficient_privilege THEN
-                RAISE EXCEPTION 'the role grafana_reader does not exist, and % may not create it', current_user
-                    USING HINT = 'Have an administrator run CREATE ROLE grafana_reader LOGIN, then migrate again.';
-        END;
-    END IF;
-    BEGIN
-        FOREACH setting IN ARRAY ARRAY[
-            'default_transaction_read_only = on', 'statement_timeout = ''15s''', 'timezone = ''UTC''',
-            'search_path = analytics, reporting'
-        ] LOOP
-            EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET %s', current_database(), setting);
-        END LOOP;
-    EXCEPTION WHEN insufficient_privilege THEN
-        -- another login made the role; what it may read is as narrow without these settings
-        RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
-            USING HINT = 'As an administrator of the server: python -m crm_analytics.grafana.reader';
-    END;
-END $$;
+-- the defence; the role's settings (server.sql) only keep accidents small.
 
 CREATE SCHEMA reporting;
 COMMENT ON SCHEMA reporting IS 'What dashboards need beside the metrics: names for their lists, the months'' clock, and the state of files, quarantine and refreshes without customers'' data.';

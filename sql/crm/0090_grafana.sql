@@ -1,34 +1,5 @@
--- What Grafana may see of the CRM: the role grafana_reader, and views without customers' data. They belong to the
+-- What Grafana may see of the CRM: the role grafana_reader (server.sql), and views without customers' data. They belong to the
 -- tables' owner, so row level security does not empty them; the tables themselves stay closed to the reader.
-
--- Roles belong to the whole server; the analytics database makes this one too. No password here (docs/operations.md).
-DO $$
-DECLARE
-    setting text;
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana_reader') THEN
-        BEGIN
-            CREATE ROLE grafana_reader LOGIN;
-        EXCEPTION
-            WHEN duplicate_object OR unique_violation THEN NULL;
-            WHEN insufficient_privilege THEN
-                RAISE EXCEPTION 'the role grafana_reader does not exist, and % may not create it', current_user
-                    USING HINT = 'Have an administrator run CREATE ROLE grafana_reader LOGIN, then migrate again.';
-        END;
-    END IF;
-    BEGIN
-        FOREACH setting IN ARRAY ARRAY[
-            'default_transaction_read_only = on', 'statement_timeout = ''15s''', 'timezone = ''UTC''',
-            'search_path = reporting'
-        ] LOOP
-            EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET %s', current_database(), setting);
-        END LOOP;
-    EXCEPTION WHEN insufficient_privilege THEN
-        -- another login made the role; what it may read is as narrow without these settings
-        RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
-            USING HINT = 'As an administrator of the server: python -m crm_analytics.grafana.reader';
-    END;
-END $$;
 
 CREATE SCHEMA reporting;
 COMMENT ON SCHEMA reporting IS 'What dashboards show of the CRM: counts, sums and audit entries without customers'' data.';

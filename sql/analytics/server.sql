@@ -1,0 +1,42 @@
+-- What belongs to the server and stands in no dump of this database: settings, and Grafana's role. Runs before the
+-- migrations, at every migrate, so that a restored or cloned database gets it back.
+
+DO $$
+DECLARE
+    setting text;
+    missing text;
+BEGIN
+    SELECT string_agg(r, ', ') INTO missing FROM unnest(ARRAY['grafana_reader']) AS r
+    WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r) AND to_regclass('reporting.deployment') IS NOT NULL;
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'this database was restored on a server without %: what its objects grant to them is lost', missing
+            USING HINT = 'Make the roles, then restore the dump into an empty database (docs/operations.md, Restore).';
+    END IF;
+
+    -- unqualified names work: FROM monthly_metrics, FROM jobs
+    EXECUTE format('ALTER DATABASE %I SET search_path = analytics, raw, public', current_database());
+
+    -- Grafana's role has no password here; an operator gives it one (docs/operations.md), and until then nobody can log in.
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana_reader') THEN
+        BEGIN
+            CREATE ROLE grafana_reader LOGIN;
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN NULL;  -- several databases may be migrated at once
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION 'the role grafana_reader does not exist, and % may not create it', current_user
+                    USING HINT = 'Have an administrator run CREATE ROLE grafana_reader LOGIN, then migrate again.';
+        END;
+    END IF;
+    BEGIN
+        FOREACH setting IN ARRAY ARRAY[
+            'default_transaction_read_only = on', 'statement_timeout = ''15s''', 'timezone = ''UTC''',
+            'search_path = analytics, reporting'
+        ] LOOP
+            EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET %s', current_database(), setting);
+        END LOOP;
+    EXCEPTION WHEN insufficient_privilege THEN
+        -- another login made the role; what it may read is as narrow without these settings
+        RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
+            USING HINT = 'As an administrator of the server: python -m crm_analytics.grafana.reader';
+    END;
+END $$;
