@@ -31,6 +31,7 @@ from crm_analytics.settings import SQL_DIR, Settings, settings
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
 _ALEMBIC = threading.Lock()  # its environment is one per process
 LOCK_KEY = 7_205_119_002_661_001  # one migration at a time per database
+LOCK_PATIENCE = 300  # seconds to wait for another one
 SERVER_FILE = "server.sql"
 MINIMUM_SERVER = 160000
 
@@ -127,7 +128,7 @@ def migrate(
 
     Raises:
         MigrationError: server too old, an applied file changed, another business timezone than the database
-            was made with, or roles lost by a restore.
+            was made with, roles lost by a restore, or a session that does not let go of the lock.
     """
     config = config or settings()
     url = url or database_url(database, config)
@@ -141,7 +142,7 @@ def migrate(
             raise MigrationError(
                 f"PostgreSQL {guard.info.server_version // 10000} is too old: 16 is the minimum"
             )
-        guard.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+        _take_lock(guard, report)
         apply_server_part(guard, database, report)
         _prepare_bookkeeping(guard, schema)
         _refuse_changed_files(guard, schema, scripts.files)
@@ -209,6 +210,33 @@ def record_applied(connection: psycopg.Connection[Any], database: str, file: Sql
 
 def _server_part(database: str) -> str:
     return (SQL_DIR / database / SERVER_FILE).read_text(encoding="utf-8")
+
+
+def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
+    """The database's migration lock, until the connection closes. Says for whom it waits, and not for ever."""
+    free = connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone()
+    if free and free[0]:
+        return
+    report(f"waiting for another migration: {_lock_holder(connection)}")
+    connection.execute(f"SET lock_timeout = '{LOCK_PATIENCE}s'")
+    try:
+        connection.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+    except psycopg.errors.LockNotAvailable as error:
+        raise MigrationError(
+            f"waited {LOCK_PATIENCE} seconds for the migration lock: {_lock_holder(connection)} holds it. If that is "
+            "no migration still at work, end it as an administrator: SELECT pg_terminate_backend(<process>);"
+        ) from error
+    connection.execute("RESET lock_timeout")
+
+
+def _lock_holder(connection: psycopg.Connection[Any]) -> str:
+    row = connection.execute(
+        "SELECT l.pid, a.usename FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_database d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()"
+        " AND (l.classid::bigint << 32) | l.objid::bigint = %s",
+        [LOCK_KEY],
+    ).fetchone()
+    return f"process {row[0]}, role {row[1]}" if row else "nobody now"
 
 
 def _prepare_bookkeeping(connection: psycopg.Connection[Any], schema: str) -> None:

@@ -48,6 +48,39 @@ def test_migrating_twice_and_twice_at_once_is_harmless(new_database: Callable[..
     assert again.version == migrations.migration_files("analytics")[-1].version
 
 
+def test_migration_names_whom_it_waits_for_and_gives_up(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forgotten session with the lock would let every deployment hang without a word."""
+    url = new_database("analytics")
+    monkeypatch.setattr(migrations, "LOCK_PATIENCE", 1)
+    lines = list[str]()
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [migrations.LOCK_KEY])
+        holder = f"process {other.info.backend_pid}, role {other.info.user}"
+        with pytest.raises(migrations.MigrationError, match=f"{holder} holds it"):
+            migrations.migrate("analytics", url=url, report=lines.append)
+    assert lines == [f"waiting for another migration: {holder}"]
+    assert migrations.migrate("analytics", url=url).pending == ()
+
+
+def test_server_part_comes_back_at_every_migrate(new_database: Callable[..., str]) -> None:
+    """A restored database has lost its settings: unqualified names would fail, and Grafana's role have no limits."""
+    url = new_database("analytics")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for target in ("DATABASE {0}", "ROLE grafana_reader IN DATABASE {0}"):
+            connection.execute(f"ALTER {target.format(connection.info.dbname)} RESET ALL".encode())
+    migrations.migrate("analytics", url=url)
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT job_id FROM jobs")
+        assert connection.execute(
+            "SELECT s.setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
+            " WHERE d.datname = current_database() AND s.setrole = 'grafana_reader'::regrole"
+        ).fetchone() == (
+            ["default_transaction_read_only=on", "statement_timeout=15s", "TimeZone=UTC", "search_path=analytics, reporting"],
+        )  # fmt: skip
+
+
 def test_changed_migration_is_refused(new_database: Callable[..., str]) -> None:
     """Databases migrated before and after the change would differ, and nobody would know."""
     url = new_database("analytics")
