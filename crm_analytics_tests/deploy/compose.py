@@ -21,11 +21,23 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import yaml
+from psycopg.conninfo import make_conninfo
 
+from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.migrations import LOCK_KEY
 from crm_analytics.settings import PROJECT_DIR
+from crm_analytics_tests.conftest import PG_VERSION
 
 COMPOSE_FILE = PROJECT_DIR / "docker-compose.yml"
+SECRETS = {
+    name: f"{name.lower()[:6]}0123456789abcdef"
+    for name in (
+        "POSTGRES_PASSWORD", "ANALYTICS_DB_PASSWORD", "CRM_DB_PASSWORD", "DAGSTER_DB_PASSWORD",
+        "GRAFANA_ADMIN_PASSWORD", "GRAFANA_READER_PASSWORD", "GRAFANA_SECRET_KEY",
+    )
+}  # fmt: skip
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:?[-?])([^}]*))?\})")
 
 
@@ -103,6 +115,57 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start_postgres(folder: Path, environment: Mapping[str, str]) -> EmbeddedPostgres:
+    """The postgres service: the image's server is the wheel's here, with the service's own settings."""
+    command = services(environment)["postgres"]["command"]
+    options = dict(word.split("=", 1) for word in command if "=" in word)
+    return EmbeddedPostgres(folder / "postgres-data", PG_VERSION, {**options, "fsync": "off"}).start()
+
+
+def init_databases(server: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
+    """What the image does on an empty volume: its init file, with the service's environment."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        for name in ("analytics", "crm", "dagster"):  # the embedded server's own; the image has none
+            connection.execute(f"DROP DATABASE {name}".encode())
+    service = services(environment)["postgres"]
+    (init,) = [volume.split(":")[0] for volume in service["volumes"] if "initdb.d" in volume]
+    done = subprocess.run(
+        [server.bin / "psql", server.url("postgres"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-f", PROJECT_DIR / init],
+        env={**os.environ, **{key: str(value) for key, value in service["environment"].items()}},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def assert_readers_cannot_write_or_lock(url: str, password: str) -> None:
+    """What a viewer of dashboards could type where functions of PUBLIC are open, as grafana_reader in every database."""
+    for database in ("analytics", "crm"):
+        login = make_conninfo(url, dbname=database, user="grafana_reader", password=password)
+        with psycopg.connect(login, autocommit=True) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            for statement in (
+                "SELECT lo_from_bytea(0, 'x')",
+                "SELECT lo_create(0)",
+                "SELECT lo_creat(-1)",
+                f"SELECT pg_advisory_lock({LOCK_KEY})",
+                f"SELECT pg_try_advisory_lock_shared({LOCK_KEY})",
+                "SELECT pg_advisory_xact_lock(1, 2)",
+                "CREATE TEMP TABLE mine (a int)",
+            ):
+                try:
+                    connection.execute(statement.encode())
+                except psycopg.errors.InsufficientPrivilege:
+                    continue
+                raise AssertionError(f"grafana_reader may run {statement} in {database}")
+    for database in ("dagster", "postgres", "template1"):
+        try:
+            psycopg.connect(make_conninfo(url, dbname=database, user="grafana_reader", password=password))
+        except psycopg.OperationalError as error:
+            assert "permission denied for database" in str(error)
+        else:
+            raise AssertionError(f"grafana_reader may use the database {database}")
+
+
 class LocalStack:
     """The application's services as processes of this machine; `folder` stands for the containers' file systems."""
 
@@ -117,13 +180,14 @@ class LocalStack:
         (folder / "dagster-files" / "dagster").mkdir(parents=True, exist_ok=True)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def run(self, name: str) -> None:
-        """Run a service that ends by itself; raises with its output unless it succeeds."""
+    def run(self, name: str, command: list[str] | None = None) -> str:
+        """Run a service that ends by itself, or `command` in its place; raises with its output unless it succeeds."""
         done = subprocess.run(
-            self._words(self.services[name]["command"]), env=self._environment(name), cwd=self.app, check=False,
+            self._words(command or self.services[name]["command"]), env=self._environment(name), cwd=self.app, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, f"{name}:\n{done.stdout.decode()[-4000:]}"
+        return done.stdout.decode()
 
     def start(self, name: str) -> None:
         """Start a service that stays."""

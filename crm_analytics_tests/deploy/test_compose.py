@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,21 +18,20 @@ import pytest
 import yaml
 from psycopg.conninfo import make_conninfo
 
-from crm_analytics.embedded import EmbeddedPostgres
 from crm_analytics.grafana.expand import expand
 from crm_analytics.grafana.queries import query
 from crm_analytics.settings import PROJECT_DIR
-from crm_analytics_tests.conftest import PG_VERSION
-from crm_analytics_tests.deploy.compose import COMPOSE_FILE, LocalStack, build_image, services, start_order
-
-SECRETS = {
-    name: f"{name.lower()[:6]}0123456789abcdef"
-    for name in (
-        "POSTGRES_PASSWORD", "ANALYTICS_DB_PASSWORD", "CRM_DB_PASSWORD", "DAGSTER_DB_PASSWORD",
-        "GRAFANA_ADMIN_PASSWORD", "GRAFANA_READER_PASSWORD", "GRAFANA_SECRET_KEY",
-    )
-}  # fmt: skip
-
+from crm_analytics_tests.deploy.compose import (
+    COMPOSE_FILE,
+    SECRETS,
+    LocalStack,
+    assert_readers_cannot_write_or_lock,
+    build_image,
+    init_databases,
+    services,
+    start_order,
+    start_postgres,
+)
 
 # -- the file -----------------------------------------------------------------------------------------------------
 
@@ -201,28 +197,6 @@ def test_image_has_no_secrets_and_no_root(tmp_path):
 # -- the processes -------------------------------------------------------------------------------------------------
 
 
-def _postgres(folder: Path) -> EmbeddedPostgres:
-    """The postgres service: the image's server is the wheel's here, with the service's own settings."""
-    command = services(SECRETS)["postgres"]["command"]
-    options = dict(word.split("=", 1) for word in command if "=" in word)
-    return EmbeddedPostgres(folder / "postgres-data", PG_VERSION, {**options, "fsync": "off"}).start()
-
-
-def _init_databases(server: EmbeddedPostgres) -> None:
-    """What the image does on an empty volume: its init file, with the service's environment."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        for name in ("analytics", "crm", "dagster"):  # the embedded server's own; the image has none
-            connection.execute(f"DROP DATABASE {name}".encode())
-    service = services(SECRETS)["postgres"]
-    (init,) = [volume.split(":")[0] for volume in service["volumes"] if "initdb.d" in volume]
-    done = subprocess.run(
-        [server.bin / "psql", server.url("postgres"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-f", PROJECT_DIR / init],
-        env={**os.environ, **{key: str(value) for key, value in service["environment"].items()}},
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
-
-
 def _jobs_shown(port: int, sources: list[str], month: date) -> int:
     """The jobs that the panel Month to month by source shows for the month."""
     url = f"postgresql://grafana_reader:{SECRETS['GRAFANA_READER_PASSWORD']}@127.0.0.1:{port}/analytics"
@@ -256,26 +230,19 @@ def _until(condition: Any, timeout: float, stack: LocalStack) -> None:
         time.sleep(0.5)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short-lived folder of its own: pytest takes rights from its folders when a second session begins."""
-    path = Path(tempfile.mkdtemp(prefix="crm_analytics_compose_"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def test_up_feed_down_and_up_again(folder):
     """`docker compose up` must be all: from empty volumes to a number in a panel, and the data outlives a restart."""
     month = datetime.now(UTC).date().replace(day=1) - timedelta(1)  # a closed month
     environment = {**SECRETS, "START_MONTH": f"{month:%Y-%m}"}
-    postgres = _postgres(folder)
+    postgres = start_postgres(folder, SECRETS)
     port = int(psycopg.conninfo.conninfo_to_dict(postgres.url("x"))["port"] or 0)
     stack = LocalStack(folder, environment, port)
     day = month.replace(day=10)
     try:
-        _init_databases(postgres)
+        init_databases(postgres, SECRETS)
         assert start_order(stack.services)[:2] == ["postgres", "migrate"]
         stack.run("migrate")
+        assert_readers_cannot_write_or_lock(postgres.url("postgres"), SECRETS["GRAFANA_READER_PASSWORD"])
         stack.start("code")
         stack.wait_until_healthy("code")
         stack.start("webserver")
@@ -296,7 +263,7 @@ def test_up_feed_down_and_up_again(folder):
         postgres.release()
         assert not postgres.running()
 
-        postgres = _postgres(folder)
+        postgres = start_postgres(folder, SECRETS)
         stack.run("migrate")
         assert _jobs_shown(port, ["Google", "Rely"], month) == 3
         stack.start("code")

@@ -1,9 +1,20 @@
 -- Run once by the postgres image on an empty volume: three databases, each with an owner of its own, who is no
--- superuser, and Grafana's role. Passwords come from the environment.
+-- superuser, and every role that their dumps mention, so that a dump can be restored. Passwords come from the environment.
 \set ON_ERROR_STOP on
 \getenv analytics_password ANALYTICS_DB_PASSWORD
 \getenv crm_password CRM_DB_PASSWORD
 \getenv dagster_password DAGSTER_DB_PASSWORD
+
+-- Grafana passes on whatever a viewer types. Large objects are written past all grants, and an advisory lock of
+-- anybody makes migrations and loads wait: only the owner of a database may use them (new databases copy this).
+\connect template1
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure),
+    format('GRANT EXECUTE ON FUNCTION %s TO pg_database_owner', oid::regprocedure)
+FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace
+    AND (proname ~ '^pg_(try_)?advisory_(xact_)?lock' OR proname IN ('lo_creat', 'lo_create', 'lo_from_bytea'))
+\gexec
+\connect postgres
 
 CREATE ROLE analytics_owner LOGIN CREATEROLE PASSWORD :'analytics_password';
 CREATE ROLE crm_owner LOGIN CREATEROLE PASSWORD :'crm_password';
@@ -13,9 +24,16 @@ CREATE DATABASE analytics OWNER analytics_owner;
 CREATE DATABASE crm OWNER crm_owner;
 CREATE DATABASE dagster OWNER dagster_owner;
 
--- Both migrations set it up for their database; neither may act as it.
+-- The migrations set them up; no owner may act as them.
 CREATE ROLE grafana_reader LOGIN;
+CREATE ROLE crm_rpc;
+CREATE ROLE crm_app;
 GRANT grafana_reader TO analytics_owner, crm_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+GRANT crm_rpc, crm_app TO crm_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 
-REVOKE ALL ON DATABASE analytics, crm, dagster FROM PUBLIC;
+REVOKE ALL ON DATABASE analytics, crm, dagster, postgres, template1 FROM PUBLIC;
 GRANT CONNECT ON DATABASE analytics, crm TO grafana_reader;
+
+-- the RPCs run as crm_rpc, and let two calls about one customer wait for each other
+\connect crm
+GRANT EXECUTE ON FUNCTION pg_advisory_xact_lock(bigint) TO crm_rpc;

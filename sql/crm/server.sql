@@ -6,7 +6,7 @@ DECLARE
     setting text;
     missing text;
 BEGIN
-    SELECT string_agg(r, ', ') INTO missing FROM unnest(ARRAY['crm_rpc', 'crm_app', 'grafana_reader']) AS r
+    SELECT string_agg(r, ', ' ORDER BY r) INTO missing FROM unnest(ARRAY['crm_rpc', 'crm_app', 'grafana_reader']) AS r
     WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r) AND to_regclass('reporting.audit_entries') IS NOT NULL;
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION 'this database was restored on a server without %: what its objects grant to them is lost', missing
