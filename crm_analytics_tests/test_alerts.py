@@ -18,20 +18,22 @@ from crm_analytics.resources.database import AnalyticsDatabase
 
 
 class Webhook:
-    """A local HTTP server that keeps what is posted, and answers with `status`."""
+    """A local HTTP server that keeps what it takes, and answers with `status`, or what `judge` says of a body."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
         self.status = 200
+        self.judge: Callable[[dict[str, Any]], int] = lambda body: self.status
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.headers["Content-Type"] == "application/json"
-                if outer.status == 200:
+                status = outer.judge(body)
+                if status == 200:
                     outer.received.append(body)
-                self.send_response(outer.status)
+                self.send_response(status)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -132,19 +134,26 @@ def test_warnings_and_successes_are_not_posted(tick, webhook):
     assert webhook.received == []
 
 
+INSERT = (
+    "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at,"
+    " exported_at_from, status, message) VALUES ('jobs', %s, %s, 1, now(), now(), 'mtime', %s, %s)"
+)
+
+
+def _refuse(analytics: psycopg.Connection[Any], *names: str) -> None:
+    for name in names:
+        analytics.execute(INSERT, [f"jobs/{name}.csv", name, "refused", "no column created_at"])
+
+
 def test_refused_file_is_posted_once(tick, webhook, analytics):
     """A refused file is a hole in the numbers that no run fails for."""
-    insert = (
-        "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at,"
-        " exported_at_from, status, message) VALUES ('jobs', %s, %s, 1, now(), now(), 'mtime', %s, %s)"
-    )
-    analytics.execute(insert, ["jobs/a.csv", "1", "refused", "no column created_at"])
-    analytics.execute(insert, ["jobs/b.csv", "2", "refused", "was damaged"])
-    analytics.execute(insert, ["jobs/b.csv", "3", "loaded", None])
+    analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "no column created_at"])
+    analytics.execute(INSERT, ["jobs/b.csv", "2", "refused", "was damaged"])
+    analytics.execute(INSERT, ["jobs/b.csv", "3", "loaded", None])
     tick()
     tick()
     assert webhook.texts == ["*File refused: jobs/a.csv*\nno column created_at"]
-    analytics.execute(insert, ["jobs/a.csv", "4", "refused", "still no column created_at"])
+    analytics.execute(INSERT, ["jobs/a.csv", "4", "refused", "still no column created_at"])
     tick()
     assert webhook.texts[1:] == ["*File refused: jobs/a.csv*\nstill no column created_at"]
 
@@ -160,6 +169,52 @@ def test_webhook_that_is_down_loses_nothing_and_its_secret_is_not_told(tick, web
     webhook.status = 200
     tick()
     assert len(webhook.texts) == 1
+
+
+def test_what_the_webhook_took_is_not_sent_again_when_the_rest_fails(tick, webhook, analytics):
+    """A webhook that is down half way would get the first messages at every tick."""
+    tick()
+    run_id = _run(tick.instance, fail=True)
+    _refuse(analytics, *(f"{n:02}" for n in range(24)))
+    webhook.judge = lambda body: 200 if not webhook.received else 503
+    assert "20 alert(s) sent, 5 alert(s) waiting" in tick().skip_message
+    for _ in range(2):
+        with pytest.raises(WebhookError, match="503"):
+            tick()
+    _refuse(analytics, "later")
+    webhook.judge = lambda body: 200
+    assert "6 alert(s) sent" in tick().skip_message
+    assert "nothing to report" in tick().skip_message
+    assert [text for text in webhook.texts if run_id in text] == [webhook.texts[0]]
+    assert len(webhook.texts) == len(set(webhook.texts)) == 26
+
+
+def test_alert_that_the_webhook_refuses_holds_up_no_other(tick, webhook, analytics):
+    """One alert that a webhook cannot read would end all alerting for ever."""
+    tick()
+    webhook.judge = lambda body: (
+        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+    )
+    _refuse(analytics, "bad")
+    for _ in range(2):  # alone it may be the address that is wrong
+        with pytest.raises(WebhookError, match="400"):
+            tick()
+    _refuse(analytics, "good")
+    data = tick()
+    assert "1 alert(s) sent, 1 alert(s) refused by the webhook" in data.skip_message
+    assert webhook.texts == ["*File refused: jobs/good.csv*\nno column created_at"]
+    assert "nothing to report" in tick().skip_message
+
+
+def test_wrong_address_loses_nothing(tick, webhook, analytics):
+    """A status that speaks of the address must not set alerts aside, whatever was sent before."""
+    tick()
+    _refuse(analytics, *(f"{n:02}" for n in range(21)))
+    webhook.judge = lambda body: 404 if webhook.received else 200
+    assert "20 alert(s) sent, 1 alert(s) waiting" in tick().skip_message
+    webhook.judge = lambda body: 200
+    tick()
+    assert len(webhook.texts) == len(set(webhook.texts)) == 21
 
 
 def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook, monkeypatch):
@@ -189,7 +244,7 @@ def test_many_alerts_come_in_messages_that_slack_takes(tick, webhook, analytics:
 
 def test_message_keeps_the_link_of_a_long_text():
     """A cut message without its link sends people searching."""
-    (block,) = message([Alert("t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
+    (block,) = message([Alert("run abc", "t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
     assert block["text"]["text"].endswith("<http://localhost:3000/runs/abc|Open the run in Dagster>")
     assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
 

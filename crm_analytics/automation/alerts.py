@@ -1,15 +1,18 @@
 """Alerts by webhook: failed runs, failed error-level checks and refused files, once each.
 
-The cursor moves only after the webhook has taken everything, so a webhook that is down loses nothing: the tick
-fails visibly and the next one tries again.
+The cursor's place in the events moves only when everything up to it is settled; until then the cursor names the
+alerts that were sent, so that none is sent twice. A webhook that is down loses nothing: a tick that gets nothing
+through fails visibly, and the next one tries again. An alert that the webhook refuses, while it takes others, is
+set aside, so that it holds up nobody else.
 """
 
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,12 +24,15 @@ from crm_analytics.settings import settings
 MOST_AT_ONCE = 20  # Slack takes 50 blocks a message
 LONGEST_TEXT = 2800  # and 3000 characters a block
 TIMEOUT = 10  # seconds
+LONGEST_TICK = 30  # seconds; Dagster ends a tick after 60, and what it sent would not be remembered
+CONTENT_REFUSED = (400, 413, 422)  # this message; other statuses are about the address or the server
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing that somebody should look at; `run_id` becomes a link."""
+    """One thing that somebody should look at; `key` is the same at every tick, `run_id` becomes a link."""
 
+    key: str
     title: str
     detail: str
     run_id: str | None = None
@@ -34,6 +40,10 @@ class Alert:
 
 class WebhookError(Exception):
     """The webhook did not take a message. Names the host only: the rest of the address is a secret."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status  #: of the answer; None if there was none
 
 
 def message(alerts: Sequence[Alert], dagster_url: str) -> dict[str, Any]:
@@ -67,8 +77,46 @@ def post(url: str, payload: Mapping[str, Any]) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "code", None) or getattr(error, "reason", None) or type(error).__name__
         raise WebhookError(
-            f"the webhook at {urlsplit(url).hostname} did not take the message: {reason}"
+            f"the webhook at {urlsplit(url).hostname} did not take the message: {reason}",
+            getattr(error, "code", None),
         ) from None
+
+
+@dataclass
+class Delivery:
+    """What became of the alerts of one tick, by their keys; `error` is the last one that stays."""
+
+    sent: list[str] = field(default_factory=list)
+    set_aside: list[Alert] = field(default_factory=list)
+    error: WebhookError | None = None
+
+
+def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
+    """Post the alerts in messages of MOST_AT_ONCE; those of a refused message one by one.
+
+    An alert whose content is refused counts as set aside only if the webhook took another one meanwhile:
+    a webhook that refuses everything is a wrong address, and nothing may get lost.
+    """
+    done = Delivery()
+    refused: list[Alert] = []
+    started = time.monotonic()
+    waiting = [list(found[start : start + MOST_AT_ONCE]) for start in range(0, len(found), MOST_AT_ONCE)]
+    while waiting and time.monotonic() - started < LONGEST_TICK:
+        batch = waiting.pop(0)
+        try:
+            post(url, message(batch, dagster_url))
+            done.sent += [alert.key for alert in batch]
+        except WebhookError as error:
+            done.error = error
+            if error.status not in CONTENT_REFUSED:
+                break
+            if len(batch) > 1:
+                waiting[:0] = [[alert] for alert in batch]
+            else:
+                refused += batch
+    if done.sent:
+        done.set_aside = refused
+    return done
 
 
 @dg.sensor(
@@ -79,25 +127,36 @@ def post(url: str, payload: Mapping[str, Any]) -> None:
     "A check alerts when it begins to fail, and again only after it has passed.",
 )
 def alerts(context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase) -> dg.SkipReason:
-    """Collect what happened since the cursor and post it; without a URL nothing is collected nor kept."""
+    """Collect what happened since the cursor and post what is not settled yet; without a URL nothing is collected nor kept."""
     config = settings()
     if not config.alert_webhook_url:
         if context.cursor:
             context.update_cursor("")  # switched on again it begins with that day, not with old failures
         return dg.SkipReason("ALERT_WEBHOOK_URL is not set: no alerts")
     newest = context.instance.event_log_storage.get_maximum_record_id() or 0
-    begin: dict[str, Any] = {"event": newest, "failing": [], "refused": []}
-    cursor = json.loads(context.cursor) if context.cursor else begin
-    found = [*_failed_runs(context.instance, cursor["event"], newest)]
+    begin: dict[str, Any] = {"event": newest, "failing": [], "refused": [], "settled": []}
+    cursor = begin | json.loads(context.cursor or "{}")
     checks, failing = _failed_checks(context.instance, cursor["event"], newest, set(cursor["failing"]))
     files, refused = _refused_files(analytics, set(cursor["refused"]))
-    found += checks + files
-    for start in range(0, len(found), MOST_AT_ONCE):
-        post(config.alert_webhook_url, message(found[start : start + MOST_AT_ONCE], config.dagster_url))
-    context.update_cursor(
-        json.dumps({"event": newest, "failing": sorted(failing), "refused": sorted(refused)})
-    )
-    return dg.SkipReason(f"{len(found)} alert(s) sent" if found else "nothing to report")
+    found = [*_failed_runs(context.instance, cursor["event"], newest), *checks, *files]
+    found = [alert for alert in found if alert.key not in cursor["settled"]]
+    done = deliver(config.alert_webhook_url, found, config.dagster_url)
+    for alert in done.set_aside:
+        context.log.error(
+            f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"
+        )
+    settled = [*done.sent, *(alert.key for alert in done.set_aside)]
+    left = len(found) - len(settled)
+    if left and not settled:
+        raise done.error or WebhookError("no time was left to send anything")
+    if left:
+        cursor["settled"] += settled
+    else:
+        cursor = {"event": newest, "failing": sorted(failing), "refused": sorted(refused), "settled": []}
+    context.update_cursor(json.dumps(cursor))
+    counts = {"sent": len(done.sent), "refused by the webhook": len(done.set_aside), "waiting": left}
+    told = ", ".join(f"{count} alert(s) {what}" for what, count in counts.items() if count)
+    return dg.SkipReason(f"{told}: {done.error}" if done.error else told or "nothing to report")
 
 
 def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
@@ -116,6 +175,7 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
             if run and tag in run.tags
         )
         yield Alert(
+            f"run {record.run_id}",
             f"Run failed: {run.job_name if run else record.run_id}" + (f", {months}" if months else ""),
             _why(instance, record.run_id) or record.event_log_entry.user_message or "no message",
             record.run_id,
@@ -155,7 +215,12 @@ def _failed_checks(
         elif name not in failing:
             failing.add(name)
             found.append(
-                Alert(f"Check failed: {name}", evaluation.description or "see the run", record.run_id)
+                Alert(
+                    f"check {record.storage_id}",
+                    f"Check failed: {name}",
+                    evaluation.description or "see the run",
+                    record.run_id,
+                )
             )
     return found, failing
 
@@ -169,7 +234,7 @@ def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[
         ).fetchall()
     return (
         [
-            Alert(f"File refused: {path}", text, run_id)
+            Alert(f"file {file_id}", f"File refused: {path}", text, run_id)
             for file_id, path, text, run_id in refused
             if file_id not in known
         ],
