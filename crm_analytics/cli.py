@@ -101,7 +101,8 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
         if name == "crm":
             from crm_analytics.crm import commands
 
-            failed |= bool(commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy))
+            echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
+            failed |= bool(commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo))
         elif sql:
             click.echo(migrations.script(name))
         elif check:
@@ -243,10 +244,12 @@ def stop() -> None:
     help="Keep the event logs of runs younger than this.",
 )
 def prune(days: int) -> None:
-    """Delete old event logs of finished runs from Dagster's storage; materialisations are never removed."""
-    from crm_analytics.retention import prune_event_logs
+    """Delete old event logs and output of finished runs; materialisations are never removed."""
+    from crm_analytics.retention import prune_compute_logs, prune_event_logs
 
-    console.print(f"{prune_event_logs(resolved(), days)} events deleted")
+    config = resolved()
+    console.print(f"{prune_event_logs(config, days)} events deleted")
+    console.print(f"output of {prune_compute_logs(config, days)} runs deleted")
 
 
 def _refuse_taken(host: str, port: int) -> None:

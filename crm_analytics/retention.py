@@ -1,7 +1,8 @@
-"""How long Dagster's event logs are kept. They grow for ever otherwise."""
+"""How long Dagster's event logs and the output of its runs are kept. They grow for ever otherwise."""
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -32,3 +33,20 @@ def prune_event_logs(config: Settings, days: int) -> int:
             " AND e.asset_key IS NULL AND NOT coalesce(e.dagster_event_type, '') = ANY (%s)",
             [cutoff.replace(tzinfo=None), list(KEPT_EVENTS)],
         ).rowcount
+
+
+def prune_compute_logs(config: Settings, days: int) -> int:
+    """Delete what runs that ended more than `days` days ago have printed; returns of how many runs."""
+    assert config.dagster_postgres_url
+    folder = config.crm_analytics_home / "dagster"
+    cutoff = datetime.now(UTC) - timedelta(days=days)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    with psycopg.connect(config.dagster_postgres_url) as connection:
+        ended = connection.execute(
+            "SELECT run_id FROM runs WHERE run_id = ANY (%s) AND status IN ('SUCCESS', 'FAILURE', 'CANCELED')"
+            " AND update_timestamp < %s",
+            [names, cutoff.replace(tzinfo=None)],
+        ).fetchall()
+    for (run_id,) in ended:
+        shutil.rmtree(folder / run_id)
+    return len(ended)

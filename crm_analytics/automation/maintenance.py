@@ -3,21 +3,24 @@
 import dagster as dg
 
 from crm_analytics.database import resolved
-from crm_analytics.retention import prune_event_logs
+from crm_analytics.retention import prune_compute_logs, prune_event_logs
 from crm_analytics.settings import settings
 
 KEPT_DAYS = 90
 
 
-@dg.op(description="Deletes old event logs of finished runs; materialisations and checks are never removed.")
+@dg.op(
+    description="Deletes old event logs and output of finished runs; materialisations and checks are never removed."
+)
 def prune(context: dg.OpExecutionContext) -> None:
     """Prune with the default age."""
-    deleted = prune_event_logs(resolved(settings()), KEPT_DAYS)
-    context.log.info(f"{deleted} events older than {KEPT_DAYS} days deleted")
+    config = resolved(settings())
+    events, runs = prune_event_logs(config, KEPT_DAYS), prune_compute_logs(config, KEPT_DAYS)
+    context.log.info(f"{events} events and the output of {runs} runs older than {KEPT_DAYS} days deleted")
 
 
 @dg.job(
-    description=f"Event logs grow for ever: deletes those of runs that ended more than {KEPT_DAYS} days ago."
+    description=f"Event logs and output grow for ever: deletes those of runs that ended more than {KEPT_DAYS} days ago."
 )
 def prune_old_events() -> None:
     """The pruning as a job."""

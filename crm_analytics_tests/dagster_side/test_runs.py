@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -268,6 +269,25 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
     messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
     assert "BUSINESS_TIMEZONE is Europe/Berlin" in messages[0]
     assert not any(event.is_step_up_for_retry for event in result.all_events)
+
+
+def test_pruning_deletes_what_old_runs_printed(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some files for each step of each run would fill the volume."""
+    from crm_analytics.retention import prune_compute_logs
+    from crm_analytics.settings import settings
+
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", str(tmp_path))
+    old, young = (platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])]).run_id for _ in range(2))
+    folder = tmp_path / "dagster"
+    assert (folder / old).is_dir(), "where the instance keeps them"
+    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
+    assert prune_compute_logs(settings(), days=5) == 1
+    assert not (folder / old).exists() and (folder / young).is_dir()
+    assert (folder / "dagster.yaml").exists()
+    assert prune_compute_logs(settings(), days=5) == 0
 
 
 def test_pruning_keeps_materialisations_and_checks(platform: Platform) -> None:
