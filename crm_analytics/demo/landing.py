@@ -211,9 +211,8 @@ class _Writer:
     def write_all(self) -> None:
         """Every source; closed months were exported on the first day after them, the current one on `until`."""
         for index, month in enumerate(self.months):
-            before = self.months[index - 1] if index else None
             exported = min(next_month(month.first), self.until)
-            self.jobs(before, month, exported)
+            self.jobs(self.months[max(0, index - 2) : index + 1], exported)
             self.payments_of(month, exported)
             self.calls(month, exported)
             self.elocals(month, exported)
@@ -224,9 +223,16 @@ class _Writer:
 
     # -- sources ----------------------------------------------------------------------------------------
 
-    def jobs(self, before: Month | None, month: Month, exported: date) -> None:
-        """The month and the one before it, newest first: so every job is exported at least twice."""
-        jobs = [job for part in (before, month) if part for job in part.jobs if job.created <= exported]
+    def jobs(self, months: list[Month], exported: date) -> None:
+        """The last month and the one before it, newest first: so every job is exported at least twice."""
+        month = months[-1]
+        first = months[-2:][0].first
+        jobs = [
+            job
+            for part in months  # one month more: its jobs may have moved
+            for job in part.jobs
+            if job.created <= exported and job.created_as_of(exported) >= first
+        ]
         jobs.sort(key=lambda job: (job.created_as_of(exported), job.number), reverse=True)
         rows = [_job_row(job, exported) for job in jobs]
         self._plant("moved job", sum(bool(job.moved_on and job.moved_on <= exported) for job in month.jobs))
