@@ -248,8 +248,8 @@ def prune(days: int) -> None:
     from crm_analytics.retention import prune_compute_logs, prune_event_logs
 
     config = resolved()
-    console.print(f"{prune_event_logs(config, days)} events deleted")
-    console.print(f"output of {prune_compute_logs(config, days)} runs deleted")
+    events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
+    console.print(f"{events} events and the output of {runs} runs deleted")
 
 
 def _refuse_taken(host: str, port: int) -> None:

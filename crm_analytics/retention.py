@@ -42,6 +42,8 @@ def prune_compute_logs(config: Settings, days: int) -> int:
     cutoff = datetime.now(UTC) - timedelta(days=days)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     with psycopg.connect(config.dagster_postgres_url) as connection:
+        if connection.execute("SELECT to_regclass('runs')").fetchone() == (None,):
+            return 0  # Dagster has not run yet
         ended = connection.execute(
             "SELECT run_id FROM runs WHERE run_id = ANY (%s) AND status IN ('SUCCESS', 'FAILURE', 'CANCELED')"
             " AND update_timestamp < %s",
