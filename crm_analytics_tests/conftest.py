@@ -47,6 +47,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del os.environ[STATE_VARIABLE]
 
 
+#: They wait for daemons more than they work: begun last, one of them would keep a worker from ending.
+_LONGEST = ("test_end_to_end.py", "test_compose.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedPostgres]:
     """The run's embedded PostgreSQL, shared by all workers (fsync off: tests do not survive power cuts)."""
