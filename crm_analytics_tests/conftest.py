@@ -125,3 +125,22 @@ def analytics(analytics_url: str) -> Iterator[psycopg.Connection[Any]]:
     """An autocommit connection to a fresh, migrated analytics database."""
     with psycopg.connect(analytics_url, autocommit=True) as connection:
         yield connection
+
+
+def until_somebody_waits(watcher: psycopg.Connection[Any], kind: str) -> None:
+    """Until a session of the watcher's database waits for a lock; tests of other workers share the server.
+
+    Args:
+        watcher: a connection that is free to look.
+        kind: `advisory` or `relation`, as pg_locks names it.
+    """
+    for _ in range(3000):
+        waiting = watcher.execute(
+            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+            " WHERE d.datname = current_database() AND l.locktype = %s AND NOT l.granted)",
+            [kind],
+        ).fetchone()
+        if waiting == (True,):
+            return
+        watcher.execute("SELECT pg_sleep(0.01)")
+    raise AssertionError(f"nobody waits for a lock of the kind {kind}")

@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 
-from crm_analytics.warehouse.refresh import LOCK_SPACE, refresh, stale_months
+from crm_analytics.warehouse.refresh import refresh, stale_months
+from crm_analytics_tests.conftest import until_somebody_waits
 
 Connection = psycopg.Connection[Any]
 OCTOBER, NOVEMBER, DECEMBER = date(2024, 10, 1), date(2024, 11, 1), date(2024, 12, 1)
@@ -99,15 +100,7 @@ def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> It
     with holder.transaction():
         holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
         thread.start()
-        for _ in range(3000):
-            waiting = holder.execute(
-                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'monthly_metrics'::regclass)"
-            ).fetchone()
-            if waiting == (True,):
-                break
-            holder.execute("SELECT pg_sleep(0.01)")
-        else:
-            raise AssertionError("the refresh does not reach monthly_metrics")
+        until_somebody_waits(holder, "relation")
         yield
     thread.join(30)
     assert not thread.is_alive()
@@ -129,7 +122,7 @@ def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
                 " VALUES ('B', 'COD Service', 'Angi', '2024-11-02 12:00-05', '2024-11-02')"
             )
             thread.start()
-            wait_for_lock(loader, "relation")
+            until_somebody_waits(loader, "relation")
         thread.join(30)
         refresh(refresher, OCTOBER, DECEMBER)
         assert [row[:2] for row in monthly(loader)] == [("2024-10", "Google"), ("2024-11", "Retention")]
@@ -190,26 +183,12 @@ def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
         with first.transaction():
             refresh(first, OCTOBER, NOVEMBER)
             thread.start()
-            wait_for_lock(watcher)
+            until_somebody_waits(watcher, "advisory")
             insert_payment(watcher, "p", "A", "500.00")
         thread.join(30)
         assert not thread.is_alive()
         assert monthly(watcher) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
         assert stale_months(watcher) == []
-
-
-def wait_for_lock(watcher: Connection, kind: str = "advisory") -> None:
-    """Until some session waits for a month's advisory lock, or for a table."""
-    for _ in range(3000):
-        waiting = watcher.execute(
-            "SELECT count(*) FROM pg_locks WHERE locktype = %s AND NOT granted"
-            " AND (classid IS NULL OR classid = %s::int::oid)",
-            [kind, LOCK_SPACE],
-        ).fetchone()
-        if waiting and waiting[0]:
-            return
-        watcher.execute("SELECT pg_sleep(0.01)")
-    raise AssertionError("nobody waits for the lock")
 
 
 def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from crm_analytics_tests.conftest import until_somebody_waits
+
 Connection = psycopg.Connection[Any]
 
 
@@ -319,15 +321,7 @@ def test_payment_deleted_while_its_job_moves(analytics_url: str) -> None:
         with deleter.transaction():
             deleter.execute("DELETE FROM raw.payments")
             move.start()
-            for _ in range(3000):
-                waiting = watcher.execute(
-                    "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
-                ).fetchone()
-                if waiting == (True,):
-                    break
-                watcher.execute("SELECT pg_sleep(0.01)")
-            else:
-                raise AssertionError("the move does not wait")
+            until_somebody_waits(watcher, "advisory")
         move.join(30)
         assert stale(watcher) == ["2024-10", "2024-12"]
 
@@ -353,7 +347,6 @@ def test_two_channels_for_one_shared_rule_at_once(analytics_url: str) -> None:
         with first.transaction():
             first.execute(rule, ["eLocals 2", "elocals_paid"])
             thread.start()
-            while not watcher.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
-                assert thread.is_alive(), "the second must wait for the first"
+            until_somebody_waits(watcher, "advisory")
         thread.join(30)
     assert len(refused) == 1
