@@ -14,11 +14,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench.ground import Ground
+from bench.environment import Ground
 from bench.report import print_table, write_page
 from bench.table import BenchRow
-from crm_analytics.embedded import EmbeddedPostgres
-from crm_analytics.settings import PROJECT_DIR, settings
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.settings import PROJECT_DIR, settings
 
 PAGE = PROJECT_DIR / "docs" / "benchmarks.md"
 SECTIONS = ("ingest", "metrics", "comparators", "dagster", "crm_rpc", "grafana")

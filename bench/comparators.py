@@ -11,13 +11,13 @@ import duckdb
 import pandas as pd
 import sqlalchemy as sa
 
+from bench.environment import Ground, timed
 from bench.exports import Exports
-from bench.ground import Ground, timed
 from bench.ingest import TABLES, loaded
 from bench.metrics import END, START
 from bench.table import BenchRow
-from crm_analytics.database import sqlalchemy_url
-from crm_analytics.warehouse.refresh import refresh
+from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.core.database import sqlalchemy_url
 
 SECTION = "comparators"
 INSERTED = 50_000  #: rows that pandas inserts: a million would take longer than everything else together

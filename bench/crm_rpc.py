@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 
 from bench.table import BenchRow
-from crm_analytics.crm import migrate_crm
-from crm_analytics.embedded import EmbeddedPostgres
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.crm.migrating.migrate import migrate_crm
 
 CLIENTS = 8
 ORDERS = 8_000

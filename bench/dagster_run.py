@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import psycopg
 
-from bench.ground import Ground, child, timed
+from bench.environment import Ground, child, timed
 from bench.table import BenchRow
-from crm_analytics.demo.landing import write_landing
-from crm_analytics.ingest.loader import load_source
-from crm_analytics.months import next_month
-from crm_analytics.settings import settings
-from crm_analytics.warehouse.refresh import refresh
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.core.months import next_month
+from crm_analytics.core.settings import settings
+from crm_analytics.demo.sample_exports import write_landing
 
 SECTION = "dagster"
 MONTHS = 120

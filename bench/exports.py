@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-from crm_analytics.demo.business import (
+from crm_analytics.demo.repair_business import (
     CASH_TYPES,
     INSURED_TYPES,
     INSURERS,
@@ -17,7 +17,7 @@ from crm_analytics.demo.business import (
     ZIPS,
     uuid_of,
 )
-from crm_analytics.demo.landing import JOB_HEADER, PAYMENT_HEADER
+from crm_analytics.demo.sample_exports import JOB_HEADER, PAYMENT_HEADER
 
 FIRST, LAST = date(2016, 1, 1), date(2025, 12, 31)
 DAYS = [FIRST + timedelta(days=n) for n in range((LAST - FIRST).days + 1)]

@@ -19,14 +19,14 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from bench.table import BenchRow
-from crm_analytics import migrations
-from crm_analytics.crm import migrate_crm
-from crm_analytics.embedded import EmbeddedPostgres
-from crm_analytics.grafana.expand import expand
-from crm_analytics.grafana.generate import generated
-from crm_analytics.grafana.lint import queries_of
-from crm_analytics.grafana.reader import set_up
-from crm_analytics.settings import settings
+from crm_analytics.core import migrations
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.settings import settings
+from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.dashboards.generate import generated
+from crm_analytics.dashboards.reader_role import set_up
+from crm_analytics.dashboards.tools.expand_macros import expand
+from crm_analytics.dashboards.tools.lint import queries_of
 
 LIMIT = 50.0  # milliseconds
 REPEATS = 7

@@ -9,8 +9,8 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from bench.environment import Ground, child, timed
 from bench.exports import write_exports, write_reexport
-from bench.ground import Ground, child, timed
 from bench.table import BenchRow
 
 SECTION = "ingest"

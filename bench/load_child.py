@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from crm_analytics.ingest.loader import load_source
+from crm_analytics.analytics.ingest.loading.load import load_source
 
 
 def main(url: str, landing: str, source: str) -> None:

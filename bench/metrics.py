@@ -9,12 +9,12 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from bench.environment import Ground, timed
 from bench.exports import FIRST, LAST
-from bench.ground import Ground, timed
 from bench.ingest import DATABASE, loaded
 from bench.table import BenchRow
-from crm_analytics.months import next_month
-from crm_analytics.warehouse.refresh import MEASURES, refresh
+from crm_analytics.analytics.warehouse.refresh import MEASURES, refresh
+from crm_analytics.core.months import next_month
 
 SECTION = "metrics"
 CHANGED_MONTH = date(2025, 6, 1)

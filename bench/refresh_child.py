@@ -8,8 +8,8 @@ import time
 
 from rich.console import Console
 
-from crm_analytics.running import dagster_environment, migrate_both, refresh_months
-from crm_analytics.settings import settings
+from crm_analytics.cli.run_dagster import dagster_environment, migrate_both, refresh_months
+from crm_analytics.core.settings import settings
 
 
 def main() -> None:

@@ -13,19 +13,23 @@ from typing import Any
 
 import dagster as dg
 
-from crm_analytics.assets.crm import crm_assets
-from crm_analytics.assets.facts import fact_specs
-from crm_analytics.assets.metrics import metrics
-from crm_analytics.assets.raw import raw_assets
-from crm_analytics.automation.alerts import alert_sensors
-from crm_analytics.automation.analytics import analytics_jobs, analytics_schedules, analytics_sensors
-from crm_analytics.automation.crm import crm_jobs, crm_schedules
-from crm_analytics.automation.maintenance import maintenance_jobs, maintenance_schedules
-from crm_analytics.checks.analytics import analytics_checks
-from crm_analytics.checks.crm_guards import crm_checks
-from crm_analytics.resources.crm import crm_resources
-from crm_analytics.resources.database import AnalyticsDatabase
-from crm_analytics.resources.landing import LandingFolder
+from crm_analytics.orchestration.alerts import alert_sensors
+from crm_analytics.orchestration.analytics.automation import (
+    analytics_jobs,
+    analytics_schedules,
+    analytics_sensors,
+)
+from crm_analytics.orchestration.analytics.checks import analytics_checks
+from crm_analytics.orchestration.analytics.fact_assets import fact_specs
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+from crm_analytics.orchestration.analytics.metric_assets import metrics
+from crm_analytics.orchestration.analytics.raw_assets import raw_assets
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.crm.assets import crm_assets
+from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
+from crm_analytics.orchestration.crm.checks import crm_checks
+from crm_analytics.orchestration.crm.resources import crm_resources
+from crm_analytics.orchestration.maintenance import maintenance_jobs, maintenance_schedules
 
 
 def build_defs(

@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics import migrations
-from crm_analytics.embedded import EmbeddedPostgres
-from crm_analytics.settings import Settings
+from crm_analytics.core import migrations
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.settings import Settings
 
 PG_VERSION = int(os.environ.get("PG", "18"))
 STATE_VARIABLE = "CRM_ANALYTICS_TEST_STATE"
@@ -109,7 +109,7 @@ def _template(server: EmbeddedPostgres, database: str) -> str:
 
 def _make_dagster_storage(url: str) -> None:
     """Dagster's tables, which it makes when an instance is first opened (a second for each test otherwise)."""
-    from crm_analytics.resources.dagster_storage import PooledPostgresStorage
+    from crm_analytics.orchestration.dagster_storage import PooledPostgresStorage
 
     PooledPostgresStorage(url).close()
 

@@ -10,7 +10,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from crm_analytics.crm import Conflict, CrmClient, Forbidden, invariants, migrate_crm
+from crm_analytics.crm import Conflict, CrmClient, Forbidden
+from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.crm.proof import invariants
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
 from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
 

@@ -13,9 +13,11 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from crm_analytics.crm import Conflict, CrmClient, invariants, manifest, migrate_crm
-from crm_analytics.crm.adoption import AdoptionError, prepare
-from crm_analytics.migrations import migration_files
+from crm_analytics.core.migrations import migration_files
+from crm_analytics.crm import Conflict, CrmClient
+from crm_analytics.crm.migrating.adoption import AdoptionError, prepare
+from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.crm.proof import invariants, manifest
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
 
 SEED_SCHEMA = (Path(__file__).parent / "seed_schema.sql").read_text(encoding="utf-8")
@@ -463,9 +465,7 @@ def test_migrating_again_changes_nothing(crm_url: str) -> None:
 def test_migrating_twice_at_once(new_database: Callable[..., str]) -> None:
     """Without it two deploys at once, or databases of one server side by side, would trip over each other."""
     urls = [new_database(), new_database()]
-    code = (
-        "import sys; from crm_analytics.crm import migrate_crm; print(migrate_crm(url=sys.argv[1]).version)"
-    )
+    code = "import sys; from crm_analytics.crm.migrating.migrate import migrate_crm; print(migrate_crm(url=sys.argv[1]).version)"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crm_analytics.crm import attacks
+from crm_analytics.crm.proof import attacks
 from crm_analytics_tests.conftest import PG_VERSION
 
 

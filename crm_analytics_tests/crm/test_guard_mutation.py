@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.crm import attacks, manifest
-from crm_analytics.settings import PROJECT_DIR
+from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.crm.proof import attacks, manifest
 
 KILL_TABLE = PROJECT_DIR / "docs" / "crm-guard-mutation.md"
 WRITERS_CHECK = "check only_crm_rpc_can_write"

@@ -11,8 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.crm import CrmClient, invariants, seals
-from crm_analytics.crm.play import play
+from crm_analytics.crm import CrmClient
+from crm_analytics.crm.proof import audit_seals as seals
+from crm_analytics.crm.proof import invariants
+from crm_analytics.demo.crm_activity import play
 from crm_analytics_tests.crm.conftest import add_user
 
 Connection = psycopg.Connection[Any]

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from crm_analytics.crm import commands
-from crm_analytics.migrations import migration_files
+from crm_analytics.cli import crm as commands
+from crm_analytics.core.migrations import migration_files
 
 
 def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., str]) -> None:

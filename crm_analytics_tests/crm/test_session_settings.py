@@ -8,7 +8,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from crm_analytics.crm import CrmClient, CrmResult, Invalid, invariants
+from crm_analytics.crm import CrmClient, CrmResult, Invalid
+from crm_analytics.crm.proof import invariants
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from crm_analytics.crm import attacks, invariants
+from crm_analytics.crm.proof import attacks, invariants
 
 AMOUNTS = ("50", "100", "100.00", "250.50", "400", "NaN", "0", "-5", "1.001")
 BAD_AMOUNTS = ("NaN", "0", "-5", "1.001")

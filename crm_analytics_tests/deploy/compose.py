@@ -25,9 +25,9 @@ import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
-from crm_analytics.embedded import EmbeddedPostgres
-from crm_analytics.migrations import LOCK_KEY
-from crm_analytics.settings import PROJECT_DIR
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.migrations import LOCK_KEY
+from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.conftest import PG_VERSION
 
 COMPOSE_FILE = PROJECT_DIR / "docker-compose.yml"

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from psycopg.conninfo import make_conninfo
 
-from crm_analytics.grafana.expand import expand
-from crm_analytics.grafana.queries import query
-from crm_analytics.settings import PROJECT_DIR
+from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.dashboards.queries import query
+from crm_analytics.dashboards.tools.expand_macros import expand
 from crm_analytics_tests.deploy.compose import (
     COMPOSE_FILE,
     SECRETS,

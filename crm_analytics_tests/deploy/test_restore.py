@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from crm_analytics.crm import migrate_crm
-from crm_analytics.embedded import EmbeddedPostgres
-from crm_analytics.migrations import MigrationError
-from crm_analytics.settings import PROJECT_DIR
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.migrations import MigrationError
+from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics_tests.deploy.compose import (
     SECRETS,
     LocalStack,

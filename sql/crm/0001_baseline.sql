@@ -1,5 +1,5 @@
 -- Baseline: the nine tables exactly as production has them (seed DDL: names, types, defaults, constraints, indexes).
--- On a database that has them already this file is compared, not executed (crm_analytics/crm/adoption.py).
+-- On a database that has them already this file is compared, not executed (crm_analytics/crm/migrating/adoption.py).
 -- The enum types start with the labels that the DDL itself names; 0002 adds every other one.
 
 CREATE TYPE public.preferred_channel_enum AS ENUM ('telegram');

@@ -1,0 +1,1 @@
+"""The analytics domain: export files into raw tables, raw tables into metrics."""

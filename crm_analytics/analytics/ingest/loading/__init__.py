@@ -1,0 +1,1 @@
+"""Brings files into the raw tables: landing folder, ledger, staging, merge, late files."""

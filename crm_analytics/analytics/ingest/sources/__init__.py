@@ -1,0 +1,1 @@
+"""One declaration per source: columns, key, date, derivation, file patterns."""

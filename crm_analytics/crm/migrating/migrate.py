@@ -1,0 +1,38 @@
+"""The one entry point by which a CRM database is made or brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from crm_analytics.core.migrations import Status, migrate
+from crm_analytics.core.settings import Settings
+from crm_analytics.crm.migrating.adoption import prepare
+
+
+def migrate_crm(
+    url: str | None = None,
+    replace_legacy: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    config: Settings | None = None,
+) -> Status:
+    """Bring the CRM database to the newest version, adopting an existing one first. Harmless when repeated.
+
+    Args:
+        url: the database's address; the configured CRM database by default.
+        replace_legacy: drop functions of our names, triggers, rules and policies that are in the way.
+        report: receives one line per finding of adoption and per file applied.
+        config: settings; the environment's by default.
+
+    Raises:
+        AdoptionError: an existing database differs from the baseline; the message is the diff.
+        MigrationError: server too old, or an applied file was changed.
+    """
+
+    def adopt(connection: psycopg.Connection[Any]) -> None:
+        for line in prepare(connection, replace_legacy=replace_legacy).lines():
+            report(line)
+
+    return migrate("crm", url=url, before=adopt, report=report, config=config)

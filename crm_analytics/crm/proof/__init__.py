@@ -1,0 +1,1 @@
+"""Proves that the CRM's guards hold: manifest, invariants, attacks, audit seals."""

@@ -1,0 +1,185 @@
+"""The committed manifest of the CRM's catalogue, and how a database differs from it.
+
+`manifest.json` is what the migrations lead to. What a deployment may add (plain columns, enum labels, plain
+indexes, readers) stands in `tolerated` and never fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from crm_analytics.crm.proof.allowed_extras import objection
+from crm_analytics.crm.proof.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect
+from crm_analytics.crm.proof.repairs import Repairs
+
+__all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]  # and what is defined here
+
+MANIFEST_FILE = Path(__file__).with_name("manifest.json")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One object that is not as expected: `problem` is a sentence, `repair` the SQL that puts it right."""
+
+    object: str
+    guard: str
+    problem: str
+    repair: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs (fails), and what a deployment has beyond the manifest (reported, never fails)."""
+
+    differences: tuple[Difference, ...]
+    tolerated: tuple[str, ...]
+
+    def of(self, guard: str) -> tuple[Difference, ...]:
+        """The differences of one guard (see `GUARDS`)."""
+        return tuple(difference for difference in self.differences if difference.guard == guard)
+
+
+#: Every guard that a check of its own watches, with what its being broken means.
+GUARDS: Mapping[str, str] = {
+    **{
+        f"triggers_{table}": f"The triggers and rules on {table}: without them rows can be written past the RPCs."
+        for table in CRM_TABLES
+    },
+    "triggers_elsewhere": "Triggers and rules on helper tables.",
+    "functions": "The RPCs, guard functions, helpers and casts: source, owner, SECURITY DEFINER, search_path, signature.",
+    "function_grants": "Who may call the functions: crm_app and nobody else.",
+    "table_grants": "Who may touch tables, columns, sequences and schemas: only crm_rpc writes.",
+    "row_security": "Row level security flags and policies: without a policy an RPC silently touches nothing.",
+    "constraints": "Primary, foreign and unique keys and CHECKs.",
+    "unique_indexes": "Indexes that keep references, emails and numbers unique.",
+    "columns": "Tables, columns, defaults, sequences, enum labels, ownership, inheritance.",
+    "roles": "Attributes and memberships of crm_rpc and crm_app: a member of crm_rpc passes every guard.",
+    "settings": "Settings of the database or of all roles that change what the functions mean.",
+    "transitions": "The table of legal order status transitions.",
+}
+
+_GUARD_OF_KIND = {
+    "table": "columns", "column": "columns", "sequence": "columns", "label": "columns", "inheritance": "columns",
+    "view": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
+    "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security", "function": "functions", "role": "roles", "member": "roles",
+    "transition": "transitions",
+}  # fmt: skip
+
+
+@cache
+def expected() -> Manifest:
+    """The committed manifest."""
+    content = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
+    return Manifest(content["objects"], content["definitions"])
+
+
+def diff(wanted: Manifest, found: Manifest) -> Comparison:
+    """Compare two manifests; every difference names its object, what was found, and the SQL that repairs it.
+
+    The differences stand in the order in which their repairs are to be run.
+    """
+    repairs = Repairs(wanted, found)
+    differences: list[Difference] = []
+    tolerated: list[str] = []
+    for key in sorted({*wanted.objects, *found.objects}):
+        want, have = wanted.objects.get(key), found.objects.get(key)
+        if want == have:
+            continue
+        reason = objection(key, have) if want is None and have is not None else ""
+        if reason is None:
+            tolerated.append(key)
+            continue
+        if want is not None and have is not None:
+            parts = [
+                f"{fact} is {_shown(have.get(fact))}, expected {_shown(want.get(fact))}"
+                for fact in sorted({*want, *have})
+                if want.get(fact) != have.get(fact)
+            ]
+            problem = f"{key}: " + "; ".join(parts)
+        elif have is None:
+            problem = f"{key} is missing"
+        else:
+            problem = f"{key} is not expected here" + (f": {reason}" if reason else "")
+        differences.append(Difference(key, guard_of(key), problem, repairs.sql(key)))
+    differences.sort(key=lambda difference: repairs.rank(difference.object))
+    return Comparison(tuple(differences), tuple(tolerated))
+
+
+def compare(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Comparison:
+    """The connected database (or its objects of some kinds) against the committed manifest."""
+    wanted = expected()
+    if kinds is not None:
+        objects = {key: facts for key, facts in wanted.objects.items() if key.split(" ")[0] in kinds}
+        wanted = Manifest(objects, wanted.definitions)
+    return diff(wanted, collect(connection, kinds))
+
+
+def guard_of(key: str) -> str:
+    """Which entry of `GUARDS` an object of the manifest belongs to."""
+    kind, name = key.split(" ", 1)
+    if kind in ("trigger", "rule"):
+        table = name.split(".")[1]
+        return (
+            f"triggers_{table}"
+            if name.startswith("public.") and table in CRM_TABLES
+            else "triggers_elsewhere"
+        )
+    if kind == "grant":
+        return "function_grants" if name.startswith("function ") else "table_grants"
+    return _GUARD_OF_KIND[kind]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+#: Non-superusers that can write a CRM table, by whatever way (grant, column grant, inherited role).
+_WRITERS = """
+WITH writer AS (
+    SELECT c.oid, c.relacl, c.relowner, format('%%I.%%I', n.nspname, c.relname) AS table_name,
+           r.oid AS role_oid, r.rolname, array_agg(p.privilege ORDER BY p.privilege) AS privileges
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN pg_roles r
+    CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p(privilege)
+    WHERE ((n.nspname = 'public' AND c.relname = ANY (%(tables)s)) OR n.nspname = 'crm_private')
+      AND c.relkind IN ('r', 'p') AND NOT r.rolsuper AND r.rolname NOT LIKE 'pg\\_%%' AND r.rolname <> 'crm_rpc'
+      AND r.oid <> c.relowner
+      AND CASE WHEN p.privilege IN ('DELETE', 'TRUNCATE', 'TRIGGER') THEN has_table_privilege(r.oid, c.oid, p.privilege)
+          ELSE has_any_column_privilege(r.oid, c.oid, p.privilege) END
+    GROUP BY c.oid, n.nspname, r.oid, r.rolname
+)
+SELECT w.table_name, w.rolname::text AS role_name, quote_ident(w.rolname) AS role, w.privileges, (
+    SELECT coalesce(array_agg(DISTINCT h.holder), '{}') FROM (
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS holder
+        FROM (SELECT * FROM aclexplode(coalesce(w.relacl, acldefault('r', w.relowner)))
+              UNION ALL SELECT x.* FROM pg_attribute t, aclexplode(t.attacl) x
+                          WHERE t.attrelid = w.oid AND NOT t.attisdropped) a
+        WHERE a.privilege_type = ANY (w.privileges) AND (a.grantee = 0 OR pg_has_role(w.role_oid, a.grantee, 'USAGE'))
+        UNION ALL SELECT 'pg_write_all_data' WHERE pg_has_role(w.role_oid, 'pg_write_all_data', 'USAGE')) h) AS through
+FROM writer w ORDER BY 1, 2
+"""
+
+
+def unexpected_writers(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+    """Roles besides crm_rpc, the tables' owner and superusers that can write a CRM table (crm.md, tier A).
+
+    Grants alone do not tell: a role may inherit the privilege, or have it on one column; `through` names the roles
+    that hold it. `repairs.writer_repair` is the SQL that takes it away.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_WRITERS, {"tables": list(CRM_TABLES)}).fetchall()
+
+
+def write_manifest(connection: psycopg.Connection[Any], path: Path = MANIFEST_FILE) -> Manifest:
+    """Make the connected database's catalogue the committed one (after a new migration, for review)."""
+    manifest = collect(connection)
+    path.write_text(manifest.to_json(), encoding="utf-8")
+    return manifest

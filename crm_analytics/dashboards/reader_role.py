@@ -1,0 +1,71 @@
+"""The operator's command for the role grafana_reader: its password and settings, and where dashboards find Dagster.
+
+`python -m crm_analytics.dashboards.reader_role` reads GRAFANA_READER_PASSWORD and DAGSTER_URL. Migrations make the role
+without a password, so that no secret stands in a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from crm_analytics.core.database import database_url
+from crm_analytics.core.migrations import MigrationError, apply_server_part
+from crm_analytics.core.settings import Settings, settings
+
+ROLE = "grafana_reader"
+SHORTEST_PASSWORD = 12
+
+
+def set_up(connection: psycopg.Connection[Any], database: str, password: str | None = None) -> None:
+    """Give `grafana_reader` its settings in this database, and its password on the server if one is given.
+
+    The settings are the migrations': a database cloned without them gets them here.
+
+    The server receives the password only as a SCRAM verifier, so that it stands in no log.
+
+    Args:
+        connection: autocommit, as a role that may alter grafana_reader.
+        database: `analytics` or `crm`.
+        password: at least 12 characters; None leaves the present one.
+
+    Raises:
+        ValueError: for a shorter password.
+        MigrationError: if the role does not exist and the login may not make it.
+    """
+    apply_server_part(connection, database, report=lambda line: print(line, file=sys.stderr))
+    if password is None:
+        return
+    if len(password) < SHORTEST_PASSWORD:
+        raise ValueError(
+            f"GRAFANA_READER_PASSWORD has {len(password)} characters: use {SHORTEST_PASSWORD} or more"
+        )
+    verifier = connection.pgconn.encrypt_password(password.encode(), ROLE.encode(), b"scram-sha-256").decode()
+    connection.execute(
+        sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(ROLE), sql.Literal(verifier))
+    )
+
+
+def apply(config: Settings) -> None:
+    """Set up the role on both databases' servers, and the Dagster UI's address in the analytics database."""
+    secret = config.grafana_reader_password
+    for database in ("analytics", "crm"):
+        with psycopg.connect(database_url(database, config), autocommit=True) as connection:
+            set_up(connection, database, secret.get_secret_value() if secret else None)
+            if database == "analytics":
+                connection.execute("UPDATE reporting.deployment SET dagster_url = %s", [config.dagster_url])
+
+
+def main() -> None:
+    """Apply this environment's settings; exit code 1 and one line where that is not possible."""
+    try:
+        apply(settings())
+    except (ValueError, MigrationError, psycopg.Error) as error:
+        sys.exit(f"grafana_reader was not set up: {error}")
+
+
+if __name__ == "__main__":
+    main()

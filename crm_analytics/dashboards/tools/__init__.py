@@ -1,0 +1,1 @@
+"""Tools for developers of dashboards: lint, previews, and Grafana's rules in Python."""

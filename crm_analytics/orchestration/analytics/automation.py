@@ -1,0 +1,139 @@
+"""Analytics automation: the nightly refresh and check of history, the stale-months and the landing-folder sensor.
+
+State lives in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
+from crm_analytics.core.database import incarnation
+from crm_analytics.core.months import contiguous
+from crm_analytics.core.settings import settings
+from crm_analytics.orchestration.analytics.jobs import check_history_job, refresh_job
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
+from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.partitions import key_month, months, range_tags
+
+METRICS = [DAILY, MONTHLY]
+INTERVAL = 10  # seconds between a sensor's ticks
+
+
+def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
+    return {entry.month: entry for entry in stale if entry.month in known}
+
+
+def _known(connection: psycopg.Connection[Any], news: list[landing_folder.PendingFile]) -> list[Any]:
+    """What decides, beside the files themselves, that they are news: database, declarations, their last reading."""
+    read = connection.execute(
+        "SELECT extract(epoch FROM max(finished_at)) FROM raw.source_files WHERE path = ANY(%s)",
+        [[file.name for file in news]],
+    ).fetchone()
+    return [incarnation(connection), landing_folder.declarations_version(), read]
+
+
+@dg.schedule(
+    cron_schedule="15 3 * * *",
+    execution_timezone=settings().business_timezone,
+    job=refresh_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
+)
+def nightly_refresh(
+    context: dg.ScheduleEvaluationContext, analytics: AnalyticsDatabase
+) -> Iterator[dg.RunRequest]:
+    """The current month through the whole graph; older stale months through the metrics."""
+    at = context.scheduled_execution_time
+    known = {key_month(key) for key in months.get_partition_keys(current_time=at)}
+    current = max(known)
+    yield dg.RunRequest(run_key=f"nightly:{at:%Y-%m-%d}", tags=range_tags(current, current))
+    with analytics.connect() as connection:
+        stale = _partitioned(stale_months(connection), known)
+    for first, last in contiguous(set(stale) - {current}):
+        yield dg.RunRequest(
+            run_key=f"nightly:{at:%Y-%m-%d}:{first:%Y-%m}:{last:%Y-%m}",
+            asset_selection=METRICS,
+            tags=range_tags(first, last),
+        )
+
+
+@dg.sensor(
+    job=refresh_job,
+    minimum_interval_seconds=INTERVAL,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Recomputes months that late or corrected data made stale: neighbours in one run, nothing else.",
+)
+def refresh_stale_months(
+    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """One run for each stretch of stale months. The run key holds the newest queue id: a failed run waits for news."""
+    known = {key_month(key) for key in months.get_partition_keys()}
+    with analytics.connect() as connection:
+        stale = _partitioned(stale_months(connection), known)
+        database = incarnation(connection)
+    if not stale:
+        yield dg.SkipReason("no month is stale")
+    for first, last in contiguous(stale):
+        newest = max(entry.newest_id for month, entry in stale.items() if first <= month <= last)
+        yield dg.RunRequest(
+            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}:{database}",
+            asset_selection=METRICS,
+            tags=range_tags(first, last),
+        )
+
+
+@dg.sensor(
+    job=refresh_job,
+    minimum_interval_seconds=INTERVAL,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Loads new and changed files of the landing folder. A file that still grows waits; a refused one"
+    " is not tried again until it changes.",
+)
+def load_landing_files(
+    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase, landing: LandingFolder
+) -> dg.RunRequest | dg.SkipReason:
+    """One run for the sources that have news; the run key is what the news is, so that a failure does not loop.
+
+    To the news belongs what the ledger knew before: content that comes back is news again, though it looks as it did.
+    """
+    folder = landing.path()
+    if not folder.is_dir():
+        return dg.SkipReason(f"the landing folder {folder} does not exist: create it, or set LANDING_DIR")
+    with analytics.connect() as connection:
+        news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
+        known = _known(connection, news)
+    if not news:
+        unreadable = "".join(f"; {entry.message}" for entry in landing_folder.scan(folder).unreadable)
+        return dg.SkipReason("no new or changed files" + unreadable)
+    current = max(key_month(key) for key in months.get_partition_keys())
+    fingerprint = hashlib.sha256(
+        repr([*sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news), *known]).encode()
+    ).hexdigest()
+    wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
+    keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
+    return dg.RunRequest(
+        run_key=f"files:{fingerprint}", asset_selection=keys, tags=range_tags(current, current)
+    )
+
+
+check_history_nightly = dg.ScheduleDefinition(
+    name="check_history_nightly",
+    job=check_history_job,
+    cron_schedule="15 4 * * *",  # an hour after the refresh, so that its runs are mostly over
+    execution_timezone=settings().business_timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
+)
+
+analytics_jobs = [refresh_job, check_history_job]
+analytics_schedules = [nightly_refresh, check_history_nightly]
+analytics_sensors = [refresh_stale_months, load_landing_files]

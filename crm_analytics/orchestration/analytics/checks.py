@@ -1,0 +1,176 @@
+"""The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
+
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+from psycopg.rows import dict_row
+
+from crm_analytics.analytics.ingest.loading.landing import scan
+from crm_analytics.analytics.ingest.loading.plans import PLANS
+from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.warehouse.check_queries import (
+    QUERIES,
+    Query,
+    quarantine_reasons_sql,
+    quarantine_sql,
+    refused_sql,
+    vanished_sql,
+)
+from crm_analytics.core.settings import settings
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.partitions import window_of
+
+SAMPLE = 10
+
+
+def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
+    start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
+    return {"start": start, "end": end, "first_partition": settings().start_month}
+
+
+def _result(
+    asset: str, name: str, rows: list[dict[str, Any]], description: str, error: bool, **metadata: Any
+) -> dg.AssetCheckResult:
+    found: dict[str, Any] = {"found": len(rows), **metadata}
+    if rows:
+        found["sample"] = dg.MetadataValue.md(_table(rows[:SAMPLE]))
+    return dg.AssetCheckResult(
+        asset_key=dg.AssetKey(asset.split("/")),
+        check_name=name,
+        passed=not rows,
+        severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
+        metadata=found,
+        description=description if rows else None,
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a markdown table; cells are text, whatever an export put into them."""
+
+    def cell(value: Any) -> str:
+        return str(value if value is not None else "").replace("|", "\\|").replace("\n", " ")[:200]
+
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell(row[name]) for name in header) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _rows(
+    connection: psycopg.Connection[Any], sql: str, parameters: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(sql.encode(), parameters).fetchall()
+
+
+def _build_checks(asset: str) -> dg.AssetChecksDefinition:
+    """All checks of one asset, in one step and one snapshot."""
+    queries = [query for query in QUERIES if query.asset == asset]
+    source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
+    plan = PLANS[source.name] if source is not None else None
+    vanishing = plan if plan is not None and plan.row_key is not None else None
+    specs = [
+        dg.AssetCheckSpec(
+            query.name,
+            asset=dg.AssetKey(asset.split("/")),
+            description=query.description,
+            blocking=query.error,
+        )
+        for query in queries
+    ]
+    if source is not None:
+        specs += [
+            dg.AssetCheckSpec(
+                "quarantine",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Records that were not loaded. Remedy: correct them in the tool and export again, or dismiss them.",
+            ),
+            dg.AssetCheckSpec(
+                "files_read",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Files that could not be read: nothing of them is loaded. Remedy: stands in each message.",
+            ),
+        ]
+
+    if vanishing is not None:
+        specs.append(
+            dg.AssetCheckSpec(
+                "vanished_rows",
+                asset=dg.AssetKey(asset.split("/")),
+                description="Rows that a newer export of their dates does not have. They are kept and count. Remedy:"
+                " delete a row from its table if it is really gone (its month is then recomputed), or set"
+                " dismissed_at in raw.vanished_rows.",
+            )
+        )
+
+    @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
+    def checks(
+        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase, landing: LandingFolder
+    ) -> Iterator[dg.AssetCheckResult]:
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        with analytics.connect() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            for query in queries:
+                if query.name in wanted:
+                    yield _run(connection, query, _parameters(context), landing.path())
+            if source is not None and "quarantine" in wanted:
+                yield _quarantine(connection, asset, source.name)
+            if vanishing is not None and "vanished_rows" in wanted:
+                rows = _rows(connection, vanished_sql(vanishing), {})
+                yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
+            if source is not None and "files_read" in wanted:
+                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
+                rows += _unreadable(landing.path(), source.name)
+                yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
+
+    return checks
+
+
+def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Without the files that somebody has removed since; where the folder cannot be seen, all of them."""
+    if not folder.is_dir():
+        return rows
+    there = {file.name for file in scan(folder).files}
+    return [row for row in rows if row["path"] in there]
+
+
+def _unreadable(folder: Path, source: str | None) -> list[dict[str, Any]]:
+    """What stands in the landing folder and cannot be read at all: the ledger has no entry for it."""
+    found = scan(folder).unreadable if folder.is_dir() else []
+    return [{"path": entry.name, "message": entry.message} for entry in found if entry.source == source]
+
+
+def _run(
+    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], folder: Path
+) -> dg.AssetCheckResult:
+    rows = _rows(connection, query.sql, parameters)
+    if query.name == "unrecognised_files":
+        rows = _still_there(rows, folder) + _unreadable(folder, None)
+    return _result(query.asset, query.name, rows, query.description, query.error)
+
+
+def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) -> dg.AssetCheckResult:
+    rows = _rows(connection, quarantine_sql(), {"source": source})
+    reasons = _rows(connection, quarantine_reasons_sql(), {"source": source})
+    return _result(
+        asset,
+        "quarantine",
+        rows,
+        f"{len(rows)} records are in quarantine",
+        error=False,
+        reasons={row["reason"]: row["records"] for row in reasons},
+    )
+
+
+CHECKED_ASSETS = dict.fromkeys(
+    [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
+)
+analytics_checks = [_build_checks(asset) for asset in CHECKED_ASSETS]
+WINDOWED_CHECKS = [
+    dg.AssetCheckKey(dg.AssetKey(query.asset.split("/")), query.name) for query in QUERIES if query.windowed
+]

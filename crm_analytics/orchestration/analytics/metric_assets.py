@@ -1,0 +1,102 @@
+"""`analytics/daily_metrics` and `analytics/monthly_metrics`: computed together, so that they never disagree."""
+
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.core.months import months_between
+from crm_analytics.orchestration.analytics.column_lineage import column_lineage
+from crm_analytics.orchestration.analytics.fact_assets import fact_specs
+from crm_analytics.orchestration.analytics.months_plot import months_plot
+from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
+from crm_analytics.orchestration.partitions import month_key, months, window_of
+
+DAILY = dg.AssetKey(["analytics", "daily_metrics"])
+MONTHLY = dg.AssetKey(["analytics", "monthly_metrics"])
+
+RESTATEMENT = (
+    "\n\n**Restatement**: late or corrected data put their months into `analytics.stale_months`, and the sensor"
+    " `refresh_stale_months` recomputes just those. Trust that queue, not Dagster's staleness marks."
+)
+
+
+def _metadata(table: str) -> dict[str, Any]:
+    return {
+        **definition_metadata(
+            "analytics",
+            table,
+            "sql/analytics/0004_metrics.sql",
+            "crm_analytics/analytics/warehouse/refresh.py",
+        ),
+        "dagster/column_lineage": column_lineage(table),
+    }
+
+
+@dg.multi_asset(
+    name="metrics",
+    specs=[
+        dg.AssetSpec(
+            DAILY,
+            # the raw assets too: Dagster orders a run only by executable dependencies, and facts are views
+            deps=[*(key for key in RAW_KEYS if key.path[0] == "raw"), *(spec.key for spec in fact_specs)],
+            description="Metrics by day, source and segment: the facts added up." + RESTATEMENT,
+            metadata=_metadata("daily_metrics"),
+            group_name="metrics",
+            kinds={"postgres", "table"},
+            owners=OWNERS,
+            partitions_def=months,
+        ),
+        dg.AssetSpec(
+            MONTHLY,
+            deps=[DAILY],
+            description="Metrics by month, source and segment: sums of `daily_metrics`, written in the same transaction."
+            + RESTATEMENT,
+            metadata=_metadata("monthly_metrics"),
+            group_name="metrics",
+            kinds={"postgres", "table"},
+            owners=OWNERS,
+            partitions_def=months,
+        ),
+    ],
+    partitions_def=months,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def metrics(context: dg.AssetExecutionContext, analytics: AnalyticsDatabase) -> Any:
+    """Recompute both tables for the run's whole range of months, in one transaction."""
+    window = window_of(context)
+    if window is None:
+        raise dg.Failure(
+            "metrics are computed for months: launch with a month or a range", allow_retries=False
+        )
+    start, end = window
+    with analytics.connect() as connection:
+        done = refresh(connection, start, end, context.run_id)
+        for table, key in (("daily_metrics", DAILY), ("monthly_metrics", MONTHLY)):
+            for month, rows in _rows_by_month(connection, table, start, end).items():
+                context.add_asset_metadata(
+                    {"dagster/partition_row_count": rows}, asset_key=key, partition_key=month_key(month)
+                )
+            # once a run, on its last month: metadata of a ranged result would be copied to every month
+            last = month_key(done[-1].month)
+            context.add_asset_metadata(
+                table_metadata(connection, "analytics", table), asset_key=key, partition_key=last
+            )
+        context.add_asset_metadata({"months": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
+    changed = sum(month.changed_rows for month in done)
+    context.log.info(f"{len(done)} months recomputed, {changed} daily rows changed")
+    for key in (DAILY, MONTHLY):
+        yield dg.MaterializeResult(asset_key=key, metadata={"changed_daily_rows_in_run": changed})
+
+
+def _rows_by_month(connection: psycopg.Connection[Any], table: str, start: Any, end: Any) -> dict[Any, int]:
+    key = "date" if table == "daily_metrics" else "month"
+    counted = connection.execute(
+        f"SELECT analytics.month_of({key}), count(*) FROM analytics.{table}"
+        f" WHERE {key} >= %s AND {key} < %s GROUP BY 1",
+        [start, end],
+    ).fetchall()
+    return {**dict.fromkeys(months_between(start, end), 0), **dict(counted)}

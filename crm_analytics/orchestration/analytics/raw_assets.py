@@ -1,0 +1,140 @@
+"""The raw assets and the targets: one asset for each source, each loading its export files whole."""
+
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
+from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.core.months import months_between
+from crm_analytics.core.settings import settings
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
+from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
+
+DESCRIPTIONS = {
+    "jobs": "Jobs of the field-service system. Segment, unit and repair follow from the type; the date is the day of creation.",
+    "payments": "Payments and refunds, linked to their job as soon as it is known.",
+    "calls": "Phone calls by flow.",
+    "elocals_leads": "Leads bought from eLocals, with their cost; credits come in later exports.",
+    "proref_leads": "Leads from Pro Referral; every one that is not Passed counts.",
+    "google_spend": "Google Ads spend by month and campaign; the newest file that covers a month replaces it.",
+    "targets": "Monthly targets for repairs, revenue40, conversion and cost per lead.",
+}
+LOADING = (
+    "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
+    " the run's months say what is reported, and other months touched are reported too. Files already loaded are"
+    " skipped by content. `force: true` reads everything again. The ledger is `raw.source_files`, the quarantine"
+    " `raw.rejected_rows`."
+)
+
+
+class LoadConfig(dg.Config):
+    """How a raw asset loads."""
+
+    force: bool = False
+
+
+def build_raw_asset(source: Source) -> dg.AssetsDefinition:
+    """The asset that loads one source's files into its table."""
+    schema, table = source.table.split(".")
+
+    @dg.asset(
+        key=[schema, table],
+        partitions_def=months,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        description=DESCRIPTIONS[source.name] + LOADING,
+        metadata={
+            **definition_metadata(
+                schema,
+                table,
+                "crm_analytics/analytics/ingest/sources/sources.py",
+                "sql/analytics/0001_raw.sql",
+            ),
+            "dagster/uri": f"{settings().landing_dir.as_uri()}/{source.name}",
+        },
+        group_name="raw" if schema == "raw" else "metrics",
+        kinds={"postgres", "csv", "table"},
+        owners=OWNERS,
+        tags={"source": source.name},
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36)),
+    )
+    def load(
+        context: dg.AssetExecutionContext,
+        config: LoadConfig,
+        analytics: AnalyticsDatabase,
+        landing: LandingFolder,
+    ) -> dg.MaterializeResult[Any]:
+        folder = landing.path()
+        if not folder.is_dir():
+            raise dg.Failure(
+                f"the landing folder {folder} does not exist: create it, or set LANDING_DIR",
+                allow_retries=False,
+            )
+        result = load_source(
+            analytics.address(),
+            folder,
+            source.name,
+            timezone=settings().timezone,
+            run_id=context.run_id,
+            force=config.force,
+            quiet_seconds=landing_folder.QUIET_SECONDS,
+            report=context.log.info,
+        )
+        with analytics.connect() as connection:
+            columns = table_metadata(connection, schema, table)
+            rows = _rows_by_month(connection, source)
+        _report_months(context, result, rows, columns)
+        return dg.MaterializeResult(metadata=_files_metadata(result))
+
+    return load
+
+
+def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
+    return dict(
+        connection.execute(
+            f"SELECT analytics.month_of({source.date_column}), count(*) FROM {source.table} GROUP BY 1"
+        ).fetchall()
+    )
+
+
+def _report_months(
+    context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
+) -> None:
+    """Row counts of the run's months, and materialisations of the months that files touched outside them."""
+    window = window_of(context)
+    inside = set(months_between(*window)) if window else set()
+    for month in inside:
+        context.add_asset_metadata(
+            {"dagster/partition_row_count": rows.get(month, 0)}, partition_key=month_key(month)
+        )
+    if inside:
+        context.add_asset_metadata(columns, partition_key=month_key(max(inside)))
+    known = {key_month(key) for key in months.get_partition_keys()}
+    for month in sorted((set(result.months) & known) - inside):
+        context.log_event(
+            dg.AssetMaterialization(
+                context.asset_key,
+                partition=month_key(month),
+                metadata={"dagster/partition_row_count": rows.get(month, 0)},
+            )
+        )
+
+
+def _files_metadata(result: LoadResult) -> dict[str, Any]:
+    """Small: on a ranged run it is copied to every month's event."""
+    totals = result.totals
+    return {
+        "files_loaded": sum(file.status == "loaded" for file in result.files),
+        "files_refused": len(result.refused),
+        "files_waiting": sum(file.status == "waiting" for file in result.files),
+        "records_quarantined": totals.quarantined,
+        "records_changed": totals.inserted + totals.updated,
+    }
+
+
+raw_assets = [build_raw_asset(source) for source in SOURCES.values()]
+RAW_KEYS = [asset.key for asset in raw_assets]

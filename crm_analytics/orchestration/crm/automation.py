@@ -1,0 +1,56 @@
+"""Jobs and schedules of the CRM: migrate, prove (tiers A, C, D of crm.md), seal."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from crm_analytics.orchestration.crm.assets import SCHEMA_KEY, SEALS_KEY
+from crm_analytics.orchestration.crm.checks import crm_attack_checks, crm_guard_checks, crm_invariant_checks
+
+
+def _job(name: str, selection: dg.AssetSelection, description: str) -> dg.UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        name, selection=selection, description=description, executor_def=dg.in_process_executor
+    )
+
+
+def _schedule(job: dg.UnresolvedAssetJobDefinition, cron: str, description: str) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        name=f"{job.name}_schedule",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=description,
+    )
+
+
+crm_deploy = _job(
+    "crm_deploy",
+    dg.AssetSelection.assets(SCHEMA_KEY).without_checks()
+    | dg.AssetSelection.checks(crm_guard_checks)
+    | dg.AssetSelection.checks(crm_attack_checks),
+    "Migrates the CRM, compares its catalogue with the manifest, and tries every attack on a scratch server.",
+)
+crm_guards = _job(
+    "crm_guards", dg.AssetSelection.checks(crm_guard_checks), "Tier A: the catalogue against the manifest."
+)
+crm_invariants = _job(
+    "crm_invariants", dg.AssetSelection.checks(crm_invariant_checks), "Tier C: the rows against the rules."
+)
+crm_attacks = _job(
+    "crm_attacks", dg.AssetSelection.checks(crm_attack_checks), "Tier D: every attack, on a scratch server."
+)
+crm_seal = _job(
+    "crm_seal",
+    dg.AssetSelection.assets(SEALS_KEY),
+    "Seals the audit log and publishes the head of the chain in the metadata of crm/audit_seals.",
+)
+
+crm_jobs = [crm_deploy, crm_guards, crm_invariants, crm_attacks, crm_seal]
+crm_schedules = [
+    _schedule(crm_guards, "*/5 * * * *", "Every five minutes."),
+    _schedule(crm_seal, "5 * * * *", "Hourly, before the invariants."),
+    _schedule(crm_invariants, "15 * * * *", "Hourly."),
+    _schedule(crm_attacks, "45 3 * * *", "Daily at 03:45 UTC."),
+]

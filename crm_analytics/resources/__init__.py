@@ -1,1 +1,0 @@
-"""Dagster resources: where the databases and the landing folder are."""

@@ -1,0 +1,95 @@
+"""A landing folder for tests: files in the real formats, with chosen export times."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+
+from crm_analytics.analytics.ingest.loading.load import FileResult, LoadResult, load_source
+
+NEW_YORK = ZoneInfo("America/New_York")
+JOBS = ("Job #", "UUID", "Job Type", "Source", "Status", "Created", "Job Date", "Tech", "Zip Code", "Total")
+PAYMENTS = ("Payment ID", "Job #", "Date", "Amount", "Payment Methods", "Status", "Confirmation code")
+CALLS = ("From", "From number", "To", "To number", "Time", "Flow", "Answered", "Duration")
+ELOCALS = ("Unique ID", "Time", "Duration", "Cost", "Status", "Caller ID")
+PROREF = ("Lead ID", "Date", "Customer", "Category", "ZIP", "Current Status")
+
+
+def text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV file's text."""
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return target.getvalue()
+
+
+def job(number: int | str, uuid: str = "", **changes: str) -> tuple[str, ...]:
+    """A row under `JOBS`."""
+    values = {
+        "Job #": str(number),
+        "UUID": uuid,
+        "Job Type": "COD Service",
+        "Source": "Google",
+        "Status": "Done",
+        "Created": "Fri Nov 15 2024",
+        "Job Date": "",
+        "Tech": "Ann",
+        "Zip Code": "10001",
+        "Total": "85",
+    }
+    return tuple(
+        (values | {name.replace("_", " "): value for name, value in changes.items()})[c] for c in JOBS
+    )
+
+
+class Landing:
+    """A landing folder under `folder`, loaded into the database at `url`."""
+
+    def __init__(self, folder: Path, connection: psycopg.Connection[Any]) -> None:
+        self.folder = folder / "landing"
+        self.folder.mkdir()
+        self.connection = connection
+
+    def write(self, name: str, content: str | bytes, *, day: int | None = None) -> Path:
+        """Write a file; `day` sets its modification time to that day of January 2025, 12:00 UTC."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if day is not None:
+            moment = datetime(2025, 1, day, 12, tzinfo=UTC).timestamp()
+            os.utime(path, (moment, moment))
+        return path
+
+    def load(self, source: str, **options: Any) -> LoadResult:
+        """Load one source."""
+        return load_source(self.connection, self.folder, source, timezone=NEW_YORK, **options)
+
+    def load_one(self, source: str, **options: Any) -> FileResult:
+        """Load one source, in which exactly one file is new."""
+        (file,) = self.load(source, **options).files
+        return file
+
+    def rows(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """What a query finds."""
+        return self.connection.execute(query, parameters).fetchall()
+
+    def table(self, name: str) -> list[tuple[Any, ...]]:
+        """A table's rows without provenance (file, record, time of the change), sorted."""
+        columns = ", ".join(
+            f'"{column}"'
+            for (column,) in self.rows(
+                "SELECT column_name FROM information_schema.columns WHERE table_schema || '.' || table_name = %s"
+                " AND column_name NOT IN ('file_id', 'record_no', 'updated_at') ORDER BY ordinal_position",
+                [name],
+            )
+        )
+        return self.rows(f"SELECT {columns} FROM {name} ORDER BY 1, 2")

@@ -1,0 +1,244 @@
+"""Which files of the landing folder are new, changed, still growing, or nobody's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
+from crm_analytics.analytics.ingest.loading.load import record_unrecognised
+from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, NEW_YORK, Landing, job, text
+
+LEADS = text(ELOCALS, [("A", "2025-01-05 10:21:17 -0500", "01:10", "10", "ok", "")])
+
+
+def _pending(landing: Landing, **options: object) -> dict[str, str | None]:
+    found = pending(landing.connection, landing.folder, **options)  # type: ignore[arg-type]
+    return {file.name: file.source for file in found}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hidden.csv",
+        ".~lock.jobs.csv#",
+        "~$jobs.xlsx",
+        "a.csv.part",
+        "a.csv.filepart",
+        "a.csv.crdownload",
+        "a.tmp",
+        "Thumbs.db",
+    ],
+)
+def test_ignored_names(name: str) -> None:
+    """Without it the lock file of an open workbook would be refused every time somebody edits it."""
+    assert is_ignored(name)
+    assert not is_ignored("export_export (23).csv")
+
+
+def test_scan_finds_folders_and_loose_files(landing: Landing) -> None:
+    """Without it files in folders of a source, or dropped beside these, would be overlooked."""
+    for name in ("jobs/2024/a.csv", "b.csv", "jobs/.hidden/c.csv", "jobs/d.csv.part", "notes/e.txt"):
+        landing.write(name, "x")
+    assert [file.name for file in scan(landing.folder).files] == ["b.csv", "jobs/2024/a.csv", "notes/e.txt"]
+
+
+def test_missing_folder_is_an_error(landing: Landing) -> None:
+    """Without it a mistyped LANDING_DIR would look like a day without exports."""
+    with pytest.raises(FileNotFoundError, match="LANDING_DIR"):
+        scan(landing.folder / "nowhere")
+
+
+def test_loose_files_are_recognised(landing: Landing) -> None:
+    """Without it a file dropped into the landing folder itself would not be loaded."""
+    landing.write("leads cost Elocals October.csv", LEADS)
+    landing.write("whatever.csv", text(JOBS, [job(1, "AAAAAA")]))
+    assert _pending(landing) == {"leads cost Elocals October.csv": "elocals_leads", "whatever.csv": "jobs"}
+    assert _pending(landing, only="jobs") == {"whatever.csv": "jobs"}
+    assert landing.load("elocals_leads").totals.inserted == 1
+    assert landing.load("jobs").totals.inserted == 1
+    assert _pending(landing) == {}
+
+
+def test_unrecognised_files_are_recorded_once(landing: Landing) -> None:
+    """Without it a file that nobody reads would be skipped silently, or reported every ten seconds."""
+    landing.write("minutes.csv", "who,what\nAnn,talked\n")
+    landing.write("old stuff/a.csv", LEADS)
+    assert _pending(landing) == {"minutes.csv": None, "old stuff/a.csv": None}
+    assert [
+        file.name for file in record_unrecognised(landing.connection, landing.folder, timezone=NEW_YORK)
+    ] == [
+        "minutes.csv",
+        "old stuff/a.csv",
+    ]
+    assert _pending(landing) == {}
+    assert landing.load("jobs").files == []
+    rows = landing.rows("SELECT path, source, status, message FROM raw.source_files ORDER BY path")
+    assert [row[:3] for row in rows] == [
+        ("minutes.csv", None, "unrecognised"),
+        ("old stuff/a.csv", None, "unrecognised"),
+    ]
+    assert "old stuff" in rows[1][3]
+    assert [entry.path for entry in unreadable(landing.connection, landing.folder)] == [
+        "minutes.csv",
+        "old stuff/a.csv",
+    ]
+
+
+def test_any_load_records_unrecognised_files(landing: Landing) -> None:
+    """Without it they would be seen only by whoever asks for them."""
+    landing.write("minutes.csv", "who,what\nAnn,talked\n")
+    landing.load("jobs")
+    landing.load("calls")
+    assert landing.rows("SELECT path, status FROM raw.source_files") == [("minutes.csv", "unrecognised")]
+
+
+def test_unrecognised_file_that_changes_becomes_a_source(landing: Landing) -> None:
+    """Without it a corrected file would stay unrecognised."""
+    landing.write("data.csv", "who,what\nAnn,talked\n", day=1)
+    landing.load("jobs")
+    landing.write("data.csv", LEADS, day=2)
+    assert _pending(landing) == {"data.csv": "elocals_leads"}
+    landing.load("elocals_leads")
+    assert unreadable(landing.connection, landing.folder) == []
+
+
+def test_only_what_looks_changed_is_hashed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the sensor would read gigabytes every ten seconds."""
+    path = landing.write("elocals_leads/a.csv", LEADS, day=1)
+    landing.load("elocals_leads")
+    hashed: list[Path] = []
+    original = landing_folder.fingerprint
+
+    def fingerprint(file: Path) -> str:
+        hashed.append(file)
+        return original(file)
+
+    monkeypatch.setattr(landing_folder, "fingerprint", fingerprint)
+    assert _pending(landing) == {}
+    assert hashed == []
+    os.utime(path, (1.9e9, 1.9e9))
+    assert _pending(landing) == {}
+    assert _pending(landing) == {}
+    assert hashed == [path]  # once: the ledger has the new time
+
+
+def test_growing_files_wait(landing: Landing) -> None:
+    """Without it half an upload would be loaded."""
+    path = landing.write("elocals_leads/a.csv", LEADS, day=1)  # an old time: a copy that keeps times
+    assert _pending(landing, quiet_seconds=60) == {}
+    assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
+    time.sleep(0.2)
+    assert _pending(landing, quiet_seconds=0.1) == {"elocals_leads/a.csv": "elocals_leads"}
+    path.write_text(LEADS)
+    assert _pending(landing, quiet_seconds=60) == {}
+
+
+def test_refused_file_waits_for_a_change(landing: Landing) -> None:
+    """Without it the sensor would start a failing run every ten seconds."""
+    landing.write("elocals_leads/a.csv", "Unique ID,Cost\nA,1\n", day=1)
+    assert landing.load_one("elocals_leads").status == "refused"
+    assert _pending(landing) == {}
+    assert [entry.path for entry in unreadable(landing.connection, landing.folder)] == ["elocals_leads/a.csv"]
+    landing.write("elocals_leads/a.csv", LEADS, day=2)
+    assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
+    landing.load("elocals_leads")
+    assert unreadable(landing.connection, landing.folder) == []
+
+
+def test_file_names_that_are_not_utf8(landing: Landing) -> None:
+    """Without it one file from an old Windows disk would stop every load."""
+    raw = os.fsencode(landing.folder / "elocals_leads") + b"/caf\xe9.csv"
+    (landing.folder / "elocals_leads").mkdir()
+    with open(raw, "wb") as file:  # noqa: PTH123 - a path that is not text
+        file.write(LEADS.encode())
+    assert landing.load_one("elocals_leads").status == "loaded"
+    assert _pending(landing) == {}
+
+
+def test_two_file_names_that_are_not_utf8(landing: Landing) -> None:
+    """Without it such files could share one name in the ledger, and every load would read one of them again."""
+    (landing.folder / "elocals_leads").mkdir()
+    for name, content in ((b"a\xff.csv", LEADS), (b"a\xfe.csv", LEADS.replace("A", "B"))):
+        with open(os.fsencode(landing.folder / "elocals_leads") + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(content.encode())
+    assert landing.load("elocals_leads").totals.inserted == 2
+    assert landing.load("elocals_leads").files == []
+
+
+def test_link_to_a_folder_above(landing: Landing) -> None:
+    """Without it such a link would make every scan go round for ever."""
+    landing.write("jobs/a.csv", "x")
+    (landing.folder / "jobs" / "up").symlink_to(landing.folder)
+    assert [file.name for file in scan(landing.folder).files] == ["jobs/a.csv"]
+
+
+def test_what_is_no_readable_file_is_named(landing: Landing) -> None:
+    """Without it an export behind a broken link would be missing without a word."""
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    (landing.folder / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
+    os.mkfifo(landing.folder / "jobs" / "pipe.csv")
+    (landing.folder / "loose.csv").symlink_to("loose.csv")
+    loaded, *refused = sorted(landing.load("jobs").files, key=lambda file: file.path)
+    assert loaded.status == "loaded"
+    assert [(file.path, file.status, file.file_id) for file in refused] == [
+        ("jobs/moved.csv", "refused", 0),
+        ("jobs/pipe.csv", "refused", 0),
+    ]
+    assert "/nowhere/moved.csv, which is not there; put that back" in (refused[0].message or "")
+    assert "accepted: files" in (refused[1].message or "")
+    assert [line.split(":")[0] for line in not_loaded(landing.connection, landing.folder)] == [
+        "jobs/moved.csv",
+        "jobs/pipe.csv",
+        "loose.csv",
+    ]
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Listing this folder fails as it does for a user without rights (tests may run as root)."""
+    original = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_folder_that_cannot_be_listed_is_named(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a folder copied with another user's rights would look like one without news."""
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    landing.write("jobs/2024/b.csv", text(JOBS, [job(2, "BBBBBB")]))
+    _forbid(monkeypatch, landing.folder / "jobs" / "2024")
+    refused, loaded = landing.load("jobs").files
+    assert (loaded.path, loaded.status) == ("jobs/a.csv", "loaded")
+    assert (refused.path, refused.status) == ("jobs/2024", "refused")
+    assert "jobs/2024: the folder cannot be listed (Permission denied)" in (refused.message or "")
+    assert "the right to read it" in (refused.message or "")
+
+
+def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a landing folder without rights would look like a day without exports."""
+    _forbid(monkeypatch, landing.folder)
+    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user the right"):
+        landing.load("jobs")
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["who,what\nAnn,talked\n", "Unique ID,Time,Cost\n" + '"never closed'],
+    ids=["unrecognised", "refused"],
+)
+def test_unreadable_content_that_comes_back_is_settled(first: str, landing: Landing) -> None:
+    """Without it the sensor would find such a file new for ever."""
+    for day, content in ((1, first), (2, LEADS), (1, first), (3, first)):
+        landing.write("data.csv", content, day=day)
+        landing.load("elocals_leads")
+        assert _pending(landing) == {}

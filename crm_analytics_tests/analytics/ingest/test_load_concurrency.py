@@ -1,0 +1,320 @@
+"""Loads at once, and loads that are killed: nothing doubled, nothing half, no link lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.loading import ledger
+from crm_analytics.analytics.ingest.loading import load as loader
+from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
+from crm_analytics_tests.analytics.ingest.landing_folder import (
+    ELOCALS,
+    JOBS,
+    NEW_YORK,
+    PAYMENTS,
+    Landing,
+    job,
+    text,
+)
+
+
+def _at_once(*actions: Callable[[], LoadResult]) -> list[LoadResult]:
+    """Run the actions in threads that start together; an action's error is raised here."""
+    barrier = threading.Barrier(len(actions))
+    results: dict[int, Any] = {}
+
+    def run(number: int, action: Callable[[], LoadResult]) -> None:
+        barrier.wait()
+        try:
+            results[number] = action()
+        except BaseException as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(actions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for result in results.values():
+        if isinstance(result, BaseException):
+            raise result
+    return [results[number] for number in range(len(actions))]
+
+
+def _lead_files(landing: Landing, count: int) -> None:
+    for day in range(1, count + 1):
+        rows = [(f"L{n}", "2025-01-05 10:21:17 -0500", "01:10", str(day), "ok", "") for n in range(50)]
+        landing.write(f"elocals_leads/{day:02}.csv", text(ELOCALS, rows), day=day)
+
+
+def test_two_loads_of_one_source(landing: Landing, analytics_url: str) -> None:
+    """Without it the sensor's run and a person's would load a file twice."""
+    _lead_files(landing, 6)
+
+    def load() -> LoadResult:
+        return load_source(analytics_url, landing.folder, "elocals_leads", timezone=NEW_YORK)
+
+    results = _at_once(load, load)
+    assert sorted(len(result.files) for result in results) == [0, 6]
+    assert landing.rows("SELECT count(*), sum(records_read) FROM raw.source_files") == [(6, 300)]
+    assert landing.rows("SELECT DISTINCT cost::int FROM raw.elocals_leads") == [(6,)]
+
+
+def test_jobs_and_payments_at_once(landing: Landing, analytics_url: str) -> None:
+    """Without it jobs and payments that arrive in two transactions at once would miss each other for good."""
+    for _ in range(5):
+        landing.connection.execute(
+            "TRUNCATE raw.jobs, raw.payments, raw.source_files, raw.rejected_rows, raw.vanished_rows"
+        )
+        landing.write("jobs/a.csv", text(JOBS, [job(n, f"JOB{n:03}") for n in range(1, 301)]))
+        rows = [(f"P{n}", str(n), "11/16/2024", "10", "", "", "") for n in range(1, 301)]
+        landing.write("payments/a.csv", text(PAYMENTS, rows))
+        _at_once(
+            lambda: load_source(analytics_url, landing.folder, "jobs", timezone=NEW_YORK),
+            lambda: load_source(analytics_url, landing.folder, "payments", timezone=NEW_YORK),
+        )
+        assert landing.rows(
+            "SELECT count(*) FROM raw.payments WHERE job_id = 'JOB' || lpad(job_number_ref, 3, '0')"
+        ) == [(300,)]
+
+
+def test_payments_load_waits_for_uncommitted_jobs(landing: Landing, analytics_url: str) -> None:
+    """Without it the window between a load's look-up of jobs and these jobs' commit would lose the link."""
+    landing.write("payments/a.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "", "", "")]))
+    with psycopg.connect(analytics_url) as other:
+        other.execute(
+            "INSERT INTO raw.jobs (job_id, job_number, created_at, job_date) VALUES ('A', '7', now(), now())"
+        )
+        loading = threading.Thread(
+            target=load_source,
+            args=(analytics_url, landing.folder, "payments"),
+            kwargs={"timezone": NEW_YORK},
+        )
+        loading.start()
+        loading.join(1)
+        assert loading.is_alive()
+        other.commit()
+    loading.join(30)
+    assert landing.rows("SELECT job_id FROM raw.payments") == [("A",)]
+
+
+def test_two_sources_beside_a_file_that_nobody_recognises(
+    landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it one stray file would end a whole load with an error, whenever two sources load at once."""
+    landing.write("minutes.csv", "who,what\nAnn,talked\n")
+    landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
+    landing.write("payments/a.csv", text(PAYMENTS, [("P1", "1", "11/16/2024", "10", "", "", "")]))
+    barrier = threading.Barrier(2)
+    original = ledger.identify
+
+    def identify(connection: Any, source: str | None, *arguments: Any) -> int:
+        if source is None:  # both have found the file before either has written it
+            barrier.wait(30)
+        return original(connection, source, *arguments)
+
+    monkeypatch.setattr(ledger, "identify", identify)
+    results = _at_once(
+        lambda: load_source(analytics_url, landing.folder, "jobs", timezone=NEW_YORK),
+        lambda: load_source(analytics_url, landing.folder, "payments", timezone=NEW_YORK),
+    )
+    assert [result.totals.inserted for result in results] == [1, 1]
+    assert landing.rows("SELECT status FROM raw.source_files WHERE path = 'minutes.csv'") == [
+        ("unrecognised",)
+    ]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from zoneinfo import ZoneInfo
+from crm_analytics.analytics.ingest.loading import load as loader, merge as merging
+seen = 0
+def merge(*args):
+    global seen
+    seen += 1
+    result = merging.merge(*args)
+    if seen == 3:
+        print("third file merged, not committed", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+loader.merge = merge
+loader.load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
+"""
+
+
+def test_killed_between_files(landing: Landing, analytics_url: str) -> None:
+    """Without it a power cut would leave half a file in the table, or lose the files after it."""
+    _lead_files(landing, 5)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, analytics_url, str(landing.folder)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[3],
+        env=dict(os.environ),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(2,)]
+    assert landing.rows("SELECT count(*), min(cost)::int, max(cost)::int FROM raw.elocals_leads") == [
+        (50, 2, 2)
+    ]
+    assert [file.path[-6:] for file in landing.load("elocals_leads").files] == ["03.csv", "04.csv", "05.csv"]
+    assert landing.rows("SELECT count(*), min(cost)::int, max(cost)::int FROM raw.elocals_leads") == [
+        (50, 5, 5)
+    ]
+
+
+_KILLED_IN_COPY = """
+import sys
+from pathlib import Path
+from zoneinfo import ZoneInfo
+from crm_analytics.analytics.ingest.loading.load import load_source
+load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
+"""
+
+
+def test_killed_during_copy(landing: Landing, analytics_url: str) -> None:
+    """Without it a load killed while PostgreSQL takes its rows could leave some of them, or a lock."""
+    rows = [(f"L{n}", "2025-01-05 10:21:17 -0500", "01:10", "5", "ok", "") for n in range(300_000)]
+    landing.write("elocals_leads/a.csv", text(ELOCALS, rows))
+    loading = subprocess.Popen(
+        [sys.executable, "-c", _KILLED_IN_COPY, analytics_url, str(landing.folder)],
+        cwd=Path(__file__).parents[3],
+    )
+    copying = "SELECT count(*) FROM pg_stat_progress_copy WHERE datname = current_database() AND tuples_processed > 0"
+    while landing.rows(copying) == [(0,)]:
+        assert loading.poll() is None, "the load ended before its COPY was seen"
+    loading.kill()
+    loading.wait(30)
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
+    assert landing.rows("SELECT count(*) FROM raw.elocals_leads") == [(0,)]
+    assert landing.load_one("elocals_leads").counts.inserted == 300_000
+
+
+ROW = ("A", "2025-01-05 10:21:17", "", "1", "", "")
+
+
+def test_young_file_gets_time_to_settle(landing: Landing) -> None:
+    """Without it a person's refresh right after copying would either skip the file or take half of it."""
+    landing.write("elocals_leads/a.csv", text(ELOCALS, [ROW]), day=1)
+    lines: list[str] = []
+    assert landing.load_one("elocals_leads", quiet_seconds=0.5, report=lines.append).status == "loaded"
+    assert lines[0] == "elocals_leads: waiting 0 s for elocals_leads/a.csv to settle"
+    lines.clear()
+    landing.load("elocals_leads", quiet_seconds=0.5, report=lines.append)
+    assert lines == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it any run that another file starts would load half a copy, cut off where it still reads well."""
+    landing.write("elocals_leads/done.csv", text(ELOCALS, [ROW]), day=1)
+    growing = landing.write("elocals_leads/growing.csv", text(ELOCALS, []), day=2)
+    loose = landing.write("loose.csv", "Unique", day=2)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        growing.write_text(growing.read_text() + "B,2025-01-05 10:21:17,,1234\n")
+        loose.write_text(loose.read_text() + " ID")
+
+    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=sleep))
+    files = landing.load("elocals_leads", quiet_seconds=1.0, force=force).files
+    done, waiting = sorted(files, key=lambda file: file.path)
+    assert (done.status, waiting.path, waiting.status) == ("loaded", "elocals_leads/growing.csv", "waiting")
+    assert "may still be growing" in (waiting.message or "")
+    assert landing.rows("SELECT path FROM raw.source_files") == [("elocals_leads/done.csv",)]
+
+
+def _while_read(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
+    """Let something happen between a file's fingerprint and its reading."""
+    original = loader.open_file
+
+    def open_file(*arguments: Any, **options: Any) -> Any:
+        happen()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loader, "open_file", open_file)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "removed", "copied over with its time and size"])
+def test_refusal_of_a_file_that_changes_meanwhile_is_not_kept(
+    fault: str, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a good file that was copied over itself would be refused for ever under its good content."""
+    good = text(ELOCALS, [ROW])
+    path = landing.write("elocals_leads/a.csv", good, day=1)
+
+    def happen() -> None:
+        if fault == "removed":
+            path.unlink()
+            return
+        landing.write("elocals_leads/a.csv", "" if fault == "truncated" else "x" * len(good), day=1)
+
+    with monkeypatch.context() as patched:
+        _while_read(patched, happen)
+        assert landing.load_one("elocals_leads").status == "waiting"
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
+    landing.write("elocals_leads/a.csv", good, day=1)
+    assert landing.load_one("elocals_leads").counts.inserted == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_fault_of_the_disk_is_no_refusal(
+    wrapped: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it one fault while reading would take a loaded file out of the order, and older exports would win."""
+    landing.write("elocals_leads/2.csv", text(ELOCALS, [ROW]), day=2)
+    landing.load("elocals_leads")
+
+    def fail() -> None:
+        error = OSError(errno.EIO, "Input/output error")
+        if wrapped:
+            raise RefusedFile("2.csv: changed or vanished while it was read") from error
+        raise error
+
+    with monkeypatch.context() as patched:
+        _while_read(patched, fail)
+        failed = landing.load_one("elocals_leads", force=True)
+    assert (failed.status, failed.file_id) == ("refused", 0)
+    assert failed.message == (
+        "elocals_leads/2.csv: cannot be read (Input/output error); check the file and its rights"
+    )
+    assert landing.rows("SELECT status FROM raw.source_files") == [("loaded",)]
+    landing.write(
+        "elocals_leads/1.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "9", "", "")]), day=1
+    )
+    assert landing.load_one("elocals_leads").counts.superseded == 1
+
+
+def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a file half overwritten would be loaded as if it were an export."""
+    path = landing.write("elocals_leads/a.csv", text(ELOCALS, []), day=1)
+    landing.write(
+        "elocals_leads/a.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "1", "", "")]), day=2
+    )
+
+    def grow(connection: Any, *arguments: Any) -> Any:
+        path.write_text(path.read_text() + "B,2025-01-05 10:21:17,,1,,\n")
+        return original(connection, *arguments)
+
+    original = loader.merge
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "merge", grow)
+        assert landing.load_one("elocals_leads").status == "waiting"
+    assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
+    assert landing.load_one("elocals_leads").counts.inserted == 2

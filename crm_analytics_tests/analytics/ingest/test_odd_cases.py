@@ -1,0 +1,404 @@
+"""The odd-case table of `inputs.md`, row by row, on real files: what reading decides.
+
+What the loader decides (repeats, conflicts, newer and older exports, unknown jobs, statuses that count) is
+tested with the loader.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crm_analytics.analytics.ingest.reading.open_file import RefusedFile
+from crm_analytics_tests.analytics.ingest.samples import (
+    SAMPLES,
+    Whole,
+    day,
+    read,
+    read_text,
+    utc,
+    workbook_bytes,
+)
+
+HEADER = "Payment ID,Job #,Amount,Date,Payment Methods\n"
+PAYMENTS = HEADER + "P1,1,100.00,2024-11-01,Café\nP2,2,-60.00,2024-11-09,\n"
+
+
+def amounts(whole: Whole) -> list[tuple[str, str]]:
+    return [(row["payment_id"], row["amount"]) for row in whole.rows]
+
+
+SOUND = [("P1", "100.00"), ("P2", "-60.00")]
+
+
+def refusal(folder: Path, source: str, content: str | bytes) -> str:
+    with pytest.raises(RefusedFile) as refused:
+        read_text(folder, source, content)
+    message = str(refused.value)
+    assert message.startswith("export.csv: ")
+    return message
+
+
+# BOM, CRLF/LF mixed, `;` or tab, quoted newlines, cp1252, UTF-16
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (PAYMENTS.encode(), "utf-8"),
+        (PAYMENTS.encode("utf-8-sig"), "utf-8"),
+        (PAYMENTS.replace("\n", "\r\n").encode(), "utf-8"),
+        (PAYMENTS.replace("\n", "\r\n", 2).encode(), "utf-8"),
+        (PAYMENTS.replace("\n", "\r").encode(), "utf-8"),
+        (PAYMENTS.removesuffix("\n").encode(), "utf-8"),
+        (PAYMENTS.replace(",", ";").encode(), "utf-8"),
+        (PAYMENTS.replace(",", "\t").encode(), "utf-8"),
+        (PAYMENTS.replace(",", "|").encode(), "utf-8"),
+        (("sep=;\n" + PAYMENTS.replace(",", ";")).encode(), "utf-8"),
+        (PAYMENTS.encode("utf-16"), "utf-16"),
+        (PAYMENTS.encode("utf-16-le"), "utf-16-le"),
+        (PAYMENTS.encode("utf-16-be"), "utf-16-be"),
+        (PAYMENTS.encode("cp1252"), "cp1252"),
+    ],
+)
+def test_encodings_delimiters_and_line_ends(tmp_path: Path, content: bytes, encoding: str):
+    """All of these come from ordinary programs; none may change a value."""
+    whole = read_text(tmp_path, "payments", content)
+    assert amounts(whole) == SOUND
+    assert whole.rows[0]["method"] == "Café"
+    assert whole.file.encoding == encoding
+    assert [warning for warning in whole.file.warnings if "cp1252" in warning] == whole.file.warnings
+    assert bool(whole.file.warnings) == (encoding == "cp1252")
+
+
+def test_quoted_newlines(tmp_path: Path):
+    """Records are counted, not lines."""
+    whole = read_text(
+        tmp_path, "payments", HEADER + 'P1,1,100.00,2024-11-01,"a\r\nb, ""c"""\nP2,2,-60.00,2024-11-09,\n'
+    )
+    assert amounts(whole) == SOUND
+    assert whole.rows[0]["method"] == 'a\nb, "c"'
+    assert [row["record_no"] for row in whole.rows] == [1, 2]
+
+
+# unknown, reordered, missing optional columns
+
+
+def test_unknown_reordered_and_missing_columns(tmp_path: Path):
+    """Exports get new columns and other orders without notice."""
+    whole = read_text(tmp_path, "payments", "Tip,DATE,amount_paid,Job Number\n5,2024-11-01,100.00,1\n")
+    assert [(row["amount"], row["job_ref"], row["method"], row["status"]) for row in whole.rows] == [
+        ("100.00", "1", None, None)
+    ]
+    assert whole.file.mapping == {"job_number": "Job Number", "paid_at": "DATE", "amount": "amount_paid"}
+    assert whole.file.unknown_columns == ["Tip"]
+
+
+# required column missing, two columns for one canonical name, HTML page, empty file, unreadable
+
+
+def test_required_column_missing(tmp_path: Path):
+    """The message names what is missing, what is accepted and what was found."""
+    message = refusal(tmp_path, "payments", "Payment ID,Amount,Date\nP1,1.00,2024-11-01\n")
+    assert "one of job_uuid or job_number or job_id (accepted: Job UUID" in message
+    assert "found: Payment ID, Amount, Date" in message
+    message = refusal(tmp_path, "jobs", "UUID,Job Type,Source\nAB12CD,COD Service,NSA\n")
+    assert "column missing: created_at (accepted: Created, CreatedDate, Created At, created_at)" in message
+
+
+def test_two_columns_for_one_name(tmp_path: Path):
+    """Choosing one of them would be a guess about money."""
+    message = refusal(tmp_path, "payments", "Job #,Amount,Amount Paid,Date\n1,1.00,2.00,2024-11-01\n")
+    assert "two columns for amount: 'Amount' and 'Amount Paid' (accepted: one of them" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf \r\n\r\n", "the file is empty"),
+        (b"\n" * 1000, "the file holds no text"),
+        (b"\r\n<!DOCTYPE html><html><body>Sign in", "this is a web page"),
+        (b"a\x00b" + b"x" * 100, "byte 2 is NUL"),
+        (b"Job #,Amount,Date\n1,2,\x81\n", "neither UTF-8 nor valid cp1252"),
+        (PAYMENTS.encode("utf-16")[:-1], "neither UTF-8 nor valid utf-16"),
+        (
+            b"P1,1,100.00,2024-11-01\n",
+            "no header row of payments of jobs in the first 30 rows; found: 'P1 | 1",
+        ),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, content: bytes, problem: str):
+    """Nothing of such a file is loaded, and the message says what to do."""
+    message = refusal(tmp_path, "payments", content)
+    assert problem in message
+    assert "accepted" in message
+
+
+# a quote that never closes
+
+
+def test_quote_that_never_closes(tmp_path: Path):
+    """The record where it opened is named: the rest of the file would be one cell."""
+    message = refusal(tmp_path, "payments", PAYMENTS + 'P3,3,"5.00,2024-11-02,\nP4,4,6.00,2024-11-02,\n')
+    assert "line 4: a quote opens in record 3 and never closes" in message
+
+
+def test_quotes_that_do_not_fit(tmp_path: Path):
+    """A stray quote costs its own record, not the following ones."""
+    whole = read_text(
+        tmp_path,
+        "payments",
+        HEADER
+        + 'P0,1,5.00,2024-11-02,"Cash\n'
+        + PAYMENTS.split("\n", 1)[1]
+        + 'P3,3,7.00,2024-11-02,"a, b"\n',
+    )
+    assert amounts(whole) == [*SOUND, ("P3", "7.00")]
+    assert "line 2: the record's quotes do not fit" in whole.reasons
+
+
+# preamble, `Total`, `Total: …`, `Grand total`
+
+
+def test_preamble_and_summary_lines(tmp_path: Path):
+    """Totals are no records; one that is not the sum says that something is missing."""
+    content = "Payments of November\n\n" + PAYMENTS + "Total,,40.00,,\nGrand total:,,40.00\n"
+    whole = read_text(tmp_path, "payments", content)
+    assert amounts(whole) == SOUND
+    assert (whole.file.records_read, whole.file.summary_lines, whole.file.warnings) == (4, 2, [])
+    off = read_text(tmp_path, "payments", PAYMENTS + 'Total: all,,"1,040.00",,\n')
+    assert off.file.warnings == [
+        "the file's own total (1,040.00) is not the sum of its accepted records (40.00); 0 records were not accepted"
+    ]
+
+
+def test_what_only_looks_like_a_summary_line(tmp_path: Path):
+    """A record with a date is a record, and a campaign may be called Total something."""
+    whole = read_text(
+        tmp_path, "payments", "Client,Job #,Amount,Date\nTotal,1,5.00,2024-11-02\n,,,\nTotally Ltd,2,6.00,\n"
+    )
+    assert len(whole.rows) == 1
+    assert whole.file.summary_lines == 0
+    assert "line 4: Date '' is blank" in whole.reasons
+    spend = read_text(
+        tmp_path,
+        "google_spend",
+        "Campaign,Month,Cost\nTotal,2025-10,5.00\nTotal search,2025-10,6.00\nTotal,,11.00\n",
+    )
+    assert [row["campaign"] for row in spend.rows] == ["Total", "Total search"]
+    assert spend.file.summary_lines == 1
+
+
+# missing key
+
+
+def test_missing_key(tmp_path: Path):
+    """Where the file has an id column, a blank id is quarantined; where it has none, the loader makes the key."""
+    whole = read_text(tmp_path, "payments", PAYMENTS + ",3,5.00,2024-11-02,\n")
+    assert amounts(whole) == SOUND
+    assert whole.reasons == "line 4: Payment ID '' is blank; accepted: never blank"
+    assert whole.rejected[0].key is None
+    none = read_text(tmp_path, "payments", "Job #,Amount,Date\n3,5.00,2024-11-02\n3,5.00,2024-11-02\n")
+    assert [row["payment_id"] for row in none.rows] == [None, None]
+    leads = read_text(tmp_path, "elocals_leads", SAMPLES["elocals_leads"].replace("E2", "null"))
+    assert "Unique ID 'null' is blank" in leads.reasons
+
+
+# job number `3504` / `003504`; id in a spreadsheet's scientific notation
+
+
+def test_padding_and_scientific_notation(tmp_path: Path):
+    """Padding is stripped from numbers only; an id that a spreadsheet has rounded is lost, not guessed."""
+    header = "Job #,UUID,Job Type,Source,Created\n"
+    whole = read_text(
+        tmp_path,
+        "jobs",
+        header
+        + "3504,12E345,a,b,2024-11-01\n003504,001234,a,b,2024-11-01\n1.2E+05,AB12CD,a,b,2024-11-01\n7,1.2E+05,a,b,2024-11-01\n",
+    )
+    assert [(row["job_number"], row["job_id"]) for row in whole.rows] == [
+        ("3504", "12E345"),
+        ("3504", "001234"),
+    ]
+    assert whole.rejected[0].key == "AB12CD"
+    assert (
+        whole.rejected[0]
+        .reasons[0]
+        .startswith("line 4: Job # '1.2E+05' is an id that a spreadsheet has turned")
+    )
+    assert (
+        whole.rejected[1]
+        .reasons[0]
+        .startswith("line 5: UUID '1.2E+05' is an id that a spreadsheet has turned")
+    )
+
+
+def test_ids_in_a_workbook(tmp_path: Path):
+    """A spreadsheet's own numbers are whole numbers again; its rounded text is refused."""
+    path = tmp_path / "payments.xlsx"
+    rows: list[list[object]] = [
+        ["Payment ID", "Job #", "Amount", "Date"],
+        [71.0, "003504", -20, "2024-11-01"],
+        ["1.2E+05", 1, 5, "2024-11-01"],
+        [1e21, 1, 5, "2024-11-01"],
+    ]
+    path.write_bytes(workbook_bytes(rows))
+    whole = read(path, "payments")
+    assert [(row["payment_id"], row["job_number_ref"], row["amount"]) for row in whole.rows] == [
+        ("71", "3504", "-20")
+    ]
+    assert whole.reasons.count("is an id that a spreadsheet has turned into a number") == 2
+
+
+# money
+
+
+def test_money_forms(tmp_path: Path):
+    """Every accepted form to the cent, in a file with quotes where they are needed."""
+    forms = ['"$1,234.50"', "(20.00)", "-$20.00", "−20", "20-", "\u00a020.00\u00a0"]
+    content = HEADER + "".join(f"P{number},1,{form},2024-11-01,\n" for number, form in enumerate(forms))
+    whole = read_text(tmp_path, "payments", content)
+    assert [row["amount"] for row in whole.rows] == ["1234.50", "-20.00", "-20.00", "-20", "-20", "20.00"]
+
+
+@pytest.mark.parametrize(
+    ("amount", "problem"),
+    [
+        ('"1.234,50"', "is ambiguous"),
+        ("NaN", "is not a number"),
+        ("Infinity", "is not a number"),
+        ("1.005", "has more than 2 decimals"),
+        ("99999999999", "is absurdly large"),
+        ("", "is blank"),
+        ("--", "is blank"),
+        ("N/A", "is blank"),
+        ("null", "is blank"),
+    ],
+)
+def test_money_that_is_quarantined(tmp_path: Path, amount: str, problem: str):
+    """Never 0, never rounded, never guessed; the neighbours are loaded."""
+    whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,{amount},2024-11-02,Cash\n")
+    assert amounts(whole) == SOUND
+    (rejected,) = whole.rejected
+    assert (rejected.record_no, rejected.key) == (3, "P3")
+    assert rejected.reasons[0].startswith(f"line 4: Amount {amount.strip(chr(34))!r} {problem}")
+    assert "accepted: " in rejected.reasons[0]
+    assert rejected.record == {
+        "Payment ID": "P3", "Job #": "3", "Amount": amount.strip('"'), "Date": "2024-11-02", "Payment Methods": "Cash",
+    }  # fmt: skip
+
+
+def test_blank_money_is_null_where_it_may_be(tmp_path: Path):
+    """A lead without a cost yet is not a free lead."""
+    content = "Unique ID,Time,Cost\nE1,2024-11-01,\nE2,2024-11-01,--\nE3,2024-11-01,0\n"
+    whole = read_text(tmp_path, "elocals_leads", content)
+    assert [row["cost"] for row in whole.rows] == [None, None, "0"]
+
+
+# dates
+
+
+def test_numeric_dates_follow_the_declared_order(tmp_path: Path):
+    """11/02 is the second of November, although 13/02 in the next row could only be day first."""
+    whole = read_text(tmp_path, "payments", HEADER + "P1,1,1.00,11/02/2024,\nP2,1,1.00,13/02/2024,\n")
+    assert [row["paid_date"] for row in whole.rows] == [day("2024-11-02")]
+    assert "line 3: Date '13/02/2024' is not a date that exists; accepted: a date" in whole.reasons
+    assert "11/15/2024 (month first)" in whole.reasons
+
+
+def test_offsets_are_converted(tmp_path: Path):
+    """The date is the business timezone's, whatever the offset."""
+    whole = read_text(
+        tmp_path,
+        "payments",
+        HEADER + "P1,1,1.00,2024-11-01T03:30:00Z,\nP2,1,1.00,2024-10-31 23:30:00 -0700,\n",
+    )
+    assert [(row["paid_at"], row["paid_date"]) for row in whole.rows] == [
+        (utc(2024, 11, 1, 3, 30), day("2024-10-31")),
+        (utc(2024, 11, 1, 6, 30), day("2024-11-01")),
+    ]
+    assert whole.file.flagged == 0
+
+
+def test_daylight_saving_is_flagged(tmp_path: Path):
+    """A fixed rule, and a warning that names how many records it touched."""
+    whole = read_text(
+        tmp_path,
+        "payments",
+        HEADER
+        + "P1,1,1.00,2024-11-03 01:30:00,\nP2,1,1.00,2024-03-10 02:30:00,\nP3,1,x,2024-03-10 02:30:00,\n",
+    )
+    assert [row["paid_at"] for row in whole.rows] == [utc(2024, 11, 3, 5, 30), utc(2024, 3, 10, 7, 30)]
+    assert whole.file.flagged == 2
+    assert whole.file.warnings[0].startswith(
+        "2 records have local times that daylight saving shows twice or skips"
+    )
+
+
+@pytest.mark.parametrize("written", ["2024-02-30", "", "null", "1999-12-31", "2101-01-01", "someday"])
+def test_impossible_dates(tmp_path: Path, written: str):
+    """Never today's date, and never dropped."""
+    whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,1.00,{written},\n")
+    assert amounts(whole) == SOUND
+    assert whole.reasons.startswith(f"line 4: Date {written!r} is ")
+
+
+# cells that a spreadsheet would execute
+
+
+def test_formulas_are_text(tmp_path: Path):
+    """A cell is what it says; nothing of it is computed or stripped."""
+    whole = read_text(
+        tmp_path,
+        "jobs",
+        'UUID,Job Type,Source,Created,Tech\nAB12CD,=1+1,@SUM(A1),2024-11-01,"=HYPERLINK(""x"")"\n',
+    )
+    row = whole.rows[0]
+    assert (row["type"], row["source"], row["technician"]) == ("=1+1", "@SUM(A1)", '=HYPERLINK("x")')
+
+
+# one bad record never drops its neighbours
+
+
+def test_records_of_another_width(tmp_path: Path):
+    """A comma too many shifts cells: the record is quarantined with all its cells, its neighbours load."""
+    whole = read_text(
+        tmp_path, "payments", PAYMENTS + "P3,3,1,000.00,2024-11-02,Cash\nP4,4\nP5,5,2.00,2024-11-02,,,\n"
+    )
+    assert amounts(whole) == [*SOUND, ("P5", "2.00")]
+    assert [rejected.reasons for rejected in whole.rejected] == [
+        ["line 4: the record has 6 cells where the header has 5; accepted: 5"],
+        ["line 5: the record has 2 cells where the header has 5; accepted: 5"],
+    ]
+    assert whole.rejected[0].record["(column 6)"] == "Cash"
+
+
+@pytest.mark.parametrize("ending", ["", ",", ",,"])
+def test_header_line_that_ends_with_a_comma(tmp_path: Path, ending: str):
+    """Only a column without a name is missing from the records then: without it all of them would be refused."""
+    whole = read_text(tmp_path, "targets", f"month,target_repairs,\n2025-10,1{ending}\n2025-11,2{ending}\n")
+    assert [row["target_repairs"] for row in whole.rows] == [1, 2]
+    assert whole.rejected == []
+    short = read_text(tmp_path, "targets", "month,target_repairs,,x,\n2025-10,1,,\n2025-11,2,\n")
+    assert [rejected.record_no for rejected in short.rejected] == [2]
+
+
+def test_all_reasons_of_a_record(tmp_path: Path):
+    """A record with several faults names each, so that one mending is enough."""
+    whole = read_text(tmp_path, "payments", HEADER + ",1.2E+05,x,y,\n")
+    assert [reason.split()[2] for reason in whole.rejected[0].reasons] == ["Payment", "Job", "Amount", "Date"]
+
+
+def test_blank_records_are_none(tmp_path: Path):
+    """Spreadsheets export empty rows: they are neither records nor faults."""
+    whole = read_text(tmp_path, "payments", PAYMENTS.replace("P2", ",,,,\n\n , ,\u00a0,,\nP2"))
+    assert amounts(whole) == SOUND
+    assert [row["record_no"] for row in whole.rows] == [1, 2]
+    assert whole.file.records_read == 2
+
+
+def test_header_without_records(tmp_path: Path):
+    """An export of nothing is no fault, but worth a word."""
+    assert read_text(tmp_path, "payments", HEADER).file.warnings == ["the file has a header but no records"]

@@ -1,0 +1,623 @@
+"""Opening and reading files: formats, headers, recognition, export times, workbooks, coverage of spend."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pyarrow.csv as pacsv
+import pytest
+
+from crm_analytics.analytics.ingest.reading import csv_records as splitting
+from crm_analytics.analytics.ingest.reading.open_file import (
+    RefusedFile,
+    UnrecognisedFile,
+    export_time,
+    open_file,
+    recognise,
+)
+from crm_analytics.analytics.ingest.reading.workbook import cell_text
+from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics_tests.analytics.ingest.samples import (
+    EXPORTED_AT,
+    JOBS_HEADER,
+    NEW_YORK,
+    SAMPLES,
+    csv_text,
+    day,
+    jobs_row,
+    read,
+    read_text,
+    utc,
+    workbook_bytes,
+)
+
+
+def test_jobs_export(tmp_path: Path):
+    """The real 44-column export: what its columns mean, cells with newlines, a zero-padded number."""
+    whole = read_text(tmp_path, "jobs", SAMPLES["jobs"])
+    assert whole.rejected == []
+    assert whole.rows == [
+        {
+            "record_no": 1,
+            "job_id": "AB12CD",
+            "job_number": "3504",
+            "type": "COD Service",
+            "source": "Google",
+            "status": "Done",
+            "created_at": utc(2025, 12, 18, 5),
+            "scheduled_at": utc(2025, 12, 19, 5),
+            "ended_at": None,
+            "job_date": day("2025-12-18"),
+            "technician": "Tess Example",
+            "zip": "01234",
+            "total": "244.6",
+        },
+        whole.rows[1],
+        whole.rows[2],
+    ]
+    assert [
+        (row["job_id"], row["job_number"], row["type"], row["source"], row["total"]) for row in whole.rows
+    ] == [
+        ("AB12CD", "3504", "COD Service", "Google", "244.6"),
+        ("12E345", "3505", "INS Service", "Google", "-95"),
+        ("123456", "3506", "Warranty", None, None),
+    ]
+    assert whole.rows[1]["created_at"] == utc(2024, 11, 15, 15, 30)
+    assert whole.file.mapping["scheduled_at"] == "Job Date"
+    assert whole.file.mapping["created_at"] == "Created"
+    assert "Cost" in whole.file.unknown_columns
+    assert (whole.file.encoding, whole.file.delimiter) == ("utf-8", ",")
+
+
+def test_payments_export(tmp_path: Path):
+    """References as given and as what they may be; refunds are negative."""
+    whole = read_text(tmp_path, "payments", SAMPLES["payments"])
+    columns = (
+        "payment_id",
+        "job_ref",
+        "job_id_ref",
+        "job_number_ref",
+        "amount",
+        "status",
+        "confirmation_code",
+    )
+    assert [tuple(row[name] for name in columns) for row in whole.rows] == [
+        ("P1", "003504", None, "3504", "100.00", "paid", "C1"),
+        ("P2", "3504", None, "3504", "-20.00", "refunded", None),
+        ("P3", "9999", None, "9999", "1234.50", "pending", "C3"),
+    ]
+    assert [(row["paid_at"], row["paid_date"]) for row in whole.rows] == [
+        (utc(2025, 12, 19, 5), day("2025-12-19")),
+        (utc(2025, 12, 19, 20, 5), day("2025-12-19")),
+        (utc(2025, 12, 19, 20, 5), day("2025-12-19")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "cell", "expected"),
+    [
+        ("Job UUID", "123456", ("123456", "123456", None)),
+        ("Job #", "003504", ("003504", None, "3504")),
+        ("Job ID", "AB12CD", ("AB12CD", "AB12CD", None)),
+        ("Job ID", "003504", ("003504", "003504", "3504")),
+        ("Job ID", "000", ("000", "000", "0")),
+        ("Job ID", "", (None, None, None)),
+    ],
+)
+def test_job_references_of_payments(tmp_path: Path, header: str, cell: str, expected: tuple[str | None, ...]):
+    """A Job UUID is a UUID, a Job # a number, a Job ID may be both: else payments land at the wrong job or at none."""
+    whole = read_text(tmp_path, "payments", f"{header},Amount,Date\n{cell},1.00,2024-11-01\n")
+    row = whole.rows[0]
+    assert (row["job_ref"], row["job_id_ref"], row["job_number_ref"]) == expected
+    assert row["payment_id"] is None
+
+
+def test_calls_export(tmp_path: Path):
+    """Times without a year, durations in words, Answered as a name."""
+    whole = read_text(tmp_path, "calls", SAMPLES["calls"])
+    assert whole.rows == [
+        {
+            "record_no": 1,
+            "started_at": utc(2025, 12, 17, 20, 21),
+            "call_date": day("2025-12-17"),
+            "from_number": "(555) 010-0100",
+            "to_number": "(555) 010-0199",
+            "flow": "eLocals",
+            "answered": True,
+            "answered_by": "Tess",
+            "duration_seconds": 205,
+            "job_ref": "AB12CD",
+        },
+        {
+            "record_no": 2,
+            "started_at": utc(2025, 12, 18, 5, 5),
+            "call_date": day("2025-12-18"),
+            "from_number": "(555) 010-0101",
+            "to_number": "(555) 010-0199",
+            "flow": None,
+            "answered": False,
+            "answered_by": None,
+            "duration_seconds": 45,
+            "job_ref": None,
+        },
+    ]
+
+
+def test_calls_export_at_its_limit(tmp_path: Path):
+    """An export of exactly 5,000 rows is probably cut off: without the warning nobody would notice."""
+    line = "(555) 010-0100,(555) 010-0199,2025-12-17 10:00,45 Sec\n"
+    header = "From number,To number,Time,Duration\n"
+    assert "cut off" in read_text(tmp_path, "calls", header + line * 5000).file.warnings[0]
+    assert read_text(tmp_path, "calls", header + line * 4999).file.warnings == []
+
+
+def test_leads_exports(tmp_path: Path):
+    """eLocals times have an offset and costs a dollar sign; Pro Referral's status may be blank."""
+    elocals = read_text(tmp_path, "elocals_leads", SAMPLES["elocals_leads"])
+    assert [(row["lead_id"], row["lead_at"], row["lead_date"], row["cost"], row["status"], row["caller_number"]) for row in elocals.rows] == [
+        ("E1", utc(2025, 12, 5, 15, 21, 17), day("2025-12-05"), "65.25", "Billable", "(555) 010-0100"),
+        ("E2", utc(2025, 12, 6, 7, 30), day("2025-12-06"), "0.00", "Credited", "(555) 010-0101"),
+    ]  # fmt: skip
+    proref = read_text(tmp_path, "proref_leads", SAMPLES["proref_leads"])
+    assert [(row["lead_id"], row["lead_date"], row["current_status"], row["zip"]) for row in proref.rows] == [
+        ("L1", day("2025-12-05"), "Passed", "01234"),
+        ("L2", day("2025-12-06"), None, "01235"),
+    ]
+
+
+def test_targets_file(tmp_path: Path):
+    """Blank source and segment mean the whole business; what is not set is NULL, not 0."""
+    whole = read_text(tmp_path, "targets", SAMPLES["targets"] + "2026-01,Google,Maybe,1,,,\n")
+    assert [tuple(row.values())[1:] for row in whole.rows] == [
+        (day("2025-12-01"), "ALL", "ALL", 120, "40000.00", "0.35", "55"),
+        (day("2025-12-01"), "Google", "COD", 30, None, None, None),
+    ]
+    assert "line 4: segment 'MAYBE' is no segment; accepted: ALL, COD, INS, OTHER" in whole.reasons
+
+
+def spend(whole) -> list[tuple[object, ...]]:
+    return [
+        tuple(row[name] for name in ("month", "day", "campaign", "amount", "covered_to"))
+        for row in whole.rows
+    ]
+
+
+def test_google_report_with_a_date_range(tmp_path: Path):
+    """Title, range line and totals are no records; the range gives the month and what is covered."""
+    whole = read_text(tmp_path, "google_spend", SAMPLES["google_spend"])
+    assert spend(whole) == [
+        (day("2025-10-01"), None, "Fridges", "2520.00", day("2025-10-31")),
+        (day("2025-10-01"), None, "Ovens", "0.50", day("2025-10-31")),
+    ]
+    assert (whole.file.records_read, whole.file.summary_lines, whole.file.warnings) == (4, 2, [])
+
+
+def test_google_report_over_several_months_without_dates(tmp_path: Path):
+    """Its spend cannot be told apart by month: refused at the header, nothing loaded."""
+    content = SAMPLES["google_spend"].replace("October 31", "November 30")
+    with pytest.raises(
+        RefusedFile, match=r"several months \(2025-10-01 to 2025-11-30\) and has no date column"
+    ):
+        read_text(tmp_path, "google_spend", content)
+    with pytest.raises(RefusedFile, match="no column tells the month"):
+        read_text(tmp_path, "google_spend", content.split("\r\n", 2)[2])
+
+
+def test_google_coverage_of_months(tmp_path: Path):
+    """A month exported within itself is covered to the export's day, others to their end."""
+    content = "Month,Amount\n2025-11,310.00\nDec 2025,99.5\n"
+    assert spend(read_text(tmp_path, "google_spend", content)) == [
+        (day("2025-11-01"), None, "all", "310.00", day("2025-11-30")),
+        (day("2025-12-01"), None, "all", "99.5", day("2025-12-20")),
+    ]
+
+
+def test_google_report_exported_before_its_range_ends(tmp_path: Path):
+    """A range to the month's end covers no more than was known on the day of the export."""
+    content = SAMPLES["google_spend"].replace("October", "December")
+    assert {row[-1] for row in spend(read_text(tmp_path, "google_spend", content))} == {day("2025-12-20")}
+
+
+def test_google_coverage_of_days(tmp_path: Path):
+    """A file by day covers its last month to its last day; a first month that starts late is warned of."""
+    content = "Day,Campaign,Cost\n2025-10-30,A,1.00\n2025-10-31,A,2.00\n2025-11-04,B,3.00\n"
+    whole = read_text(tmp_path, "google_spend", content)
+    assert spend(whole) == [
+        (day("2025-10-01"), day("2025-10-30"), "A", "1.00", day("2025-10-31")),
+        (day("2025-10-01"), day("2025-10-31"), "A", "2.00", day("2025-10-31")),
+        (day("2025-11-01"), day("2025-11-04"), "B", "3.00", day("2025-11-04")),
+    ]
+    assert "begins on 2025-10-30" in whole.file.warnings[0]
+
+
+def test_google_dates_that_are_months(tmp_path: Path):
+    """`Date` with nothing but firsts of months is a monthly file: else each month would be covered for one day."""
+    whole = read_text(tmp_path, "google_spend", "Date,Amount\n2025-10-01,310.00\n2025-11-01,300.00\n")
+    assert spend(whole) == [
+        (day("2025-10-01"), None, "all", "310.00", day("2025-10-31")),
+        (day("2025-11-01"), None, "all", "300.00", day("2025-11-30")),
+    ]
+    assert whole.file.warnings == []
+
+
+def test_google_micros(tmp_path: Path):
+    """API exports count millionths; they stay unrounded for the sum."""
+    content = "campaign.name,segments.date,metrics.cost_micros\nA,2025-10-02,1005000\nA,2025-10-03,1\n"
+    assert [row["amount"] for row in read_text(tmp_path, "google_spend", content).rows] == [
+        "1.005000",
+        "0.000001",
+    ]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Ad group", "Device", "Network (with search partners)", "segments.device", "ad_group.name", "Account"],
+)
+def test_google_report_that_is_split_further(tmp_path: Path, header: str):
+    """Equal records of two ad groups would count once, others would contradict each other."""
+    content = f"Day,Campaign,{header},Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,2.00\n2025-10-02,B,y,2.00\n"
+    with pytest.raises(RefusedFile) as refusal:
+        read_text(tmp_path, "google_spend", content)
+    assert str(refusal.value) == (
+        f"export.csv: 2 records of campaign 'B' on 2025-10-02, because the report is split by {header}; accepted: one"
+        " record for each campaign and day or month; export it without these columns"
+    )
+
+
+def test_google_report_whose_parts_are_campaigns(tmp_path: Path):
+    """A column that splits nothing does no harm; other columns say nothing about the spend."""
+    content = "Day,Campaign,Ad group,Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,1.00\n2025-10-03,B,x,1.00\n"
+    assert len(read_text(tmp_path, "google_spend", content).rows) == 3
+    content = (
+        "Day,Campaign,Cost,Campaign status,Ad group types\n2025-10-02,A,1.00,x,y\n2025-10-02,A,1.00,x,y\n"
+    )
+    assert len(read_text(tmp_path, "google_spend", content).rows) == 2
+
+
+def test_jobs_without_uuids_go_by_number(tmp_path: Path):
+    """A jobs file without a UUID column has NULL ids; one with the column refuses a blank one."""
+    rest = "Job Type,Source,Created"
+    whole = read_text(
+        tmp_path, "jobs", f"Job #,{rest}\n003504,COD Service,NSA,2024-11-01\n,COD Service,NSA,2024-11-01\n"
+    )
+    assert [(row["job_id"], row["job_number"]) for row in whole.rows] == [(None, "3504")]
+    assert "line 3: Job # is blank; accepted: the job's id" in whole.reasons
+    both = read_text(tmp_path, "jobs", f"Job #,UUID,{rest}\n3504,,COD Service,NSA,2024-11-01\n")
+    assert "line 2: UUID is blank; accepted: the job's id" in both.reasons
+
+
+def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
+    """`Job ID` alone is the id; beside a UUID column it is the number."""
+    rest = "Job Type,Source,Created"
+    alone = read_text(tmp_path, "jobs", f"Job ID,{rest}\n003504,COD Service,NSA,2024-11-01\n").rows[0]
+    assert (alone["job_id"], alone["job_number"]) == ("003504", None)
+    beside = read_text(
+        tmp_path, "jobs", f"Job ID,UUID,{rest}\n003504,AB12CD,COD Service,NSA,2024-11-01\n"
+    ).rows[0]
+    assert (beside["job_id"], beside["job_number"]) == ("AB12CD", "3504")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_is_recognised_by_its_header(tmp_path: Path, source: str):
+    """Users drop files without telling names: exactly one source may fit a header."""
+    path = tmp_path / "export_export (23).csv"
+    path.write_text(SAMPLES[source])
+    assert recognise(path, tmp_path).name == source
+    path = path.rename(tmp_path / "Book1.xlsx")
+    path.write_bytes(workbook_bytes([line.split(",") for line in SAMPLES[source].splitlines()]))
+    assert recognise(path, tmp_path).name == source
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("leads cost Elocals October.csv", "elocals_leads"),
+        ("ProReferral leads.csv", "proref_leads"),
+        ("pro_referral-2025.csv", "proref_leads"),
+        ("google_spend_2025.csv", "google_spend"),
+        ("Google Ads report.csv", "google_spend"),
+        ("Campaign report (4).csv", "google_spend"),
+        ("jobs-2025-12-16T13_58_55.706Z.csv", "jobs"),
+        ("Payments.csv", "payments"),
+        ("calls.csv", "calls"),
+        ("targets 2026.csv", "targets"),
+    ],
+)
+def test_recognised_by_name(tmp_path: Path, name: str, expected: str):
+    """A telling name needs no header."""
+    (tmp_path / name).write_text("anything")
+    assert recognise(tmp_path / name, tmp_path).name == expected
+
+
+def test_recognised_by_folder(tmp_path: Path):
+    """The folder decides, whatever the name says; deeper folders are the user's."""
+    path = tmp_path / "payments" / "2025" / "jobs.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    assert recognise(path, tmp_path).name == "payments"
+
+
+def test_unrecognised_files(tmp_path: Path):
+    """Never skipped silently: the message says where the file can go."""
+    (tmp_path / "invoices").mkdir()
+    for path, content, message in (
+        (tmp_path / "data.csv", "a,b\n1,2\n", "neither its name nor its header"),
+        (
+            tmp_path / "invoices" / "jobs.csv",
+            SAMPLES["jobs"],
+            "'invoices' is no source; accepted: jobs, payments",
+        ),
+        (
+            tmp_path / "all.csv",
+            "Month,Amount,target_repairs\n2025-10,1,2\n",
+            r"fits several sources \(google_spend, targets\)",
+        ),
+    ):
+        path.write_text(content)
+        with pytest.raises(UnrecognisedFile, match=message):
+            recognise(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("export 2025-12-16T13_58_55.706Z.csv", datetime(2025, 12, 16, 13, 58, 55, 706000, UTC)),
+        ("2025-12-16T13-58-55.csv", datetime(2025, 12, 16, 18, 58, 55, tzinfo=UTC)),
+        ("jobs_2025-07-16t13:58:55z (2).xlsx", datetime(2025, 7, 16, 13, 58, 55, tzinfo=UTC)),
+    ],
+)
+def test_export_time_in_the_name(tmp_path: Path, name: str, expected: datetime):
+    """Which of two files is newer must not depend on when they were copied; without Z it is business time."""
+    (tmp_path / name).touch()
+    assert export_time(tmp_path / name, NEW_YORK) == (expected, "name")
+
+
+@pytest.mark.parametrize("name", ["jobs 2025-12-16.csv", "2025-13-16T13_58_55Z.csv", "2025-12-16T13_58.csv"])
+def test_export_time_from_the_file(tmp_path: Path, name: str):
+    """A date alone, or an impossible one, is no export time."""
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
+    assert export_time(tmp_path / name, NEW_YORK) == (datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "mtime")
+
+
+def test_workbook_of_jobs(tmp_path: Path):
+    """Numbers to 15 digits, ids that a spreadsheet holds as numbers, dates as dates, the first fitting sheet."""
+    header = ["Job #", "UUID", "Job Type", "Source", "Created", "Total"]
+    path = tmp_path / "jobs.xlsx"
+    path.write_bytes(
+        workbook_bytes(
+            [header, [1, "HIDDEN", "COD Service", "Google", datetime(2025, 1, 1), 1]],
+            [["Notes"], ["Job # of last year"]],
+            [
+                ["Jobs export"],
+                [],
+                header,
+                [3504.0, "AB12CD", "COD Service", "Google", datetime(2025, 12, 18, 10, 30), 0.1 + 0.2],
+                ["003505", 123456, "Warranty", "Google", date(2025, 12, 18), 244.60000000000002],
+                [None, None, None, None, None, None],
+                [3506, "12E345", "COD Service", None, "12/18/2025 3:05 PM", 12.345],
+                [3507, "AB12CE", "COD Service", "Google", 45611.4375, 1],
+                ["Total", None, None, None, None, 244.9],
+            ],
+            [header, [2, "SECOND", "COD Service", "Google", datetime(2025, 1, 1), 1]],
+            hidden=[0],
+        )
+    )
+    whole = read(path, "jobs")
+    assert [(row["job_number"], row["job_id"], row["created_at"], row["total"]) for row in whole.rows] == [
+        ("3504", "AB12CD", utc(2025, 12, 18, 15, 30), "0.3"),
+        ("3505", "123456", utc(2025, 12, 18, 5), "244.6"),
+    ]
+    assert "line 7: Total '12.345' has more than 2 decimals" in whole.reasons
+    assert "line 8: Created '45611.4375' is not a date" in whole.reasons
+    assert (whole.file.sheet, whole.file.encoding, whole.file.summary_lines) == ("Sheet 3", "xlsx", 1)
+    assert whole.file.warnings == [
+        "only the sheet 'Sheet 3' was read; not read, though they look alike: 'Sheet 4'; save each sheet as a file of "
+        "its own"
+    ]
+
+
+def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
+    """Without it a cost or a target's source would become blank, which means something else."""
+    path = tmp_path / "targets.xlsx"
+    path.write_bytes(
+        workbook_bytes(
+            [
+                ["month", "source", "target_repairs", "note"],
+                ["2025-10", '="Goo"&"gle"', 1, "=1+1"],
+                ["2025-10", "eLocals", 2, "=2+2"],
+                ["=DATE(2025,11,1)", "Google", "=1+2", None],
+                ["=DATE(2025,12,1)", "=B2", "=C4", None],
+                ["Total", None, "=SUM(C2:C4)", None],
+            ]
+        )
+    )
+    whole = read(path, "targets")
+    assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("eLocals", 2)]
+    assert whole.file.summary_lines == 1
+    for rejected, line, header in zip(
+        whole.rejected, (2, 4, 5), ("source", "target_repairs", "target_repairs"), strict=True
+    ):
+        (reason,) = rejected.reasons
+        assert reason.startswith(f"line {line}: {header} is a formula without a stored result; accepted: ")
+    assert whole.rejected[0].record == {
+        "month": "2025-10",
+        "source": '="Goo"&"gle"',
+        "target_repairs": "1",
+        "note": "=1+1",
+    }
+
+
+def test_workbook_with_computed_formulas(tmp_path: Path):
+    """What a spreadsheet program saves has the results, of which one may be an empty text."""
+    cells = [["month", "source", "target_repairs"], ["2025-10", '=IF(TRUE,"","x")', "=1+2"]]
+    computed = {
+        b'<c r="B2"><f>IF(TRUE,"","x")</f><v /></c>': b'<c r="B2" t="str"><f>IF(TRUE,"","x")</f><v></v></c>',
+        b'<c r="C2"><f>1+2</f><v /></c>': b'<c r="C2"><f>1+2</f><v>3</v></c>',
+    }
+    path = tmp_path / "targets.xlsx"
+    with zipfile.ZipFile(io.BytesIO(workbook_bytes(cells))) as written, zipfile.ZipFile(path, "w") as saved:
+        for name in written.namelist():
+            part = written.read(name)
+            if name == "xl/worksheets/sheet1.xml":
+                for before, after in computed.items():
+                    assert before in part
+                    part = part.replace(before, after)
+            saved.writestr(name, part)
+    whole = read(path, "targets")
+    assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("ALL", 3)]
+    assert whole.rejected == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, ""),
+        (True, "TRUE"),
+        (244.60000000000002, "244.6"),
+        (3504.0, "3504"),
+        (123456789012.0, "123456789012"),
+        (1e22, "1e+22"),
+        (datetime(2025, 12, 18, 10, 29, 59, 999_900), "2025-12-18 10:30:00"),
+        (datetime(2025, 12, 18), "2025-12-18"),
+        (time(3, 25), "03:25:00"),
+        (timedelta(hours=26, minutes=3), "26:03:00"),
+        ("a\x00b\ud800", "a\ufffdb?"),
+    ],
+)
+def test_spreadsheet_cells_as_text(value: object, expected: str):
+    """What a spreadsheet holds as a number or date must read as its export would."""
+    assert cell_text(value) == expected
+
+
+def test_workbook_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A small archive can unpack to more than the machine has."""
+    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.MAX_UNCOMPRESSED", 1000)
+    path = tmp_path / "jobs.xlsx"
+    path.write_bytes(workbook_bytes([["x"]]))
+    with pytest.raises(
+        RefusedFile, match=r"the workbook unpacks to .* bytes; accepted: at most 1,000; save it as CSV"
+    ):
+        read(path, "jobs")
+
+
+def test_workbook_beyond_the_sheet_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Damaged row numbers would otherwise make a sheet of any length."""
+    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.workbook.MAX_ROWS", 2)
+    path = tmp_path / "targets.xlsx"
+    path.write_bytes(workbook_bytes([["month", "target_repairs"], ["2025-10", 1], ["2025-11", 2]]))
+    with pytest.raises(RefusedFile, match="goes beyond 2 rows"):
+        read(path, "targets")
+
+
+def test_old_and_foreign_formats(tmp_path: Path):
+    """What is no table of text is named for what it is."""
+    for start, message in (
+        (b"\xd0\xcf\x11\xe0" + b"x" * 600, "old or encrypted Excel"),
+        (b"%PDF-1.7", "not a table"),
+        (b"PK\x03\x04junk", "damaged"),
+    ):
+        with pytest.raises(RefusedFile, match=message):
+            read_text(tmp_path, "jobs", start)
+
+
+def test_unreadable_file(tmp_path: Path):
+    """A folder, or a file that has gone, is a refusal like others."""
+    for path in (tmp_path / "gone.csv", tmp_path):
+        with pytest.raises(RefusedFile, match="cannot be read"):
+            open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
+
+
+def test_file_that_vanishes_while_it_is_read(tmp_path: Path):
+    """Users move files at any moment: that is a refusal, not a traceback."""
+    path = tmp_path / "jobs.csv"
+    path.write_text(SAMPLES["jobs"])
+    file = open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
+    path.unlink()
+    with pytest.raises(RefusedFile, match="changed or vanished while it was read"):
+        list(file.batches())
+
+
+def test_another_timezone(tmp_path: Path):
+    """Local times and dates are the business timezone's."""
+    row = read_text(
+        tmp_path,
+        "payments",
+        "Job #,Amount,Date\n1,1.00,2024-11-01T03:00:00Z\n",
+        timezone=ZoneInfo("Asia/Tokyo"),
+    ).rows[0]
+    assert (row["paid_at"], row["paid_date"]) == (utc(2024, 11, 1, 3), day("2024-11-01"))
+    row = read_text(
+        tmp_path, "payments", "Job #,Amount,Date\n1,1.00,2024-11-01\n", timezone=ZoneInfo("Asia/Tokyo")
+    ).rows[0]
+    assert (row["paid_at"], row["paid_date"]) == (utc(2024, 10, 31, 15), day("2024-11-01"))
+
+
+def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Record numbers, line numbers and counts must run on from batch to batch."""
+    rows = [
+        jobs_row(number=str(number), uuid=f"U{number:05}", total="1.00" if number % 50 else "x")
+        for number in range(1, 501)
+    ]
+    content = csv_text([JOBS_HEADER, *rows])
+    one = read_text(tmp_path, "jobs", content)
+    monkeypatch.setattr(splitting, "PIECE", 5000)
+    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.BLOCK", 1111)
+    many = read_text(tmp_path, "jobs", content)
+    assert (many.rows, many.rejected) == (one.rows, one.rejected)
+    assert (
+        len(
+            list(
+                open_file(
+                    tmp_path / "export.csv", SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK
+                ).batches()
+            )
+        )
+        > 10
+    )
+    # Each record takes two lines (its notes), the header one: record 50 begins in line 100.
+    assert many.rejected[0].record_no == 50
+    assert many.rejected[0].reasons[0].startswith("line 100: Total 'x' is not a number")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[..., str], source: str):
+    """The loader copies what pyarrow writes: every staged value must be one that PostgreSQL reads as its type."""
+    declared = SOURCES[source]
+    path = tmp_path / "x.csv"
+    path.write_text(SAMPLES[source])
+    file = open_file(path, declared, exported_at=EXPORTED_AT, timezone=NEW_YORK)
+    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns)
+    with psycopg.connect(new_database()) as connection:
+        connection.execute(f"CREATE TEMP TABLE staged (record_no bigint, {columns})")
+        total = 0
+        for batch in file.batches():
+            pacsv.write_csv(batch.rows, tmp_path / "staged.csv")
+            with connection.cursor().copy("COPY staged FROM STDIN (FORMAT csv, HEADER)") as copy:
+                copy.write((tmp_path / "staged.csv").read_bytes())
+            for staged in batch.rows.to_pylist():
+                total += 1
+                found = connection.execute(
+                    "SELECT * FROM staged WHERE record_no = %s", [staged["record_no"]]
+                ).fetchone()
+                assert found is not None
+                for (name, kind), value in zip(declared.staged_columns, found[1:], strict=True):
+                    text = staged[name]
+                    expected = text if not kind.startswith("numeric") or text is None else type(value)(text)
+                    assert value == expected, name
+        assert total == file.records_read - file.summary_lines
+
+
+def test_declared_decimal_comma_is_used(tmp_path: Path):
+    """A source may declare European amounts; none does by default."""
+    european = replace(SOURCES["payments"], decimal_comma=True, date_order="dmy")
+    row = read_text(tmp_path, european, "Job #;Amount;Date\n1;1.234,50;03.02.2024\n").rows[0]
+    assert (row["amount"], row["paid_date"]) == ("1234.50", day("2024-02-03"))

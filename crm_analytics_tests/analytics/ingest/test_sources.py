@@ -1,0 +1,103 @@
+"""The declarations themselves, and the matching of headers against them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from crm_analytics.analytics.ingest.reading.header import find_header, match_header
+from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source, fold_header
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_no_header_names_two_columns(source: Source):
+    """A header that two columns accept would go to one of them by chance."""
+    accepted = Counter(
+        folded for column in source.columns for folded in {fold_header(header) for header in column.headers}
+    )
+    assert [
+        header for header, count in accepted.items() if count > 1 and header not in source.second_choice
+    ] == []
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_canonical_names_are_accepted(source: Source):
+    """A file written with our own names must load."""
+    for column in source.columns:
+        assert match_header(source, [column.name]).positions == {column.name: 0}
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "headers"),
+    [
+        ("jobs", "job_id", "UUID,Job UUID,job_id,Job ID"),
+        ("jobs", "job_number", "Job #,Job Number,SerialId"),
+        ("jobs", "type", "Job Type,JobType,Type"),
+        ("jobs", "source", "Source,JobSource,Lead Source,Ad Source"),
+        ("jobs", "status", "Status,Job Status"),
+        ("jobs", "created_at", "Created,CreatedDate,Created At"),
+        ("jobs", "scheduled_at", "Job Date,JobDateTime,Scheduled"),
+        ("jobs", "ended_at", "Job End,JobEndDateTime"),
+        ("payments", "payment_id", "Payment ID,Transaction ID"),
+        ("payments", "job_number", "Job #"),
+        ("payments", "job_id", "Job ID"),
+        ("payments", "job_uuid", "Job UUID"),
+        ("payments", "paid_at", "Date,Payment Date,Payment Received Date,Paid At"),
+        ("payments", "amount", "Amount,Amount Paid,Payment Amount"),
+        ("payments", "method", "Payment Methods,Method,Payment Type"),
+        ("payments", "status", "Status,Payment Status"),
+        ("elocals_leads", "lead_id", "Unique ID,Call ID,Lead ID"),
+        ("elocals_leads", "lead_at", "Time,Call Date Time,Date,Created"),
+        ("elocals_leads", "cost", "Cost,Call Cost,Lead Price"),
+        ("elocals_leads", "status", "Status"),
+        ("proref_leads", "lead_id", "Unique ID,Call ID,Lead ID"),
+        ("proref_leads", "lead_at", "Time,Call Date Time,Date,Created"),
+        ("proref_leads", "current_status", "Current Status"),
+        ("google_spend", "month", "Month"),
+        ("google_spend", "day", "Day,Date"),
+        ("google_spend", "amount", "Amount,Cost,Spend,cost_micros"),
+    ],
+)
+def test_aliases(source: str, column: str, headers: str):
+    """The alias table of `inputs.md`: a header lost here refuses every file that has it."""
+    for header in headers.split(","):
+        for spelling in (header, f"\ufeff{header.upper()}\u00a0", header.replace(" ", "_")):
+            assert match_header(SOURCES[source], [spelling]).positions == {column: 0}
+
+
+def test_what_is_not_taken():
+    """Columns of the jobs export that look like others: lead cost, revenue, and statuses of another kind."""
+    unknown = [
+        "Cost",
+        "Amount Paid",
+        "Amount Due",
+        "Sub-Status",
+        "Payment Methods",
+        "Conversion Date",
+        "Created By",
+    ]
+    assert match_header(SOURCES["jobs"], unknown).positions == {}
+    assert match_header(SOURCES["elocals_leads"], ["Current Status"]).positions == {}
+    assert match_header(SOURCES["calls"], ["From", "To", "Job"]).positions == {}
+    assert match_header(SOURCES["google_spend"], ["Cost / conv.", "Avg. cost"]).positions == {}
+
+
+def test_header_row_is_the_first_complete_one():
+    """Titles above the header and data that resembles one must not be taken for it."""
+    rows = [
+        ["Report of Amount", "Date"],
+        ["Amount"],
+        ["Job #", "Amount", "Date"],
+        ["Job #", "Amount", "Date", "Status"],
+    ]
+    found = find_header(SOURCES["payments"], rows)
+    assert found is not None
+    assert found[0] == 2
+    assert found[1].labels == ["Job #", "Amount", "Date"]
+
+
+def test_labels_are_distinct():
+    """A quarantined record is shown by header: repeated and blank ones must not swallow each other's cells."""
+    match = match_header(SOURCES["payments"], ["Note", "Note", "", " Note", "Amount"])
+    assert match.labels == ["Note", "Note (2)", "(column 3)", "Note (4)", "Amount"]

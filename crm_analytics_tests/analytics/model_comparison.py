@@ -1,0 +1,109 @@
+"""Reading the warehouse's metric tables and holding them against the oracle, exactly."""
+
+from __future__ import annotations
+
+import os
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import psycopg
+from hypothesis import HealthCheck, Phase, settings
+
+from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
+from crm_analytics.core.months import next_month
+from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics.reference_model import (
+    EXACT_GENERATED,
+    MEASURES,
+    RATIOS,
+    Metrics,
+    Warehouse,
+    rounded,
+)
+
+Table = dict[oracle.Key, dict[str, Any]]
+COLUMNS = (*MEASURES, *EXACT_GENERATED, *RATIOS)
+
+
+def profile(examples: int) -> settings:
+    """The same examples on every run; ORACLE_EXAMPLES=N runs N random ones instead, and shrinks what fails.
+
+    Shrinking takes minutes here, which a suite that has just failed should not spend.
+    """
+    asked = os.environ.get("ORACLE_EXAMPLES")
+    return settings(
+        max_examples=int(asked) if asked else examples,
+        derandomize=not asked,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink) if asked else (Phase.explicit, Phase.generate),
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def stored(connection: psycopg.Connection[Any], table: str, day: str) -> Table:
+    """A metric table by (day, source, segment)."""
+    rows = connection.execute(f"SELECT {day}, source, segment, {', '.join(COLUMNS)} FROM analytics.{table}")
+    return {(row[0], row[1], row[2]): dict(zip(COLUMNS, row[3:], strict=True)) for row in rows}
+
+
+def assert_equal(found: Table, expected: Metrics) -> None:
+    """Every key and every column: counts and money to the cent, ratios to every digit stored (at least 12)."""
+    assert set(found) == set(expected), {
+        "missing": sorted(set(expected) - set(found)),
+        "surplus": sorted(set(found) - set(expected)),
+    }
+    for key, measures in expected.items():
+        row = found[key]
+        exact = (*MEASURES, *EXACT_GENERATED)
+        assert {name: row[name] for name in exact} == {name: getattr(measures, name) for name in exact}, key
+        for name in RATIOS:
+            ratio: Fraction | None = getattr(measures, name)
+            value: Decimal | None = row[name]
+            if ratio is None or value is None:
+                assert ratio is value, (key, name)
+                continue
+            places = -int(value.as_tuple().exponent)
+            assert places >= 12, (key, name, value)
+            assert value == rounded(ratio, places), (key, name)
+
+
+def assert_metrics(connection: psycopg.Connection[Any], warehouse: Warehouse) -> None:
+    """daily_metrics and monthly_metrics say what the oracle says."""
+    daily = oracle.daily_metrics(warehouse)
+    assert_equal(stored(connection, "daily_metrics", "date"), daily)
+    assert_equal(stored(connection, "monthly_metrics", "month"), oracle.monthly_metrics(daily))
+
+
+def refresh_stale(connection: psycopg.Connection[Any]) -> None:
+    """One refresh for each stale month, as the sensor would do it, and nothing else."""
+    for stale in stale_months(connection):
+        refresh(connection, stale.month, next_month(stale.month))
+
+
+def assert_every_way_agrees(
+    connection: psycopg.Connection[Any], warehouse: Warehouse, first: date, last: date
+) -> None:
+    """Stale months only, everything again, one range from nothing, month by month from nothing: all the oracle's.
+
+    Args:
+        connection: to the analytics database.
+        warehouse: what its raw tables hold.
+        first: first month that may hold data.
+        last: last month that may hold data.
+    """
+    refresh_stale(connection)
+    assert stale_months(connection) == []
+    assert_metrics(connection, warehouse)
+    assert sum(month.changed_rows for month in refresh(connection, first, next_month(last))) == 0
+    connection.execute("TRUNCATE analytics.daily_metrics, analytics.monthly_metrics")
+    refresh(connection, first, next_month(last))
+    assert_metrics(connection, warehouse)
+    connection.execute("TRUNCATE analytics.daily_metrics, analytics.monthly_metrics")
+    month = first
+    while month <= last:
+        refresh(connection, month, next_month(month))
+        month = next_month(month)
+    assert_metrics(connection, warehouse)

@@ -1,0 +1,312 @@
+"""Random exports as real files, arriving in any order: raw tables and metrics are what the files say in export order."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics import test_correction_histories as corrections
+from crm_analytics_tests.analytics.model_comparison import (
+    assert_every_way_agrees,
+    assert_metrics,
+    profile,
+    refresh_stale,
+)
+from crm_analytics_tests.analytics.reference_model import (
+    Call,
+    ElocalsLead,
+    ExportFile,
+    Job,
+    ProrefLead,
+    Spend,
+    table_after,
+)
+from crm_analytics_tests.analytics.test_correction_histories import FIRST, LAST, Model, PaymentRow, Step
+
+NEW_YORK = ZoneInfo("America/New_York")
+EXPORTED = [datetime(2025, 2, day, 13, 58, 55, 706000, tzinfo=UTC) for day in (3, 9, 16)]
+EXPORTED.append(datetime(2025, 1, 20, 4, 30, tzinfo=UTC))  # inside January: its spend is month to date
+
+
+# -- records: what a file says, how it says it, and what the oracle takes from it ---------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One record as written; `says` is None where it must be quarantined."""
+
+    cells: tuple[tuple[str, str], ...]
+    says: Any
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file: where it lies, when it was exported, its lines."""
+
+    source: str
+    name: str
+    exported_at: datetime
+    lines: tuple[Line, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{self.source}/{self.name}_{self.exported_at:%Y-%m-%dT%H_%M_%S}.706Z.csv"
+
+    def text(self) -> str:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, [name for name, _ in self.lines[0].cells])
+        writer.writeheader()
+        writer.writerows(dict(line.cells) for line in self.lines)
+        return buffer.getvalue()
+
+    def export(self) -> ExportFile[Any]:
+        return ExportFile(
+            self.exported_at, self.path, tuple(line.says for line in self.lines if line.says is not None)
+        )
+
+
+def tidy(text: str | None) -> str | None:
+    """A label as the raw tables keep it."""
+    return " ".join(text.split()) or None if text else None
+
+
+def weekday_date(day: date) -> str:
+    return f"{day:%a %b %d %Y}"
+
+
+def job_line(job: Job, padded: bool, bad: bool) -> Line:
+    number = job.job_number or ""
+    cells = {
+        "Job #": f"{number:0>6}" if padded and number else number,
+        "UUID": job.job_id,
+        "Job Type": job.type or "",
+        "Source": job.source or "",
+        "Status": job.status or "",
+        "Created": "Mon Feb 30 2024" if bad else weekday_date(job.job_date),
+    }
+    kept = Job(job.job_id, job.job_number, tidy(job.type), tidy(job.source), job.status, job.job_date)
+    return Line(tuple(cells.items()), None if bad else kept)
+
+
+def payment_line(row: PaymentRow, style: int, bad: bool) -> Line:
+    amount = [f"{row.amount}", f"${abs(row.amount):,}", f"{abs(row.amount)}"][style]
+    if style and row.amount < 0:
+        amount = f"({amount})" if style == 1 else f"{amount}-"
+    cells = {
+        "Payment ID": row.payment_id,
+        "Job #": f"{row.number:0>5}" if style and row.number else row.number or "",
+        "Job UUID": row.uuid or "",
+        "Status": row.status or "",
+        "Amount": "1.234,50" if bad else amount,
+        "Date": weekday_date(row.paid_date),
+    }
+    status = (row.status or "").strip() or None
+    kept = PaymentRow(row.payment_id, row.uuid, row.number, row.paid_date, row.amount, status)
+    return Line(tuple(cells.items()), None if bad else kept)
+
+
+def call_line(caller: str, day: date, flow: str | None, minute: int, bad: bool) -> Line:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th") if day.day not in (11, 12, 13) else "th"
+    at = f"{day:%a %b} {day.day}{suffix}, 03:{minute:02}PM"
+    cells = {
+        "From": "", "From number": caller, "To": "", "To number": "(718) 555-0100", "Time": "noon" if bad else at,
+        "Flow": flow or "", "Answered": "Rita", "Job": "", "Duration": "3 Min 25 Sec",
+    }  # fmt: skip
+    return Line(tuple(cells.items()), None if bad else ((caller, day, minute), Call(day, tidy(flow))))
+
+
+def elocals_line(lead_id: str, day: date, cost: Decimal | None, bad: bool) -> Line:
+    at = datetime(day.year, day.month, day.day, 21, 30, tzinfo=NEW_YORK)  # next day in UTC
+    shown = "" if cost is None else f"${cost}" if cost >= 0 else f"-${-cost}"
+    cells = {"Unique ID": lead_id, "Time": f"{at:%Y-%m-%d %H:%M:%S %z}", "Duration": "02:10",
+             "Cost": "NaN" if bad else shown, "Status": "", "Caller ID": "(212) 555-0101"}  # fmt: skip
+    return Line(tuple(cells.items()), None if bad else ElocalsLead(lead_id, day, cost))
+
+
+def proref_line(lead_id: str, day: date, status: str | None, bad: bool) -> Line:
+    cells = {
+        "Lead ID": lead_id,
+        "Date": "13/45/2024" if bad else f"{day:%m/%d/%Y}",
+        "Current Status": status or "",
+    }
+    kept = ProrefLead(lead_id, day, (status or "").strip() or None)
+    return Line(tuple(cells.items()), None if bad else kept)
+
+
+rarely = st.sampled_from([False] * 7 + [True])
+job_lines = st.builds(job_line, corrections.jobs, st.booleans(), rarely)
+payment_lines = st.builds(payment_line, corrections.payments, st.integers(0, 2), rarely)
+call_lines = st.builds(
+    call_line, st.sampled_from(["(212) 555-0101", "(212) 555-0102"]), corrections.days,
+    st.sampled_from(["eLocals", "GoogleAds", "Forward to Dispatch", None]), st.sampled_from([5, 6]), rarely,
+)  # fmt: skip
+elocals_lines = st.builds(elocals_line, st.sampled_from("abcd"), corrections.days, corrections.costs, rarely)
+proref_lines = st.builds(
+    proref_line,
+    st.sampled_from("abcd"),
+    corrections.days,
+    st.sampled_from(["Accepted", "PASSED", None]),
+    rarely,
+)
+
+
+@st.composite
+def spend_files(draw: st.DrawFn) -> Written:
+    exported_at = draw(st.sampled_from(EXPORTED))
+    keys = draw(
+        st.sets(
+            st.tuples(
+                st.sampled_from([FIRST, date(2024, 11, 1), LAST]), st.sampled_from(["Brand", "Search"])
+            ),
+            min_size=1,
+        )
+    )
+    lines = []
+    for month, campaign in sorted(keys):
+        amount = draw(st.sampled_from([Decimal("310.00"), Decimal("0.01"), Decimal("1234.56")]))
+        covered = oracle.covered_to(month, exported_at.astimezone(NEW_YORK).date())
+        cells = {"Month": f"{month:%Y-%m}", "Amount": f"{amount:,}", "Campaign": campaign}
+        lines.append(Line(tuple(cells.items()), Spend(month, campaign, amount, covered)))
+    return Written("google_spend", draw(st.sampled_from("abc")), exported_at, tuple(lines))
+
+
+def files_of(source: str, lines: st.SearchStrategy[Line], size: int) -> st.SearchStrategy[Written]:
+    repeated = st.lists(lines, min_size=2, max_size=size).map(lambda found: (*found, found[0]))
+    several = st.one_of(st.lists(lines, min_size=2, max_size=size).map(tuple), repeated)
+    times = EXPORTED[:3] if source == "calls" else EXPORTED  # calls have no year: none is after its export
+    return st.builds(Written, st.just(source), st.sampled_from("abc"), st.sampled_from(times), several)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[Written]:
+    """Files of all sources in any order; some contents are exported again later, byte for byte, or were before."""
+    files = [
+        *draw(st.lists(files_of("jobs", job_lines, 5), min_size=2, max_size=4)),
+        *draw(st.lists(files_of("payments", payment_lines, 7), min_size=2, max_size=4)),
+        *draw(st.lists(files_of("calls", call_lines, 4), max_size=2)),
+        *draw(st.lists(files_of("elocals_leads", elocals_lines, 4), min_size=1, max_size=3)),
+        *draw(st.lists(files_of("proref_leads", proref_lines, 4), max_size=2)),
+        *draw(st.lists(spend_files(), min_size=1, max_size=3)),
+    ]
+    for copied in draw(st.lists(st.sampled_from(files), max_size=3)):
+        if copied.source not in ("calls", "google_spend"):  # whose meaning depends on the export's date
+            files.append(replace(copied, name="d", exported_at=draw(st.sampled_from(EXPORTED))))
+    return draw(st.permutations(list({file.path: file for file in files}.values())))
+
+
+# -- what the oracle makes of the files ---------------------------------------------------------------------
+
+
+def with_occurrence(file: ExportFile[Any]) -> ExportFile[Any]:
+    """Calls have no id: the key is what they are made of and how often the file had it before."""
+    seen: Counter[Any] = Counter()
+    rows = []
+    for basis, call in file.rows:
+        seen[basis] += 1
+        rows.append(((basis, seen[basis]), call))
+    return ExportFile(file.exported_at, file.path, tuple(rows))
+
+
+def model_of(files: list[Written]) -> Model:
+    exports = {
+        source: [file.export() for file in files if file.source == source]
+        for source in ("jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend")
+    }
+    calls = table_after(map(with_occurrence, exports["calls"]), lambda row: row[0])
+    tables: dict[str, Any] = {
+        "jobs": table_after(exports["jobs"], lambda row: row.job_id),
+        "payments": table_after(exports["payments"], lambda row: row.payment_id),
+        "calls": {str(key): row[1] for key, row in calls.items()},
+        "elocals": table_after(exports["elocals_leads"], lambda row: row.lead_id),
+        "proref": table_after(exports["proref_leads"], lambda row: row.lead_id),
+        "spend": oracle.spend_after(exports["google_spend"]),
+    }
+    return Model(**tables)
+
+
+def assert_raw(connection: psycopg.Connection[Any], model: Model) -> None:
+    """Every raw table holds exactly what the files say, payments linked to the jobs that they mean."""
+
+    def rows(statement: str) -> Counter[Any]:
+        return Counter(connection.execute(statement).fetchall())
+
+    warehouse = model.warehouse()
+    assert rows("SELECT job_id, job_number, type, source, status, job_date FROM raw.jobs") == Counter(
+        (j.job_id, j.job_number, j.type, j.source, j.status, j.job_date) for j in warehouse.jobs
+    )
+    assert rows("SELECT payment_id, job_id, paid_date, amount, status FROM raw.payments") == Counter(
+        (p.payment_id, p.job_id, p.paid_date, p.amount, p.status) for p in warehouse.payments
+    )
+    assert rows("SELECT call_date, flow FROM raw.calls") == Counter(
+        (c.call_date, c.flow) for c in warehouse.calls
+    )
+    assert rows("SELECT lead_id, lead_date, cost FROM raw.elocals_leads") == Counter(
+        (lead.lead_id, lead.lead_date, lead.cost) for lead in warehouse.elocals_leads
+    )
+    assert rows("SELECT lead_id, lead_date, current_status FROM raw.proref_leads") == Counter(
+        (lead.lead_id, lead.lead_date, lead.current_status) for lead in warehouse.proref_leads
+    )
+    assert rows("SELECT month, campaign, amount, covered_to FROM raw.google_spend") == Counter(
+        (s.month, s.campaign, s.amount, s.covered_to) for s in warehouse.google_spend
+    )
+
+
+@pytest.fixture(scope="module")
+def connection(new_database: Callable[..., str]) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(new_database("analytics"), autocommit=True) as opened:
+        yield opened
+
+
+def load(connection: psycopg.Connection[Any], landing: Path, file: Written) -> None:
+    path = landing / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(file.text(), newline="")
+    result = load_source(connection, landing, file.source, timezone=NEW_YORK)
+    ((found, status),) = [(done.path, done.status) for done in result.files]
+    assert found == file.path
+    assert status in ("loaded", "same_content"), result.files
+
+
+@profile(14)
+@given(
+    files=arrivals(),
+    pauses=st.lists(st.booleans(), min_size=20, max_size=20),
+    by_hand=st.lists(st.one_of(corrections.local_steps, corrections.global_steps), max_size=4),
+)
+def test_files_in_any_order_and_corrections_give_the_oracles_tables(
+    connection: psycopg.Connection[Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    files: list[Written],
+    pauses: list[bool],
+    by_hand: list[Step],
+) -> None:
+    """Without this, a late, repeated, conflicting or damaged export could leave other numbers than its timely arrival."""
+    corrections.empty(connection)
+    connection.execute("TRUNCATE raw.source_files, raw.rejected_rows, raw.vanished_rows")
+    landing = tmp_path_factory.mktemp("landing")
+    for file, pause in zip(files, pauses, strict=False):
+        load(connection, landing, file)
+        if pause:
+            refresh_stale(connection)
+    model = model_of(files)
+    assert_raw(connection, model)
+    refresh_stale(connection)
+    assert_metrics(connection, model.warehouse())
+    for step in by_hand:
+        step(connection, model)
+    assert_every_way_agrees(connection, model.warehouse(), FIRST, LAST)

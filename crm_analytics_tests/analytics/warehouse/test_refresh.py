@@ -1,0 +1,250 @@
+"""The refresh: ranges, the queue, and concurrency. Two connections with barriers; nothing here sleeps and hopes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import psycopg
+
+from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
+from crm_analytics_tests.conftest import until_somebody_waits
+
+Connection = psycopg.Connection[Any]
+OCTOBER, NOVEMBER, DECEMBER = date(2024, 10, 1), date(2024, 11, 1), date(2024, 12, 1)
+
+
+def insert_job(connection: Connection, job_id: str, day: str) -> None:
+    connection.execute(
+        "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date) VALUES (%s, 'COD Service', 'Google', %s, %s)",
+        [job_id, f"{day} 12:00-05", day],
+    )
+
+
+def insert_payment(connection: Connection, payment_id: str, job_id: str, amount: str) -> None:
+    connection.execute(
+        "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_id, paid_date, amount)"
+        " VALUES (%s, %s, %s, %s, '2024-12-24', %s)",
+        [payment_id, job_id, job_id, job_id, amount],
+    )
+
+
+def monthly(connection: Connection) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        "SELECT to_char(month, 'YYYY-MM'), source, segment, jobs, units, repairs, leads, revenue_gross::text"
+        " FROM monthly_metrics ORDER BY 1, 2, 3"
+    ).fetchall()
+
+
+def test_refresh_empties_its_months_queue_and_logs(analytics: Connection) -> None:
+    """Without the log nobody could say which run made a number."""
+    insert_job(analytics, "A", "2024-10-31")
+    insert_job(analytics, "B", "2024-12-01")
+    insert_payment(analytics, "p", "A", "100.01")
+    done = refresh(analytics, OCTOBER, DECEMBER, run_id="run-1")
+    assert [(m.month, m.changed_rows) for m in done] == [(OCTOBER, 1), (NOVEMBER, 0)]
+    assert done[0].stale_rows >= 1
+    assert [entry.month for entry in stale_months(analytics)] == [DECEMBER]
+    assert monthly(analytics) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "100.01")]
+    logged = analytics.execute(
+        "SELECT month, run_id, changed_rows FROM refresh_log ORDER BY month"
+    ).fetchall()
+    assert logged == [(OCTOBER, "run-1", 1), (NOVEMBER, "run-1", 0)]
+
+
+def test_refresh_of_unchanged_months_writes_nothing(analytics: Connection) -> None:
+    """updated_at says when a number last changed; a nightly refresh must not touch it."""
+    insert_job(analytics, "A", "2024-10-31")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    before = analytics.execute("SELECT updated_at, xmin::text FROM daily_metrics").fetchall()
+    assert refresh(analytics, OCTOBER, NOVEMBER)[0].changed_rows == 0
+    assert analytics.execute("SELECT updated_at, xmin::text FROM daily_metrics").fetchall() == before
+
+
+def test_rows_without_any_measure_disappear(analytics: Connection) -> None:
+    """A row exists exactly where some measure is not zero: deleted jobs take their rows along."""
+    insert_job(analytics, "A", "2024-10-31")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    analytics.execute("DELETE FROM raw.jobs")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    assert analytics.execute("SELECT count(*) FROM daily_metrics").fetchone() == (0,)
+    assert monthly(analytics) == []
+
+
+def test_change_that_commits_during_a_refresh_stays_queued(analytics_url: str) -> None:
+    """The lost update: a payment arrives between the computation and the queue's emptying."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as first,
+        psycopg.connect(analytics_url, autocommit=True) as loader,
+        psycopg.connect(analytics_url, autocommit=True) as watcher,
+    ):
+        insert_job(first, "A", "2024-10-31")
+        with refresh_held_before_monthly(
+            first, watcher
+        ):  # daily metrics are computed, the queue is not emptied
+            insert_payment(loader, "p", "A", "500.00")
+        assert monthly(first)[0][-1] == "0.00"
+        assert [entry.month for entry in stale_months(loader)] == [OCTOBER]
+        refresh(first, OCTOBER, NOVEMBER)
+        assert monthly(first) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
+        assert stale_months(first) == []
+
+
+@contextmanager
+def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> Iterator[None]:
+    """A refresh of October in a thread, stopped between writing daily_metrics and monthly_metrics."""
+    thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER))
+    with holder.transaction():
+        holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
+        thread.start()
+        until_somebody_waits(holder, "relation")
+        yield
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
+    """An alias noted the months that there were; a month that appears before it commits must not keep the old rule."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as editor,
+        psycopg.connect(analytics_url, autocommit=True) as loader,
+        psycopg.connect(analytics_url, autocommit=True) as refresher,
+    ):
+        insert_job(loader, "A", "2024-10-31")
+        thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, DECEMBER))
+        with editor.transaction():
+            editor.execute("INSERT INTO channel_aliases VALUES ('angi', 'Retention')")
+            loader.execute(
+                "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
+                " VALUES ('B', 'COD Service', 'Angi', '2024-11-02 12:00-05', '2024-11-02')"
+            )
+            thread.start()
+            until_somebody_waits(loader, "relation")
+        thread.join(30)
+        refresh(refresher, OCTOBER, DECEMBER)
+        assert [row[:2] for row in monthly(loader)] == [("2024-10", "Google"), ("2024-11", "Retention")]
+        assert stale_months(loader) == []
+
+
+def test_a_month_that_has_become_empty_leaves_the_queue(analytics: Connection) -> None:
+    """A date of the far future, corrected: no partition covers that month, so no refresh would ever answer it."""
+    insert_job(analytics, "A", "2099-01-05")
+    insert_job(analytics, "B", "2024-12-05")
+    analytics.execute("UPDATE raw.jobs SET job_date = '2024-10-05' WHERE job_id = 'A'")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    assert [entry.month for entry in stale_months(analytics)] == [DECEMBER]
+
+
+def test_an_empty_month_that_is_being_refreshed_stays_queued(analytics_url: str) -> None:
+    """That refresh may be about to commit metrics of rows that are gone since."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as first,
+        psycopg.connect(analytics_url, autocommit=True) as other,
+        psycopg.connect(analytics_url, autocommit=True) as watcher,
+    ):
+        insert_job(first, "A", "2024-10-31")
+        with first.transaction():
+            refresh(first, OCTOBER, NOVEMBER)
+            watcher.execute("DELETE FROM raw.jobs")
+            refresh(other, DECEMBER, date(2025, 1, 1))
+        assert [entry.month for entry in stale_months(other)] == [OCTOBER]
+        refresh(first, OCTOBER, NOVEMBER)
+        assert monthly(first) == []
+
+
+def test_uncommitted_change_is_neither_counted_nor_forgotten(analytics_url: str) -> None:
+    """A refresh during a load: the load's entry is not visible, so it must survive the refresh."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as refresher,
+        psycopg.connect(analytics_url, autocommit=True) as loader,
+    ):
+        insert_job(refresher, "A", "2024-10-31")
+        with loader.transaction():
+            insert_payment(loader, "p", "A", "500.00")
+            refresh(refresher, OCTOBER, NOVEMBER)
+            assert monthly(refresher)[0][-1] == "0.00"
+        assert [entry.month for entry in stale_months(refresher)] == [OCTOBER]
+        refresh(refresher, OCTOBER, NOVEMBER)
+        assert monthly(refresher)[0][-1] == "500.00"
+
+
+def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
+    """The second one must see what committed while it waited: a snapshot from before the lock would be too old."""
+    with (
+        psycopg.connect(analytics_url, autocommit=True) as first,
+        psycopg.connect(analytics_url, autocommit=True) as second,
+        psycopg.connect(analytics_url, autocommit=True) as watcher,
+    ):
+        insert_job(first, "A", "2024-10-31")
+        thread = threading.Thread(target=refresh, args=(second, OCTOBER, DECEMBER))
+        with first.transaction():
+            refresh(first, OCTOBER, NOVEMBER)
+            thread.start()
+            until_somebody_waits(watcher, "advisory")
+            insert_payment(watcher, "p", "A", "500.00")
+        thread.join(30)
+        assert not thread.is_alive()
+        assert monthly(watcher) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
+        assert stale_months(watcher) == []
+
+
+def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
+    """Locks are taken in ascending order whatever the range."""
+    errors: list[Exception] = []
+    barrier = threading.Barrier(2)
+
+    def work(start: date, end: date) -> None:
+        try:
+            with psycopg.connect(analytics_url, autocommit=True) as connection:
+                for _ in range(15):
+                    barrier.wait(30)
+                    refresh(connection, start, end)
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    with psycopg.connect(analytics_url, autocommit=True) as connection:
+        for month in range(1, 13):
+            insert_job(connection, f"J{month}", f"2024-{month:02d}-15")
+    threads = [
+        threading.Thread(target=work, args=(date(2024, 1, 1), date(2024, 12, 1))),
+        threading.Thread(target=work, args=(date(2024, 6, 1), date(2025, 1, 1))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+
+
+def test_long_and_short_ranges_add_payments_up_alike(analytics: Connection) -> None:
+    """Payments are added up one way for ranges over a year and another way below: both must give the same facts."""
+    analytics.execute(
+        "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date) SELECT 'J' || i, (ARRAY['COD Service', 'INS"
+        " Service', 'COD Repair'])[1 + i % 3], 'Google', now(), '2022-01-01'::date + i * 3 FROM generate_series(0, 399) i"
+    )
+    analytics.execute(
+        "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_id, paid_date, amount, status) SELECT 'p' || i,"
+        " 'J' || i % 390, 'J' || i % 390, 'J' || i % 390, '2022-06-01', 40 + i % 90, (ARRAY['paid', 'failed', NULL])[1 + i % 3]"
+        " FROM generate_series(0, 899) i"
+    )
+    whole = "SELECT * FROM job_facts_between('2022-01-01', '2025-05-01')"
+    parts = (
+        "SELECT f.* FROM generate_series('2022-01-01'::date, '2025-04-01', '1 month') m,"
+        " job_facts_between(m::date, (m + interval '1 month')::date) f"
+    )
+    different = analytics.execute(
+        f"(({whole}) EXCEPT ({parts})) UNION ALL (({parts}) EXCEPT ({whole}))".encode()
+    ).fetchall()
+    totals = analytics.execute(
+        f"SELECT count(*), sum(paid_total), count(*) FILTER (WHERE is_repair) FROM ({whole}) f".encode()
+    ).fetchone()
+    by_hand = analytics.execute(
+        "SELECT sum(amount) FROM raw.payments WHERE status IS DISTINCT FROM 'failed'"
+    ).fetchone()
+    assert different == []
+    assert totals is not None and by_hand is not None
+    assert totals[0] == 400 and totals[1] == by_hand[0] and 133 < totals[2] < 400

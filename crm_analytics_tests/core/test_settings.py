@@ -1,0 +1,80 @@
+"""Where settings come from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics.core.settings import settings
+
+CODE = "from crm_analytics.core.settings import settings; print(settings().start_month)"
+
+
+def _start_month(folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_dot_env_is_read_but_never_by_tests(tmp_path: Path) -> None:
+    """A developer's .env names real databases and a real webhook."""
+    (tmp_path / ".env").write_text("START_MONTH=2024-05\n")
+    inherited = dict(os.environ)
+    assert _start_month(tmp_path, inherited) == "2023-01-01"
+    del inherited["CRM_ANALYTICS_ENV_FILE"]
+    assert _start_month(tmp_path, inherited) == "2024-05-01"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", "state")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_commands_after_the_demo_go_on_with_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` after `make demo` would load people's own exports into the sample's database, or none."""
+    assert settings().landing_dir == tmp_path / "landing"
+    settings().sample_dir.mkdir(parents=True)
+    assert settings().landing_dir == tmp_path / "state" / "sample_landing"
+    monkeypatch.setenv("LANDING_DIR", "exports")
+    assert settings().landing_dir == tmp_path / "exports"
+    monkeypatch.delenv("LANDING_DIR")
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", "another")
+    assert settings().landing_dir == tmp_path / "landing"
+
+
+@pytest.mark.parametrize(
+    "value", ["dagster.example.com", "ftp://x.example", "https://", "http://a b/", "http://x/?a"]
+)
+def test_address_of_dagster_that_no_browser_opens_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail later, as a broken link or as a check constraint that names no variable."""
+    monkeypatch.setenv("DAGSTER_URL", value)
+    with pytest.raises(
+        ValueError, match=r"dagster_url\s+Value error, no address .*https://dagster\.example\.com"
+    ):
+        settings()
+
+
+@pytest.mark.parametrize(
+    "value", ["http://localhost:3000", "https://d/", "https://tools.example.com/dagster/"]
+)
+def test_every_accepted_address_of_dagster_fits_its_table(
+    value: str, monkeypatch: pytest.MonkeyPatch, analytics: psycopg.Connection[Any]
+) -> None:
+    """The two rules must not differ, or `migrate` dies on what the settings let through."""
+    monkeypatch.setenv("DAGSTER_URL", value)
+    analytics.execute("UPDATE reporting.deployment SET dagster_url = %s", [settings().dagster_url])
+    with pytest.raises(psycopg.errors.CheckViolation):
+        analytics.execute("UPDATE reporting.deployment SET dagster_url = dagster_url || '/'")

@@ -1,0 +1,140 @@
+"""The CRM dashboard: every query as grafana_reader, counted by hand after a few orders made through the RPCs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import psycopg
+import pytest
+
+from crm_analytics.crm import CrmClient
+from crm_analytics.dashboards.tools.lint import panels_of, queries_of
+from crm_analytics_tests.dashboards.conftest import as_reader
+from crm_analytics_tests.dashboards.test_queries import BOARDS, Choice, rows, run
+
+
+@pytest.fixture(scope="module")
+def url(new_database) -> str:
+    """Three leads, two orders, three payments."""
+    url: str = new_database("crm")
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(
+            "INSERT INTO public.users (name, email, role) VALUES ('Ada', 'ada@example.com', 'admin') RETURNING id"
+        ).fetchone()
+        assert row
+        client, ada = CrmClient(connection), row[0]
+        leads = [
+            client.create_lead_safe(
+                source="site", full_name=f"Client {n}", phone=f"+1 555 010 000{n}", user_id=ada
+            )
+            for n in range(3)
+        ]
+        client.advance_lead_status_safe(lead_id=leads[1].id, new_status="in_progress", user_id=ada)
+        client.advance_lead_status_safe(lead_id=leads[2].id, new_status="rejected", user_id=ada)
+        orders = [
+            client.quick_order_safe(
+                source="site", full_name=f"Buyer {n}", phone=f"+1 555 010 001{n}", items=[{"name": "bicycle", "quantity": 1}],
+                total_amount=Decimal("1000.00"), currency="EUR", user_id=ada,
+            )
+            for n in range(2)
+        ]  # fmt: skip
+        order = orders[0].data.get("order_id", orders[0].id)
+        for direction, role, amount, status in (
+            ("incoming", "client_payment", "1000.00", "completed"),
+            ("outgoing", "supplier_payment", "400.50", "completed"),
+            ("outgoing", "shipping_payment", "90.00", "planned"),
+        ):
+            client.record_generic_payment_safe(
+                order_id=order, direction=direction, role=role, method="bank_transfer", amount=Decimal(amount),
+                currency="EUR", status=status, user_id=ada,
+            )  # fmt: skip
+        connection.execute("SELECT crm_private.seal_audit_safe()")
+        client.create_lead_safe(source="site", full_name="Late", phone="+1 555 010 0099", user_id=ada)
+    return url
+
+
+@pytest.fixture
+def grafana(url):
+    with as_reader(url, "crm") as connection:
+        yield connection
+
+
+@pytest.fixture
+def now() -> Choice:
+    today = datetime.now(UTC).date()
+    return Choice((), (), today.replace(day=1), today, today + timedelta(1))
+
+
+def test_every_query_answers_and_has_the_columns_that_its_panel_names(grafana, now):
+    """A misspelt column would be an empty chart."""
+    (board,) = [board for board in BOARDS if board["title"] == "CRM"]
+    tried = 0
+    for _, source, sql in queries_of(board):
+        if source["uid"] == "crm-analytics-crm":
+            run(grafana, sql, now)
+            tried += 1
+    assert tried == 5
+    for panel in panels_of(board):
+        names, found = run(grafana, panel["targets"][0]["rawSql"], now)
+        assert {one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]} <= set(names)
+        assert found
+
+
+def test_leads_and_orders_by_month_and_status(grafana, now):
+    """Counts by present status; quick orders bring converted leads of their own."""
+    (leads,) = rows(grafana, "crm_leads_by_month", now)
+    assert leads == {
+        "month": f"{now.month:%Y-%m}", "new": 2, "in_progress": 1, "converted": 2, "rejected": 1, "other": 0,
+    }  # fmt: skip
+    (orders,) = rows(grafana, "crm_orders_by_month", now)
+    assert orders["paid"] == 1
+    assert sum(value for name, value in orders.items() if name != "month") == 2
+    past = Choice((), (), now.month, now.time_from - timedelta(400), now.time_from - timedelta(300))
+    assert rows(grafana, "crm_leads_by_month", past) == rows(grafana, "crm_orders_by_month", past) == []
+
+
+def test_age_counts_what_is_unfinished(grafana, now):
+    """A rejected lead that lies for a year is no reason to worry."""
+    found = rows(grafana, "crm_age_in_status", now)
+    assert {(r["entity"], r["status"], r["rows"]) for r in found} >= {
+        ("lead", "new", 2), ("lead", "in_progress", 1), ("order", "paid", 1),
+    }  # fmt: skip
+    assert all(r["status"] not in ("rejected", "converted", "closed", "cancelled") for r in found)
+    assert all(0 <= r["mean_days"] <= r["longest_days"] < 1 for r in found)
+
+
+def test_age_leaves_out_what_began_at_infinity(new_database, now):
+    """One adopted row without a real date would be an error, or an infinite mean, for all."""
+    url = new_database("crm")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE public.leads DISABLE TRIGGER guard_rows;"
+            "INSERT INTO public.leads (source, created_at) VALUES ('old', '-infinity'), ('old', 'infinity'),"
+            " ('old', now() - interval '2 days')"
+        )
+    with as_reader(url, "crm") as connection:
+        (found,) = rows(connection, "crm_age_in_status", now)
+    assert (found["rows"], found["mean_days"], found["longest_days"]) == (3, 2, 2)
+
+
+def test_money_counts_completed_payments_only(grafana, now):
+    """A planned payment is not money."""
+    (money,) = rows(grafana, "crm_money_by_month", now)
+    assert (money["currency"], money["money_in"], money["money_out"], money["net"], money["payments"]) == (
+        "EUR", Decimal("1000.00"), Decimal("400.50"), Decimal("599.50"), 2,
+    )  # fmt: skip
+
+
+def test_audit_is_newest_first_without_contents(grafana, now):
+    """Names and telephone numbers stand in the payload, which dashboards must not show."""
+    found = rows(grafana, "crm_latest_audit", now)
+    assert (found[0]["action"], found[0]["entity"], found[0]["actor"], found[0]["sealed"]) == (
+        "create", "leads", "Ada", False,
+    )  # fmt: skip
+    assert found[-1]["sealed"] is True
+    assert "payload" not in found[0]
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        grafana.execute("SELECT * FROM public.customers")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        grafana.execute("SELECT payload FROM public.audit_log")

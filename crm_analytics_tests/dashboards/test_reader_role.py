@@ -1,0 +1,186 @@
+"""grafana_reader sees reporting tables and nothing else; its settings hold; making it is safe from many sides."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from crm_analytics.core import migrations
+from crm_analytics.core.settings import Settings
+from crm_analytics.dashboards import reader_role as reader
+from crm_analytics_tests.dashboards.conftest import as_reader
+
+READABLE_ANALYTICS = {
+    "analytics.business", "analytics.daily_metrics", "analytics.monthly_metrics", "analytics.daily_by_source",
+    "analytics.monthly_by_source", "analytics.targets", "analytics.lead_channels", "analytics.channel_aliases",
+    "analytics.stale_months", "analytics.refresh_log", "reporting.deployment", "reporting.sources",
+    "reporting.months", "reporting.files", "reporting.freshness", "reporting.quarantine",
+    "reporting.quarantined_records", "reporting.month_status", "reporting.sources_without_rule",
+}  # fmt: skip
+READABLE_CRM = {
+    "reporting.leads_by_month", "reporting.orders_by_month", "reporting.age_in_status",
+    "reporting.money_by_month", "reporting.audit_entries",
+}  # fmt: skip
+
+RELATIONS = """
+    SELECT format('%I.%I', n.nspname, c.relname), has_table_privilege('grafana_reader', c.oid, 'SELECT')
+            AND has_schema_privilege('grafana_reader', n.oid, 'USAGE'),
+        has_table_privilege('grafana_reader', c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')
+            OR has_any_column_privilege('grafana_reader', c.oid, 'INSERT, UPDATE, REFERENCES')
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'v', 'm', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+"""
+
+
+@pytest.mark.parametrize(("database", "readable"), [("analytics", READABLE_ANALYTICS), ("crm", READABLE_CRM)])
+def test_reads_reporting_and_nothing_else(new_database, database, readable):
+    """A new table must not become readable by accident, nor a dashboard lose its own; nothing may be written."""
+    with psycopg.connect(new_database(database), autocommit=True) as connection:
+        found = connection.execute(RELATIONS).fetchall()
+        assert {name for name, may_read, _ in found if may_read} == readable
+        assert [name for name, _, may_write in found if may_write] == []
+        assert connection.execute(
+            "SELECT nspname FROM pg_namespace WHERE has_schema_privilege('grafana_reader', oid, 'CREATE')"
+        ).fetchall() == []  # fmt: skip
+
+
+def test_runs_no_function_of_the_owner_but_the_reconciliation(new_database):
+    """A function with the owner's rights is a door; only this one is meant to be open."""
+    query = (
+        "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+        " WHERE p.prosecdef AND has_function_privilege('grafana_reader', p.oid, 'EXECUTE')"
+        " AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND has_schema_privilege('grafana_reader', n.oid, 'USAGE')"
+    )
+    found = {}
+    for database in ("analytics", "crm"):
+        with psycopg.connect(new_database(database)) as connection:
+            found[database] = [name for (name,) in connection.execute(query)]
+    assert found == {"analytics": ["reporting.reconciliation(date)"], "crm": []}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM raw.jobs",
+        "SELECT * FROM raw.rejected_rows",
+        "SELECT * FROM analytics.job_facts",
+        "SELECT * FROM analytics.job_facts_between('2024-01-01', '2024-02-01')",
+        "SET transaction_read_only = off; DELETE FROM analytics.targets",
+        "SET transaction_read_only = off; CREATE TABLE public.mine (a int)",
+        "SET transaction_read_only = off; SELECT pg_read_file('/etc/passwd')",
+        "SET ROLE postgres",
+    ],
+)
+def test_what_a_viewer_may_type_does_no_harm(analytics_url, statement):
+    """Grafana passes on several statements at once, so the settings can be switched off; the grants cannot."""
+    with (
+        as_reader(analytics_url, "analytics") as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+def test_settings_keep_accidents_small(analytics_url):
+    """A forgotten filter must end by itself, and the seed's unqualified queries must work."""
+    with as_reader(analytics_url, "analytics") as connection:
+        values = [
+            connection.execute(f"SHOW {name}".encode()).fetchone()
+            for name in ("default_transaction_read_only", "statement_timeout", "search_path", "timezone")
+        ]
+        assert values == [("on",), ("15s",), ("analytics, reporting",), ("UTC",)]
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            connection.execute("CREATE TEMP TABLE mine (a int)")
+        connection.execute("SELECT count(*) FROM monthly_metrics")
+
+
+def test_quarantine_masks_what_was_found(analytics, analytics_url):
+    """A reason quotes the cell, and the cell may be a customer's telephone number."""
+    analytics.execute(
+        "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
+        " status, records_read, quarantined) VALUES ('calls', 'calls/1.csv', 'x', 1, now(), now(), 'mtime', 'loaded', 4, 4)"
+    )
+    for record, reasons in (
+        (
+            1,
+            [
+                "line 7: From '(555) 555-0100' is not a number; accepted: digits",
+                'line 7: Date "31/02/2024" does not exist',
+            ],
+        ),
+        (2, ["line 8: From '(555) 555-0199' is not a number; accepted: digits"]),
+        (3, ["line 9: Client 'it\\'s \"Ann\"' has no caller's name; accepted: the caller's name"]),
+        (
+            4,
+            [
+                "call 7F3 stands in 2 records of this file with different values (client: Ann | Bob); accepted: one"
+            ],
+        ),
+    ):
+        analytics.execute(
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record) VALUES (1, 'calls', %s, %s, '{}')",
+            [record, reasons],
+        )
+    with as_reader(analytics_url, "analytics") as connection:
+        found = connection.execute(
+            "SELECT reason, records, files FROM quarantine ORDER BY records DESC, reason"
+        ).fetchall()
+        assert found == [
+            ("From … is not a number", 2, 1),
+            ("Client … has no caller's name", 1, 1),
+            ("Date … does not exist", 1, 1),
+            ("call … stands in … records of this file with different values (…)", 1, 1),
+        ]
+        assert connection.execute("SELECT * FROM quarantined_records").fetchall() == [("calls", 4)]
+
+
+def test_role_has_no_password_until_the_operator_gives_one(analytics_url, monkeypatch, new_database):
+    """A default password would be a hole; the command must set the password, the settings and the link."""
+    crm_url = new_database("crm")
+    monkeypatch.setenv("ANALYTICS_DATABASE_URL", analytics_url)
+    monkeypatch.setenv("CRM_DATABASE_URL", crm_url)
+    monkeypatch.setenv("DAGSTER_URL", "https://dagster.example.com/")
+    as_reader(analytics_url, "analytics").close()  # the session's password, which must survive
+    reader.apply(Settings(_env_file=None))
+    paths = {"analytics": "analytics, reporting", "crm": "reporting"}
+    for url, database in ((analytics_url, "analytics"), (crm_url, "crm")):
+        with as_reader(url, database) as connection:
+            assert connection.execute("SHOW search_path").fetchone() == (paths[database],)
+    with as_reader(analytics_url, "analytics") as connection:
+        assert connection.execute("SELECT dagster_url FROM deployment").fetchone() == (
+            "https://dagster.example.com",
+        )
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(make_conninfo(analytics_url, user="grafana_reader", password="not the password"))
+
+
+def test_short_password_is_refused(analytics):
+    """A guessable reader would open all numbers to whoever reaches the port."""
+    with pytest.raises(ValueError, match="12 or more"):
+        reader.set_up(analytics, "analytics", "short")
+
+
+def test_databases_migrated_at_once_share_the_role(server):
+    """Roles belong to the server: the second of two migrations at once must not fail on the first one's role."""
+    names = [f"t_at_once_{os.getpid()}_{number}" for number in range(3)]
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        for name in names:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    failures: list[Any] = []
+
+    def migrate(name: str) -> None:
+        try:
+            migrations.migrate("analytics", url=server.url(name))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate, args=[name]) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

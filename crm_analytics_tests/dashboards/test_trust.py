@@ -1,0 +1,159 @@
+"""The Data trust dashboard: files, quarantine, stale months and reconciliation as the tables say, counted by hand."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics_tests.dashboards.conftest import as_reader, plus_months
+from crm_analytics_tests.dashboards.test_queries import SEGMENTS, Choice, rows
+
+MARCH = date(2024, 3, 1)
+
+
+@pytest.fixture
+def choice() -> Choice:
+    return Choice((), SEGMENTS, MARCH, MARCH, MARCH)
+
+
+@pytest.fixture
+def world(analytics):
+    """Six files, two quarantined records, four jobs of March 2024 with payments and calls, refreshed."""
+    run: Any = analytics.execute
+    file = (
+        "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
+        " status, message, records_read, inserted, quarantined, first_date, last_date, run_id, finished_at)"
+        " VALUES (%s, %s, %s, 1, now(), %s, 'name', %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    )
+    for values in (
+        ("jobs", "jobs/old.csv", "1", "2024-03-02", "loaded", None, 3, 3, 0, "2024-03-01", "2024-03-02", "run-1", "2024-03-02 05:00Z"),
+        ("jobs", "jobs/new.csv", "2", "2024-03-09", "loaded", None, 2, 1, 1, "2024-03-03", "2024-03-08", "run-2", "2024-03-09 05:00Z"),
+        ("calls", "calls/a.csv", "3", "2024-03-05", "refused", "no column from", 0, 0, 0, None, None, "run-2", "2024-03-09 05:01Z"),
+        (None, "notes.txt", "4", "2024-03-05", "unrecognised", "fits no source", 0, 0, 0, None, None, None, "2024-03-09 05:02Z"),
+        ("payments", "payments/p.csv", "5", "2024-03-05", "refused", "is damaged", 0, 0, 0, None, None, "run-1", "2024-03-05 05:00Z"),
+        ("payments", "payments/p.csv", "6", "2024-03-06", "loaded", None, 4, 3, 1, "2024-03-01", "2024-03-05", "run-2", "2024-03-09 05:03Z"),
+    ):  # fmt: skip
+        run(file, values)
+    for file_id, kind, reason, state in (
+        (2, "jobs", "created_at is empty", "open"),
+        (6, "payments", "amount 'x' is no amount", "open"),
+        (6, "payments", "amount 'y' is no amount", "dismissed"),
+    ):
+        run(
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record, status)"
+            " VALUES (%s, %s, %s, ARRAY[%s], '{}', %s)",
+            [file_id, kind, 1 if state == "open" else 2, reason, state],
+        )
+    for number, source in enumerate(("Google", "Angi", "Angi", "Rely")):
+        run(
+            "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date) VALUES (%s, 'COD Service', %s, %s, %s)",
+            [f"j{number}", source, "2024-03-04T12:00Z", "2024-03-04"],
+        )
+    payments: tuple[tuple[str | None, str, str | None], ...] = (
+        ("j0", "150.00", None), ("j1", "60.50", None), ("j1", "99.00", "Failed"), (None, "20.25", None),
+    )  # fmt: skip
+    for number, (job, amount, status) in enumerate(payments):
+        run(
+            "INSERT INTO raw.payments (payment_id, job_id_ref, paid_date, amount, status) VALUES (%s, %s, %s, %s, %s)",
+            [f"p{number}", job, "2024-03-06", amount, status],
+        )
+    run(
+        "INSERT INTO raw.calls (call_id, started_at, call_date, flow) VALUES ('c', now(), '2024-03-07', 'GoogleAds')"
+    )
+    refresh(analytics, MARCH, plus_months(MARCH, 1), "run-3")
+    return analytics
+
+
+@pytest.fixture
+def grafana(world, analytics_url):
+    with as_reader(analytics_url, "analytics") as connection:
+        yield connection
+
+
+def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
+    """An export that stopped coming must be seen."""
+    found = {row["source"]: row for row in rows(grafana, "freshness", choice)}
+    assert set(found) == {"jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend"}
+    assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", date(2024, 3, 8))
+    assert (found["calls"]["last_file"], found["calls"]["days_behind"]) == (None, None)
+    (today,) = grafana.execute("SELECT analytics.today()").fetchone()
+    assert found["payments"]["days_behind"] == (today - date(2024, 3, 5)).days
+
+
+def test_files_not_loaded_are_those_of_today(grafana, choice):
+    """A file that was replaced by a good one must not stay red."""
+    assert {(row["path"], row["status"]) for row in rows(grafana, "files_not_loaded", choice)} == {
+        ("calls/a.csv", "refused"),
+        ("notes.txt", "unrecognised"),
+    }
+    assert rows(grafana, "recent_files", choice)[0]["path"] == "payments/p.csv"
+    assert len(rows(grafana, "recent_files", choice)) == 6
+
+
+def test_quarantine_counts_open_records(grafana, choice):
+    """A dismissed record is done with."""
+    found = [(r["source"], r["reason"], r["records"]) for r in rows(grafana, "quarantine_by_reason", choice)]
+    assert found == [("jobs", "created_at is empty", 1), ("payments", "amount … is no amount", 1)]
+
+
+def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, world, choice):
+    """The one number that must be 0: a metric changed behind the raw tables' back must show."""
+    (summary,) = rows(grafana, "trust_summary", choice)
+    assert {name: summary[name] for name in summary if name != "seconds_since_refresh"} == {
+        "stale_months": 0, "quarantined": 2, "refused_files": 1, "unrecognised_files": 1, "sources_without_rule": 1,
+        "difference": 0,
+    }  # fmt: skip
+    assert 0 <= summary["seconds_since_refresh"] < 600
+    found = {row["measure"].split(":")[0]: row for row in rows(grafana, "reconciliation", choice)}
+    assert found["Jobs"]["expected"] == found["Jobs"]["found"] == 4
+    assert found["Calls"]["expected"] == 1
+    assert found["Payments in dollars"]["expected"] == Decimal("230.75")
+    world.execute(
+        "UPDATE analytics.daily_metrics SET revenue_gross = revenue_gross + 7.5 WHERE source = 'Google' AND jobs > 0"
+    )
+    found = {row["measure"]: row["difference"] for row in rows(grafana, "reconciliation", choice)}
+    assert found["Payments in dollars: raw against daily metrics"] == Decimal("7.50")
+    assert found["Gross revenue in dollars: daily against monthly metrics"] == Decimal("-7.50")
+    assert rows(grafana, "trust_summary", choice)[0]["difference"] == Decimal("15.00")
+
+
+def test_stale_months_appear_and_go(grafana, world, choice):
+    """What a correction by hand made stale must be seen until a refresh has answered it."""
+    world.execute("UPDATE raw.payments SET amount = 500 WHERE payment_id = 'p0'")
+    (stale,) = rows(grafana, "stale_months", choice)
+    assert (stale["month"], stale["causes"]) == (MARCH, "payments update")
+    assert rows(grafana, "last_refreshes", choice)[0]["state"] == "stale"
+    refresh(world, MARCH, plus_months(MARCH, 1), "run-4")
+    assert rows(grafana, "stale_months", choice) == []
+    (last,) = rows(grafana, "last_refreshes", choice)
+    assert (last["month"], last["state"], last["run_id"], last["changed_rows"]) == (
+        MARCH,
+        "up to date",
+        "run-4",
+        1,
+    )
+
+
+def test_sources_without_a_rule(grafana, choice):
+    """A new channel whose leads nobody counts would look free of cost."""
+    found = rows(grafana, "sources_without_rule", choice)
+    assert [(r["source"], r["jobs"], r["first_month"], r["last_month_seen"]) for r in found] == [
+        ("Angi", 2, MARCH, MARCH)
+    ]
+
+
+def test_clock_before_the_first_job(analytics_url, analytics, choice):
+    """A fresh installation must show empty panels, not errors."""
+    everything = Choice(("Google",), SEGMENTS, MARCH, MARCH, MARCH + timedelta(30))
+    with as_reader(analytics_url, "analytics") as connection:
+        (row,) = rows(connection, "month_scorecard", everything)
+        assert (row["as_of"], row["repairs"], row["repairs_projection"]) == (None, 0, None)
+        found = rows(connection, "daily_cumulative_repairs_vs_target", everything)
+        assert len(found) == 31
+        assert {r["actual"] for r in found} == {None}
+        (summary,) = rows(connection, "trust_summary", everything)
+        assert summary["seconds_since_refresh"] is None

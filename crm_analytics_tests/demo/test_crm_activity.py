@@ -1,0 +1,63 @@
+"""The demo's months: deterministic, idempotent, and nothing that the rules forbid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from crm_analytics.demo.crm_activity import play
+
+COUNTS = (
+    "SELECT (SELECT count(*) FROM public.leads), (SELECT count(*) FROM public.orders),"
+    " (SELECT count(*) FROM public.payments), (SELECT sum(amount) FROM public.payments),"
+    " (SELECT count(*) FROM public.audit_log)"
+)
+
+
+def test_a_second_call_adds_nothing_and_the_same_seed_plays_the_same(
+    new_database: Callable[..., str],
+) -> None:
+    """Without it, every `make demo` would add another three months, or no two demos would agree."""
+    urls = [new_database("crm"), new_database("crm")]
+    first = play(urls[0], months=1, seed=3)
+    with psycopg.connect(urls[0]) as connection:
+        before = connection.execute(COUNTS).fetchone()
+    again = play(urls[0], months=1, seed=3)
+    with psycopg.connect(urls[0]) as connection:
+        assert connection.execute(COUNTS).fetchone() == before
+    assert not first.already_played
+    assert again.already_played
+    assert again.orders_by_status == first.orders_by_status
+    assert "nothing was added" in again.text()
+
+    other = play(urls[1], months=1, seed=3)
+    assert (other.done, other.refused, other.orders_by_status) == (
+        first.done,
+        first.refused,
+        first.orders_by_status,
+    )
+
+
+def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> None:
+    """Without it, the demo's checks would run on tables that are empty."""
+    summary = play(new_database("crm"), months=2, seed=1)
+    kinds = {
+        "leads",
+        "orders",
+        "client payments",
+        "repeated payments",
+        "payouts",
+        "refunds",
+        "documents",
+        "tasks",
+        "shipments",
+    }
+    assert set(summary.done) == kinds
+    assert set(summary.refused) == {"42501", "PT409"}
+    assert set(summary.orders_by_status) == {
+        "created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled",
+    }  # fmt: skip
+    text = summary.text()
+    assert f"{summary.done['orders']} orders" in text
+    assert f"{summary.refused['PT409']} x PT409" in text

@@ -1,0 +1,256 @@
+"""The alert sensor against a real instance, a real database and a local webhook."""
+
+from __future__ import annotations
+
+import json
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+
+
+class Webhook:
+    """A local HTTP server that keeps what it takes, and answers with `status`, or what `judge` says of a body."""
+
+    def __init__(self) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.status = 200
+        self.judge: Callable[[dict[str, Any]], int] = lambda body: self.status
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                assert self.headers["Content-Type"] == "application/json"
+                status = outer.judge(body)
+                if status == 200:
+                    outer.received.append(body)
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/services/T0/secret-part"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def texts(self) -> list[str]:
+        return [block["text"]["text"] for body in self.received for block in body["blocks"]]
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    hook = Webhook()
+    yield hook
+    hook.server.shutdown()
+    hook.server.server_close()
+
+
+@pytest.fixture
+def tick(analytics_url, monkeypatch, webhook) -> Iterator[Callable[[], dg.SensorExecutionData]]:
+    """Evaluates the sensor once, with the cursor of the time before."""
+    monkeypatch.setenv("ANALYTICS_DATABASE_URL", analytics_url)
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
+    monkeypatch.setenv("DAGSTER_URL", "https://dagster.example.com/")
+    cursor: str | None = None
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def evaluate() -> Any:
+            nonlocal cursor
+            with dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources={"analytics": AnalyticsDatabase()}
+            ) as context:
+                data = alerts.evaluate_tick(context)
+            cursor = data.cursor
+            return data
+
+        evaluate.instance = instance  # type: ignore[attr-defined]
+        yield evaluate
+
+
+def _run(instance: dg.DagsterInstance, *, fail: bool = False, passed: bool = True, error: bool = True) -> str:
+    """Materialise an asset with one check; returns the run's id."""
+
+    @dg.asset
+    def table() -> None:
+        if fail:
+            raise ValueError("disk <full> & slow")
+
+    @dg.asset_check(asset=table, name="sums_agree")
+    def check() -> dg.AssetCheckResult:
+        severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(passed=passed, severity=severity, description="3 months differ")
+
+    result = dg.materialize([table, check], instance=instance, raise_on_error=False)
+    return result.run_id
+
+
+def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
+    """Nobody would learn of a failed night, or everybody again and again."""
+    tick()
+    run_id = _run(tick.instance, fail=True)
+    tick()
+    tick()
+    (text,) = webhook.texts
+    assert text.startswith("*Run failed: ")
+    assert "table: ValueError: disk &lt;full&gt; &amp; slow" in text
+    assert text.endswith(f"<https://dagster.example.com/runs/{run_id}|Open the run in Dagster>")
+    assert webhook.received[0]["text"].startswith("crm-analytics: Run failed: ")
+
+
+def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(tick, webhook):
+    """A check that runs every few minutes would flood the channel."""
+    tick()
+    first = _run(tick.instance, passed=False)
+    tick()
+    _run(tick.instance, passed=False)
+    tick()
+    assert len(webhook.texts) == 1
+    assert "*Check failed: table: sums_agree*\n3 months differ" in webhook.texts[0]
+    assert first in webhook.texts[0]
+    _run(tick.instance, passed=True)
+    tick()
+    _run(tick.instance, passed=False)
+    tick()
+    assert len(webhook.texts) == 2
+
+
+def test_warnings_and_successes_are_not_posted(tick, webhook):
+    """Warnings are for the dashboard; alerts that mean nothing are ignored soon."""
+    tick()
+    _run(tick.instance, passed=False, error=False)
+    _run(tick.instance)
+    assert "nothing to report" in tick().skip_message
+    assert webhook.received == []
+
+
+INSERT = (
+    "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at,"
+    " exported_at_from, status, message) VALUES ('jobs', %s, %s, 1, now(), now(), 'mtime', %s, %s)"
+)
+
+
+def _refuse(analytics: psycopg.Connection[Any], *names: str) -> None:
+    for name in names:
+        analytics.execute(INSERT, [f"jobs/{name}.csv", name, "refused", "no column created_at"])
+
+
+def test_refused_file_is_posted_once(tick, webhook, analytics):
+    """A refused file is a hole in the numbers that no run fails for."""
+    analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "jobs/a.csv: no column created_at"])
+    analytics.execute(INSERT, ["jobs/b.csv", "2", "refused", "was damaged"])
+    analytics.execute(INSERT, ["jobs/b.csv", "3", "loaded", None])
+    tick()
+    tick()
+    assert webhook.texts == ["*File refused: jobs/a.csv*\nno column created_at"]
+    analytics.execute(INSERT, ["jobs/a.csv", "4", "refused", "still no column created_at"])
+    tick()
+    assert webhook.texts[1:] == ["*File refused: jobs/a.csv*\nstill no column created_at"]
+
+
+def test_webhook_that_is_down_loses_nothing_and_its_secret_is_not_told(tick, webhook):
+    """Alerts sent while the channel is away must come afterwards; the address is a password."""
+    tick()
+    _run(tick.instance, fail=True)
+    webhook.status = 500
+    with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not take the message: 500") as failure:
+        tick()
+    assert "secret-part" not in "".join(traceback.format_exception(failure.value))
+    webhook.status = 200
+    tick()
+    assert len(webhook.texts) == 1
+
+
+def test_what_the_webhook_took_is_not_sent_again_when_the_rest_fails(tick, webhook, analytics):
+    """A webhook that is down half way would get the first messages at every tick."""
+    tick()
+    run_id = _run(tick.instance, fail=True)
+    _refuse(analytics, *(f"{n:02}" for n in range(24)))
+    webhook.judge = lambda body: 200 if not webhook.received else 503
+    assert "20 alert(s) sent, 5 alert(s) waiting" in tick().skip_message
+    for _ in range(2):
+        with pytest.raises(WebhookError, match="503"):
+            tick()
+    _refuse(analytics, "later")
+    webhook.judge = lambda body: 200
+    assert "6 alert(s) sent" in tick().skip_message
+    assert "nothing to report" in tick().skip_message
+    assert [text for text in webhook.texts if run_id in text] == [webhook.texts[0]]
+    assert len(webhook.texts) == len(set(webhook.texts)) == 26
+
+
+def test_alert_that_the_webhook_refuses_holds_up_no_other(tick, webhook, analytics):
+    """One alert that a webhook cannot read would end all alerting for ever."""
+    tick()
+    webhook.judge = lambda body: (
+        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+    )
+    _refuse(analytics, "bad")
+    for _ in range(2):  # alone it may be the address that is wrong
+        with pytest.raises(WebhookError, match="400"):
+            tick()
+    _refuse(analytics, "good")
+    data = tick()
+    assert "1 alert(s) sent, 1 alert(s) refused by the webhook" in data.skip_message
+    assert webhook.texts == ["*File refused: jobs/good.csv*\nno column created_at"]
+    assert "nothing to report" in tick().skip_message
+
+
+def test_wrong_address_loses_nothing(tick, webhook, analytics):
+    """A status that speaks of the address must not set alerts aside, whatever was sent before."""
+    tick()
+    _refuse(analytics, *(f"{n:02}" for n in range(21)))
+    webhook.judge = lambda body: 404 if webhook.received else 200
+    assert "20 alert(s) sent, 1 alert(s) waiting" in tick().skip_message
+    webhook.judge = lambda body: 200
+    tick()
+    assert len(webhook.texts) == len(set(webhook.texts)) == 21
+
+
+def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook, monkeypatch):
+    """Switching alerts on must not bring last year's failures."""
+    tick()
+    _run(tick.instance, fail=True)
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
+    assert "no alerts" in tick().skip_message
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
+    tick()
+    assert webhook.received == []
+
+
+def test_many_alerts_come_in_messages_that_slack_takes(tick, webhook, analytics: psycopg.Connection[Any]):
+    """Slack refuses a message of more than 50 blocks or a block of more than 3000 characters."""
+    for number in range(45):
+        analytics.execute(
+            "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at,"
+            " exported_at_from, status, message) VALUES ('jobs', %s, %s, 1, now(), now(), 'mtime', 'refused', %s)",
+            [f"jobs/{number}.csv", str(number), "x" * 5000],
+        )
+    tick()
+    assert [len(body["blocks"]) for body in webhook.received] == [20, 20, 5]
+    assert all(len(text) <= 3000 for text in webhook.texts)
+    assert len(set(webhook.texts)) == 45
+
+
+def test_message_keeps_the_link_of_a_long_text():
+    """A cut message without its link sends people searching."""
+    (block,) = message([Alert("run abc", "t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
+    assert block["text"]["text"].endswith("<http://localhost:3000/runs/abc|Open the run in Dagster>")
+    assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.com/x"])
+def test_only_http_addresses_are_posted_to(url):
+    """urllib would read a local file."""
+    with pytest.raises(WebhookError, match="not an http"):
+        post(url, {})

@@ -1,0 +1,340 @@
+"""Sensors and the schedule, tick by tick on a real instance."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import psycopg
+import pytest
+
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.orchestration.analytics.automation import (
+    load_landing_files,
+    nightly_refresh,
+    refresh_stale_months,
+)
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
+
+NEW_YORK = ZoneInfo("America/New_York")
+OCTOBER = date(2024, 10, 1)
+
+
+def tick(platform: Platform, sensor: dg.SensorDefinition) -> list[dg.RunRequest]:
+    """One evaluation, as the daemon does it."""
+    from crm_analytics.definitions import defs
+
+    resources: dict[str, Any] = {"analytics": AnalyticsDatabase()}
+    if sensor is load_landing_files:
+        resources["landing"] = LandingFolder()
+    context = dg.build_sensor_context(instance=platform.instance, definitions=defs, resources=resources)
+    return list(sensor.evaluate_tick(context).run_requests or [])
+
+
+def tick_until_requested(platform: Platform) -> list[dg.RunRequest]:
+    """What the landing sensor asks for as soon as it asks for something."""
+    deadline = time.time() + 20
+    while not (requests := tick(platform, load_landing_files)):
+        assert time.time() < deadline
+        time.sleep(0.2)
+    return requests
+
+
+def launch(platform: Platform, requests: Iterable[dg.RunRequest]) -> None:
+    """Run what a sensor asked for."""
+    for request in requests:
+        assert platform.launch(request.tags, request.asset_selection).success
+
+
+def months(request: dg.RunRequest) -> tuple[str, str]:
+    return (
+        request.tags["dagster/asset_partition_range_start"],
+        request.tags["dagster/asset_partition_range_end"],
+    )
+
+
+def test_late_file_restates_only_its_month(platform: Platform) -> None:
+    """The whole loop: file, load, stale month, refresh, silence."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
+    launch(platform, tick(platform, load_landing_files))
+    requests = tick(platform, refresh_stale_months)
+    assert [months(r) for r in requests] == [("2024-03", "2024-03"), ("2024-10", "2024-10")]
+    launch(platform, requests)
+    assert tick(platform, refresh_stale_months) == [] and tick(platform, load_landing_files) == []
+
+    platform.drop("payments/late.csv", PAYMENTS_HEADER, "p1,AAAAAA,100.01,2024-12-24,paid")
+    requests = tick(platform, load_landing_files)
+    assert [key.to_user_string() for key in requests[0].asset_selection or []] == ["raw/payments"]
+    launch(platform, requests)
+    requests = tick(platform, refresh_stale_months)
+    assert [months(r) for r in requests] == [("2024-10", "2024-10")]
+    before = platform.query("SELECT count(*) FROM analytics.refresh_log WHERE month <> '2024-10-01'")
+    launch(platform, requests)
+    assert platform.query(
+        "SELECT repairs, revenue_gross FROM analytics.monthly_metrics WHERE month = '2024-10-01'"
+    ) == [(1, Decimal("100.01"))]
+    assert platform.query("SELECT count(*) FROM analytics.refresh_log WHERE month <> '2024-10-01'") == before
+    assert tick(platform, refresh_stale_months) == []
+
+
+def test_neighbouring_stale_months_make_one_run(platform: Platform) -> None:
+    """A correction of a year is one run, not twelve; months outside the partitions are left to their check."""
+    platform.drop(
+        "jobs/a.csv",
+        JOBS_HEADER,
+        *(job_row(f"JOB{n:03d}", day) for n, day in enumerate(
+            ["2019-01-05", "2023-11-05", "2023-12-05", "2024-01-05", "2024-06-05"]
+        )),
+    )  # fmt: skip
+    launch(platform, tick(platform, load_landing_files))
+    assert [months(r) for r in tick(platform, refresh_stale_months)] == [
+        ("2023-11", "2024-01"),
+        ("2024-06", "2024-06"),
+    ]
+
+
+def test_run_key_waits_for_news_after_a_failure(platform: Platform) -> None:
+    """The daemon drops a run key it has seen: a failing refresh must not loop, and news must start a new run."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    launch(platform, tick(platform, load_landing_files))
+    first = tick(platform, refresh_stale_months)[0].run_key
+    assert tick(platform, refresh_stale_months)[0].run_key == first, "nothing changed, so the same key"
+    platform.execute("UPDATE raw.jobs SET type = 'INS Service'")
+    assert tick(platform, refresh_stale_months)[0].run_key != first
+
+
+def test_stale_run_loads_nothing(platform: Platform) -> None:
+    """It recomputes and checks; a file that may still be growing is the landing sensor's business."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    launch(platform, tick(platform, load_landing_files))
+    platform.drop("jobs/half.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-30"))
+    for request in tick(platform, refresh_stale_months):
+        result = platform.launch(request.tags, request.asset_selection)
+        names = {check.check_name for check in result.get_asset_check_evaluations()}
+        assert names >= {"revenue_adds_up", "daily_adds_up_to_monthly"} and "quarantine" not in names
+    assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
+    assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
+
+
+def test_content_that_comes_back_is_news(platform: Platform) -> None:
+    """A link that points to an older export again: to whoever looks only at the file it looks as it did before."""
+    exports = platform.landing.parent
+    for day in ("30", "31"):
+        (exports / f"{day}.csv").write_text(f"{JOBS_HEADER}\n{job_row('AAAAAA', f'2024-10-{day}')}\n")
+    link = platform.landing / "jobs" / "newest.csv"
+    link.parent.mkdir()
+    keys = []
+    for day in ("31", "30", "31"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(exports / f"{day}.csv")
+        requests = tick(platform, load_landing_files)
+        keys += [request.run_key for request in requests]
+        assert [r.run_key for r in tick(platform, load_landing_files)] == keys[-1:], (
+            "a failure waits, it does not loop"
+        )
+        launch(platform, requests)
+        assert tick(platform, load_landing_files) == [], "it was read"
+    assert len(keys) == 3 and len(set(keys)) == 3
+
+
+def test_new_declaration_reads_an_unchanged_folder_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that reads more columns must load what lies there, without anybody touching the files."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    requests = tick(platform, load_landing_files)
+    monkeypatch.setitem(SOURCES, "jobs", replace(SOURCES["jobs"], version=SOURCES["jobs"].version + 1))
+    assert [r.run_key for r in tick(platform, load_landing_files)] != [r.run_key for r in requests]
+
+
+def test_new_database_knows_no_run_keys(
+    platform: Platform, new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and queue ids of a database made anew look like the old one's, whose run keys the daemon remembers."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    keys = []
+    for url in (platform.url, new_database("analytics")):
+        monkeypatch.setenv("ANALYTICS_DATABASE_URL", url)
+        for sensor in (load_landing_files, refresh_stale_months):
+            requests = tick(platform, sensor)
+            keys += [request.run_key for request in requests]
+            launch(platform, requests)
+    assert len(keys) == 4 and len(set(keys)) == 4
+
+
+def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
+    """Changed content is news; a touched file with the same content is not; nor is a refused file, until it changes."""
+    path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("jobs/login.csv", "<!DOCTYPE html><html></html>")
+    platform.drop("mystery.csv", "colour,shape", "red,round")
+    launch(platform, tick(platform, load_landing_files))
+    assert tick(platform, load_landing_files) == [], "refused and unrecognised files are reported once"
+    later = time.time() + 60
+    os.utime(path, (later, later))
+    assert tick(platform, load_landing_files) == []
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-30"))
+    platform.drop("jobs/login.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-30"))
+    launch(platform, tick(platform, load_landing_files))
+    assert platform.query("SELECT job_id, job_date::text FROM raw.jobs ORDER BY 1") == [
+        ("AAAAAA", "2024-10-30"),
+        ("BBBBBB", "2024-10-30"),
+    ]
+    assert tick(platform, load_landing_files) == []
+
+
+def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an export must not be loaded while its other half is being copied."""
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 2.0)
+    path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    assert tick(platform, load_landing_files) == []
+    requests = tick_until_requested(platform)
+    assert time.time() - path.stat().st_mtime >= 2
+    assert len(requests) == 1
+
+
+def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another file, the night or a person started must not take half a copy for an export."""
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 1.0)
+    platform.drop("jobs/done.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    growing = platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
+    stop = threading.Event()
+
+    def grow() -> None:
+        while not stop.wait(0.1):
+            os.utime(growing)
+
+    copying = threading.Thread(target=grow)
+    copying.start()
+    try:
+        assert platform.run(OCTOBER, OCTOBER).success
+        assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
+        with psycopg.connect(platform.url, autocommit=True) as connection:
+            (left,) = landing_folder.not_loaded(connection, platform.landing)
+        assert "jobs/growing.csv: it was still changing" in left
+    finally:
+        stop.set()
+        copying.join()
+    launch(platform, tick_until_requested(platform))
+    assert platform.query("SELECT job_id FROM raw.jobs ORDER BY 1") == [("AAAAAA",), ("BBBBBB",)]
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        assert landing_folder.not_loaded(connection, platform.landing) == []
+
+
+def test_file_that_becomes_readable_is_news(platform: Platform) -> None:
+    """A run key made of size and time alone would never try a file again that one run could not read."""
+    path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    first = tick(platform, load_landing_files)[0].run_key
+    assert tick(platform, load_landing_files)[0].run_key == first
+    path.chmod(0o640)
+    assert tick(platform, load_landing_files)[0].run_key != first
+
+
+def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
+    """A dangling link would be skipped without a word: no content, so no ledger entry."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    (platform.landing / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
+    result = platform.run(OCTOBER, OCTOBER)
+    (check,) = [
+        evaluation
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.check_name == "files_read" and evaluation.asset_key == dg.AssetKey(["raw", "jobs"])
+    ]
+    assert not check.passed
+    context = dg.build_sensor_context(
+        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
+    )
+    assert "jobs/moved.csv: a link to" in str(load_landing_files.evaluate_tick(context).skip_message)
+
+
+def test_missing_landing_folder_is_said_and_skipped(platform: Platform) -> None:
+    """A sensor that raises fills the UI with red ticks about something that is not an error yet."""
+    platform.landing.rmdir()
+    context = dg.build_sensor_context(
+        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
+    )
+    assert "does not exist" in str(load_landing_files.evaluate_tick(context).skip_message)
+
+
+def evaluate_schedule(platform: Platform, at: datetime) -> list[dg.RunRequest]:
+    context = dg.build_schedule_context(
+        instance=platform.instance, scheduled_execution_time=at, resources={"analytics": AnalyticsDatabase()}
+    )
+    return list(nightly_refresh.evaluate_tick(context).run_requests or [])
+
+
+@pytest.mark.parametrize(
+    ("at", "current"),
+    [
+        (datetime(2024, 11, 30, 3, 15, tzinfo=NEW_YORK), "2024-11"),
+        (datetime(2024, 11, 30, 23, 59, tzinfo=NEW_YORK), "2024-11"),  # December in UTC already
+        (datetime(2024, 12, 1, 3, 15, tzinfo=NEW_YORK), "2024-12"),
+        (datetime(2024, 3, 10, 3, 15, tzinfo=NEW_YORK), "2024-03"),  # the night that has no 02:15
+        (datetime(2024, 2, 29, 3, 15, tzinfo=NEW_YORK), "2024-02"),
+    ],
+)
+def test_nightly_refreshes_the_current_month_of_the_business(
+    platform: Platform, at: datetime, current: str
+) -> None:
+    """Month to date: the current month exists as a partition from its first night, in local time."""
+    requests = evaluate_schedule(platform, at)
+    assert [months(r) for r in requests] == [(current, current)]
+    assert requests[0].asset_selection is None, "the whole graph"
+
+
+def test_nightly_refreshes_everything_stale(platform: Platform) -> None:
+    """Even with the sensors off, nothing stays stale longer than a day."""
+    for day in ("2024-03-05", "2024-10-31", "2024-12-24"):
+        platform.execute(
+            "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
+            f" VALUES ('J{day}', 'COD Service', 'Google', '{day} 12:00-05', '{day}')"
+        )
+    requests = evaluate_schedule(platform, datetime(2024, 12, 31, 3, 15, tzinfo=NEW_YORK))
+    assert [months(r) for r in requests] == [
+        ("2024-12", "2024-12"),
+        ("2024-03", "2024-03"),
+        ("2024-10", "2024-10"),
+    ]
+    launch(platform, requests)
+    assert platform.query("SELECT count(*) FROM analytics.stale_months") == [(0,)]
+
+
+def test_schedule_fires_once_a_night_across_clock_changes() -> None:
+    """03:15 exists exactly once on every night, whatever the clocks do."""
+    from dagster._utils.schedules import schedule_execution_time_iterator
+
+    for start in (datetime(2024, 3, 8, 12, tzinfo=NEW_YORK), datetime(2024, 11, 1, 12, tzinfo=NEW_YORK)):
+        times = schedule_execution_time_iterator(
+            start.timestamp(), nightly_refresh.cron_schedule, nightly_refresh.execution_timezone
+        )
+        fired = [next(times).astimezone(NEW_YORK) for _ in range(4)]
+        assert [(t.hour, t.minute) for t in fired] == [(3, 15)] * 4
+        assert [t.date() for t in fired] == [start.date() + timedelta(days=n) for n in (1, 2, 3, 4)]
+
+
+def test_refresh_run_during_open_load_leaves_its_month_queued(platform: Platform) -> None:
+    """A Dagster refresh while a loader's transaction is open: its change must be refreshed afterwards."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    launch(platform, tick(platform, load_landing_files))
+    with psycopg.connect(platform.url) as loader:
+        loader.execute(
+            "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_id, paid_date, amount)"
+            " VALUES ('p', 'AAAAAA', 'AAAAAA', 'AAAAAA', '2024-12-24', 500)"
+        )
+        launch(platform, tick(platform, refresh_stale_months))
+        assert platform.query("SELECT revenue_gross FROM analytics.monthly_metrics") == [(0,)]
+    launch(platform, tick(platform, refresh_stale_months))
+    assert platform.query("SELECT revenue_gross FROM analytics.monthly_metrics") == [(500,)]
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        assert refresh(connection, OCTOBER, date(2024, 11, 1))[0].changed_rows == 0

