@@ -29,7 +29,7 @@ def migrate(
     """What `crm-analytics migrate crm [--sql|--check|--replace-legacy]` does; returns the exit code.
 
     `--sql` prints what would be run; `--check` changes nothing and returns 1 if a migration is pending or the
-    catalogue differs from the manifest.
+    catalog differs from the manifest.
     """
     url = url or database_url("crm")
     if sql:
@@ -59,7 +59,7 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
         echo(f"{writer_repair(writer)}\n")
     if comparison.differences or writers:
         return 1
-    echo("the catalogue equals the manifest")
+    echo("the catalog equals the manifest")
     return 0
 
 
@@ -84,7 +84,7 @@ def _require_migrated() -> None:
 def create_admin(email: str, name: str | None) -> None:
     """Create the first admin, as the migrating login; later users come from create_user_safe.
 
-    Refused when an active admin who can be recognised (by e-mail address or mapped identity) exists already.
+    Refused when an active admin who can be recognized (by e-mail address or mapped identity) exists already.
     """
     _require_migrated()
     with connect("crm") as connection:
@@ -126,7 +126,7 @@ def create_admin(email: str, name: str | None) -> None:
 
 @crm.command("guards")
 def guards() -> None:
-    """Compare the catalogue with the manifest (tier A); exit code 1 if it differs."""
+    """Compare the catalog with the manifest (tier A); exit code 1 if it differs."""
     sys.exit(_report_drift(database_url("crm"), click.echo))
 
 

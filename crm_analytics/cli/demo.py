@@ -49,7 +49,7 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
         print_months(connection, console)
         _print_quarantine(connection, console)
         unexpected = connection.execute(
-            "SELECT count(*) FROM raw.source_files WHERE status IN ('refused', 'unrecognised') AND path <> %s",
+            "SELECT count(*) FROM raw.source_files WHERE status IN ('refused', 'unrecognized') AND path <> %s",
             [REFUSED],
         ).fetchone()
     console.rule("4. the CRM")

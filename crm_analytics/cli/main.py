@@ -142,7 +142,7 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
 def check_files_command(files: tuple[Path, ...]) -> None:
     """Say what loading FILES would do; nothing is written.
 
-    Names the source recognised, the columns mapped, the records that would be quarantined and why, and the
+    Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
     import psycopg
@@ -151,7 +151,7 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 
     config = settings()
     connection = None
-    if config.analytics_database_url or embedded(config).initialised():
+    if config.analytics_database_url or embedded(config).initialized():
         try:
             connection = psycopg.connect(database_url("analytics", config), autocommit=True)
         except psycopg.OperationalError as error:
@@ -244,7 +244,7 @@ def stop() -> None:
     help="Keep the event logs of runs younger than this.",
 )
 def prune(days: int) -> None:
-    """Delete old event logs and output of finished runs; materialisations are never removed."""
+    """Delete old event logs and output of finished runs; materializations are never removed."""
     from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
     config = resolved()

@@ -190,7 +190,7 @@ def _summary(
             column = next(c for c in table.columns if c.header == name)
             column.justify = "right"
         for source, status, count, records, inserted, updated, quarantined in files:
-            style = {"refused": "red", "unrecognised": "red"}.get(status, "")
+            style = {"refused": "red", "unrecognized": "red"}.get(status, "")
             table.add_row(
                 source,
                 f"{count:,}",

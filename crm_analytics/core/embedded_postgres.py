@@ -87,7 +87,7 @@ class EmbeddedPostgres:
     # -- public -----------------------------------------------------------------------------------------
 
     def start(self) -> EmbeddedPostgres:
-        """Initialise if new, start if down, and hold the server up until `release()` or the process's end.
+        """Initialize if new, start if down, and hold the server up until `release()` or the process's end.
 
         Raises:
             RuntimeError: if the server cannot be started; the message ends with the tail of its log.
@@ -99,8 +99,8 @@ class EmbeddedPostgres:
             holders = (self.folder / "holders.lock").open("a")
             fcntl.flock(holders, fcntl.LOCK_SH)
             self._holders = holders
-            if not self.initialised():
-                self._initialise()
+            if not self.initialized():
+                self._initialize()
             self._ensure_databases()
         atexit.register(self.release)
         return self
@@ -132,7 +132,7 @@ class EmbeddedPostgres:
         if self._running():
             self._run("pg_ctl", "-w", "-m", "fast", "-D", str(self.data), "stop")
 
-    def initialised(self) -> bool:
+    def initialized(self) -> bool:
         """Whether this state folder has a server at all (running or not)."""
         return (self.data / "PG_VERSION").exists()
 
@@ -160,7 +160,7 @@ class EmbeddedPostgres:
             options["env"] = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}
         return pgexec(command, arguments, bin_path=self.bin, **options)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         if os.geteuid() == 0:
             ensure_user_exists(SYSTEM_USER)
             _let_through(self.bin)

@@ -57,7 +57,7 @@ class SqlFile:
         return self.path.read_text(encoding="utf-8")
 
     def sha256(self) -> str:
-        """Checksum of the file, line endings normalised."""
+        """Checksum of the file, line endings normalized."""
         return hashlib.sha256(self.text().replace("\r\n", "\n").encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ def months_between(start: date, end: date) -> Iterator[date]:
 
 
 def contiguous(months: Iterable[date]) -> list[tuple[date, date]]:
-    """The months as runs of neighbours: (first, last), both included, in order."""
+    """The months as runs of neighbors: (first, last), both included, in order."""
     runs: list[tuple[date, date]] = []
     for month in sorted(set(months)):
         if runs and next_month(runs[-1][1]) == month:

@@ -1,4 +1,4 @@
-"""Generates docs/crm-rpc.md, the reference of the safe RPCs, from the catalogue of a migrated database."""
+"""Generates docs/crm-rpc.md, the reference of the safe RPCs, from the catalog of a migrated database."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _WORTH_SHOWING = {
 _HEAD = """\
 # Safe RPCs
 
-Generated from the catalogue by `crm-analytics crm reference`; a test keeps it equal. How the guards behind these
+Generated from the catalog by `crm-analytics crm reference`; a test keeps it equal. How the guards behind these
 functions work stands in [crm.md](crm.md).
 
 Every function returns one `jsonb` object with the `id` of the row concerned. Refusals carry an SQLSTATE that
@@ -93,7 +93,7 @@ They are checked in this order: actor, input, existence, role, replay, state. A 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument as the catalogue has it."""
+    """One argument as the catalog has it."""
 
     name: str
     type: str
@@ -102,7 +102,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Rpc:
-    """One RPC as the catalogue has it."""
+    """One RPC as the catalog has it."""
 
     name: str
     arguments: tuple[Argument, ...]
@@ -167,7 +167,7 @@ def _section(rpc: Rpc) -> str:
         for argument in rpc.arguments
     )
     what, *rules = rpc.comment.strip().split("\n")
-    text = "\n\n".join([what.strip(), *(_labelled(line.strip()) for line in rules if line.strip())])
+    text = "\n\n".join([what.strip(), *(_labeled(line.strip()) for line in rules if line.strip())])
     return textwrap.dedent(
         """\
         ## {name}
@@ -189,7 +189,7 @@ def _section(rpc: Rpc) -> str:
     ).format(name=rpc.name, text=text, rows=rows, sql=rpc.example_sql(), request=rpc.example_request())
 
 
-def _labelled(line: str) -> str:
+def _labeled(line: str) -> str:
     label, colon, rest = line.partition(":")
     return f"**{label}:**{rest}" if colon and label in ("Rules", "Errors") else line
 

@@ -268,9 +268,9 @@ def data_trust() -> dashboard.Dashboard:
          "months refreshes them; a number that stays says that it does not run.", amber_above_0),
         ("quarantined", "Quarantined records", "Records that could not be loaded and are neither replaced by a "
          "newer export nor dismissed.", amber_above_0),
-        ("refused_files", "Refused files", "Files recognised but unreadable: nothing of them is loaded.",
+        ("refused_files", "Refused files", "Files recognized but unreadable: nothing of them is loaded.",
          ((None, GREEN), (1, RED))),
-        ("unrecognised_files", "Unrecognised files", "Files that fit no source.", amber_above_0),
+        ("unrecognized_files", "Unrecognized files", "Files that fit no source.", amber_above_0),
         ("seconds_since_refresh", "Since the last refresh", "Time since a refresh of any month ended.",
          ((None, GREEN), (86400 * 1.5, AMBER), (86400 * 3, RED))),
     ):  # fmt: skip
@@ -306,7 +306,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files not loaded",
-            "Refused and unrecognised files, by their present content, with the reason and the remedy.",
+            "Refused and unrecognized files, by their present content, with the reason and the remedy.",
             query("files_not_loaded"),
             ("path", "status", "message", "first_seen_at", "run_id"),
         ), 24, 7,

@@ -139,7 +139,7 @@ COLUMNS: dict[str, Column] = {
     "last_month_seen": Column("Last month", MONTH),
     "stale_months": Column("Stale months", *COUNT),
     "refused_files": Column("Refused files", *COUNT),
-    "unrecognised_files": Column("Unrecognised files", *COUNT),
+    "unrecognized_files": Column("Unrecognized files", *COUNT),
     "sources_without_rule": Column("Sources without a rule", *COUNT),
     "seconds_since_refresh": Column("Since the last refresh", "dtdhms", missing="never"),
     **{

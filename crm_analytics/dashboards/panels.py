@@ -172,7 +172,7 @@ def lines_panel(
 def cumulative_panel(
     title: str, description: str, sql: str, *, unit: str, columns: Iterable[tuple[str, str, bool]]
 ) -> Panel:
-    """Lines over the day of the month (1–31): (column, colour, dashed). Independent of the time range."""
+    """Lines over the day of the month (1–31): (column, color, dashed). Independent of the time range."""
     panel = trend.Panel().title(title).description(description).datasource(ANALYTICS)
     panel.with_target(Target(sql)).unit(unit).decimals(0).x_field("day").legend(_legend()).tooltip(_tooltip())
     panel.no_value("none").show_points(common_models.VisibilityMode.NEVER)
@@ -182,12 +182,12 @@ def cumulative_panel(
     _name_columns(panel, ("day",))
     # a month's first day is one point, which a line alone does not show
     panel.override_by_name("actual", _properties(("custom.showPoints", "auto")))
-    for name, colour, dashed in columns:
+    for name, color, dashed in columns:
         panel.override_by_name(
             name,
             _properties(
                 ("displayName", COLUMNS[name].title),
-                ("color", {"mode": "fixed", "fixedColor": colour}),
+                ("color", {"mode": "fixed", "fixedColor": color}),
                 ("custom.lineStyle", {"fill": "dash", "dash": [8, 6]} if dashed else {"fill": "solid"}),
                 ("custom.lineWidth", 3 if name == "actual" else 1),
             ),
@@ -321,7 +321,7 @@ def _properties(*pairs: PropertyValue) -> list[models.DynamicConfigValue]:
 
 
 def _missing(text: str) -> models.SpecialValueMap:
-    """What stands in the place of NULL; in its own colour, because Grafana gives NULL the lowest threshold's."""
+    """What stands in the place of NULL; in its own color, because Grafana gives NULL the lowest threshold's."""
     result = models.ValueMappingResult(text=text, color=GREY, index=0)
     return models.SpecialValueMap(
         models.DashboardSpecialValueMapOptions(models.SpecialValueMatch.NULL, result)
@@ -329,12 +329,12 @@ def _missing(text: str) -> models.SpecialValueMap:
 
 
 def _steps(*steps: tuple[float | None, str]) -> dict[str, object]:
-    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
+    return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}
 
 
 def _thresholds(steps: Sequence[tuple[float | None, str]]) -> dashboard.ThresholdsConfig:
     config = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
-    return config.steps([models.Threshold(value=value, color=colour) for value, colour in steps])
+    return config.steps([models.Threshold(value=value, color=color) for value, color in steps])
 
 
 def _legend() -> common.VizLegendOptions:

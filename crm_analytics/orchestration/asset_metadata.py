@@ -1,4 +1,4 @@
-"""What every analytics asset shows in the UI: its table, and columns with comments where it is materialised."""
+"""What every analytics asset shows in the UI: its table, and columns with comments where it is materialized."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def definition_metadata(schema: str, table: str, *code: str) -> dict[str, Any]:
 
 
 def table_metadata(connection: psycopg.Connection[Any], schema: str, table: str) -> dict[str, Any]:
-    """The table's columns as the catalogue has them, and its rows."""
+    """The table's columns as the catalog has them, and its rows."""
     columns = [
         dg.TableColumn(
             name=column.name,

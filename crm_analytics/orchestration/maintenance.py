@@ -10,7 +10,7 @@ KEPT_DAYS = 90
 
 
 @dg.op(
-    description="Deletes old event logs and output of finished runs; materialisations and checks are never removed."
+    description="Deletes old event logs and output of finished runs; materializations and checks are never removed."
 )
 def prune(context: dg.OpExecutionContext) -> None:
     """Prune with the default age."""

@@ -20,7 +20,7 @@ KEPT_EVENTS = (
 def prune_event_logs(config: Settings, days: int) -> int:
     """Delete event-log rows of runs that ended more than `days` days ago, except KEPT_EVENTS; returns how many.
 
-    Event logs grow for ever otherwise. Materialisations, checks and the runs themselves are never removed.
+    Event logs grow for ever otherwise. Materializations, checks and the runs themselves are never removed.
     """
     assert config.dagster_postgres_url
     cutoff = datetime.now(UTC) - timedelta(days=days)

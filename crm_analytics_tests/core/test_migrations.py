@@ -1,4 +1,4 @@
-"""Migrations: repeatable, serialised, immutable; the data model page and the embedded server."""
+"""Migrations: repeatable, serialized, immutable; the data model page and the embedded server."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_script_creates_the_same_schema(new_database: Callable[..., str], server
         assert relations(by_hand, *SCHEMAS) == relations(migrated, *SCHEMAS)
 
 
-def test_data_model_page_is_the_catalogue(analytics: psycopg.Connection[Any]) -> None:
+def test_data_model_page_is_the_catalog(analytics: psycopg.Connection[Any]) -> None:
     """docs/data-model.md is generated; a schema change without it would leave readers with the old one."""
     page = (PROJECT_DIR / "docs" / "data-model.md").read_text()
     assert page == data_model(analytics), (

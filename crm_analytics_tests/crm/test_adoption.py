@@ -112,7 +112,7 @@ def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
         }  # fmt: skip
     lines: list[str] = []
     migrate_crm(url=seed_url, report=lines.append)
-    assert lines[0] == "adopted an existing database: its catalogue equals the baseline"
+    assert lines[0] == "adopted an existing database: its catalog equals the baseline"
     with psycopg.connect(seed_url, autocommit=True) as connection:
         for name, old in before.items():
             found = rows(connection, f"SELECT {old_columns[name]} FROM public.{name} ORDER BY id")
@@ -213,7 +213,7 @@ def test_rows_written_while_migrating_are_adopted_too(seed_url: str) -> None:
         ]  # fmt: skip
 
 
-def test_same_catalogue_as_a_fresh_database(seed_url: str, crm: Connection) -> None:
+def test_same_catalog_as_a_fresh_database(seed_url: str, crm: Connection) -> None:
     """Without it an adopted database would differ from a fresh one, and every later migration meet two of them."""
     migrate_crm(url=seed_url)
     with psycopg.connect(seed_url, autocommit=True) as connection:
@@ -300,9 +300,9 @@ def test_adopted_orders_live_on(seed_url: str) -> None:
         ("CREATE TABLE public.payments_reference_key_key (id int)", "ALTER TABLE public.payments_reference_key_key RENAME"),
         ("CREATE SCHEMA reporting", "ALTER SCHEMA reporting RENAME TO reporting_legacy;"),
         ("CREATE SCHEMA crm_private; CREATE FUNCTION crm_private.trimmed(text) RETURNS text LANGUAGE sql AS 'SELECT $1'", "DROP function crm_private.trimmed(text);"),
-        ("ALTER TABLE public.orders ADD COLUMN colour text NOT NULL", "column orders.colour cannot stay: NOT NULL without a default refuses the RPCs' rows\n    ALTER TABLE public.orders ALTER COLUMN colour DROP NOT NULL;"),
+        ("ALTER TABLE public.orders ADD COLUMN color text NOT NULL", "column orders.color cannot stay: NOT NULL without a default refuses the RPCs' rows\n    ALTER TABLE public.orders ALTER COLUMN color DROP NOT NULL;"),
         ("ALTER TABLE public.orders ADD COLUMN number serial", "column orders.number cannot stay: a default that is not a constant"),
-        ("CREATE DOMAIN public.colour AS text CHECK (length(VALUE) > 1); ALTER TABLE public.orders ADD COLUMN colour public.colour", "column orders.colour cannot stay: a type that is not built in"),
+        ("CREATE DOMAIN public.color AS text CHECK (length(VALUE) > 1); ALTER TABLE public.orders ADD COLUMN color public.color", "column orders.color cannot stay: a type that is not built in"),
         ("CREATE UNIQUE INDEX one_url ON public.orders (bike_url)", "index orders.one_url cannot stay: a unique index"),
         ("CREATE FUNCTION public.old_json(public.payment_role_enum) RETURNS json LANGUAGE sql AS 'SELECT NULL::json'; CREATE CAST (public.payment_role_enum AS json) WITH FUNCTION public.old_json", "DROP CAST (public.payment_role_enum AS json);"),
         ("CREATE TABLE public.evil () INHERITS (public.payments)", "TABLE WITH INHERITANCE"),
@@ -341,7 +341,7 @@ def test_what_adoption_tolerates_stays_green(seed_url: str) -> None:
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             "ALTER TABLE public.orders ADD COLUMN shop text NOT NULL DEFAULT 'q', ADD COLUMN seen timestamptz;"
-            "ALTER TABLE public.tasks ADD COLUMN colour text NOT NULL DEFAULT 'q';"
+            "ALTER TABLE public.tasks ADD COLUMN color text NOT NULL DEFAULT 'q';"
             "INSERT INTO public.orders (order_code, final_price_eur, seen) VALUES ('A', 5, now())"
         )
     migrate_crm(url=seed_url)
@@ -385,16 +385,16 @@ def test_extras_are_tolerated_and_reported(seed_url: str) -> None:
     """Without it every grown database would be refused for a harmless index, or its extras pass unseen."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
-            "ALTER TABLE public.orders ADD COLUMN colour text, ADD COLUMN items jsonb,"
+            "ALTER TABLE public.orders ADD COLUMN color text, ADD COLUMN items jsonb,"
             " ADD COLUMN created_by uuid CONSTRAINT orders_created_by_fkey REFERENCES public.users (id) ON DELETE CASCADE;"
-            "CREATE INDEX idx_colour ON public.orders (colour)"
+            "CREATE INDEX idx_color ON public.orders (color)"
         )
     lines: list[str] = []
     migrate_crm(url=seed_url, report=lines.append)
     tolerated = {line.removeprefix("tolerated: ") for line in lines if line.startswith("tolerated: ")}
     assert tolerated == {
-        "extra column orders.colour", "existing column orders.items", "existing column orders.created_by",
-        "extra index orders.idx_colour", "extra label viber of preferred_channel_enum",
+        "extra column orders.color", "existing column orders.items", "existing column orders.created_by",
+        "extra index orders.idx_color", "extra label viber of preferred_channel_enum",
         "extra label receipt of document_type_enum", "extra label on_hold of order_status_enum",
         "extra label bonus of payment_role_enum", "extra label GBP of currency_enum",
         "extra label dhl of shipment_provider_enum",

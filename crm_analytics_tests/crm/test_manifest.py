@@ -1,4 +1,4 @@
-"""The catalogue manifest: equal to the committed one, the same everywhere, and every difference repairable."""
+"""The catalog manifest: equal to the committed one, the same everywhere, and every difference repairable."""
 
 from __future__ import annotations
 

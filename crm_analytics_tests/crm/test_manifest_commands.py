@@ -27,7 +27,7 @@ def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., 
     assert commands.migrate(url=url, echo=lines.append) == 0
     assert lines[-1] == f"crm is at {names[-1][:4]}"
     assert commands.migrate(url=url, check=True, echo=lines.append) == 0
-    assert lines[-1] == "the catalogue equals the manifest"
+    assert lines[-1] == "the catalog equals the manifest"
 
 
 def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str]) -> None:
@@ -77,7 +77,7 @@ def test_the_first_admin_is_created_once(
     assert "BROKEN rows_equal_their_newest_audit_image" in broken.output
 
 
-def test_an_adopted_admin_whom_nobody_can_recognise_does_not_lock_everybody_out(
+def test_an_adopted_admin_whom_nobody_can_recognize_does_not_lock_everybody_out(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it, adopted users, who have no addresses, would leave nobody able to log in, and no way to change that."""

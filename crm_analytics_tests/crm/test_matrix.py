@@ -1,4 +1,4 @@
-"""Role × table × action, generated from the catalogue: what each role may do, tried for real."""
+"""Role × table × action, generated from the catalog: what each role may do, tried for real."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_web_roles_have_nothing_but_service_role_the_rpcs(boss: Connection) -> N
     ) == []  # fmt: skip
 
 
-def test_same_catalogue_whatever_was_granted(hosted: EmbeddedPostgres, boss: Connection) -> None:
+def test_same_catalog_whatever_was_granted(hosted: EmbeddedPostgres, boss: Connection) -> None:
     """Without it broad grants would leave something behind that a plain database does not have."""
     with psycopg.connect(hosted.url("fresh"), autocommit=True) as fresh:
         assert manifest.diff(manifest.collect(fresh), manifest.collect(boss)).differences == ()

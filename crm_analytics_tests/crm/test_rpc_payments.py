@@ -480,5 +480,5 @@ def test_checkout_repeated_with_something_else(
         "id": value(crm, "SELECT id::text FROM public.payments WHERE reference_key = 'c-1'"),
     }  # fmt: skip
     # what became of the order since does not make the repeat another one
-    client.update_order_safe(order_id=first.id, user_id=manager, items=[{"model": "A", "colour": "blue"}])
+    client.update_order_safe(order_id=first.id, user_id=manager, items=[{"model": "A", "color": "blue"}])
     assert client.checkout_order_safe(**wanted).duplicate

@@ -1,4 +1,4 @@
-"""docs/crm-rpc.md: equal to what the catalogue says, and its examples can be called."""
+"""docs/crm-rpc.md: equal to what the catalog says, and its examples can be called."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def world(analytics):
         ("jobs", "jobs/old.csv", "1", "2024-03-02", "loaded", None, 3, 3, 0, "2024-03-01", "2024-03-02", "run-1", "2024-03-02 05:00Z"),
         ("jobs", "jobs/new.csv", "2", "2024-03-09", "loaded", None, 2, 1, 1, "2024-03-03", "2024-03-08", "run-2", "2024-03-09 05:00Z"),
         ("calls", "calls/a.csv", "3", "2024-03-05", "refused", "no column from", 0, 0, 0, None, None, "run-2", "2024-03-09 05:01Z"),
-        (None, "notes.txt", "4", "2024-03-05", "unrecognised", "fits no source", 0, 0, 0, None, None, None, "2024-03-09 05:02Z"),
+        (None, "notes.txt", "4", "2024-03-05", "unrecognized", "fits no source", 0, 0, 0, None, None, None, "2024-03-09 05:02Z"),
         ("payments", "payments/p.csv", "5", "2024-03-05", "refused", "is damaged", 0, 0, 0, None, None, "run-1", "2024-03-05 05:00Z"),
         ("payments", "payments/p.csv", "6", "2024-03-06", "loaded", None, 4, 3, 1, "2024-03-01", "2024-03-05", "run-2", "2024-03-09 05:03Z"),
     ):  # fmt: skip
@@ -88,7 +88,7 @@ def test_files_not_loaded_are_those_of_today(grafana, choice):
     """A file that was replaced by a good one must not stay red."""
     assert {(row["path"], row["status"]) for row in rows(grafana, "files_not_loaded", choice)} == {
         ("calls/a.csv", "refused"),
-        ("notes.txt", "unrecognised"),
+        ("notes.txt", "unrecognized"),
     }
     assert rows(grafana, "recent_files", choice)[0]["path"] == "payments/p.csv"
     assert len(rows(grafana, "recent_files", choice)) == 6
@@ -104,7 +104,7 @@ def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, wo
     """The one number that must be 0: a metric changed behind the raw tables' back must show."""
     (summary,) = rows(grafana, "trust_summary", choice)
     assert {name: summary[name] for name in summary if name != "seconds_since_refresh"} == {
-        "stale_months": 0, "quarantined": 2, "refused_files": 1, "unrecognised_files": 1, "sources_without_rule": 1,
+        "stale_months": 0, "quarantined": 2, "refused_files": 1, "unrecognized_files": 1, "sources_without_rule": 1,
         "difference": 0,
     }  # fmt: skip
     assert 0 <= summary["seconds_since_refresh"] < 600

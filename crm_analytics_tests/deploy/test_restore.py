@@ -107,7 +107,7 @@ def test_restored_databases_are_as_guarded_and_readable_as_before(folder):
                 if line.endswith("--check"):
                     lines = printed.splitlines()
                     assert lines[0] == "analytics: up to date"
-                    assert lines[-1] == "crm: the catalogue equals the manifest"
+                    assert lines[-1] == "crm: the catalog equals the manifest"
             else:
                 done = in_postgres(new, line, folder)
                 unexpected = [error for error in done.stderr.splitlines() if " already " not in error]

@@ -79,7 +79,7 @@ def tick(analytics_url, monkeypatch, webhook) -> Iterator[Callable[[], dg.Sensor
 
 
 def _run(instance: dg.DagsterInstance, *, fail: bool = False, passed: bool = True, error: bool = True) -> str:
-    """Materialise an asset with one check; returns the run's id."""
+    """Materialize an asset with one check; returns the run's id."""
 
     @dg.asset
     def table() -> None:

@@ -89,7 +89,7 @@ def test_late_file_restates_only_its_month(platform: Platform) -> None:
     assert tick(platform, refresh_stale_months) == []
 
 
-def test_neighbouring_stale_months_make_one_run(platform: Platform) -> None:
+def test_neighboring_stale_months_make_one_run(platform: Platform) -> None:
     """A correction of a year is one run, not twelve; months outside the partitions are left to their check."""
     platform.drop(
         "jobs/a.csv",
@@ -178,9 +178,9 @@ def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
     """Changed content is news; a touched file with the same content is not; nor is a refused file, until it changes."""
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/login.csv", "<!DOCTYPE html><html></html>")
-    platform.drop("mystery.csv", "colour,shape", "red,round")
+    platform.drop("mystery.csv", "color,shape", "red,round")
     launch(platform, tick(platform, load_landing_files))
-    assert tick(platform, load_landing_files) == [], "refused and unrecognised files are reported once"
+    assert tick(platform, load_landing_files) == [], "refused and unrecognized files are reported once"
     later = time.time() + 60
     os.utime(path, (later, later))
     assert tick(platform, load_landing_files) == []

@@ -71,7 +71,7 @@ def test_everything_is_scheduled_and_runs_by_default() -> None:
     dg.Definitions.validate_loadable(definitions("postgresql://nowhere"))
 
 
-def test_materialising_the_schema_migrates(
+def test_materializing_the_schema_migrates(
     new_database: Callable[..., str], instance: dg.DagsterInstance
 ) -> None:
     """Without it, a deployment through Dagster would leave the database behind the code."""
@@ -88,7 +88,7 @@ def test_materialising_the_schema_migrates(
 
 
 def test_all_is_green_on_a_sound_database(url: str, instance: dg.DagsterInstance) -> None:
-    """Without it, red would be the normal colour."""
+    """Without it, red would be the normal color."""
     guards = run("crm_guards", url, instance)
     assert red(guards) == set()
     assert set(guards) == {
@@ -128,7 +128,7 @@ def test_a_broken_guard_turns_exactly_its_checks_red_and_the_remedy_repairs_it(
 
 
 def test_a_grant_turns_the_writers_check_red(url: str, instance: dg.DagsterInstance) -> None:
-    """Without it, a role that can write would only show as a difference of catalogues."""
+    """Without it, a role that can write would only show as a difference of catalogs."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("GRANT UPDATE ON public.orders TO crm_app")
         evaluations = run("crm_guards", url, instance)

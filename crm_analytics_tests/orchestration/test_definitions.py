@@ -88,8 +88,8 @@ def test_every_asset_explains_itself() -> None:
         assert spec.description and spec.owners and spec.kinds and spec.group_name != "default", spec.key
 
 
-def test_columns_in_the_ui_are_those_of_the_catalogue(analytics: psycopg.Connection[Any]) -> None:
-    """Nobody materialises the facts, so their columns stand in the code: names, types and meanings must be true."""
+def test_columns_in_the_ui_are_those_of_the_catalog(analytics: psycopg.Connection[Any]) -> None:
+    """Nobody materializes the facts, so their columns stand in the code: names, types and meanings must be true."""
     for spec in fact_specs:
         schema = spec.metadata["dagster/column_schema"]
         found = catalog.columns(analytics, *spec.key.path)

@@ -47,10 +47,10 @@ def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
     for month in (8, 9, 10, 11):
         assert platform.run(date(2024, month, 1), date(2024, month, 1)).success
     assert contents(platform) == ranged
-    materialised = platform.instance.get_materialized_partitions(
+    materialized = platform.instance.get_materialized_partitions(
         dg.AssetKey(["analytics", "monthly_metrics"])
     )
-    assert materialised == {"2024-08", "2024-09", "2024-10", "2024-11"}
+    assert materialized == {"2024-08", "2024-09", "2024-10", "2024-11"}
 
 
 def test_months_touched_outside_the_range_get_their_events(platform: Platform) -> None:
@@ -73,12 +73,12 @@ def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> No
     """Other files load, metrics are computed, and the check names the file (decision 8)."""
     platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/login.csv", "<!DOCTYPE html><html><body>Sign in</body></html>")
-    platform.drop("mystery.csv", "colour,shape", "red,round")
+    platform.drop("mystery.csv", "color,shape", "red,round")
     result = platform.run(OCTOBER, OCTOBER)
     assert result.success
     assert platform.query("SELECT jobs FROM analytics.monthly_metrics") == [(1,)]
     found = checks(result)
-    assert not found["jobs.files_read"] and not found["jobs.unrecognised_files"]
+    assert not found["jobs.files_read"] and not found["jobs.unrecognized_files"]
     assert found["payments.files_read"]
     evaluation = next(
         c for c in result.get_asset_check_evaluations() if c.check_name == "files_read" and not c.passed
@@ -88,7 +88,7 @@ def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> No
     (platform.landing / "jobs" / "login.csv").unlink()
     (platform.landing / "mystery.csv").unlink()
     found = checks(platform.run(OCTOBER, OCTOBER))
-    assert found["jobs.files_read"] and found["jobs.unrecognised_files"], "the remedy turns them green"
+    assert found["jobs.files_read"] and found["jobs.unrecognized_files"], "the remedy turns them green"
 
 
 def test_checks_find_what_they_are_for(platform: Platform) -> None:
@@ -290,7 +290,7 @@ def test_pruning_deletes_what_old_runs_printed(
     assert prune_compute_logs(settings(), days=5) == 0
 
 
-def test_pruning_keeps_materialisations_and_checks(platform: Platform) -> None:
+def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
     """Event logs grow for ever; what happened to assets must stay."""
     from crm_analytics.core.settings import settings
     from crm_analytics.orchestration.retention import prune_event_logs

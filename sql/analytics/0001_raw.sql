@@ -32,7 +32,7 @@ CREATE TABLE raw.source_files (
     declaration_version int,
     exported_at timestamptz NOT NULL,
     exported_at_from text NOT NULL CHECK (exported_at_from IN ('name', 'mtime')),
-    status text NOT NULL CHECK (status IN ('loaded', 'refused', 'unrecognised', 'same_content')),
+    status text NOT NULL CHECK (status IN ('loaded', 'refused', 'unrecognized', 'same_content')),
     same_as bigint REFERENCES raw.source_files,
     message text,
     encoding text,
@@ -57,13 +57,13 @@ CREATE TABLE raw.source_files (
     CONSTRAINT source_files_add_up CHECK (
         records_read = inserted + updated + unchanged + duplicates + superseded + quarantined + summary_lines
     ),
-    CONSTRAINT source_files_message CHECK (status NOT IN ('refused', 'unrecognised') OR message IS NOT NULL)
+    CONSTRAINT source_files_message CHECK (status NOT IN ('refused', 'unrecognized') OR message IS NOT NULL)
 );
 CREATE INDEX source_files_order ON raw.source_files (source, exported_at, path);
 CREATE INDEX source_files_path ON raw.source_files (path);
 COMMENT ON TABLE raw.source_files IS 'The ledger: one row for each content seen at each path of the landing folder, and what became of its records. Nothing is lost silently: records_read equals the sum of the counts.';
 COMMENT ON COLUMN raw.source_files.file_id IS 'Number of the ledger entry; raw rows refer to it.';
-COMMENT ON COLUMN raw.source_files.source IS 'jobs, payments, calls, elocals_leads, proref_leads, google_spend or targets; NULL where unrecognised.';
+COMMENT ON COLUMN raw.source_files.source IS 'jobs, payments, calls, elocals_leads, proref_leads, google_spend or targets; NULL where unrecognized.';
 COMMENT ON COLUMN raw.source_files.path IS 'Path below the landing folder.';
 COMMENT ON COLUMN raw.source_files.sha256 IS 'Hash of the content. With declaration_version it says whether the file is new.';
 COMMENT ON COLUMN raw.source_files.size_bytes IS 'Size when read, in bytes.';
@@ -71,9 +71,9 @@ COMMENT ON COLUMN raw.source_files.modified_at IS 'The file''s modification time
 COMMENT ON COLUMN raw.source_files.declaration_version IS 'Version of the source declaration that read the file; a newer declaration reads it again.';
 COMMENT ON COLUMN raw.source_files.exported_at IS 'When the export was made; frozen when the content was first seen, and never before that of the content which it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).';
 COMMENT ON COLUMN raw.source_files.exported_at_from IS 'name: a date-time in the file''s name; mtime: the modification time.';
-COMMENT ON COLUMN raw.source_files.status IS 'loaded; refused (unreadable as this source: nothing of it was loaded); unrecognised (no source fits); same_content (same bytes as another file, which was loaded).';
+COMMENT ON COLUMN raw.source_files.status IS 'loaded; refused (unreadable as this source: nothing of it was loaded); unrecognized (no source fits); same_content (same bytes as another file, which was loaded).';
 COMMENT ON COLUMN raw.source_files.same_as IS 'For same_content: the entry with these bytes.';
-COMMENT ON COLUMN raw.source_files.message IS 'Why it was refused or not recognised, and the remedy.';
+COMMENT ON COLUMN raw.source_files.message IS 'Why it was refused or not recognized, and the remedy.';
 COMMENT ON COLUMN raw.source_files.encoding IS 'Encoding found.';
 COMMENT ON COLUMN raw.source_files.delimiter IS 'Delimiter found; NULL for a workbook.';
 COMMENT ON COLUMN raw.source_files.mapping IS 'Every mapping made: column name to header as found.';

@@ -121,7 +121,7 @@ BEGIN
     PERFORM analytics.require_read_committed();
     PERFORM pg_advisory_xact_lock(7205119002661002);
 END $$;
-COMMENT ON FUNCTION raw.lock_links() IS 'Serialises, until the transaction ends, whatever links payments to jobs.';
+COMMENT ON FUNCTION raw.lock_links() IS 'Serializes, until the transaction ends, whatever links payments to jobs.';
 
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE

@@ -91,9 +91,9 @@ SELECT f.file_id, f.source, f.path, f.status, f.message, f.exported_at, f.first_
 FROM raw.source_files f;
 COMMENT ON VIEW reporting.files IS 'The ledger of landing files for dashboards.';
 COMMENT ON COLUMN reporting.files.file_id IS 'Number of the ledger entry.';
-COMMENT ON COLUMN reporting.files.source IS 'Kind of export; NULL where unrecognised.';
+COMMENT ON COLUMN reporting.files.source IS 'Kind of export; NULL where unrecognized.';
 COMMENT ON COLUMN reporting.files.path IS 'Path below the landing folder.';
-COMMENT ON COLUMN reporting.files.status IS 'loaded, refused, unrecognised or same_content.';
+COMMENT ON COLUMN reporting.files.status IS 'loaded, refused, unrecognized or same_content.';
 COMMENT ON COLUMN reporting.files.message IS 'Why it was not loaded, and the remedy.';
 COMMENT ON COLUMN reporting.files.exported_at IS 'When the export was made.';
 COMMENT ON COLUMN reporting.files.first_seen_at IS 'When this content was first seen.';

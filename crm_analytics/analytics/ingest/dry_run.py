@@ -21,7 +21,7 @@ from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.loading.plans import PLANS
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file, recognise
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file, recognize
 from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
 
 SHOWN = 20  #: quarantined records printed for each file
@@ -72,7 +72,7 @@ def examine(
     path, landing = _place(path, landing)
     report = FileReport(path)
     try:
-        source = recognise(path, landing)
+        source = recognize(path, landing)
         report.source = source.name
         report.exported_at, _ = export_time(path, timezone)
         opened = open_file(path, source, exported_at=report.exported_at, timezone=timezone)

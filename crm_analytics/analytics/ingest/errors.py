@@ -7,7 +7,7 @@ class RefusedFile(Exception):
     """A file that cannot be read; `str(error)` names the file, the place, what was found, what is accepted."""
 
 
-class UnrecognisedFile(RefusedFile):
+class UnrecognizedFile(RefusedFile):
     """A file whose source cannot be told from its folder, its name or its header."""
 
 

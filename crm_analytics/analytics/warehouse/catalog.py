@@ -1,4 +1,4 @@
-"""What the catalogue says about the analytics schema: tables, columns with comments, keys and indexes."""
+"""What the catalog says about the analytics schema: tables, columns with comments, keys and indexes."""
 
 from __future__ import annotations
 

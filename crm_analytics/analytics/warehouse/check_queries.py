@@ -43,10 +43,10 @@ class Query:
 
 QUERIES = (
     Query(
-        "unrecognised_files",
+        "unrecognized_files",
         "raw/jobs",
         "Files in the landing folder that no source fits. Remedy: put them into the folder of their source, or delete them.",
-        "SELECT path, message FROM raw.source_files f WHERE status = 'unrecognised'"
+        "SELECT path, message FROM raw.source_files f WHERE status = 'unrecognized'"
         " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
         " ORDER BY path",
     ),

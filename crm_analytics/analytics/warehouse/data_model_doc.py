@@ -1,4 +1,4 @@
-"""Generates docs/data-model.md from the catalogue: purpose, columns, keys and indexes of every table.
+"""Generates docs/data-model.md from the catalog: purpose, columns, keys and indexes of every table.
 
 python -m crm_analytics.analytics.warehouse.data_model_doc > docs/data-model.md
 """
@@ -15,7 +15,7 @@ SCHEMAS = ("raw", "analytics", "reporting")
 
 INTRODUCTION = """# Data model of the analytics database
 
-Generated from the catalogue by `python -m crm_analytics.analytics.warehouse.data_model_doc`; a test keeps it equal. The scripts
+Generated from the catalog by `python -m crm_analytics.analytics.warehouse.data_model_doc`; a test keeps it equal. The scripts
 themselves: `crm-analytics migrate analytics --sql`.
 
 Schema `raw` holds what the exports say, with the ledger of files and the quarantine. Schema `analytics` holds the

@@ -1,4 +1,4 @@
-"""Adoption of an existing CRM database: its catalogue is compared with the baseline, then stamped. Never blindly."""
+"""Adoption of an existing CRM database: its catalog is compared with the baseline, then stamped. Never blindly."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ WHERE t.oid IN (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = ANY (%(
 ORDER BY 2
 """
 
-Catalogue = dict[tuple[str, str, str], str]
+Catalog = dict[tuple[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class AdoptionReport:
         """The report for people, one finding a line."""
         if not self.adopted:
             return [f"replaced {found}" for found in self.replaced]
-        lines = ["adopted an existing database: its catalogue equals the baseline"]
+        lines = ["adopted an existing database: its catalog equals the baseline"]
         lines += [f"tolerated: {found}" for found in self.tolerated]
         lines += [f"replaced {found}" for found in self.replaced]
         if self.duplicate_references:
@@ -140,7 +140,7 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
     files = {file.version: file for file in migration_files("crm")}
     with connection.transaction(force_rollback=True):
         expected, expanded = _baseline(connection, files)
-    found = _catalogue(connection, "public")
+    found = _catalog(connection, "public")
     ours = {key: text for key, text in found.items() if key[0] != "type" or key in expected}
     problems = obstacles(connection, files)
     if ours:
@@ -184,7 +184,7 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
     return report
 
 
-def _catalogue(connection: psycopg.Connection[Any], schema: str) -> Catalogue:
+def _catalog(connection: psycopg.Connection[Any], schema: str) -> Catalog:
     rows = connection.execute(_CATALOGUE, {"schema": schema, "tables": list(TABLES)}).fetchall()
     return {
         (kind, name, part): text.replace(f"{schema}.", "public.").strip() for kind, name, part, text in rows
@@ -193,11 +193,11 @@ def _catalogue(connection: psycopg.Connection[Any], schema: str) -> Catalogue:
 
 def _baseline(
     connection: psycopg.Connection[Any], files: dict[str, SqlFile]
-) -> tuple[Catalogue, dict[tuple[str, str, str], str]]:
-    """The baseline's catalogue and the columns that the expand step adds, both as this very server sees them."""
+) -> tuple[Catalog, dict[tuple[str, str, str], str]]:
+    """The baseline's catalog and the columns that the expand step adds, both as this very server sees them."""
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(PROBE)))
     connection.execute(files[BASELINE].text().replace("public.", f"{PROBE}.").encode())
-    baseline = _catalogue(connection, PROBE)
+    baseline = _catalog(connection, PROBE)
     for statement in re.findall(
         r"^ALTER TABLE public\.\w+ ADD COLUMN .*;$", files[EXPAND].text(), re.MULTILINE
     ):
@@ -207,10 +207,10 @@ def _baseline(
     ):
         if "_enum" not in statement:  # a label that 0002 is still to add
             connection.execute(statement.replace("public.", f"{PROBE}.").encode())
-    return baseline, {key: text for key, text in _catalogue(connection, PROBE).items() if key not in baseline}
+    return baseline, {key: text for key, text in _catalog(connection, PROBE).items() if key not in baseline}
 
 
-def _differences(expected: Catalogue, expanded: Catalogue, found: Catalogue) -> list[str]:
+def _differences(expected: Catalog, expanded: Catalog, found: Catalog) -> list[str]:
     problems = []
     for key in sorted(expected):
         if key not in found:
@@ -313,9 +313,9 @@ def _foreign_owners(connection: psycopg.Connection[Any]) -> list[str]:
 
 def _tolerated(
     connection: psycopg.Connection[Any],
-    expected: Catalogue,
-    expanded: Catalogue,
-    found: Catalogue,
+    expected: Catalog,
+    expanded: Catalog,
+    found: Catalog,
     labels: SqlFile,
 ) -> list[str]:
     extras = [

@@ -1,4 +1,4 @@
-"""The catalogue as a manifest: every object that the guards rest on, by name, as the connected database has it.
+"""The catalog as a manifest: every object that the guards rest on, by name, as the connected database has it.
 
 It is the same on PostgreSQL 16 and 18 and whoever owns the tables: the owner is written `$owner`, NOT NULL
 constraints (rows of their own since 18) and the MAINTAIN privilege (new in 17) are left out.
@@ -236,7 +236,7 @@ _SECTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """Facts by object (`"<kind> <name>"`) and the SQL that creates an object, where the catalogue can say it."""
+    """Facts by object (`"<kind> <name>"`) and the SQL that creates an object, where the catalog can say it."""
 
     objects: Mapping[str, Mapping[str, Any]]
     definitions: Mapping[str, str] = field(default_factory=dict)
@@ -263,7 +263,7 @@ def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None =
     """The manifest of the connected database (or its objects of some kinds). Reads only; leaves no setting behind.
 
     Raises:
-        psycopg.Error: if a catalogue cannot be read.
+        psycopg.Error: if a catalog cannot be read.
     """
     objects: dict[str, Mapping[str, Any]] = {}
     definitions: dict[str, str] = {}
@@ -286,7 +286,7 @@ def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None =
 
 @contextmanager
 def _plain_names(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """An empty search_path inside, so that every name the catalogue functions print is qualified."""
+    """An empty search_path inside, so that every name the catalog functions print is qualified."""
     with connection.transaction():
         row = connection.execute("SELECT current_setting('search_path')").fetchone()
         assert row is not None

@@ -1,4 +1,4 @@
-"""The committed manifest of the CRM's catalogue, and how a database differs from it.
+"""The committed manifest of the CRM's catalog, and how a database differs from it.
 
 `manifest.json` is what the migrations lead to. What a deployment may add (plain columns, enum labels, plain
 indexes, readers) stands in `tolerated` and never fails.
@@ -179,7 +179,7 @@ def unexpected_writers(connection: psycopg.Connection[Any]) -> list[dict[str, An
 
 
 def write_manifest(connection: psycopg.Connection[Any], path: Path = MANIFEST_FILE) -> Manifest:
-    """Make the connected database's catalogue the committed one (after a new migration, for review)."""
+    """Make the connected database's catalog the committed one (after a new migration, for review)."""
     manifest = collect(connection)
     path.write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -1,4 +1,4 @@
-"""The SQL that makes the objects of the CRM's catalogue as the manifest wants them, and the order to run it in.
+"""The SQL that makes the objects of the CRM's catalog as the manifest wants them, and the order to run it in.
 
 Every statement is for the tables' owner (no superuser needed) or a superuser, and harmless when repeated: a
 repair may put right what another one was going to.

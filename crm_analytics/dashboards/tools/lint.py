@@ -102,7 +102,7 @@ def _panel(panel: Json) -> Iterator[str]:
     if panel["type"] in ("stat", "table"):
         for name in named:
             if text_of_null(panel, name) is None:
-                yield f"column {name} says nothing of NULL: it would have the lowest threshold's colour"
+                yield f"column {name} says nothing of NULL: it would have the lowest threshold's color"
     if panel["type"] == "trend" and "unit" not in named.get(panel["options"].get("xField"), {}):
         yield "its x axis would have the unit of its values: give xField a unit of its own"
     config = panel["fieldConfig"]

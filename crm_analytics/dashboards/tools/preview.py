@@ -30,7 +30,7 @@ FOLDER = PROJECT_DIR / "docs" / "img"
 ROW = 0.36  # inches a grid row is high; a grid column is 0.72 wide
 COLUMN = 0.72
 SEARCH_PATH = {"crm-analytics-warehouse": "analytics, reporting", "crm-analytics-crm": "reporting"}
-COLOURS = {"green": "#56a64b", "red": "#e02f44", "blue": "#3274d9", "orange": "#ff780a", "gray": "#8e8e8e"}
+COLORS = {"green": "#56a64b", "red": "#e02f44", "blue": "#3274d9", "orange": "#ff780a", "gray": "#8e8e8e"}
 
 Rows = list[tuple[Any, ...]]
 
@@ -119,8 +119,8 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
         value = rows[0][names.index(name)]
         one = look[name]
         if steps and panel["options"]["colorMode"] == "background" and value is not None:
-            colour = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
-            axes.set_facecolor(COLOURS.get(colour, colour))
+            color = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
+            axes.set_facecolor(COLORS.get(color, color))
         shown = _cell(panel, name, value)
         label = "" if len(wanted) == 1 else f"{one['displayName']}: "
         axes.text(
@@ -190,7 +190,7 @@ def _draw_trend(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
         points = [(day, float(value)) for day, value in zip(days, values, strict=True) if value is not None]
         axes.plot(
             [day for day, _ in points], [value for _, value in points], label=one["displayName"],
-            color=COLOURS[one["color"]["fixedColor"]], linewidth=one["custom.lineWidth"],
+            color=COLORS[one["color"]["fixedColor"]], linewidth=one["custom.lineWidth"],
             linestyle="--" if one["custom.lineStyle"]["fill"] == "dash" else "-",
         )  # fmt: skip
     _finish(axes, panel)

@@ -70,7 +70,7 @@ def nightly_refresh(
     job=refresh_job,
     minimum_interval_seconds=INTERVAL,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Recomputes months that late or corrected data made stale: neighbours in one run, nothing else.",
+    description="Recomputes months that late or corrected data made stale: neighbors in one run, nothing else.",
 )
 def refresh_stale_months(
     context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase

@@ -149,7 +149,7 @@ def _run(
     connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], folder: Path
 ) -> dg.AssetCheckResult:
     rows = _rows(connection, query.sql, parameters)
-    if query.name == "unrecognised_files":
+    if query.name == "unrecognized_files":
         rows = _still_there(rows, folder) + _unreadable(folder, None)
     return _result(query.asset, query.name, rows, query.description, query.error)
 

@@ -1,7 +1,7 @@
 """Which columns the facts and channel tables have, and which columns every analytics column comes from.
 
-Views are never materialised, so what the UI says of their columns cannot be read from the catalogue when they are:
-it stands here, and a test compares it with the catalogue.
+Views are never materialized, so what the UI says of their columns cannot be read from the catalog when they are:
+it stands here, and a test compares it with the catalog.
 """
 
 from __future__ import annotations

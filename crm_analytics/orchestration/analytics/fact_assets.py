@@ -1,4 +1,4 @@
-"""The facts and the channel tables: in the lineage because every rule stands there, though nobody materialises them.
+"""The facts and the channel tables: in the lineage because every rule stands there, though nobody materializes them.
 
 They are views and hand-kept tables, so they are never stale. Dagster orders a run only by executable
 dependencies, hence the metrics also depend on every raw asset directly.

@@ -104,7 +104,7 @@ def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
 def _report_months(
     context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
 ) -> None:
-    """Row counts of the run's months, and materialisations of the months that files touched outside them."""
+    """Row counts of the run's months, and materializations of the months that files touched outside them."""
     window = window_of(context)
     inside = set(months_between(*window)) if window else set()
     for month in inside:

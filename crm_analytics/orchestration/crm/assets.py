@@ -1,4 +1,4 @@
-"""Assets of the CRM: its schema (materialising migrates) and the seals over its audit log."""
+"""Assets of the CRM: its schema (materializing migrates) and the seals over its audit log."""
 
 import dagster as dg
 
@@ -17,7 +17,7 @@ SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
     kinds={"postgres", "alembic"},
     tags={"domain": "crm"},
     description=(
-        "The CRM database's schema: tables, safe RPCs, guards. Materialising it runs the migrations under sql/crm "
+        "The CRM database's schema: tables, safe RPCs, guards. Materializing it runs the migrations under sql/crm "
         "(nothing happens when none is pending). Its checks prove that the guards hold."
     ),
 )
@@ -46,7 +46,7 @@ def crm_schema(
     kinds={"postgres"},
     tags={"domain": "crm"},
     description=(
-        "The hash chain over audit_log. Materialising seals the rows written since the last seal; the head in this "
+        "The hash chain over audit_log. Materializing seals the rows written since the last seal; the head in this "
         "asset's metadata lives in Dagster's database, so that a rewritten chain does not match it any more "
         "(check published_head_is_in_chain of crm/schema)."
     ),

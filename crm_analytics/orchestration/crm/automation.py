@@ -30,10 +30,10 @@ crm_deploy = _job(
     dg.AssetSelection.assets(SCHEMA_KEY).without_checks()
     | dg.AssetSelection.checks(crm_guard_checks)
     | dg.AssetSelection.checks(crm_attack_checks),
-    "Migrates the CRM, compares its catalogue with the manifest, and tries every attack on a scratch server.",
+    "Migrates the CRM, compares its catalog with the manifest, and tries every attack on a scratch server.",
 )
 crm_guards = _job(
-    "crm_guards", dg.AssetSelection.checks(crm_guard_checks), "Tier A: the catalogue against the manifest."
+    "crm_guards", dg.AssetSelection.checks(crm_guard_checks), "Tier A: the catalog against the manifest."
 )
 crm_invariants = _job(
     "crm_invariants", dg.AssetSelection.checks(crm_invariant_checks), "Tier C: the rows against the rules."

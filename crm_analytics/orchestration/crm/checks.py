@@ -44,7 +44,7 @@ _A_SPECS = [
     _spec(
         DRIFT,
         "A",
-        "The whole catalogue equals the committed manifest; the metadata is the diff with its repairs.",
+        "The whole catalog equals the committed manifest; the metadata is the diff with its repairs.",
     ),
     _spec(
         WRITERS, "A", "No role but crm_rpc (and superusers, whom the triggers refuse) can write a CRM table."
@@ -71,7 +71,7 @@ _D_SPECS = [
 def crm_guard_checks(
     context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
 ) -> Iterator[dg.AssetCheckResult]:
-    """Tier A: the catalogue against the manifest, read-only."""
+    """Tier A: the catalog against the manifest, read-only."""
 
     def results() -> Mapping[str, dg.AssetCheckResult]:
         comparison, writers = crm_guards.comparison()
@@ -195,7 +195,7 @@ def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> dg.Asset
             "published": head,
             "remedy": (
                 "audit_seals was rewritten, or the database was restored from before this seal. Compare with the "
-                "earlier materialisations of crm/audit_seals; after a known restore, materialise crm/audit_seals."
+                "earlier materializations of crm/audit_seals; after a known restore, materialize crm/audit_seals."
             ),
         },
     )

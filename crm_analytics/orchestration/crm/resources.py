@@ -50,13 +50,13 @@ class CrmMigrations(dg.ConfigurableResource):
 
 
 class CrmGuards(dg.ConfigurableResource):
-    """Verifies the guards: the catalogue (tier A), the rows (tier C), attacks on a scratch server (tier D)."""
+    """Verifies the guards: the catalog (tier A), the rows (tier C), attacks on a scratch server (tier D)."""
 
     database: CrmDatabase
     scratch_postgres_version: int = 18
 
     def comparison(self) -> tuple[manifest.Comparison, list[dict[str, Any]]]:
-        """The catalogue against the committed manifest, and the roles that could write besides crm_rpc."""
+        """The catalog against the committed manifest, and the roles that could write besides crm_rpc."""
         with self.database.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
             return manifest.compare(connection), manifest.unexpected_writers(connection)

@@ -1,4 +1,4 @@
-"""Small synthesised export files in the real shapes, and helpers that read a file whole."""
+"""Small synthesized export files in the real shapes, and helpers that read a file whole."""
 
 from __future__ import annotations
 

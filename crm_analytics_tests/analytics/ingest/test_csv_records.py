@@ -77,7 +77,7 @@ def test_any_text_splits_alike_wherever_it_is_cut(text: str, piece: int, cuts: l
     assert _split(text, piece, cuts) == _split(text, 10_000, [])
 
 
-def test_stray_quote_keeps_the_neighbours():
+def test_stray_quote_keeps_the_neighbors():
     """A cell that opens with a stray quote must not swallow the records up to the next quote."""
     found = _split('1,"Ann,x\n2,"Bob",y\n3,Cid,z\n', 1000, [])
     assert found == [

@@ -12,7 +12,7 @@ import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
-from crm_analytics.analytics.ingest.loading.load import record_unrecognised
+from crm_analytics.analytics.ingest.loading.load import record_unrecognized
 from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, NEW_YORK, Landing, job, text
 
 LEADS = text(ELOCALS, [("A", "2025-01-05 10:21:17 -0500", "01:10", "10", "ok", "")])
@@ -55,7 +55,7 @@ def test_missing_folder_is_an_error(landing: Landing) -> None:
         scan(landing.folder / "nowhere")
 
 
-def test_loose_files_are_recognised(landing: Landing) -> None:
+def test_loose_files_are_recognized(landing: Landing) -> None:
     """Without it a file dropped into the landing folder itself would not be loaded."""
     landing.write("leads cost Elocals October.csv", LEADS)
     landing.write("whatever.csv", text(JOBS, [job(1, "AAAAAA")]))
@@ -66,13 +66,13 @@ def test_loose_files_are_recognised(landing: Landing) -> None:
     assert _pending(landing) == {}
 
 
-def test_unrecognised_files_are_recorded_once(landing: Landing) -> None:
+def test_unrecognized_files_are_recorded_once(landing: Landing) -> None:
     """Without it a file that nobody reads would be skipped silently, or reported every ten seconds."""
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.write("old stuff/a.csv", LEADS)
     assert _pending(landing) == {"minutes.csv": None, "old stuff/a.csv": None}
     assert [
-        file.name for file in record_unrecognised(landing.connection, landing.folder, timezone=NEW_YORK)
+        file.name for file in record_unrecognized(landing.connection, landing.folder, timezone=NEW_YORK)
     ] == [
         "minutes.csv",
         "old stuff/a.csv",
@@ -81,8 +81,8 @@ def test_unrecognised_files_are_recorded_once(landing: Landing) -> None:
     assert landing.load("jobs").files == []
     rows = landing.rows("SELECT path, source, status, message FROM raw.source_files ORDER BY path")
     assert [row[:3] for row in rows] == [
-        ("minutes.csv", None, "unrecognised"),
-        ("old stuff/a.csv", None, "unrecognised"),
+        ("minutes.csv", None, "unrecognized"),
+        ("old stuff/a.csv", None, "unrecognized"),
     ]
     assert "old stuff" in rows[1][3]
     assert [entry.path for entry in unreadable(landing.connection, landing.folder)] == [
@@ -91,16 +91,16 @@ def test_unrecognised_files_are_recorded_once(landing: Landing) -> None:
     ]
 
 
-def test_any_load_records_unrecognised_files(landing: Landing) -> None:
+def test_any_load_records_unrecognized_files(landing: Landing) -> None:
     """Without it they would be seen only by whoever asks for them."""
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.load("jobs")
     landing.load("calls")
-    assert landing.rows("SELECT path, status FROM raw.source_files") == [("minutes.csv", "unrecognised")]
+    assert landing.rows("SELECT path, status FROM raw.source_files") == [("minutes.csv", "unrecognized")]
 
 
-def test_unrecognised_file_that_changes_becomes_a_source(landing: Landing) -> None:
-    """Without it a corrected file would stay unrecognised."""
+def test_unrecognized_file_that_changes_becomes_a_source(landing: Landing) -> None:
+    """Without it a corrected file would stay unrecognized."""
     landing.write("data.csv", "who,what\nAnn,talked\n", day=1)
     landing.load("jobs")
     landing.write("data.csv", LEADS, day=2)
@@ -234,7 +234,7 @@ def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pyt
 @pytest.mark.parametrize(
     "first",
     ["who,what\nAnn,talked\n", "Unique ID,Time,Cost\n" + '"never closed'],
-    ids=["unrecognised", "refused"],
+    ids=["unrecognized", "refused"],
 )
 def test_unreadable_content_that_comes_back_is_settled(first: str, landing: Landing) -> None:
     """Without it the sensor would find such a file new for ever."""

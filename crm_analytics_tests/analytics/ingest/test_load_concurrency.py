@@ -112,7 +112,7 @@ def test_payments_load_waits_for_uncommitted_jobs(landing: Landing, analytics_ur
     assert landing.rows("SELECT job_id FROM raw.payments") == [("A",)]
 
 
-def test_two_sources_beside_a_file_that_nobody_recognises(
+def test_two_sources_beside_a_file_that_nobody_recognizes(
     landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it one stray file would end a whole load with an error, whenever two sources load at once."""
@@ -134,7 +134,7 @@ def test_two_sources_beside_a_file_that_nobody_recognises(
     )
     assert [result.totals.inserted for result in results] == [1, 1]
     assert landing.rows("SELECT status FROM raw.source_files WHERE path = 'minutes.csv'") == [
-        ("unrecognised",)
+        ("unrecognized",)
     ]
 
 

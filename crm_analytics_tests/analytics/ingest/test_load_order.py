@@ -260,18 +260,18 @@ def test_quarantine_closes_when_its_path_gets_new_content(landing: Landing) -> N
     ]
 
 
-@pytest.mark.parametrize("content", ["copy", "refused", "unrecognised", "older"])
+@pytest.mark.parametrize("content", ["copy", "refused", "unrecognized", "older"])
 def test_quarantine_closes_whatever_the_new_content_is(content: str, landing: Landing) -> None:
     """Without it records of a file that is no longer there would stay open for ever."""
     good = text(ELOCALS, [_lead("A", "10")])
     landing.write("leads cost Elocals.csv", text(ELOCALS, [_lead("B", "NaN"), _lead("A", "9")]), day=2)
     landing.write("elocals_leads/b.csv", good, day=3)
     landing.load("elocals_leads")
-    new = {"copy": good, "refused": "Unique ID,Cost\n", "unrecognised": "who,what\nAnn,talked\n"}
-    if content == "unrecognised":  # its name does not say what it is
+    new = {"copy": good, "refused": "Unique ID,Cost\n", "unrecognized": "who,what\nAnn,talked\n"}
+    if content == "unrecognized":  # its name does not say what it is
         landing.connection.execute("UPDATE raw.source_files SET path = 'x.csv' WHERE path LIKE 'leads%'")
         (landing.folder / "leads cost Elocals.csv").rename(landing.folder / "x.csv")
-    name = "x.csv" if content == "unrecognised" else "leads cost Elocals.csv"
+    name = "x.csv" if content == "unrecognized" else "leads cost Elocals.csv"
     bad = text(ELOCALS, [_lead("C", "NaN")])
     landing.write(name, new.get(content, bad), day=1 if content == "older" else 4)
     landing.load("elocals_leads")

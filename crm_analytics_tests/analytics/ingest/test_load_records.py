@@ -180,7 +180,7 @@ def test_rows_that_vanish_are_kept(landing: Landing) -> None:
     assert landing.rows("SELECT lead_id FROM raw.elocals_leads ORDER BY 1") == [("A",), ("B",)]
 
 
-def test_one_bad_record_leaves_its_neighbours(landing: Landing) -> None:
+def test_one_bad_record_leaves_its_neighbors(landing: Landing) -> None:
     """Without it one typing mistake would hold back a whole export."""
     rows = [_lead("A", "10"), _lead("B", "1.234,50"), _lead("C", "30"), ("Total", "", "", "40", "", "")]
     landing.write("elocals_leads/1.csv", text(ELOCALS, rows))

@@ -278,7 +278,7 @@ def test_money_forms(tmp_path: Path):
     ],
 )
 def test_money_that_is_quarantined(tmp_path: Path, amount: str, problem: str):
-    """Never 0, never rounded, never guessed; the neighbours are loaded."""
+    """Never 0, never rounded, never guessed; the neighbors are loaded."""
     whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,{amount},2024-11-02,Cash\n")
     assert amounts(whole) == SOUND
     (rejected,) = whole.rejected
@@ -359,11 +359,11 @@ def test_formulas_are_text(tmp_path: Path):
     assert (row["type"], row["source"], row["technician"]) == ("=1+1", "@SUM(A1)", '=HYPERLINK("x")')
 
 
-# one bad record never drops its neighbours
+# one bad record never drops its neighbors
 
 
 def test_records_of_another_width(tmp_path: Path):
-    """A comma too many shifts cells: the record is quarantined with all its cells, its neighbours load."""
+    """A comma too many shifts cells: the record is quarantined with all its cells, its neighbors load."""
     whole = read_text(
         tmp_path, "payments", PAYMENTS + "P3,3,1,000.00,2024-11-02,Cash\nP4,4\nP5,5,2.00,2024-11-02,,,\n"
     )

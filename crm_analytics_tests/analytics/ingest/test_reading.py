@@ -18,10 +18,10 @@ import pytest
 from crm_analytics.analytics.ingest.reading import csv_records as splitting
 from crm_analytics.analytics.ingest.reading.open_file import (
     RefusedFile,
-    UnrecognisedFile,
+    UnrecognizedFile,
     export_time,
     open_file,
-    recognise,
+    recognize,
 )
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
 from crm_analytics.analytics.ingest.sources.sources import SOURCES
@@ -306,14 +306,14 @@ def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_source_is_recognised_by_its_header(tmp_path: Path, source: str):
+def test_every_source_is_recognized_by_its_header(tmp_path: Path, source: str):
     """Users drop files without telling names: exactly one source may fit a header."""
     path = tmp_path / "export_export (23).csv"
     path.write_text(SAMPLES[source])
-    assert recognise(path, tmp_path).name == source
+    assert recognize(path, tmp_path).name == source
     path = path.rename(tmp_path / "Book1.xlsx")
     path.write_bytes(workbook_bytes([line.split(",") for line in SAMPLES[source].splitlines()]))
-    assert recognise(path, tmp_path).name == source
+    assert recognize(path, tmp_path).name == source
 
 
 @pytest.mark.parametrize(
@@ -331,21 +331,21 @@ def test_every_source_is_recognised_by_its_header(tmp_path: Path, source: str):
         ("targets 2026.csv", "targets"),
     ],
 )
-def test_recognised_by_name(tmp_path: Path, name: str, expected: str):
+def test_recognized_by_name(tmp_path: Path, name: str, expected: str):
     """A telling name needs no header."""
     (tmp_path / name).write_text("anything")
-    assert recognise(tmp_path / name, tmp_path).name == expected
+    assert recognize(tmp_path / name, tmp_path).name == expected
 
 
-def test_recognised_by_folder(tmp_path: Path):
+def test_recognized_by_folder(tmp_path: Path):
     """The folder decides, whatever the name says; deeper folders are the user's."""
     path = tmp_path / "payments" / "2025" / "jobs.csv"
     path.parent.mkdir(parents=True)
     path.write_text("x")
-    assert recognise(path, tmp_path).name == "payments"
+    assert recognize(path, tmp_path).name == "payments"
 
 
-def test_unrecognised_files(tmp_path: Path):
+def test_unrecognized_files(tmp_path: Path):
     """Never skipped silently: the message says where the file can go."""
     (tmp_path / "invoices").mkdir()
     for path, content, message in (
@@ -362,8 +362,8 @@ def test_unrecognised_files(tmp_path: Path):
         ),
     ):
         path.write_text(content)
-        with pytest.raises(UnrecognisedFile, match=message):
-            recognise(path, tmp_path)
+        with pytest.raises(UnrecognizedFile, match=message):
+            recognize(path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from crm_analytics.analytics.ingest.reading import csv_records as splitting
-from crm_analytics.analytics.ingest.reading.open_file import RefusedFile, recognise
+from crm_analytics.analytics.ingest.reading.open_file import RefusedFile, recognize
 from crm_analytics_tests.analytics.ingest.damage import damage
 from crm_analytics_tests.analytics.ingest.samples import SAMPLES, read, workbook_bytes
 
@@ -22,7 +22,7 @@ WORKBOOKS = 280
 
 def _survives(path: Path, source: str) -> bool:
     try:
-        recognise(path, path.parent)
+        recognize(path, path.parent)
     except RefusedFile as error:
         assert str(error).startswith(path.name)
     try:

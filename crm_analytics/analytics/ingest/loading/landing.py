@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.reading.open_file import recognise
+from crm_analytics.analytics.ingest.reading.open_file import recognize
 from crm_analytics.analytics.ingest.sources.sources import SOURCES
 
 _IGNORED_PREFIXES = (".", "~")
@@ -180,7 +180,7 @@ def fingerprint(path: Path) -> str:
 
 
 def declarations_version() -> int:
-    """Changes whenever any source's declaration does: a file that none recognised is then looked at again."""
+    """Changes whenever any source's declaration does: a file that none recognized is then looked at again."""
     return sum(source.version for source in SOURCES.values())
 
 
@@ -192,17 +192,17 @@ def pending(
     quiet_seconds: float = 0,
     include_loaded: bool = False,
 ) -> list[PendingFile]:
-    """Which files of the landing folder are new or changed by the ledger, unrecognised ones among them.
+    """Which files of the landing folder are new or changed by the ledger, unrecognized ones among them.
 
     Size and modification time are compared first; a known path where only the time differs is hashed, and if its
     content is known, its ledger entry gets the new time. Known content is pending where it took the place of
-    other content of its path. A refused or unrecognised file is pending again only
+    other content of its path. A refused or unrecognized file is pending again only
     when its content or its source's declaration changes.
 
     Args:
         connection: to the analytics database.
         landing: the landing folder.
-        only: leave out files of other sources (unrecognised ones are reported all the same).
+        only: leave out files of other sources (unrecognized ones are reported all the same).
         quiet_seconds: files touched within so many seconds may still be growing, and are left out.
         include_loaded: every file, not only the new and changed ones (a forced reload).
 
@@ -229,7 +229,7 @@ def pending(
         message = None
         if source is None:
             try:
-                source = recognise(file.path, landing).name
+                source = recognize(file.path, landing).name
             except (RefusedFile, OSError) as error:
                 message = str(error)
         if only is None or source is None or source == only:
@@ -272,7 +272,7 @@ def _current_entry(
 
 
 def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
-    """Ledger entries, refused or unrecognised, of files that lie in the landing folder as they were then."""
+    """Ledger entries, refused or unrecognized, of files that lie in the landing folder as they were then."""
     present = [(file.name, file.size, file.modified_at) for file in scan(landing).files]
     return ledger.unreadable(ledger.entries(connection), present)
 

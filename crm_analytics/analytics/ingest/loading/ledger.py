@@ -98,7 +98,7 @@ _ENTRY_COLUMNS = ", ".join(Entry.__dataclass_fields__)
 
 
 def entries(connection: Connection, file_id: int | None = None) -> list[Entry]:
-    """The ledger's entries of all sources, unrecognised files included, oldest first; or just one."""
+    """The ledger's entries of all sources, unrecognized files included, oldest first; or just one."""
     with connection.cursor(row_factory=class_row(Entry)) as cursor:
         cursor.execute(
             f"SELECT {_ENTRY_COLUMNS} FROM raw.source_files"
@@ -115,8 +115,8 @@ def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
     )
 
 
-def see_unrecognised_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
-    """Note that this content, which no source recognises, is what lies at its path now.
+def see_unrecognized_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
+    """Note that this content, which no source recognizes, is what lies at its path now.
 
     For content that has no place in the order only: `first_seen_at` is part of it.
     """
@@ -129,7 +129,7 @@ def see_unrecognised_again(connection: Connection, file_id: int, modified_at: da
 def identify(connection: Connection, source: str | None, content: Content, version: int) -> int:
     """The number of the entry for this content at this path; a new entry if it was never seen.
 
-    An entry that no source recognised becomes this source's. A known entry keeps its place in the order, unless
+    An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless
     its content returned.
     """
     moved = ", exported_at = %(exported_at)s, exported_at_from = %(exported_at_from)s, first_seen_at = clock_timestamp()"
@@ -142,7 +142,7 @@ def identify(connection: Connection, source: str | None, content: Content, versi
         "  ORDER BY source NULLS LAST LIMIT 1) RETURNING file_id",
         values,
     ).fetchone()
-    if found is None:  # loads of two sources at once may both meet a file that no source recognises
+    if found is None:  # loads of two sources at once may both meet a file that no source recognizes
         found = connection.execute(
             "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,"
             " exported_at, exported_at_from, status) VALUES (%(source)s, %(path)s, %(sha256)s, %(size_bytes)s,"
@@ -180,7 +180,7 @@ def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
 
 
 def unreadable(entries: Iterable[Entry], present: Iterable[tuple[str, int, datetime]]) -> list[Entry]:
-    """The refused and unrecognised entries whose content is what lies in the landing folder now.
+    """The refused and unrecognized entries whose content is what lies in the landing folder now.
 
     Args:
         entries: the ledger.
@@ -190,6 +190,6 @@ def unreadable(entries: Iterable[Entry], present: Iterable[tuple[str, int, datet
     return [
         entry
         for entry in entries
-        if entry.status in ("refused", "unrecognised")
+        if entry.status in ("refused", "unrecognized")
         and (entry.path, entry.size_bytes, entry.modified_at) in there
     ]

@@ -119,7 +119,7 @@ def load_source(
         growing: list[PendingFile] = []
         for file in found:
             (quiet if file.age() >= quiet_seconds else growing).append(file)
-        _record_unrecognised(connection, quiet, timezone, run_id)
+        _record_unrecognized(connection, quiet, timezone, run_id)
         result = LoadResult(source)
 
         def conclude(file: FileResult) -> None:
@@ -144,12 +144,12 @@ def load_source(
             run.close()
 
 
-def record_unrecognised(
+def record_unrecognized(
     connection: Connection, landing: Path, *, timezone: ZoneInfo, run_id: str | None = None
 ) -> list[PendingFile]:
-    """Write files that no source recognises into the ledger, once for each content; returns the new ones."""
+    """Write files that no source recognizes into the ledger, once for each content; returns the new ones."""
     found = landing_folder.pending(connection, landing)
-    return _record_unrecognised(connection, found, timezone, run_id)
+    return _record_unrecognized(connection, found, timezone, run_id)
 
 
 def try_file(
@@ -191,11 +191,11 @@ def _settled(
     return landing_folder.pending(connection, landing, only=source, include_loaded=force)
 
 
-def _record_unrecognised(
+def _record_unrecognized(
     connection: Connection, found: list[PendingFile], timezone: ZoneInfo, run_id: str | None
 ) -> list[PendingFile]:
-    unrecognised = [file for file in found if file.source is None]
-    for file in unrecognised:
+    unrecognized = [file for file in found if file.source is None]
+    for file in unrecognized:
         try:
             content = _content(file, timezone)
         except OSError:
@@ -203,11 +203,11 @@ def _record_unrecognised(
         version = landing_folder.declarations_version()
         with connection.transaction():
             file_id = ledger.identify(connection, None, content, version)
-            ledger.see_unrecognised_again(connection, file_id, content.modified_at)
+            ledger.see_unrecognized_again(connection, file_id, content.modified_at)
             ledger.close_replaced(connection, content.path, file_id)
-            reading = Reading("unrecognised", version, file.message, run_id=run_id)
+            reading = Reading("unrecognized", version, file.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
-    return unrecognised
+    return unrecognized
 
 
 def _content(file: PendingFile, timezone: ZoneInfo) -> Content:

@@ -256,7 +256,7 @@ def _carefully(
     """Records split by the csv module, strictly, until `enough` bytes are through or none is left.
 
     Where a record's quotes do not fit, its first line alone is the bad record and reading goes on with the next
-    line, so that its neighbours are kept.
+    line, so that its neighbors are kept.
     """
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     rows: list[list[str]] = []

@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from crm_analytics.analytics.ingest.errors import RefusedFile, UnrecognisedFile
+from crm_analytics.analytics.ingest.errors import RefusedFile, UnrecognizedFile
 from crm_analytics.analytics.ingest.reading import csv_records as splitting
 from crm_analytics.analytics.ingest.reading import workbook
 from crm_analytics.analytics.ingest.reading.batches import Batch, Records, Rejected
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.locating import Located, locate, read_beginnings, unread_sheets
-from crm_analytics.analytics.ingest.reading.source_detection import export_time, recognise
+from crm_analytics.analytics.ingest.reading.source_detection import export_time, recognize
 from crm_analytics.analytics.ingest.sources import derive
 from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
@@ -28,10 +28,10 @@ __all__ = [
     "OpenFile",
     "RefusedFile",
     "Rejected",
-    "UnrecognisedFile",
+    "UnrecognizedFile",
     "export_time",
     "open_file",
-    "recognise",
+    "recognize",
 ]
 
 

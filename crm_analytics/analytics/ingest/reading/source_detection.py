@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from crm_analytics.analytics.ingest.errors import UnrecognisedFile
+from crm_analytics.analytics.ingest.errors import UnrecognizedFile
 from crm_analytics.analytics.ingest.reading.locating import best_match, read_beginnings
 from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
 
@@ -34,16 +34,16 @@ def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC), "mtime"
 
 
-def recognise(path: Path, landing: Path) -> Source:
+def recognize(path: Path, landing: Path) -> Source:
     """The source of a landing file: by its folder, else by its name, else by its header.
 
-    Raises UnrecognisedFile where none or several sources fit, RefusedFile where the file cannot be read.
+    Raises UnrecognizedFile where none or several sources fit, RefusedFile where the file cannot be read.
     """
     folders = path.relative_to(landing).parts[:-1] if path.is_relative_to(landing) else ()
     if folders:
         if folders[0] in SOURCES:
             return SOURCES[folders[0]]
-        raise UnrecognisedFile(
+        raise UnrecognizedFile(
             f"{'/'.join(folders)}/{path.name}: the folder {folders[0]!r} is no source; accepted: "
             f"{', '.join(SOURCES)}; move the file into one of these, or directly into the landing folder"
         )
@@ -59,10 +59,10 @@ def recognise(path: Path, landing: Path) -> Source:
         return fitting[0]
     accepted = f"move it into the folder of its source ({', '.join(SOURCES)})"
     if not fitting:
-        raise UnrecognisedFile(
+        raise UnrecognizedFile(
             f"{path.name}: neither its name nor its header tells the source of this file; {accepted}"
         )
-    raise UnrecognisedFile(
+    raise UnrecognizedFile(
         f"{path.name}: its header fits several sources ({', '.join(source.name for source in fitting)}); {accepted}"
     )
 
