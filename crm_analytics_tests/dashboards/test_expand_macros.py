@@ -51,7 +51,7 @@ def test_words_are_names_only():
     """A word comes from our code, and must stay a column's name."""
     assert "sum(m.leads) AS leads" in query("monthly_series_by_source", measure="leads")
     for words in ({"measure": "1; DROP TABLE x"}, {"other": "leads"}):
-        with pytest.raises(ValueError, match="cannot put"):
+        with pytest.raises(ValueError, match="cannot replace"):
             query("monthly_series_by_source", **words)
 
 
