@@ -1,4 +1,4 @@
-"""The command `python -m crm_analytics.dashboards.reader_role`, which sets up the role grafana_reader.
+"""The command `crm-analytics grafana-reader`, which sets up the role grafana_reader.
 
 It reads GRAFANA_READER_PASSWORD and DAGSTER_URL. Migrations create the role without a password, so that no file has a
 secret.
@@ -64,7 +64,3 @@ def main() -> None:
         apply(settings())
     except (ValueError, MigrationError, psycopg.Error) as error:
         sys.exit(f"grafana_reader was not set up: {error}")
-
-
-if __name__ == "__main__":
-    main()
