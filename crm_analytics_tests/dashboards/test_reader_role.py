@@ -98,8 +98,8 @@ def test_settings_limit_accidents(analytics_url):
         connection.execute("SELECT count(*) FROM monthly_metrics")
 
 
-def test_quarantine_masks_the_values_found(analytics, analytics_url):
-    """Viewers see reasons without the values found, which may be a customer's phone number."""
+def test_quarantine_leaves_out_what_was_found(analytics, analytics_url):
+    """A reason quotes the cell, and the cell may be a customer's telephone number."""
     analytics.execute(
         "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
         " status, records_read, quarantined) VALUES ('calls', 'calls/1.csv', 'x', 1, now(), now(), 'mtime', 'loaded', 4, 4)"
