@@ -10,8 +10,8 @@ import psycopg
 
 from crm_analytics.core import migrations
 from crm_analytics.core.database import connect, database_url
-from crm_analytics.core.settings import settings
-from crm_analytics.crm import rpc_reference as reference
+from crm_analytics.core.settings import PROJECT_DIR, settings
+from crm_analytics.crm import generate
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import attacks, invariants, manifest
 from crm_analytics.crm.proof.repairs import writer_repair
@@ -176,7 +176,7 @@ def write_manifest() -> None:
 
 @crm.command("reference")
 def write_reference() -> None:
-    """Write docs/crm-rpc.md from a scratch database."""
+    """Write docs/crm-rpc.md and the typed client from a scratch database (after a change of the RPCs)."""
     with attacks.scratch_database(settings().embedded_postgres_version) as connection:
-        reference.write_page(connection)
-    click.echo(str(reference.REFERENCE_FILE.name))
+        written = generate.write(connection)
+    click.echo("\n".join(str(path.relative_to(PROJECT_DIR)) for path in written))

@@ -11,8 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from crm_analytics.crm.client import CrmClient
-from crm_analytics.crm.errors import CrmError
+from crm_analytics.crm import CrmClient, CrmError
 
 ORDERS_PER_MONTH = 60
 MARKER = "demo"  # source of the played leads: a second call of the same seed finds them and plays nothing
