@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from crm_analytics.crm import CrmError, CrmResult
+from crm_analytics.crm import CrmClient, CrmError, CrmResult
 from crm_analytics.crm.proof import attacks, invariants
 
 AMOUNTS = ("50", "100", "100.00", "250.50", "400", "NaN", "0", "-5", "1.001")
@@ -235,7 +235,7 @@ class Crm(RuleBasedStateMachine):
         try:
             with self.lab.connection.transaction():
                 self.lab.connection.execute("SET LOCAL ROLE crm_app")
-                answer = getattr(self.lab.client, rpc)(**arguments)
+                answer = getattr(CrmClient(self.lab.connection), rpc)(**arguments)
                 self.lab.connection.execute("RESET ROLE")
         except CrmError as error:
             got = error.sqlstate

@@ -55,7 +55,7 @@ _BY_A_USER = (
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
-_REFUND = "'outgoing', 'refund'"
+REFUND = "'outgoing', 'refund'"
 
 #: Name, guards, description, and the calls that must be refused, by SQLSTATE.
 REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]]], ...] = (
@@ -115,8 +115,8 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
         ("functions",),
         "A manager refunds; or an admin refunds more than the client paid.",
         {
-            "42501": [payment(_REFUND, order="paid")],
-            "PT409": [payment(_REFUND, "1000.01", order="paid", user="admin")],
+            "42501": [payment(REFUND, order="paid")],
+            "PT409": [payment(REFUND, "1000.01", order="paid", user="admin")],
         },
     ),
     (

@@ -1,104 +1,90 @@
-"""What must work, because a guard that refuses everything is no guard: a guard, grant or policy too many breaks it."""
+"""What must work: a guard, grant or policy too many breaks it, and a guard that refuses everything is no guard."""
 
 from __future__ import annotations
 
-from functools import partial
-from uuid import UUID
-
+from crm_analytics.crm.proof.attacks.calls import REFUND, payment
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
 from crm_analytics.crm.proof.manifest import CRM_TABLES
 
-#: Ways of an order that use every legal transition, each by the role that it needs; `paid` and `refunded` are payments.
+#: Ways of an order that use every legal transition, each by the role that it needs.
 _WAYS = (
-    (("cancelled", "manager"),),
-    (("awaiting_payment", "manager"), ("cancelled", "manager")),
+    ("manager cancelled",),
+    ("manager awaiting_payment", "manager cancelled"),
     # Cancelling an order that holds client money would need an admin anyway, so it is refunded first.
-    (("paid", "manager"), ("refunded", "admin"), ("cancelled", "admin")),
-    (("paid", "manager"), ("in_delivery", "manager"), ("refunded", "admin"), ("cancelled", "admin")),
-    (("paid", "manager"), ("in_delivery", "manager"), ("delivered", "manager"), ("closed", "admin")),
+    ("manager paid", "admin refunded", "admin cancelled"),
+    ("manager paid", "manager in_delivery", "admin refunded", "admin cancelled"),
+    ("manager paid", "manager in_delivery", "manager delivered", "admin closed"),
+)
+_PAYMENTS = {"paid": payment(order="order"), "refunded": payment(REFUND, order="order", user="admin")}
+_PAID_BY_CARD = (
+    "record_generic_payment_safe(%(order)s, 'incoming', 'client_payment', 'card', 300, 'EUR', 'completed', 'day-2',"
+    " p_user_id => %(manager)s)"
+)
+#: Every RPC at least once, and an order all its way, with the names under which later calls know the rows.
+_DAY = (
+    ("", "resolve_crm_user('attack', 'm')"),
+    ("lead", "create_lead_safe('site', 'C', p_email => 'c@example.com', p_user_id => %(manager)s)"),
+    ("", "advance_lead_status_safe(%(lead)s, 'in_progress', %(manager)s, 'called')"),
+    ("", "update_lead_safe(%(lead)s, %(manager)s, p_notes => 'wants a 56')"),
+    ("", "update_customer_safe(%(customer)s, %(manager)s, p_country => 'US')"),
+    ("order", "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s)"),
+    ("", "update_order_safe(%(order)s, %(manager)s, p_assigned_manager => %(manager)s)"),
+    (
+        "part",
+        "record_generic_payment_safe(%(order)s, 'incoming', 'client_payment', 'cash', 200, 'EUR', 'planned', 'day-1',"
+        " p_user_id => %(manager)s)",
+    ),
+    ("", "update_payment_status_safe(%(part)s, 'completed', %(manager)s)"),
+    ("rest", _PAID_BY_CARD),
+    ("", payment("'outgoing', 'supplier_payment'", "250", order="order", method="bank_transfer")),
+    ("", "attach_document_safe('invoice', 'u', %(manager)s, %(order)s)"),
+    ("", "attach_document_safe('passport', 'u', %(manager)s, NULL, %(lead)s)"),
+    ("task", "create_task_safe('Pack', %(manager)s, %(order)s, %(lead)s)"),
+    ("", "update_task_safe(%(task)s, %(manager)s, true)"),
+    ("shipment", "upsert_shipment_safe(%(order)s, %(manager)s, p_provider => 'cdek')"),
+    ("", "upsert_shipment_safe(%(order)s, %(manager)s, %(shipment)s, p_status => 'shipped')"),
+    ("", "advance_order_status_safe(%(order)s, 'in_delivery', %(admin)s)"),
+    ("", "advance_order_status_safe(%(order)s, 'delivered', %(admin)s)"),
+    ("", "advance_order_status_safe(%(order)s, 'closed', %(admin)s)"),
+    ("", payment(REFUND, order="order", method="bank_transfer", user="admin")),
+    ("", """quick_order_safe('site', 'D', '[{"model": "Gravel"}]', 70, 'USD', '+1 202 555 0101')"""),
+    (
+        "",
+        """checkout_order_safe(%(customer)s, '[{"model": "City"}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
+    ),
+    ("user", "create_user_safe('New', 'new@example.com', 'manager', %(admin)s)"),
+    ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
+    ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
+    ("", "resolve_crm_user('attack', 'by mail', 'New@example.com')"),
+    ("", "set_user_active_safe(%(user)s, false, %(admin)s)"),
 )
 
 
 @attack("transitions", "functions")
 def every_transition(lab: Lab) -> None:
     """Makes every legal transition with the least role that may; where an admin is needed, a manager is refused."""
-    crm, manager = lab.client, lab.sample["manager"]
     for way in _WAYS:
         with lab.role("crm_app"):
-            order = crm.create_order_safe(
-                customer_id=lab.sample["customer"], total_amount=10, currency="EUR", user_id=manager
-            ).id
-            pay = partial(
-                crm.record_generic_payment_safe, order_id=order, method="cash", amount=10, currency="EUR"
-            )
-            for status, role in way:
-                user = lab.sample[role]
-                if status == "refunded":
-                    pay(direction="outgoing", role="refund", user_id=user)
-                    continue
-                if status == "paid":
-                    pay(direction="incoming", role="client_payment", user_id=user)
-                else:
-                    if role == "admin":
-                        advance = (
-                            f"SELECT public.advance_order_status_safe(%(order)s, '{status}', %(manager)s)"
-                        )
-                        lab.refused([advance], order=order)
-                    crm.advance_order_status_safe(order_id=order, new_status=status, user_id=user)
-                _expect_status(lab, order, status)
+            ids = lab.play([("order", "create_order_safe(%(customer)s, NULL, NULL, 10, 'EUR', %(manager)s)")])
+            for step in way:
+                role, status = step.split()
+                call = _PAYMENTS.get(status, f"advance_order_status_safe(%(order)s, '{status}', %({role})s)")
+                if role == "admin":
+                    lab.refused([f"SELECT public.{call.replace('%(admin)s', '%(manager)s')}"], **ids)
+                lab.run(f"SELECT public.{call}", **ids)
+                if status != "refunded":
+                    _expect_status(lab, ids["order"], status)
 
 
 def work_a_day(lab: Lab) -> None:
-    """Takes an order all its way, and calls every RPC at least once, as the current role."""
-    crm, sample = lab.client, lab.sample
-    admin, manager = sample["admin"], sample["manager"]
-    crm.resolve_crm_user(provider="attack", external_id="m")
-    lead = crm.create_lead_safe(source="site", full_name="C", email="c@example.com", user_id=manager).id
-    crm.advance_lead_status_safe(lead_id=lead, new_status="in_progress", user_id=manager, notes="called")
-    crm.update_lead_safe(lead_id=lead, user_id=manager, notes="wants a 56")
-    crm.update_customer_safe(customer_id=sample["customer"], user_id=manager, country="US")
-    order = crm.create_order_safe(
-        customer_id=None, lead_id=lead, total_amount=500, currency="EUR", user_id=manager
-    ).id
-    crm.update_order_safe(order_id=order, user_id=manager, assigned_manager=manager)
-    pay = partial(crm.record_generic_payment_safe, order_id=order, currency="EUR", user_id=manager)
-    client_pays = partial(pay, direction="incoming", role="client_payment")
-    part = client_pays(method="cash", amount=200, status="planned", external_reference="day-1").id
-    crm.update_payment_status_safe(payment_id=part, new_status="completed", user_id=manager)
-    first, again = (client_pays(method="card", amount=300, external_reference="day-2") for _ in range(2))
-    lab.expect((again.id, again.duplicate), (first.id, True), "a repeated payment")
-    _expect_status(lab, order, "paid")
-    pay(direction="outgoing", role="supplier_payment", method="bank_transfer", amount=250)
-    attach = partial(crm.attach_document_safe, storage_url="u", uploaded_by=manager)
-    attach(document_type="invoice", order_id=order)
-    attach(document_type="passport", lead_id=lead)
-    task = crm.create_task_safe(title="Pack", created_by=manager, order_id=order, lead_id=lead).id
-    crm.update_task_safe(task_id=task, user_id=manager, completed=True)
-    shipment = crm.upsert_shipment_safe(order_id=order, user_id=manager, provider="cdek").id
-    crm.upsert_shipment_safe(order_id=order, user_id=manager, shipment_id=shipment, status="shipped")
-    for status in ("in_delivery", "delivered", "closed"):
-        crm.advance_order_status_safe(order_id=order, new_status=status, user_id=admin)
-        _expect_status(lab, order, status)
-    crm.record_generic_payment_safe(
-        order_id=order, direction="outgoing", role="refund", method="bank_transfer", amount=10, currency="EUR",
-        user_id=admin,
-    )  # fmt: skip
-    crm.quick_order_safe(
-        source="site", full_name="D", phone="+1 202 555 0101", items=[{"model": "Gravel"}], total_amount=70,
-        currency="USD",
-    )  # fmt: skip
-    crm.checkout_order_safe(
-        customer_id=sample["customer"], items=[{"model": "City"}], total_amount=80, currency="EUR",
-        method="online_cashbox", external_reference="day-3", user_id=manager,
-    )  # fmt: skip
-    user = crm.create_user_safe(name="New", email="new@example.com", role="manager", user_id=admin).id
-    for _ in range(2):
-        crm.map_identity_safe(provider="attack", external_id="new", crm_user_id=user, user_id=admin)
-    crm.resolve_crm_user(provider="attack", external_id="by mail", email="New@example.com")
-    crm.set_user_active_safe(crm_user_id=user, active=False, user_id=admin)
+    """Does what the application does every day, as the current role."""
+    ids = lab.play(_DAY)
+    _expect_status(lab, ids["order"], "closed")
+    again = lab.run(f"SELECT public.{_PAID_BY_CARD}", **ids)
+    lab.expect((again["id"], again["duplicate"]), (ids["rest"], True), "a repeated payment")
 
 
-def _expect_status(lab: Lab, order: UUID, status: str) -> None:
+def _expect_status(lab: Lab, order: str, status: str) -> None:
     # Qualified names, because hostile_search_path works a day as well.
     query = "SELECT status::pg_catalog.text FROM public.orders WHERE id OPERATOR(pg_catalog.=) %(order)s"
     lab.expect(
@@ -117,20 +103,16 @@ def working_day(lab: Lab) -> None:
 def app_reads(lab: Lab) -> None:
     """Reads as crm_app, which must see every row of the tables that it may read."""
     for table in CRM_TABLES:
-        count = lab.run(f"SELECT count(*) FROM public.{table}")
+        query = f"SELECT count(*) FROM public.{table}"
+        count = lab.run(query)
         with lab.role("crm_app"):
-            lab.expect(
-                lab.run(f"SELECT count(*) FROM public.{table}"),
-                count or "some",
-                f"rows of {table} for crm_app",
-            )
+            lab.expect(lab.run(query), count or "some", f"rows of {table} for crm_app")
 
 
 @attack("functions", "function_grants", "table_grants", "row_security")
 def sealing(lab: Lab) -> None:
     """Seals the audit log as the owner; new rows continue the chain, and crm_app cannot seal."""
-    lab.client.create_lead_safe(source="site", full_name="S", contact="@s")
+    lab.play([("", "create_lead_safe('site', 'S', p_contact => '@s')")])
     before = lab.run("SELECT max(seq) FROM public.audit_seals")
-    seal = lab.run("SELECT crm_private.seal_audit_safe()")
-    lab.expect(seal["id"], before + 1, "the newest seal")
+    lab.expect(lab.run("SELECT crm_private.seal_audit_safe()")["id"], before + 1, "the newest seal")
     lab.refused(["SELECT crm_private.seal_audit_safe()"], role="crm_app", saying="permission denied")

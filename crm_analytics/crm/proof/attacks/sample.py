@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,66 +9,52 @@ import psycopg
 
 from crm_analytics.crm.proof.attacks.lab import Lab
 
+_PERSON = """
+    INSERT INTO public.users (name, email, role, active)
+    VALUES (%(name)s, %(name)s::text || '@example.com', %(role)s::text::public.user_role_enum, %(active)s) RETURNING id
+    """
+_CUSTOMER = "(SELECT customer_id FROM public.leads WHERE id = %(lead)s)"
+_CALLS = (
+    ("", "map_identity_safe('attack', 'm', %(manager)s, %(admin)s)"),
+    ("lead", "create_lead_safe('site', 'A Client', p_phone => '+1 202 555 0100')"),
+    ("open_lead", "create_lead_safe('site', 'B Client', p_email => 'b@example.com')"),
+    (
+        "fresh",
+        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54"}}]', 1000, 'EUR', %(manager)s)""",
+    ),
+    ("paid", "create_order_safe(NULL, %(lead)s, NULL, 1000, 'EUR', %(manager)s)"),
+    (
+        "payment",
+        "record_generic_payment_safe(%(paid)s, 'incoming', 'client_payment', 'card', 1000, 'EUR', 'completed',"
+        " 'attack-1', p_user_id => %(manager)s)",
+    ),
+    (
+        "planned",
+        "record_generic_payment_safe(%(fresh)s, 'incoming', 'client_payment', 'bank_transfer', 100, 'EUR', 'planned',"
+        " 'attack-2', p_user_id => %(manager)s)",
+    ),
+    ("", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
+    ("task", "create_task_safe('Call', %(manager)s, %(paid)s)"),
+    ("", "upsert_shipment_safe(%(paid)s, %(manager)s, p_provider => 'cdek')"),
+)
+
 
 def prepare(connection: psycopg.Connection[Any]) -> Lab:
     """Fills an empty migrated database with a row in every table, and returns the lab with their ids by name.
 
     `left` is an admin who has left, `fresh` an unpaid order with the planned payment `planned`, and `paid` an order
-    from the lead `lead` with the completed payment `payment`. `unknown` is the id of no row, and `missing` is NULL.
+    from `lead` with the completed payment `payment`. `unknown` is the id of no row, and `missing` is NULL.
     """
-    lab = Lab(connection, {})
-    crm = lab.client
-    people = {
-        name: lab.run(
-            """
-            INSERT INTO public.users (name, email, role, active)
-            VALUES (%(name)s, %(name)s || '@example.com', %(role)s::text::public.user_role_enum, %(active)s)
-            RETURNING id
-            """,
-            name=name,
-            role=role,
-            active=active,
-        )
-        for name, role, active in (
-            ("admin", "admin", True),
-            ("manager", "manager", True),
-            ("left", "admin", False),
-        )
-    }
-    admin, manager = people["admin"], people["manager"]
+    lab = Lab(connection, {"unknown": UUID(int=0xDEAD), "missing": None})
+    for name, role, active in (
+        ("admin", "admin", True),
+        ("manager", "manager", True),
+        ("left", "admin", False),
+    ):
+        lab.sample[name] = lab.run(_PERSON, name=name, role=role, active=active)
     with connection.transaction():
-        connection.execute("SET LOCAL ROLE crm_app")
-        crm.map_identity_safe(provider="attack", external_id="m", crm_user_id=manager, user_id=admin)
-        lead = crm.create_lead_safe(source="site", full_name="A Client", phone="+1 202 555 0100").id
-        open_lead = crm.create_lead_safe(source="site", full_name="B Client", email="b@example.com").id
-        customer = lab.run("SELECT customer_id FROM public.leads WHERE id = %(lead)s", lead=lead)
-        order = partial(
-            crm.create_order_safe, customer_id=customer, total_amount=1000, currency="EUR", user_id=manager
-        )
-        fresh, paid = order(items=[{"model": "Road 54"}]).id, order(lead_id=lead).id
-        pay = partial(
-            crm.record_generic_payment_safe,
-            direction="incoming",
-            role="client_payment",
-            currency="EUR",
-            user_id=manager,
-        )
-        payment = pay(order_id=paid, method="card", amount=1000, external_reference="attack-1").id
-        planned = pay(
-            order_id=fresh,
-            method="bank_transfer",
-            amount=100,
-            status="planned",
-            external_reference="attack-2",
-        ).id
-        crm.attach_document_safe(
-            document_type="passport", storage_url="https://example.com/p", uploaded_by=manager, order_id=paid
-        )
-        task = crm.create_task_safe(title="Call", created_by=manager, order_id=paid).id
-        crm.upsert_shipment_safe(order_id=paid, user_id=manager, provider="cdek")
-    connection.execute("SELECT crm_private.seal_audit_safe()")
-    lab.sample = {
-        **people, "customer": customer, "lead": lead, "open_lead": open_lead, "fresh": fresh, "paid": paid,
-        "payment": payment, "planned": planned, "task": task, "unknown": UUID(int=0xDEAD), "missing": None,
-    }  # fmt: skip
+        lab.run("SET LOCAL ROLE crm_app")
+        lab.sample |= lab.play(_CALLS)
+    lab.sample["customer"] = lab.run(f"SELECT {_CUSTOMER}")
+    lab.run("SELECT crm_private.seal_audit_safe()")
     return lab
