@@ -14,7 +14,7 @@ from crm_analytics.core.settings import settings
 from crm_analytics.crm import rpc_reference as reference
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import attacks, invariants, manifest
-from crm_analytics.crm.proof.repairs import writer_repair
+from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics.demo import crm_activity as playing
 
 
