@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics.crm.proof.manifest import RPC_NAMES
+from crm_analytics.crm.schema.manifest import RPC_NAMES
 
 REFERENCE_FILE: Path = PROJECT_DIR / "docs" / "crm-rpc.md"
 

@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.crm.proof.manifest import CRM_TABLES, RPC_NAMES, expected
+from crm_analytics.crm.schema.manifest import CRM_TABLES, RPC_NAMES, expected
 
 REFUSED = frozenset({"42501"})
 #: The owner may insert and update these (audited), crm.md "Guards".
