@@ -13,8 +13,9 @@ from crm_analytics.core.database import connect, database_url
 from crm_analytics.core.settings import PROJECT_DIR, settings
 from crm_analytics.crm import generate
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import attacks, invariants, manifest
-from crm_analytics.crm.proof.repairs import writer_repair
+from crm_analytics.crm.proof import attacks, invariants
+from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics.demo import crm_activity as playing
 
 
@@ -168,7 +169,7 @@ def play(months: int, seed: int) -> None:
 
 @crm.command("manifest")
 def write_manifest() -> None:
-    """Write crm_analytics/crm/proof/manifest.json from a scratch database (after a new migration, for review)."""
+    """Write crm_analytics/crm/schema/manifest.json from a scratch database (after a new migration, for review)."""
     with attacks.scratch_database(settings().embedded_postgres_version) as connection:
         written = manifest.write_manifest(connection)
     click.echo(f"{manifest.MANIFEST_FILE.name}: {len(written.objects)} objects, {written.sha256()}")

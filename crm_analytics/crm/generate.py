@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics.crm.proof.manifest import RPC_NAMES
+from crm_analytics.crm.schema.catalog import RPC_NAMES
 
 REFERENCE_FILE = PROJECT_DIR / "docs" / "crm-rpc.md"
 CLIENT_FILE = Path(__file__).with_name("rpc_methods.py")

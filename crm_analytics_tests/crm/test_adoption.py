@@ -17,7 +17,8 @@ from crm_analytics.core.migrations import migration_files
 from crm_analytics.crm import Conflict, CrmClient
 from crm_analytics.crm.migrating.adoption import AdoptionError, prepare
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import invariants, manifest
+from crm_analytics.crm.proof import invariants
+from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
 
 SEED_SCHEMA = (Path(__file__).parent / "seed_schema.sql").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from crm_analytics.crm.proof import attacks
-from crm_analytics.crm.proof.manifest import GUARDS, RPC_NAMES
+from crm_analytics.crm.schema.catalog import RPC_NAMES
+from crm_analytics.crm.schema.manifest import GUARDS
 from crm_analytics_tests.conftest import PG_VERSION
 
 

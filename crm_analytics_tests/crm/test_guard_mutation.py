@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics.crm.proof import attacks, manifest
+from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema import manifest
 
 KILL_TABLE = PROJECT_DIR / "docs" / "crm-guard-mutation.md"
 WRITERS_CHECK = "check only_crm_rpc_can_write"

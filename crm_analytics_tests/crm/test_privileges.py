@@ -16,7 +16,7 @@ from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.migrations import MigrationError
 from crm_analytics.crm import CrmClient, Forbidden
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import manifest
+from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PG_VERSION
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA

@@ -9,7 +9,8 @@ import dagster as dg
 import psycopg
 import pytest
 
-from crm_analytics.crm.proof import attacks, manifest
+from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema import manifest
 from crm_analytics.demo.crm_activity import play
 from crm_analytics.orchestration.crm import checks as checks
 from crm_analytics.orchestration.crm.assets import SEALS_KEY, crm_assets, crm_schema

@@ -11,9 +11,9 @@ from psycopg import sql
 
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
 from crm_analytics.crm.migrating.preflight import obstacles
-from crm_analytics.crm.proof.allowed_extras import objection
-from crm_analytics.crm.proof.catalog import RPC_NAMES, collect
-from crm_analytics.crm.proof.repairs import defuse_column, parts
+from crm_analytics.crm.schema.allowed_extras import objection
+from crm_analytics.crm.schema.catalog import RPC_NAMES, collect
+from crm_analytics.crm.schema.repairs import defuse_column, parts
 
 BASELINE = "0001"
 LABELS = "0002"

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from crm_analytics.crm.proof import audit_seals as seals
-from crm_analytics.crm.proof import manifest
+from crm_analytics.crm.schema import manifest
 from crm_analytics.orchestration.crm.resources import CrmDatabase, CrmMigrations
 
 SCHEMA_KEY = dg.AssetKey(["crm", "schema"])

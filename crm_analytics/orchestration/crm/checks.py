@@ -10,8 +10,8 @@ import dagster as dg
 
 from crm_analytics.crm.proof.attacks import ATTACKS, Outcome
 from crm_analytics.crm.proof.invariants import INVARIANTS, Result
-from crm_analytics.crm.proof.manifest import GUARDS, Comparison, Difference
-from crm_analytics.crm.proof.repairs import writer_repair
+from crm_analytics.crm.schema.manifest import GUARDS, Comparison, Difference
+from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics.orchestration.crm.assets import SCHEMA_KEY, SEALS_KEY
 from crm_analytics.orchestration.crm.resources import CrmGuards
 

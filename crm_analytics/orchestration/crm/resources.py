@@ -12,8 +12,9 @@ import psycopg
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import attacks, invariants, manifest
+from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.proof import audit_seals as seals
+from crm_analytics.crm.schema import manifest
 
 
 class CrmDatabase(dg.ConfigurableResource):

@@ -8,7 +8,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from crm_analytics.crm.proof.attacks.lab import Breach, Lab, attack
-from crm_analytics.crm.proof.manifest import CRM_TABLES, expected
+from crm_analytics.crm.schema.catalog import CRM_TABLES
+from crm_analytics.crm.schema.manifest import expected
 
 UNKNOWN_ID = "00000000-0000-4000-8000-00000000dead"
 #: A value that each CHECK must refuse.

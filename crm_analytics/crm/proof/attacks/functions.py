@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
 from crm_analytics.crm.proof.attacks.legitimate import work_a_day
-from crm_analytics.crm.proof.manifest import CRM_TABLES, RPC_NAMES
+from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES
 
 _TRAP = (
     "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a planted function ran' USING ERRCODE = 'XX999'; END $$"

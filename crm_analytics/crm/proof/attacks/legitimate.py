@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crm_analytics.crm.proof.attacks.calls import REFUND, payment
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
-from crm_analytics.crm.proof.manifest import CRM_TABLES
+from crm_analytics.crm.schema.catalog import CRM_TABLES
 
 #: Ways of an order that use every legal transition, each by the role that it needs.
 _WAYS = (

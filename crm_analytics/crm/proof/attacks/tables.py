@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
-from crm_analytics.crm.proof.manifest import CRM_TABLES, expected
+from crm_analytics.crm.schema.catalog import CRM_TABLES
+from crm_analytics.crm.schema.manifest import expected
 
 #: The owner may insert and update these; a trigger audits it (docs/decisions/guards-by-role.md).
 OWNER_WRITES = ("users", "customers")

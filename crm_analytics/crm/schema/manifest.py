@@ -16,9 +16,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.crm.proof.allowed_extras import objection
-from crm_analytics.crm.proof.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect
-from crm_analytics.crm.proof.repairs import Repairs
+from crm_analytics.crm.schema.allowed_extras import objection
+from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect
+from crm_analytics.crm.schema.repairs import Repairs
 
 __all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]  # and what is defined here
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crm_analytics.crm.proof.allowed_extras import grant_parts, objection
-from crm_analytics.crm.proof.catalog import Manifest
+from crm_analytics.crm.schema.allowed_extras import grant_parts, objection
+from crm_analytics.crm.schema.catalog import Manifest
 
 Facts = Mapping[str, Any] | None
 
