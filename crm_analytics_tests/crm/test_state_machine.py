@@ -1,4 +1,4 @@
-"""Random RPC calls and direct attacks against an independent model in Python, invariants after each step."""
+"""Random RPC calls and direct attacks against an independent model in Python, with the invariants after each step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROLES = ("client_payment", "supplier_payment", "refund", "shipping_payment", "co
 PAYMENT_STATUSES = ("planned", "pending", "completed", "failed", "cancelled", None)
 ORDER_STATUSES = ("created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled")
 LEAD_STATUSES = ("new", "in_progress", "converted", "rejected")
-#: Which transitions people may make, and with which role (docs/crm.md).
+#: Which transitions people may make, and with which role (docs/crm-rpc.md).
 BY_PEOPLE = {
     ("created", "awaiting_payment"): "manager",
     ("created", "cancelled"): "manager",
