@@ -51,8 +51,8 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
     with psycopg.connect(url, autocommit=True) as connection:
         comparison = manifest.compare(connection)
         writers = manifest.unexpected_writers(connection)
-    for key in comparison.tolerated:
-        echo(f"beyond the manifest, tolerated: {key}")
+    for key in comparison.allowed_extras:
+        echo(f"allowed extra: {key}")
     for difference in comparison.differences:
         echo(f"{difference.problem}\n{difference.repair}\n")
     for writer in writers:
@@ -174,10 +174,10 @@ def play(months: int, seed: int) -> None:
 
 @crm.command("manifest")
 def write_manifest() -> None:
-    """Write crm_analytics/crm/schema/manifest.json from a scratch database (after a new migration, for review)."""
+    """Write the committed manifests in crm_analytics/crm/schema from a scratch database (after a new migration)."""
     with attacks.scratch_database(settings().embedded_postgres_version) as connection:
-        written = manifest.write_manifest(connection)
-    click.echo(f"{manifest.MANIFEST_FILE.name}: {len(written.objects)} objects, {written.sha256()}")
+        for path, written in manifest.write_manifests(connection).items():
+            click.echo(f"{path.name}: {len(written.objects)} objects, {written.sha256()}")
 
 
 @crm.command("reference")

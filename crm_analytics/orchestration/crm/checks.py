@@ -150,7 +150,7 @@ def _drift(
             )
         metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
     if comparison is not None:
-        metadata["tolerated"] = list(comparison.tolerated[:SHOWN])
+        metadata["allowed_extras"] = list(comparison.allowed_extras[:SHOWN])
     return _result(name, not differences, metadata)
 
 
