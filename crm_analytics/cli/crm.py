@@ -13,6 +13,7 @@ from crm_analytics.core.database import connect, database_url
 from crm_analytics.core.settings import PROJECT_DIR, settings
 from crm_analytics.crm import generate
 from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.crm.migrating.scratch_database import scratch_database
 from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.schema import manifest
 from crm_analytics.crm.schema.repairs import writer_repair
@@ -175,7 +176,7 @@ def play(months: int, seed: int) -> None:
 @crm.command("manifest")
 def write_manifest() -> None:
     """Write the committed manifests in crm_analytics/crm/schema from a scratch database (after a new migration)."""
-    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
+    with scratch_database(settings().embedded_postgres_version) as connection:
         for path, written in manifest.write_manifests(connection).items():
             click.echo(f"{path.name}: {len(written.objects)} objects, {written.sha256()}")
 
@@ -183,6 +184,6 @@ def write_manifest() -> None:
 @crm.command("reference")
 def write_reference() -> None:
     """Write docs/crm-rpc.md and the typed client from a scratch database (after a change of the RPCs)."""
-    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
+    with scratch_database(settings().embedded_postgres_version) as connection:
         written = generate.write(connection)
     click.echo("\n".join(str(path.relative_to(PROJECT_DIR)) for path in written))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crm_analytics.crm.migrating.scratch_database import scratch_database
 from crm_analytics.crm.proof import attacks
 from crm_analytics.crm.schema.catalog import RPC_NAMES
 from crm_analytics.crm.schema.manifest import GUARDS
@@ -25,7 +26,7 @@ def test_every_attack_is_tried_on_a_server_of_its_own(monkeypatch: pytest.Monkey
 
 def test_an_attack_that_cannot_be_tried_is_not_held() -> None:
     """An attack that ends with another error is reported; a misspelled table would otherwise count as a guard."""
-    with attacks.scratch_database(PG_VERSION) as connection:
+    with scratch_database(PG_VERSION) as connection:
         lab = attacks.prepare(connection)
         broken = attacks.Attack("x", "x", "", (), lambda lab: lab.run("SELECT FROM public.no_such_table"))
         outcome = lab.try_(broken)

@@ -5,7 +5,7 @@ An attack tries to get past a guard and raises `Breach` when it succeeds, or whe
 
 from crm_analytics.crm.proof.attacks import calls, constraints, functions, legitimate, roles, tables
 from crm_analytics.crm.proof.attacks.lab import ATTACKS, Attack, Breach, Lab, Outcome
-from crm_analytics.crm.proof.attacks.run import run_all, run_on_scratch_server, scratch_database
+from crm_analytics.crm.proof.attacks.run import run_all, run_on_scratch_server
 from crm_analytics.crm.proof.attacks.sample import prepare
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "roles",
     "run_all",
     "run_on_scratch_server",
-    "scratch_database",
     "tables",
 ]
