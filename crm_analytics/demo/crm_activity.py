@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 
+from crm_analytics.core import locks
 from crm_analytics.crm.client import CrmClient
 from crm_analytics.crm.errors import CrmError
 
@@ -73,7 +74,7 @@ def play(url: str, months: int = 3, seed: int = 1) -> Summary:
     """
     with psycopg.connect(url) as connection:
         # whoever comes second waits, and then finds what the first has played
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('crm:play', 0))")
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.DEMO_ACTIVITY])
         summary = Summary()
         if connection.execute(
             "SELECT 1 FROM public.leads WHERE source = %s LIMIT 1", [_marker(seed)]
