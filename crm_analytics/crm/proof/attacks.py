@@ -433,7 +433,7 @@ def _no_actor_row(lab: Lab, table: str, column: str) -> None:
     lab.run(f"GRANT UPDATE ON public.{table} TO crm_rpc")
     for setting in ("origin", "replica"):
         lab.run("SELECT set_config('session_replication_role', %(setting)s, true)", setting=setting)
-        lab.refused([insert], role="crm_rpc", sqlstates=frozenset({"23502"}), saying="is obligatory")
+        lab.refused([insert], role="crm_rpc", sqlstates=frozenset({"23502"}), saying="is required")
         if table not in APPEND_ONLY:
             open_payment = " WHERE id = %(planned)s" if table == "payments" else ""
             update = f"UPDATE public.{table} SET {column} = %(admin)s{open_payment}"
