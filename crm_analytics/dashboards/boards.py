@@ -225,7 +225,7 @@ def funnel() -> dashboard.Dashboard:
             "By source",
             "Of the months of the time range, the total first. Cost per repair: cost / repairs. Revenue40 per lead: "
             f"Revenue40 / leads. Margin: profit / Revenue40. {RATIOS}",
-            query("funnel_by_source"),
+            query("funnel", by="source"),
             ("source", *economics),
         ), 24, 10,
     )  # fmt: skip
@@ -233,7 +233,7 @@ def funnel() -> dashboard.Dashboard:
         table_panel(
             "By segment",
             f"COD and INS by the words in the job's type, else OTHER. {SEGMENTS} {RATIOS}",
-            query("funnel_by_segment"),
+            query("funnel", by="segment"),
             ("segment", *economics),
         ), 24, 6,
     )  # fmt: skip
