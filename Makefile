@@ -34,6 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --nocolor --processes 2 sql
 
 test: lint
 	PG=$(PG) $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)

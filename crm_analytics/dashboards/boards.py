@@ -210,7 +210,7 @@ def funnel() -> dashboard.Dashboard:
             "By source",
             "For the months in the time range, the total first. Cost per repair: cost / repairs. Revenue40 per lead: "
             f"Revenue40 / leads. Margin: profit / Revenue40. {RATIOS}",
-            query("funnel_by_source"),
+            query("funnel", by="source"),
             ("source", *economics),
         ), 24, 10,
     )  # fmt: skip
@@ -218,7 +218,7 @@ def funnel() -> dashboard.Dashboard:
         table_panel(
             "By segment",
             f"COD or INS if the job type has that word, otherwise OTHER. {SEGMENTS} {RATIOS}",
-            query("funnel_by_segment"),
+            query("funnel", by="segment"),
             ("segment", *economics),
         ), 24, 6,
     )  # fmt: skip

@@ -427,7 +427,7 @@ def test_funnel(grafana, sample, choice, by):
         }
         for name, m in sorted(groups.items(), key=lambda item: (item[0] != "Total", item[0]))
     ]  # fmt: skip
-    assert_rows(rows(grafana, f"funnel_by_{by}", choice), expected)
+    assert_rows(rows(grafana, "funnel", choice, by=by), expected)
     whole = groups["Total"]
     assert [(row["stage"], row["count"]) for row in rows(grafana, "funnel_stages", choice)] == [
         ("Leads", whole.leads), ("Units", whole.units), ("Repairs", whole.repairs),

@@ -25,8 +25,8 @@ import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
+from crm_analytics.core import locks
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.core.migrations import LOCK_KEY
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.conftest import PG_VERSION
 
@@ -148,8 +148,8 @@ def assert_readers_cannot_write_or_lock(url: str, password: str) -> None:
                 "SELECT lo_from_bytea(0, 'x')",
                 "SELECT lo_create(0)",
                 "SELECT lo_creat(-1)",
-                f"SELECT pg_advisory_lock({LOCK_KEY})",
-                f"SELECT pg_try_advisory_lock_shared({LOCK_KEY})",
+                f"SELECT pg_advisory_lock(hashtextextended('{locks.MIGRATION}', 0))",
+                f"SELECT pg_try_advisory_lock_shared(hashtextextended('{locks.MIGRATION}', 0))",
                 "SELECT pg_advisory_xact_lock(1, 2)",
                 "CREATE TEMP TABLE mine (a int)",
             ):
