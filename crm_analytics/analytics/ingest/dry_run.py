@@ -20,9 +20,9 @@ from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
-from crm_analytics.analytics.ingest.loading.plans import PLANS
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file, recognize
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 SHOWN = 20  #: quarantined records printed for each file
 
@@ -144,12 +144,9 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
     conflicts = repeated[conflicting]
-    name = PLANS[source.name].key_name
     for record in conflicts.to_dict("records"):
         shown = ", ".join(str(record[column]) for column in key)
-        reason = (
-            f"{name} {shown} stands in this file with different values; accepted: identical records, or one"
-        )
+        reason = f"{source.key.label} {shown} stands in this file with different values; accepted: identical records, or one"
         report.quarantined.append(Quarantined(int(record["record_no"]), shown, [reason]))
     collapsed = identical & ~rows.index.isin(conflicts.index)
     report.duplicates = int(collapsed.sum())
@@ -157,13 +154,11 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
 
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
-    """The staged columns that are the key of a record; none where the key is a hash with an occurrence number."""
-    if source.name == "google_spend":
-        return ["day", "month", "campaign"]
-    if source.name == "targets":
-        return list(source.key)
-    given = [name for name in source.record_key if name in rows and rows[name].notna().any()]
-    return given[:1]
+    """Returns the staged columns that are a record's key; none where it is a hash with an occurrence number."""
+    columns = source.key.record_columns or source.key.columns
+    if len(columns) > 1:
+        return list(columns)
+    return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]
 
 
 def check_files(

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 from openpyxl import Workbook
 
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, Rejected, open_file
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 NEW_YORK = ZoneInfo("America/New_York")
 EXPORTED_AT = datetime(2025, 12, 20, 17, 0, tzinfo=UTC)

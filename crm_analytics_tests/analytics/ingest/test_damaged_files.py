@@ -39,7 +39,7 @@ def test_damaged_files(source: str, landing: Landing) -> None:
     for file in files:
         if file.status == "refused":
             assert file.path.split("/")[1] in (file.message or "")
-            assert "the database does not take it" not in (file.message or "")
+            assert "rejected by the database" not in (file.message or "")
     loaded = [file for file in files if file.status == "loaded"]
     assert 0 < len(loaded) < EACH  # the damage is neither nothing nor too much
     # the ledger's own CHECK adds the counts up; these compare them with what the tables hold

@@ -50,7 +50,7 @@ def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
     ]
     for _, _, reason, _ in found:
         assert reason == (
-            "lead A stands in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
+            "lead A is in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
             " accepted: identical records, or one"
         )
 
@@ -85,7 +85,7 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
     assert landing.rows("SELECT row_key, reasons[1] FROM raw.rejected_rows") == [
         (
             "7",
-            "job number 7 names 2 jobs (AAAAAA, BBBBBB); accepted: a number that names one job, or an export with"
+            "job number 7 names 2 jobs (AAAAAA, BBBBBB); accepted: a job number that names one job, or an export with"
             " the UUID column",
         )
     ]
@@ -324,8 +324,8 @@ def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...
         {},
     )
     assert result.warnings == [
-        "2024-10: this file has quarantined records of the month, so what another file says of the whole month stays;"
-        " mend them, or export the month again"
+        "2024-10: this file has quarantined records of the month, so the month stays as another file has it whole; mend"
+        " the records, or export the month again"
     ]
     assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
         ("Brand", Decimal("1000.00")),

@@ -24,7 +24,7 @@ from crm_analytics.analytics.ingest.reading.open_file import (
     recognize,
 )
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,

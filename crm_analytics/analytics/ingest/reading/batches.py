@@ -16,14 +16,12 @@ import pyarrow.compute as pc
 from crm_analytics.analytics.ingest.errors import shown
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
-from crm_analytics.analytics.ingest.sources import derive
-from crm_analytics.analytics.ingest.sources.sources import Source
+from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
 from crm_analytics.analytics.ingest.values.dates import Unreadable
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
-_DATED = {"created_at", "paid_at", "started_at", "lead_at", "month", "day"}
 _ARROW_TYPES = {
     "timestamptz": pa.timestamp("us", tz="UTC"),
     "date": pa.date32(),
@@ -58,7 +56,7 @@ class Records:
 
     source: Source
     header: HeaderMatch
-    facts: derive.FileFacts
+    facts: FileFacts
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -79,7 +77,7 @@ class Records:
             texts = [column.take(pa.array(kept)) for column in texts]
         length = len(kept)
         reasons: dict[int, list[str]] = {}
-        columns: derive.Columns = {}
+        columns: Columns = {}
         odd = np.zeros(length, dtype=np.bool_)
         for name, position in self.header.positions.items():
             column, header = self.source.column(name), self.facts.mapping[name]
@@ -109,7 +107,7 @@ class Records:
             accepted = np.ones(length, dtype=np.bool_)
             accepted[list(reasons)] = False
             rows, odd = rows.filter(pa.array(accepted)), odd & accepted
-            keys = next((columns[name] for name in self.source.record_key if name in columns), None)
+            keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
             days = derived.columns.get(self.source.date_column)
             lines = block.lines()
             for row, original in ((row, int(kept[row])) for row in sorted(reasons)):
@@ -143,7 +141,7 @@ class Records:
         self.read += int((~blank).sum())
         return numbers
 
-    def _staged(self, columns: derive.Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
+    def _staged(self, columns: Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """The staged columns in their order, behind the record numbers; NULL where the file has no such column."""
         arrays = {"record_no": pa.array(numbers, pa.int64())}
         for name, sql_type in self.source.staged_columns:
@@ -167,7 +165,9 @@ class Records:
         blank = np.zeros(block.length, dtype=np.bool_)
         blank[[row for row in candidates.tolist() if not any(block.beyond.get(row, []))]] = True
         summary = np.zeros(block.length, dtype=np.bool_)
-        dated = [position for name, position in self.header.positions.items() if name in _DATED]
+        dated = [
+            position for name, position in self.header.positions.items() if name in self.source.date_givers
+        ]
         for row, position in totals:
             others = [block.columns[other][row].as_py() for other in dated if other != position]
             summary[row] = not any(re.search(r"\d", text) for text in others)

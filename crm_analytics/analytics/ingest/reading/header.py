@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 
 @dataclass(frozen=True)

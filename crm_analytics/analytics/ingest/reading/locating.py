@@ -17,7 +17,7 @@ from crm_analytics.analytics.ingest.reading.encoding import (
     utf8_blocks,
 )
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch, find_header
-from crm_analytics.analytics.ingest.sources.sources import Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
