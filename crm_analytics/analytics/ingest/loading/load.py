@@ -83,7 +83,7 @@ def load_source(
                     " after it has settled loads it"
                 )
                 conclude(FileResult(file.name, "waiting", message))
-        loader = FileLoader(connection, landing, SOURCES[source], timezone, run_id, report)
+        loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report)
         try:
             loader.load([file for file in quiet if file.source == source], conclude)
             return result
@@ -112,7 +112,7 @@ def try_file(
         _only_load_of(session, file.source, lambda message: None),
         session.transaction(force_rollback=True),
     ):
-        loader = FileLoader(session, landing, SOURCES[file.source], timezone, None, lambda message: None)
+        loader = FileLoader(session, SOURCES[file.source], landing, timezone, None, lambda message: None)
         results: list[FileResult] = []
         loader.load([file], results.append)
         (result,) = results

@@ -88,7 +88,7 @@ class Records:
             if cleaned.odd_times is not None:
                 odd |= cleaned.odd_times
             bad = dict(cleaned.bad)
-            if column.filled and cleaned.values.null_count > len(bad):
+            if column.not_null and cleaned.values.null_count > len(bad):
                 for empty in np.flatnonzero(cleaned.values.is_null().to_numpy(zero_copy_only=False)).tolist():
                     bad.setdefault(empty, "is blank; accepted: never blank")
             for row, why in bad.items():
@@ -144,7 +144,7 @@ class Records:
     def _staged(self, columns: Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """The staged columns in their order, behind the record numbers; NULL where the file has no such column."""
         arrays = {"record_no": pa.array(numbers, pa.int64())}
-        for name, sql_type in self.source.staged_columns:
+        for name, sql_type in self.source.staged_columns.items():
             absent = pa.nulls(len(numbers), _ARROW_TYPES.get(sql_type, pa.string()))
             arrays[name] = columns.get(name, absent)
         return pa.table(arrays)

@@ -69,7 +69,7 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
     missing = [
         f"{column.name} (accepted: {', '.join(column.headers)})"
         for column in source.columns
-        if column.present and column.name not in claims
+        if column.required and column.name not in claims
     ]
     for group in source.needs_one_of:
         if not any(name in claims for name in group):

@@ -167,7 +167,7 @@ def _refusal(
         if found is None:
             return RefusedFile(f"{path.name}: the file holds no text; accepted: an export with a header row")
         needed = "; ".join(
-            f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.present
+            f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
         )
         return RefusedFile(
             f"{path.name}: no header row of {source.title} in the first {HEADER_ROWS} rows; found: "

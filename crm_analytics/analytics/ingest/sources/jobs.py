@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.sources.declaration import (
-    MONEY,
     Column,
     Columns,
     Derived,
@@ -37,15 +36,15 @@ JOBS = Source(
     columns=(
         Column("job_id", Identifier(), ("UUID", "Job UUID"), replaceable=True),
         Column("job_number", JobNumber(), ("Job #", "Job Number", "SerialId"), replaceable=True),
-        Column("type", Label(), ("Job Type", "JobType", "Type"), present=True),
-        Column("source", Label(), ("Source", "JobSource", "Lead Source", "Ad Source"), present=True),
+        Column("type", Label(), ("Job Type", "JobType", "Type"), required=True),
+        Column("source", Label(), ("Source", "JobSource", "Lead Source", "Ad Source"), required=True),
         Column("status", Text(), ("Status", "Job Status")),
         Column(
             "created_at",
             When(),
             ("Created", "CreatedDate", "Created At"),
-            present=True,
-            filled=True,
+            required=True,
+            not_null=True,
             date_as="job_date",
         ),
         Column("scheduled_at", When(), ("Job Date", "JobDateTime", "Scheduled")),
@@ -56,20 +55,6 @@ JOBS = Source(
     ),
     key=Key("job", ("job_id",), alternate="job_number"),
     date_column="job_date",
-    staged_columns=(
-        ("job_id", "text"),
-        ("job_number", "text"),
-        ("type", "text"),
-        ("source", "text"),
-        ("status", "text"),
-        ("created_at", "timestamptz"),
-        ("scheduled_at", "timestamptz"),
-        ("ended_at", "timestamptz"),
-        ("job_date", "date"),
-        ("technician", "text"),
-        ("zip", "text"),
-        ("total", MONEY),
-    ),
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),
