@@ -343,7 +343,7 @@ _PLAIN_MOMENT = (
 class When:
     """A moment: UTC, with its local date beside it. Local times follow the DST rule of `Zone.to_utc`."""
 
-    without_year: bool = False  # calls: the year comes from the weekday and the export date
+    without_year: bool = False  # the year comes from the weekday and the export date
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
