@@ -11,17 +11,15 @@ from crm_analytics.analytics import ingest
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 INGEST = Path(ingest.__path__[0])
-MODULES = [
-    path.relative_to(INGEST) for path in sorted(INGEST.rglob("*.py")) if path.parent.name != "sources"
-]
+MODULES = [path.relative_to(INGEST) for path in sorted(INGEST.rglob("*.py")) if path.parent.name != "sources"]
 #: Words that the loader needs for itself, though keys of sources have them too.
-GENERAL = {None, "month", "source", "segment"}
+GENERAL = {"month", "source", "segment"}
 #: Names, tables, dates and keys of the sources; none may occur in code, SQL, messages or comments.
 NAMES = {
     name
     for source in SOURCES.values()
     for name in (source.name, source.table, source.date_column, *source.key.columns, source.key.alternate)
-    if name not in GENERAL
+    if name and name not in GENERAL
 }
 
 
