@@ -297,7 +297,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Quarantine by reason",
-            "Open quarantined records; what was found is masked, the records themselves stand in raw.rejected_rows. "
+            "Open quarantined records, without what was found; raw.rejected_rows has the records themselves. "
             "A record with two reasons counts under both.",
             query("quarantine_by_reason"),
             ("source", "reason", "records", "files", "oldest", "example_file"),

@@ -98,14 +98,18 @@ CREATE TABLE raw.rejected_rows (
     file_id bigint NOT NULL REFERENCES raw.source_files,
     source text NOT NULL,
     record_no int NOT NULL,
+    line_no int NOT NULL,
     row_key text,
-    reasons text[] NOT NULL CHECK (cardinality(reasons) > 0),
+    reasons jsonb NOT NULL,
     record jsonb NOT NULL,
     status text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'closed', 'dismissed')),
     note text,
     rejected_at timestamptz NOT NULL DEFAULT now(),
     closed_at timestamptz,
-    CONSTRAINT rejected_rows_record UNIQUE (file_id, record_no)
+    CONSTRAINT rejected_rows_record UNIQUE (file_id, record_no),
+    CONSTRAINT rejected_rows_reasons CHECK (
+        jsonb_typeof(reasons) = 'array' AND reasons <> '[]' AND NOT reasons @? '$[*] ? (!exists(@.code))'
+    )
 );
 CREATE INDEX rejected_rows_open ON raw.rejected_rows (source, row_key) WHERE status = 'open';
 COMMENT ON TABLE raw.rejected_rows IS 'The quarantine: records that were not loaded, as they stand in the file, with reasons. Dismiss one with UPDATE raw.rejected_rows SET status = ''dismissed'', note = ''why'' WHERE rejected_id = ...';
@@ -113,13 +117,27 @@ COMMENT ON COLUMN raw.rejected_rows.rejected_id IS 'Number of the quarantined re
 COMMENT ON COLUMN raw.rejected_rows.file_id IS 'The file it stands in.';
 COMMENT ON COLUMN raw.rejected_rows.source IS 'The file''s source.';
 COMMENT ON COLUMN raw.rejected_rows.record_no IS 'Which record of the file, from 1 after the header.';
+COMMENT ON COLUMN raw.rejected_rows.line_no IS 'Line of the file where the record begins, from 1; in a workbook, its row.';
 COMMENT ON COLUMN raw.rejected_rows.row_key IS 'The record''s key where it could be read; the record closes when a newer export brings this key in good order.';
-COMMENT ON COLUMN raw.rejected_rows.reasons IS 'Each names column, what was found and what is accepted.';
+COMMENT ON COLUMN raw.rejected_rows.reasons IS 'Why: objects with code, column (header as found), found (not for personal data), accepted and remedy; raw.reason_text makes text of one.';
 COMMENT ON COLUMN raw.rejected_rows.record IS 'The record: header as found to cell as found.';
 COMMENT ON COLUMN raw.rejected_rows.status IS 'open; closed (a newer export brought the key, or the path got new content); dismissed (by a person).';
 COMMENT ON COLUMN raw.rejected_rows.note IS 'Why it was closed or dismissed.';
 COMMENT ON COLUMN raw.rejected_rows.rejected_at IS 'When it was quarantined.';
 COMMENT ON COLUMN raw.rejected_rows.closed_at IS 'When it was closed or dismissed.';
+
+CREATE FUNCTION raw.reason_text(reason jsonb) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN concat_ws(
+    '; ',
+    concat_ws(
+        ': ',
+        nullif(concat_ws(' ', reason ->> 'column', (reason -> 'found')::text), ''),
+        replace(reason ->> 'code', '_', ' ')
+    ),
+    'accepted: ' || (reason ->> 'accepted'),
+    reason ->> 'remedy'
+);
+COMMENT ON FUNCTION raw.reason_text(jsonb) IS 'One reason as text for people, exactly as the command line shows it; what is missing is left out.';
 
 CREATE TABLE raw.vanished_rows (
     source text NOT NULL,
