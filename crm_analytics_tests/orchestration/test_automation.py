@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.orchestration.analytics.automation import (
     load_landing_files,

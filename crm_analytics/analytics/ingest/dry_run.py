@@ -18,7 +18,8 @@ from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 
 @dataclass
@@ -158,9 +159,7 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
     """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
-    if source.name == "google_spend":
-        return ["day", "month", "campaign"]
-    if source.name == "targets":
-        return list(source.key)
-    given = [name for name in source.record_key if name in rows and rows[name].notna().any()]
-    return given[:1]
+    columns = source.key.record_columns or source.key.columns
+    if len(columns) > 1:
+        return list(columns)
+    return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]

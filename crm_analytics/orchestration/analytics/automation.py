@@ -12,7 +12,7 @@ import dagster as dg
 import psycopg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous

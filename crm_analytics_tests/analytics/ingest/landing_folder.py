@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from crm_analytics.analytics.ingest.loading.load import FileResult, LoadResult, load_source
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult
 
 NEW_YORK = ZoneInfo("America/New_York")
 JOBS = ("Job #", "UUID", "Job Type", "Source", "Status", "Created", "Job Date", "Tech", "Zip Code", "Total")

@@ -40,7 +40,7 @@ def test_damaged_files(source: str, landing: Landing) -> None:
     for file in files:
         if file.status == "refused":
             assert file.path.split("/")[1] in (file.message or "")
-            assert "the database does not take it" not in (file.message or "")
+            assert "rejected by the database" not in (file.message or "")
     loaded = [file for file in files if file.status == "loaded"]
     # Otherwise the damage would be too strong or too weak.
     assert 0 < len(loaded) < EACH

@@ -143,7 +143,7 @@ def test_value_that_only_the_database_refuses(landing: Landing) -> None:
     landing.connection.execute("ALTER TABLE raw.elocals_leads ADD CHECK (cost < 15)")
     first, second = landing.load("elocals_leads").files
     assert (first.status, second.status) == ("loaded", "refused")
-    assert "the database does not take it" in (second.message or "")
+    assert "rejected by the database" in (second.message or "")
 
 
 def test_value_that_is_too_long_for_an_index(landing: Landing) -> None:
@@ -158,7 +158,7 @@ def test_value_that_is_too_long_for_an_index(landing: Landing) -> None:
     landing.connection.execute("CREATE INDEX ON raw.elocals_leads (status)")
     first, second = landing.load("elocals_leads").files
     assert (first.status, second.status) == ("refused", "loaded")
-    assert "the database does not take it: index row" in (first.message or "")
+    assert "rejected by the database: index row" in (first.message or "")
 
 
 def test_progress_is_reported(landing: Landing) -> None:

@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
-from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.loading import load as loader
-from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
+from crm_analytics.analytics.ingest.loading import ledger, load, load_file
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     ELOCALS,
     JOBS,
@@ -142,18 +142,19 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from zoneinfo import ZoneInfo
-from crm_analytics.analytics.ingest.loading import load as loader, merge as merging
+from crm_analytics.analytics.ingest.loading import load, load_file
+original = load_file.merge
 seen = 0
 def merge(*args):
     global seen
     seen += 1
-    result = merging.merge(*args)
+    result = original(*args)
     if seen == 3:
         print("third file merged, not committed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return result
-loader.merge = merge
-loader.load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
+load_file.merge = merge
+load.load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
 """
 
 
@@ -232,7 +233,7 @@ def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch:
         growing.write_text(growing.read_text() + "B,2025-01-05 10:21:17,,1234\n")
         loose.write_text(loose.read_text() + " ID")
 
-    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(load, "time", SimpleNamespace(sleep=sleep))
     files = landing.load("elocals_leads", quiet_seconds=1.0, force=force).files
     done, waiting = sorted(files, key=lambda file: file.path)
     assert (done.status, waiting.path, waiting.status) == ("loaded", "elocals_leads/growing.csv", "waiting")
@@ -242,13 +243,13 @@ def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch:
 
 def _while_read(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
     """Let something happen between a file's fingerprint and its reading."""
-    original = loader.open_file
+    original = load_file.open_file
 
     def open_file(*arguments: Any, **options: Any) -> Any:
         happen()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loader, "open_file", open_file)
+    monkeypatch.setattr(load_file, "open_file", open_file)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "removed", "copied over with its time and size"])
@@ -292,7 +293,7 @@ def test_fault_of_the_disk_is_no_refusal(
         failed = landing.load_one("elocals_leads", force=True)
     assert (failed.status, failed.file_id) == ("refused", 0)
     assert failed.message == (
-        "elocals_leads/2.csv: cannot be read (Input/output error); check the file and its rights"
+        "elocals_leads/2.csv: cannot be read (Input/output error); check the file's permissions"
     )
     assert landing.rows("SELECT status FROM raw.source_files") == [("loaded",)]
     landing.write(
@@ -312,9 +313,9 @@ def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch:
         path.write_text(path.read_text() + "B,2025-01-05 10:21:17,,1,,\n")
         return original(connection, *arguments)
 
-    original = loader.merge
+    original = load_file.merge
     with monkeypatch.context() as patched:
-        patched.setattr(loader, "merge", grow)
+        patched.setattr(load_file, "merge", grow)
         assert landing.load_one("elocals_leads").status == "waiting"
     assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
     assert landing.load_one("elocals_leads").counts.inserted == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, PAYMENTS, Landing, job, text
 
 SPEND = ("Month", "Campaign", "Amount")
@@ -296,7 +298,7 @@ def test_late_file_whose_newer_file_is_gone(landing: Landing) -> None:
     refused = landing.load_one("elocals_leads")
     assert refused.status == "refused"
     assert "elocals_leads/3.csv" in (refused.message or "")
-    assert "Put them back" in (refused.message or "")
+    assert "Put the missing files back" in (refused.message or "")
     assert landing.load("elocals_leads").files == []  # not tried again by itself
     landing.write("elocals_leads/put back under another name.csv", content, day=9)
     landing.load("elocals_leads", force=True)
@@ -334,22 +336,17 @@ def test_force_reads_again_and_keeps_the_order(landing: Landing) -> None:
     assert landing.rows("SELECT count(*) FROM raw.source_files") == [(2,)]
 
 
-def test_newer_declaration_reads_files_again(landing: Landing) -> None:
-    """Without it a mended reading rule would never reach the files that it was mended for."""
-    from crm_analytics.analytics.ingest.sources import sources
-
+def test_newer_declaration_reads_files_again(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corrected reading rule reaches the files for which it was corrected; dismissed records stay dismissed."""
     landing.write("elocals_leads/1.csv", text(ELOCALS, [_lead("A", "10"), _lead("B", "NaN")]), day=1)
     landing.load("elocals_leads")
     landing.connection.execute("UPDATE raw.rejected_rows SET status = 'dismissed', note = 'known'")
-    object.__setattr__(sources.SOURCES["elocals_leads"], "version", 2)
-    try:
-        again = landing.load_one("elocals_leads")
-        assert (again.status, again.counts.unchanged, again.counts.quarantined) == ("loaded", 1, 1)
-        assert landing.rows("SELECT declaration_version FROM raw.source_files") == [(2,)]
-        assert landing.rows("SELECT status, note FROM raw.rejected_rows") == [("dismissed", "known")]
-        assert landing.load("elocals_leads").files == []
-    finally:
-        object.__setattr__(sources.SOURCES["elocals_leads"], "version", 1)
+    monkeypatch.setitem(SOURCES, "elocals_leads", replace(SOURCES["elocals_leads"], version=2))
+    again = landing.load_one("elocals_leads")
+    assert (again.status, again.counts.unchanged, again.counts.quarantined) == ("loaded", 1, 1)
+    assert landing.rows("SELECT declaration_version FROM raw.source_files") == [(2,)]
+    assert landing.rows("SELECT status, note FROM raw.rejected_rows") == [("dismissed", "known")]
+    assert landing.load("elocals_leads").files == []
 
 
 def test_order_of_files_with_one_time_is_their_path(landing: Landing) -> None:

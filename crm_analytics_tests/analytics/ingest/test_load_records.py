@@ -87,8 +87,8 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
         (
             "7",
             2,
-            'Job # "7 (2 jobs: AAAAAA, BBBBBB)": ambiguous job number; accepted: a number that names one job, or an'
-            " export with the UUID column",
+            'Job # "7 (2 rows: AAAAAA, BBBBBB)": names several rows; accepted: one that names one job, or an export'
+            " with the column UUID",
         )
     ]
     assert landing.rows("SELECT status FROM raw.jobs WHERE job_id = 'CCCCCC'") == [("Gone",)]
@@ -326,8 +326,8 @@ def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...
         {},
     )
     assert result.warnings == [
-        "2024-10: this file has quarantined records of the month, so what another file says of the whole month stays;"
-        " mend them, or export the month again"
+        "2024-10: this file has quarantined records of the month, so the month stays as another file has it whole; mend"
+        " the records, or export the month again"
     ]
     assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
         ("Brand", Decimal("1000.00")),

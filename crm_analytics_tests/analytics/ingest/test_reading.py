@@ -20,7 +20,7 @@ from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics.analytics.ingest.reading.open_file import UNCOMPUTED, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from crm_analytics.analytics.ingest.reading.header import find_header, match_header
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source, fold_header
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)

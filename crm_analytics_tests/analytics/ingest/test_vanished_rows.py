@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crm_analytics.analytics.ingest.loading.plans import PLANS
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.check_queries import vanished_sql
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     CALLS,
@@ -26,7 +26,7 @@ def _leads(*leads: tuple[str, ...]) -> str:
 
 
 def _reported(landing: Landing, source: str) -> list[tuple[Any, ...]]:
-    return landing.rows(vanished_sql(PLANS[source]))
+    return landing.rows(vanished_sql(SOURCES[source]))
 
 
 def test_a_row_that_a_newer_export_of_its_dates_lacks_is_kept_and_reported(landing: Landing) -> None:

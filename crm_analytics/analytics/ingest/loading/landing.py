@@ -13,7 +13,7 @@ from pathlib import Path
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 _IGNORED_PREFIXES = (".", "~")
 _IGNORED_SUFFIXES = (

@@ -155,16 +155,6 @@ def identify(connection: Connection, source: str | None, content: Content, versi
     return int(found[0])
 
 
-def close_replaced(connection: Connection, path: str, file_id: int) -> None:
-    """Close the quarantine of what lay at this path before this entry's content (architecture, decision 8)."""
-    connection.execute(
-        "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = 'the file has new content'"
-        " FROM raw.source_files f WHERE r.file_id = f.file_id AND r.status = 'open'"
-        " AND f.path = %s AND f.file_id <> %s",
-        [path, file_id],
-    )
-
-
 def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
     """Write what became of a file into its entry (the table's CHECK refuses counts that do not add up)."""
     values: dict[str, Any] = {

@@ -17,7 +17,7 @@ from crm_analytics.analytics.ingest.reading.encoding import (
     sniff_encoding,
     utf8_blocks,
 )
-from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
@@ -173,7 +173,7 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
     missing = [
         f"{column.name} ({', '.join(column.headers)})"
         for column in source.columns
-        if column.present and column.name not in claims
+        if column.required and column.name not in claims
     ]
     for group in source.needs_one_of:
         if not any(name in claims for name in group):
@@ -262,7 +262,7 @@ def _refusal(
     if found is None:
         return RefusedFile(path.name, Reason("empty_file", accepted="an export with a header row"))
     required = "; ".join(
-        f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.present
+        f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
     )
     reason = Reason(
         "no_header_row",

@@ -1,0 +1,283 @@
+"""Loads one file of a source in one transaction: stages it, merges it, and writes the ledger; or refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import errors
+
+from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.loading import ledger, quarantine
+from crm_analytics.analytics.ingest.loading.alternate_keys import accepted_condition, find_keys
+from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
+from crm_analytics.analytics.ingest.loading.landing import PendingFile
+from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
+from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
+from crm_analytics.analytics.ingest.loading.merge_months import merge_months
+from crm_analytics.analytics.ingest.loading.merge_result import Merged
+from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
+from crm_analytics.analytics.ingest.loading.queries import Connection, execute, fetch_value
+from crm_analytics.analytics.ingest.loading.results import FileResult
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.sources.declaration import Source
+
+#: Bytes of a file whose reading is announced.
+LARGE = 20_000_000
+#: Joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk.
+WORK_MEM = "128MB"
+
+_DATED_BACK = (
+    "its modification time is before that of the content which it replaced here; it counts as the newer one, because"
+    " it replaced it"
+)
+
+
+class _FileChanged(Exception):
+    """Raised where the file changed while it was read."""
+
+
+@dataclass
+class FileLoader:
+    """Loads the files of one run: knows the source's ledger entries, and the newer keys once a late file needs them."""
+
+    connection: Connection
+    landing: Path
+    source: Source
+    timezone: ZoneInfo
+    run_id: str | None
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        mine = (self.source.name, None)
+        self.entries = {
+            entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
+        }
+        self.newer_keys = NewerKeys(self.connection, self.landing, self.source, self.timezone, self.report)
+
+    def close(self) -> None:
+        """Leaves the session as it was."""
+        if not self.connection.broken:
+            self.newer_keys.drop()
+
+    def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
+        """Loads the files in their order; notes copies of loaded files first, since late files may need them."""
+        to_read: list[IdentifiedFile] = []
+        for file in files:
+            try:
+                item = identify(file, self.timezone, self.entries.values())
+            except FileNotFoundError:
+                # removed since the folder was listed
+                continue
+            except OSError as error:
+                conclude(_cannot_read(file, error))
+                continue
+            copy = self._conclude_copy(item)
+            if copy is not None:
+                conclude(copy)
+            else:
+                to_read.append(item)
+        for item in sorted(to_read, key=lambda item: item.order):
+            conclude(self._conclude_copy(item) or self._load_file(item))
+
+    def _conclude_copy(self, item: IdentifiedFile) -> FileResult | None:
+        twin = find_loaded_copy(item, self.entries.values())
+        if twin is None:
+            return None
+        message = f"{item.content.path}: the same content as {twin.path}, which is loaded"
+        reading = Reading("same_content", self.source.version, message, twin.file_id, run_id=self.run_id)
+        return self._conclude_without_rows(item.content, reading)
+
+    def _load_file(self, item: IdentifiedFile) -> FileResult:
+        content, entry = item.content, item.entry
+        newer = self.newer_keys.after(
+            item.order, entry.file_id if entry else None, content.path, self.entries.values()
+        )
+        try:
+            with self.connection.transaction():
+                result = self._load_rows(item, newer)
+        except (
+            _FileChanged,
+            RefusedFile,
+            UnknownNewerValues,
+            OSError,
+            errors.DataError,
+            errors.IntegrityError,
+            errors.ProgramLimitExceeded,
+        ) as error:
+            return self._not_loaded(item, newer, error)
+        self._remember(result.file_id)
+        return result
+
+    def _not_loaded(self, item: IdentifiedFile, newer: NewerFiles, error: Exception) -> FileResult:
+        """Refuses a content only for what is in it: not for what was read while it changed, or could not be read."""
+        content = item.content
+        if isinstance(error, _FileChanged) or not item.file.is_unchanged(self.landing):
+            message = f"{content.path}: changed while it was read; it is loaded when it has settled"
+            return FileResult(content.path, "waiting", message)
+        fault = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(fault, OSError):
+            return _cannot_read(item.file, fault)
+        message = str(error)
+        if isinstance(error, UnknownNewerValues):
+            message = _unknowable(content, newer, error)
+        elif isinstance(error, psycopg.Error):
+            message = _rejected_by_database(content, error)
+        reading = Reading("refused", self.source.version, message, run_id=self.run_id)
+        return self._conclude_without_rows(content, reading)
+
+    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> FileResult:
+        file, content = item.file, item.content
+        source, connection = self.source, self.connection
+        if file.size > LARGE:
+            self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
+        connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
+        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        file_id = ledger.identify(connection, source.name, content, source.version)
+        quarantine.close_replaced(connection, content.path, file_id)
+        dismissed = quarantine.forget_quarantine(connection, file_id)
+        staged = stage(connection, opened, file_id)
+        merged = merge(connection, staged, file_id, newer)
+        quarantine.dismiss_again(connection, file_id, dismissed)
+        if not file.is_unchanged(self.landing):
+            raise _FileChanged
+        warnings = [
+            *([_DATED_BACK] if item.dated_back else []),
+            *opened.warnings,
+            *merged.warnings,
+            *_column_warnings(connection, opened, file_id, merged),
+        ]
+        reading = Reading(
+            status="loaded",
+            declaration_version=source.version,
+            encoding=opened.encoding,
+            delimiter=opened.delimiter or None,
+            mapping=opened.mapping,
+            unknown_columns=opened.unknown_columns,
+            warnings=warnings,
+            counts=merged.counts,
+            first_date=merged.first_date,
+            last_date=merged.last_date,
+            run_id=self.run_id,
+        )
+        ledger.conclude(connection, file_id, reading)
+        return FileResult(
+            content.path, "loaded", None, file_id, merged.counts, warnings, merged.changed_by_month
+        )
+
+    def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
+        with self.connection.transaction():
+            file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
+            quarantine.close_replaced(self.connection, content.path, file_id)
+            quarantine.forget_quarantine(self.connection, file_id)
+            ledger.conclude(self.connection, file_id, reading)
+        self._remember(file_id)
+        return FileResult(content.path, reading.status, reading.message, file_id)
+
+    def _remember(self, file_id: int) -> None:
+        (self.entries[file_id],) = ledger.entries(self.connection, file_id)
+
+
+def merge(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> Merged:
+    """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
+    source = staged.source
+    if source.lock:
+        connection.execute(source.lock)
+    find_keys(connection, staged, file_id)
+    quarantine.close_accepted(connection, source, newer.older_ids, accepted_condition(staged), newer.path)
+    newer.close_answered(file_id)
+    merge_into = merge_months if source.month_totals else merge_rows
+    merged = merge_into(connection, staged, file_id, newer)
+    merged.counts.records_read = staged.open_file.records_read
+    merged.counts.duplicates = staged.duplicates
+    merged.counts.quarantined = staged.rejected
+    merged.counts.summary_lines = staged.open_file.summary_lines
+    _analyze_if_grown(connection, source, sum(merged.changed_by_month.values()))
+    return merged
+
+
+def _analyze_if_grown(connection: Connection, source: Source, changed: int) -> None:
+    """Refreshes the table's statistics for what follows (links, facts), where autovacuum would come too late."""
+    if changed < FEW:
+        return
+    estimate = fetch_value(
+        connection,
+        source,
+        "SELECT reltuples FROM pg_class WHERE oid = {name}::regclass",
+        name=source.table,
+    )
+    if changed > 0.1 * estimate:
+        execute(connection, source, "ANALYZE {table}")
+
+
+def _column_warnings(connection: Connection, opened: OpenFile, file_id: int, merged: Merged) -> list[str]:
+    """Warns of columns that other files of the source have and this one lacks, where that matters."""
+    source = opened.source
+    with_column = {
+        name
+        for (name,) in connection.execute(
+            """
+            SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files
+            WHERE source = %s AND status = 'loaded' AND file_id <> %s
+            """,
+            [source.name, file_id],
+        )
+    }
+    warnings = []
+    replaceable = {column.name for column in source.columns if column.replaceable}
+    optional = {name for name, _ in source.staged_columns} - replaceable
+    missing = sorted((with_column & optional) - set(opened.mapping))
+    if missing and merged.counts.updated:
+        warnings.append(
+            f"no column for {', '.join(missing)}, which other exports have: rows that this file updates have none now"
+        )
+    if source.given_id and fetch_value(
+        connection,
+        source,
+        """
+        SELECT EXISTS (
+            SELECT FROM raw.source_files WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
+                AND records_read > 0 AND (mapping ? {given_id}) <> {given}
+        )
+        """,
+        file_id=file_id,
+        given_id=source.given_id,
+        given=source.given_id in opened.mapping,
+    ):
+        label = source.key.label
+        here, there = ("a", "none") if source.given_id in opened.mapping else ("no", "one")
+        warnings.append(
+            f"this export has {here} {label} id column and others have {there}: a {label} that is in both counts"
+            f" twice; export all {label}s in one form"
+        )
+    return warnings
+
+
+def _cannot_read(file: PendingFile, error: OSError) -> FileResult:
+    """Reports a file that may be readable later: the ledger has no entry for it, and the next run tries again."""
+    message = f"{file.name}: cannot be read ({error.strerror or error}); check the file's permissions"
+    return FileResult(file.name, "refused", message)
+
+
+def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> str:
+    missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
+    return (
+        f"{content.path}: exported {content.exported_at:%Y-%m-%d %H:%M} UTC, before files that are loaded already."
+        f" {len(newer.lost)} of these cannot be read again ({missing}), so {error.records:,} of its records"
+        f" (e.g. {error.example}) may be older than those already loaded. Put the missing files back into the landing"
+        " folder, under any name in this source's folder, and load again with force"
+    )
+
+
+def _rejected_by_database(content: Content, error: psycopg.Error) -> str:
+    detail = error.diag.message_detail
+    return (
+        f"{content.path}: rejected by the database: {error.diag.message_primary or error}"
+        + (f" ({detail})" if detail else "")
+        + ". Nothing of the file was loaded; correct the value in the export, or report this: such a record should"
+        " have been quarantined"
+    )
