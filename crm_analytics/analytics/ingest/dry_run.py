@@ -122,7 +122,7 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     if not tables:
         return
     rows = pa.concat_tables(tables).to_pandas()
-    for name, sql_type in source.staged_columns:
+    for name, sql_type in source.staged_columns.items():
         # 10 and 10.00 are the same amount.
         if sql_type.startswith("numeric"):
             rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
@@ -142,7 +142,7 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
     repeated = rows[rows.duplicated(key, keep=False)]
     if repeated.empty:
         return none
-    values = [name for name, _ in source.staged_columns]
+    values = list(source.staged_columns)
     identical = rows.duplicated(values) & rows.index.isin(repeated.index)
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)

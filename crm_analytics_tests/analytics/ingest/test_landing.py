@@ -221,13 +221,13 @@ def test_folder_that_cannot_be_listed_is_named(landing: Landing, monkeypatch: py
     assert (loaded.path, loaded.status) == ("jobs/a.csv", "loaded")
     assert (refused.path, refused.status) == ("jobs/2024", "refused")
     assert "jobs/2024: the folder cannot be listed (Permission denied)" in (refused.message or "")
-    assert "the right to read it" in (refused.message or "")
+    assert "permission to read it" in (refused.message or "")
 
 
 def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it a landing folder without rights would look like a day without exports."""
     _forbid(monkeypatch, landing.folder)
-    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user the right"):
+    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user permission"):
         landing.load("jobs")
 
 

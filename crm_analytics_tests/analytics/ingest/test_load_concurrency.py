@@ -309,9 +309,9 @@ def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch:
         "elocals_leads/a.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "1", "", "")]), day=2
     )
 
-    def grow(connection: Any, *arguments: Any) -> Any:
+    def grow(*arguments: Any) -> Any:
         path.write_text(path.read_text() + "B,2025-01-05 10:21:17,,1,,\n")
-        return original(connection, *arguments)
+        return original(*arguments)
 
     original = load_file.merge
     with monkeypatch.context() as patched:

@@ -599,7 +599,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
     path = tmp_path / "x.csv"
     path.write_text(SAMPLES[source])
     file = open_file(path, declared, exported_at=EXPORTED_AT, timezone=NEW_YORK)
-    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns)
+    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns.items())
     with psycopg.connect(new_database()) as connection:
         connection.execute(f"CREATE TEMP TABLE staged (record_no bigint, {columns})")
         total = 0
@@ -613,7 +613,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
                     "SELECT * FROM staged WHERE record_no = %s", [staged["record_no"]]
                 ).fetchone()
                 assert found is not None
-                for (name, kind), value in zip(declared.staged_columns, found[1:], strict=True):
+                for (name, kind), value in zip(declared.staged_columns.items(), found[1:], strict=True):
                     text = staged[name]
                     expected = text if not kind.startswith("numeric") or text is None else type(value)(text)
                     assert value == expected, name

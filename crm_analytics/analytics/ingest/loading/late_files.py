@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import LiteralString
+from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
 
 from psycopg import errors, sql
@@ -20,10 +20,9 @@ from psycopg import errors, sql
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
-from crm_analytics.analytics.ingest.loading.queries import Connection, execute, fetch_value
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.staging import Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
-from crm_analytics.analytics.ingest.sources.declaration import Source
 
 
 class UnknownNewerValues(Exception):
@@ -36,7 +35,7 @@ class UnknownNewerValues(Exception):
 
 
 @dataclass
-class NewerKeys:
+class NewerKeys(SourceSession):
     """The keys that the source's loaded files accepted, read again from the landing folder once per run.
 
     They are in temporary tables of the session, each with the place in the order of the newest file that accepted it:
@@ -44,9 +43,7 @@ class NewerKeys:
     totals and whether the file has the month whole.
     """
 
-    connection: Connection
     landing: Path
-    source: Source
     timezone: ZoneInfo
     report: Callable[[str], None]
     places: list[Entry] | None = None
@@ -91,14 +88,11 @@ class NewerKeys:
             """
         )
         if self.source.month_totals:
-            execute(
-                self.connection,
-                self.source,
+            self.execute(
                 """
                 CREATE TEMP TABLE newer_months AS SELECT {keys}, whole, 0 AS place FROM {table} LIMIT 0;
                 ALTER TABLE pg_temp.newer_months ADD PRIMARY KEY ({keys}, whole)
-                """,
-                keys=self._keys,
+                """
             )
         for place, entry in enumerate(self.places):
             path = self._find(entry, entries)
@@ -111,10 +105,6 @@ class NewerKeys:
                     self._note_keys(path, entry, place)
             except (RefusedFile, OSError, errors.DataError):
                 self.lost.add(entry.file_id)
-
-    @property
-    def _keys(self) -> sql.Composed:
-        return sql.SQL(", ").join(map(sql.Identifier, self.source.key.columns))
 
     def _find(self, entry: Entry, entries: list[Entry]) -> Path | None:
         """Returns where the entry's content is now, under whichever of the source's names."""
@@ -131,27 +121,22 @@ class NewerKeys:
     def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
         opened = open_file(path, self.source, exported_at=entry.exported_at, timezone=self.timezone)
         staged = stage(self.connection, opened, None)
-        execute(
-            self.connection,
-            self.source,
+        self.execute(
             """
-            INSERT INTO pg_temp.{noted} SELECT DISTINCT {key}, {place} FROM pg_temp.staged s WHERE {key} IS NOT NULL
+            INSERT INTO pg_temp.{noted}
+            SELECT DISTINCT {record_key}, {place} FROM pg_temp.staged s WHERE {record_key} IS NOT NULL
             ON CONFLICT (row_key) DO UPDATE SET place = excluded.place;
             ANALYZE pg_temp.{noted}
             """,
             noted=sql.Identifier("newer_alternates" if staged.by_alternate else "newer_keys"),
-            key=self.source.fragments["record_key"],
             place=place,
         )
         if self.source.month_totals:
-            execute(
-                self.connection,
-                self.source,
+            self.execute(
                 """
                 INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {whole}, {place} FROM pg_temp.staged s
                 ON CONFLICT ({keys}, whole) DO UPDATE SET place = excluded.place
                 """,
-                keys=self._keys,
                 whole=staged.whole,
                 place=place,
             )
@@ -163,12 +148,10 @@ class NewerKeys:
         )
 
 
-@dataclass(frozen=True)
-class NewerFiles:
+@dataclass
+class NewerFiles(SourceSession):
     """The files newer than one file: what they accepted, and which of them are gone."""
 
-    connection: Connection
-    source: Source
     path: str
     #: Ledger entries of the files before it.
     older_ids: list[int]
@@ -181,29 +164,24 @@ class NewerFiles:
     #: Entry -> its place.
     places: dict[int, int]
 
-    def _execute(self, statement: LiteralString) -> int:
-        """Executes a statement; returns how many rows it changed."""
-        return execute(
-            self.connection,
-            self.source,
-            statement,
-            threshold=self.threshold,
-            lost=[entry.file_id for entry in self.lost],
-        ).rowcount
+    @property
+    def parts(self) -> dict[str, Any]:
+        """See `SourceSession`."""
+        return {"threshold": self.threshold, "lost": [entry.file_id for entry in self.lost]}
 
     def remove_superseded(self, staged: Staged) -> int:
         """Deletes from `staged` the records whose key a newer file accepted; returns how many."""
         if not self.entries:
             return 0
-        removed = self._execute(
+        removed = self.execute(
             """
             DELETE FROM pg_temp.staged s USING pg_temp.newer_keys n
             WHERE n.row_key = {record_key} AND n.place >= {threshold}
             """
-        )
+        ).rowcount
         if self.source.key.alternate:
             # a newer file without keys means this row if no other has its alternate
-            removed += self._execute(
+            removed += self.execute(
                 """
                 DELETE FROM pg_temp.staged s USING pg_temp.newer_alternates n
                 WHERE n.row_key = s.{alternate} AND n.place >= {threshold}
@@ -216,11 +194,11 @@ class NewerFiles:
                         WHERE o.{alternate} = s.{alternate} AND o.{key_column} <> s.{key_column}
                     )
                 """
-            )
+            ).rowcount
         if self.lost:
-            removed += self._execute(
+            removed += self.execute(
                 "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})"
-            )
+            ).rowcount
         return removed
 
     def keep_alternates_given_anew(self) -> None:
@@ -231,9 +209,7 @@ class NewerFiles:
         """
         if not self.entries:
             return
-        execute(
-            self.connection,
-            self.source,
+        self.execute(
             """
             DELETE FROM pg_temp.rekeyed r
             USING {table} t, pg_temp.newer_keys n, unnest({files}::bigint[], {places}::int[]) AS f (file_id, place)
@@ -242,7 +218,6 @@ class NewerFiles:
             """,
             files=list(self.places),
             places=list(self.places.values()),
-            threshold=self.threshold,
         )
 
     def remove_superseded_months(self) -> int:
@@ -253,46 +228,62 @@ class NewerFiles:
         """
         if not self.entries:
             return 0
-        others = [name for name in self.source.key.columns if name != self.source.date_column]
-        removed: int = fetch_value(
-            self.connection,
-            self.source,
+        removed: int = self.value(
             """
             WITH newer AS (
                 SELECT {keys}, whole FROM pg_temp.newer_months WHERE place >= {threshold}
                 UNION SELECT {keys}, whole FROM {table} WHERE file_id = ANY ({lost}::bigint[])
             ), gone AS (
-                DELETE FROM pg_temp.totals n WHERE EXISTS (
-                    SELECT FROM newer
-                    WHERE newer.{day} = n.{day} AND (newer.whole OR (NOT n.whole AND ({newer_others}) = ({others})))
-                )
-                RETURNING n.records
+                DELETE FROM pg_temp.totals
+                WHERE {day} IN (SELECT {day} FROM newer WHERE whole)
+                    OR (NOT whole AND ({keys}) IN (SELECT {keys} FROM newer))
+                RETURNING records
             )
             SELECT coalesce(sum(records), 0)::int FROM gone
-            """,
-            keys=sql.SQL(", ").join(map(sql.Identifier, self.source.key.columns)),
-            newer_others=sql.SQL(", ").join(sql.Identifier("newer", name) for name in others),
-            others=sql.SQL(", ").join(sql.Identifier("n", name) for name in others),
-            threshold=self.threshold,
-            lost=[entry.file_id for entry in self.lost],
+            """
         )
         return removed
 
-    def close_answered(self, file_id: int) -> None:
-        """Closes this file's quarantined records that newer files answer."""
-        if not self.entries:
-            return
-        execute(
-            self.connection,
-            self.source,
-            """
-            UPDATE raw.rejected_rows r
-            SET status = 'closed', closed_at = now(), note = 'accepted from a newer export'
-            WHERE r.file_id = {file_id} AND r.status = 'open' AND r.row_key IN (
-                SELECT row_key FROM pg_temp.newer_keys WHERE place >= {threshold}
-                UNION ALL SELECT row_key FROM pg_temp.newer_alternates WHERE place >= {threshold}
+    def close_answered(self, staged: Staged) -> None:
+        """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
+        if self.older_ids and self.value(
+            "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
+        ):
+            self.execute(
+                """
+                UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}
+                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older_ids}) AND """
+                + _accepted_in(staged),
+                note=f"accepted from a newer export: {self.path}",
+                older_ids=self.older_ids,
             )
-            """,
-            file_id=file_id,
-            threshold=self.threshold,
-        )
+        if self.entries:
+            staged.execute(
+                """
+                UPDATE raw.rejected_rows r
+                SET status = 'closed', closed_at = now(), note = 'accepted from a newer export'
+                WHERE r.file_id = {file_id} AND r.status = 'open' AND r.row_key IN (
+                    SELECT row_key FROM pg_temp.newer_keys WHERE place >= {threshold}
+                    UNION ALL SELECT row_key FROM pg_temp.newer_alternates WHERE place >= {threshold}
+                )
+                """,
+                threshold=self.threshold,
+            )
+
+
+def _accepted_in(staged: Staged) -> LiteralString:
+    """Returns SQL over a quarantined record `r`: whether the staged file has its key.
+
+    A record of a file without keys was quarantined under its alternate, which must not be taken for a key that looks
+    like one.
+    """
+    key = staged.source.key
+    if key.alternate is None:
+        return "r.row_key IN (SELECT {record_key} FROM pg_temp.staged s)"
+    known = " WHERE s.{key_column} <> s.{alternate}" if staged.by_alternate else ""
+    return f"""
+        CASE WHEN EXISTS (
+            SELECT FROM raw.source_files f WHERE f.file_id = r.file_id AND f.mapping ? '{key.columns[0]}'
+        ) THEN r.row_key IN (SELECT s.{{key_column}} FROM pg_temp.staged s{known})
+        ELSE r.row_key IN (SELECT s.{{alternate}} FROM pg_temp.staged s) END
+        """

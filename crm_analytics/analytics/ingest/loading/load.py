@@ -19,11 +19,9 @@ from crm_analytics.analytics.ingest.loading.load_file import FileLoader
 from crm_analytics.analytics.ingest.loading.queries import Connection
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult, describe
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.core import locks
 
 Report = Callable[[str], None]
-
-#: First half of the advisory locks of loads; the second is the source's name hashed.
-LOCK_CLASS = 7205119
 
 
 def load_source(
@@ -83,7 +81,7 @@ def load_source(
                     " after it has settled loads it"
                 )
                 conclude(FileResult(file.name, "waiting", message))
-        loader = FileLoader(connection, landing, SOURCES[source], timezone, run_id, report)
+        loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report)
         try:
             loader.load([file for file in quiet if file.source == source], conclude)
             return result
@@ -112,7 +110,7 @@ def try_file(
         _only_load_of(session, file.source, lambda message: None),
         session.transaction(force_rollback=True),
     ):
-        loader = FileLoader(session, landing, SOURCES[file.source], timezone, None, lambda message: None)
+        loader = FileLoader(session, SOURCES[file.source], landing, timezone, None, lambda message: None)
         results: list[FileResult] = []
         loader.load([file], results.append)
         (result,) = results
@@ -179,16 +177,16 @@ def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
 @contextmanager
 def _only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
     """Holds the source's advisory lock in the session, across the files' transactions."""
-    lock = [LOCK_CLASS, source]
-    row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", lock).fetchone()
+    lock = [locks.load(source)]
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", lock).fetchone()
     if not (row and row[0]):
         report(f"{source}: waiting for another load of this source to end")
-        connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", lock)
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", lock)
     try:
         yield
     finally:
         if not connection.broken:
-            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
 
 
 def _refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:

@@ -12,19 +12,17 @@ from psycopg import errors
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger, quarantine
-from crm_analytics.analytics.ingest.loading.alternate_keys import accepted_condition, find_keys
+from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
-from crm_analytics.analytics.ingest.loading.merge_result import Merged
 from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
-from crm_analytics.analytics.ingest.loading.queries import Connection, execute, fetch_value
-from crm_analytics.analytics.ingest.loading.results import FileResult
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
-from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.reading.open_file import open_file
 
 #: Bytes of a file whose reading is announced.
 LARGE = 20_000_000
@@ -42,12 +40,10 @@ class _FileChanged(Exception):
 
 
 @dataclass
-class FileLoader:
+class FileLoader(SourceSession):
     """Loads the files of one run: knows the source's ledger entries, and the newer keys once a late file needs them."""
 
-    connection: Connection
     landing: Path
-    source: Source
     timezone: ZoneInfo
     run_id: str | None
     report: Callable[[str], None]
@@ -57,7 +53,7 @@ class FileLoader:
         self.entries = {
             entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
         }
-        self.newer_keys = NewerKeys(self.connection, self.landing, self.source, self.timezone, self.report)
+        self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
 
     def close(self) -> None:
         """Leaves the session as it was."""
@@ -141,7 +137,7 @@ class FileLoader:
         quarantine.close_replaced(connection, content.path, file_id)
         dismissed = quarantine.forget_quarantine(connection, file_id)
         staged = stage(connection, opened, file_id)
-        merged = merge(connection, staged, file_id, newer)
+        merged = merge(staged, newer)
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
             raise _FileChanged
@@ -149,7 +145,7 @@ class FileLoader:
             *([_DATED_BACK] if item.dated_back else []),
             *opened.warnings,
             *merged.warnings,
-            *_column_warnings(connection, opened, file_id, merged),
+            *_column_warnings(staged, merged),
         ]
         reading = Reading(
             status="loaded",
@@ -182,74 +178,62 @@ class FileLoader:
         (self.entries[file_id],) = ledger.entries(self.connection, file_id)
 
 
-def merge(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> Merged:
+def merge(staged: Staged, newer: NewerFiles) -> Merged:
     """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
     source = staged.source
     if source.lock:
-        connection.execute(source.lock)
-    find_keys(connection, staged, file_id)
-    quarantine.close_accepted(connection, source, newer.older_ids, accepted_condition(staged), newer.path)
-    newer.close_answered(file_id)
-    merge_into = merge_months if source.month_totals else merge_rows
-    merged = merge_into(connection, staged, file_id, newer)
+        staged.execute(source.lock)
+    find_keys(staged)
+    newer.close_answered(staged)
+    merged = (merge_months if source.month_totals else merge_rows)(staged, newer)
     merged.counts.records_read = staged.open_file.records_read
     merged.counts.duplicates = staged.duplicates
     merged.counts.quarantined = staged.rejected
     merged.counts.summary_lines = staged.open_file.summary_lines
-    _analyze_if_grown(connection, source, sum(merged.changed_by_month.values()))
+    _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 
 
-def _analyze_if_grown(connection: Connection, source: Source, changed: int) -> None:
+def _analyze_if_grown(staged: Staged, changed: int) -> None:
     """Refreshes the table's statistics for what follows (links, facts), where autovacuum would come too late."""
     if changed < FEW:
         return
-    estimate = fetch_value(
-        connection,
-        source,
-        "SELECT reltuples FROM pg_class WHERE oid = {name}::regclass",
-        name=source.table,
+    estimate = staged.value(
+        "SELECT reltuples FROM pg_class WHERE oid = {name}::regclass", name=staged.source.table
     )
     if changed > 0.1 * estimate:
-        execute(connection, source, "ANALYZE {table}")
+        staged.execute("ANALYZE {table}")
 
 
-def _column_warnings(connection: Connection, opened: OpenFile, file_id: int, merged: Merged) -> list[str]:
+def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
     """Warns of columns that other files of the source have and this one lacks, where that matters."""
-    source = opened.source
-    with_column = {
-        name
-        for (name,) in connection.execute(
-            """
-            SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files
-            WHERE source = %s AND status = 'loaded' AND file_id <> %s
-            """,
-            [source.name, file_id],
-        )
-    }
-    warnings = []
+    source, mapping = staged.source, staged.open_file.mapping
+    others = staged.execute(
+        """
+        SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files
+        WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
+        """
+    )
     replaceable = {column.name for column in source.columns if column.replaceable}
-    optional = {name for name, _ in source.staged_columns} - replaceable
-    missing = sorted((with_column & optional) - set(opened.mapping))
+    missing = {name for (name,) in others} & source.staged_columns.keys() - replaceable - mapping.keys()
+    warnings = []
     if missing and merged.counts.updated:
         warnings.append(
-            f"no column for {', '.join(missing)}, which other exports have: rows that this file updates have none now"
+            f"no column for {', '.join(sorted(missing))}, which other exports have: rows that this file updates have none"
+            " now"
         )
-    if source.given_id and fetch_value(
-        connection,
-        source,
+    if source.given_id and staged.value(
         """
         SELECT EXISTS (
             SELECT FROM raw.source_files WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
                 AND records_read > 0 AND (mapping ? {given_id}) <> {given}
         )
         """,
-        file_id=file_id,
         given_id=source.given_id,
-        given=source.given_id in opened.mapping,
+        given=source.given_id in mapping,
     ):
         label = source.key.label
-        here, there = ("a", "none") if source.given_id in opened.mapping else ("no", "one")
+        here, there = ("a", "none") if source.given_id in mapping else ("no", "one")
         warnings.append(
             f"this export has {here} {label} id column and others have {there}: a {label} that is in both counts"
             f" twice; export all {label}s in one form"

@@ -6,27 +6,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import pyarrow as pa
 from psycopg import sql
 from pyarrow import csv
 
 from crm_analytics.analytics.ingest.errors import Reason
-from crm_analytics.analytics.ingest.loading.quarantine import (
-    quarantine_rejected,
-    quarantine_staged,
-    reason_sql,
-)
-from crm_analytics.analytics.ingest.loading.queries import (
-    Connection,
-    create_temporary,
-    execute,
-    fetch_value,
-)
+from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
+from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
 from crm_analytics.analytics.ingest.reading.batches import Rejected
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
-from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -34,19 +25,21 @@ _CSV = csv.WriteOptions(include_header=False)
 
 
 @dataclass
-class Staged:
+class Staged(SourceSession):
     """A file's records in the temporary table `staged`, and what was left out of it."""
 
     open_file: OpenFile
+    #: The file's ledger entry; None where only the accepted keys are wanted, and no quarantine is written.
+    file_id: int | None
     rejected: int = 0
     duplicates: int = 0
     #: Months of quarantined records, None for an unreadable one; kept where files replace whole months.
     partial_months: set[date | None] = field(default_factory=set)
 
     @property
-    def source(self) -> Source:
-        """The file's source."""
-        return self.open_file.source
+    def parts(self) -> dict[str, Any]:
+        """See `SourceSession`."""
+        return {"file_id": self.file_id}
 
     @property
     def by_alternate(self) -> bool:
@@ -63,6 +56,53 @@ class Staged:
             sql.Identifier(self.source.date_column), sql.Literal(list(self.partial_months))
         )
 
+    def quarantine(
+        self, compared: LiteralString, where: LiteralString, reasons: LiteralString, **parts: Any
+    ) -> None:
+        """Moves records that only a comparison refuses from `staged` into the quarantine.
+
+        Args:
+            compared: a temporary table.
+            where: SQL condition over the record `s` and the table's row `c`.
+            reasons: SQL expression of the reasons (jsonb).
+            parts: further names in the reasons.
+        """
+        refused: LiteralString = "pg_temp." + compared + " c WHERE " + where
+        if self.file_id is not None and self._find_cells(refused):
+            self.execute(
+                """
+                INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record)
+                SELECT {file_id}, {source}, s.record_no, found.line_no, {record_key}, """
+                + reasons
+                + """, found.record
+                FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no, """
+                + refused,
+                **parts,
+            )
+        self.rejected += self.execute("DELETE FROM pg_temp.staged s USING " + refused).rowcount
+
+    def _find_cells(self, refused: LiteralString) -> bool:
+        """Reads the file once more for the cells of these records, into the temporary table `as_found`."""
+        numbers = {
+            number for (number,) in self.execute("SELECT s.record_no FROM pg_temp.staged s, " + refused)
+        }
+        if not numbers:
+            return False
+        self.execute(
+            """
+            DROP TABLE IF EXISTS pg_temp.as_found;
+            CREATE TEMP TABLE as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP
+            """
+        )
+        for found in self.open_file.as_found(numbers):
+            with (
+                self.connection.cursor() as cursor,
+                cursor.copy("COPY pg_temp.as_found (record_no, line_no, record) FROM STDIN") as copy,
+            ):
+                for record_no, line_no, record in found:
+                    copy.write_row((record_no, line_no, as_json(record)))
+        return True
+
 
 def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
@@ -78,42 +118,39 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
-    staged = Staged(open_file)
     source = open_file.source
-    _create(connection, source)
-    names = [name for name, _ in source.staged_columns]
+    staged = Staged(connection, source, open_file, file_id)
+    _create(staged)
     copy_rows = sql.SQL("COPY pg_temp.staged ({}) FROM STDIN (FORMAT csv)").format(
-        sql.SQL(", ").join(map(sql.Identifier, ["record_no", *names]))
+        column_list(["record_no", *source.staged_columns])
     )
     for rows, rejected in _read_ahead(staged):
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
                 copy.write(rows)
         if rejected and file_id is not None:
-            quarantine_rejected(connection, file_id, source, rejected)
+            quarantine_rejected(connection, file_id, source.name, rejected)
         staged.rejected += len(rejected)
         if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
     if open_file.records_read > FEW:
         # the key decides how to join; statistics of other columns cost time for nothing
-        keys = sql.SQL(", ").join(map(sql.Identifier, source.staged_key))
-        execute(connection, source, "ANALYZE pg_temp.staged ({keys})", keys=keys)
-    _settle_repeats(connection, staged, file_id)
+        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
+    _settle_repeats(staged)
     return staged
 
 
-def _create(connection: Connection, source: Source) -> None:
+def _create(staged: Staged) -> None:
+    source = staged.source
     columns: list[sql.Composable] = [sql.SQL("record_no int NOT NULL")]
     columns += [
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
-        for name, sql_type in source.staged_columns
+        for name, sql_type in source.staged_columns.items()
     ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
         columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
-    execute(
-        connection,
-        source,
+    staged.execute(
         "DROP TABLE IF EXISTS pg_temp.staged; CREATE TEMP TABLE staged ({columns}) ON COMMIT DROP",
         columns=sql.SQL(", ").join(columns),
     )
@@ -164,78 +201,57 @@ def _with_written_moments(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None) -> None:
+def _settle_repeats(staged: Staged) -> None:
     """Numbers the occurrences of a hash, collapses identical records, and quarantines those that differ."""
     source = staged.source
     repeated: LiteralString = (
         "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
     )
-    if not fetch_value(connection, source, "SELECT EXISTS (" + repeated + ")"):
+    if not staged.value("SELECT EXISTS (" + repeated + ")"):
         return
-    create_temporary(connection, source, "repeated", repeated)
+    staged.create_temporary("repeated", repeated)
     if source.key.hashed:
-        execute(
-            connection,
-            source,
+        staged.execute(
             """
             UPDATE pg_temp.staged s SET occurrence = numbered.occurrence
             FROM (
                 SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence
                 FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)
-                WHERE {numbered}
+                WHERE {given_id} IS NULL
             ) numbered
             WHERE numbered.occurrence > 1 AND s.record_no = numbered.record_no
             """,
-            numbered=sql.SQL("s.{} IS NULL").format(sql.Identifier(source.given_id))
-            if source.given_id
-            else True,
+            # without such a column every key is a hash
+            given_id=sql.Identifier("s", source.given_id) if source.given_id else None,
         )
         if not source.given_id:
             return
-    _note_conflicts(connection, staged)
+    _note_conflicts(staged)
     if source.month_totals:
-        staged.partial_months.update(
-            month
-            for (month,) in execute(
-                connection,
-                source,
-                """
-                SELECT DISTINCT s.{day} FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
-                WHERE c.reasons <> '[]'
-                """,
-            )
+        months = staged.execute(
+            """
+            SELECT DISTINCT s.{day} FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
+            WHERE c.reasons <> '[]'
+            """
         )
-    if file_id is not None:
-        quarantine_staged(
-            connection,
-            staged.open_file,
-            file_id,
-            "JOIN pg_temp.conflicting c ON c.row_key = {record_key} WHERE c.reasons <> '[]'",
-            "c.reasons",
-        )
-    staged.rejected += execute(
-        connection,
-        source,
-        """
-        DELETE FROM pg_temp.staged s USING pg_temp.conflicting c
-        WHERE c.row_key = {record_key} AND c.reasons <> '[]'
-        """,
-    ).rowcount
-    staged.duplicates += execute(
-        connection,
-        source,
+        staged.partial_months.update(month for (month,) in months)
+    staged.quarantine(
+        "conflicting",
+        "c.row_key = {record_key} AND c.reasons <> '[]'",
+        "c.reasons",
+    )
+    staged.duplicates += staged.execute(
         """
         DELETE FROM pg_temp.staged s USING (
             SELECT {record_key} AS row_key, min(s.record_no) AS record_no
-            FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
-            WHERE c.reasons = '[]' GROUP BY 1
+            FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key} GROUP BY 1
         ) first
         WHERE first.row_key = {record_key} AND s.record_no <> first.record_no
-        """,
+        """
     ).rowcount
 
 
-def _note_conflicts(connection: Connection, staged: Staged) -> None:
+def _note_conflicts(staged: Staged) -> None:
     """Lists the repeated keys in the temporary table `conflicting`, with a reason per column that differs."""
     source, mapping = staged.source, staged.open_file.mapping
     personal = {column.name for column in source.columns if column.personal}
@@ -244,22 +260,18 @@ def _note_conflicts(connection: Connection, staged: Staged) -> None:
             'found', left(string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | '), 1000)
         )
         """
-    reasons = [
-        sql.SQL(
+    reasons = []
+    for name in source.staged_columns:
+        reason = Reason("conflicting_records", mapping.get(name, name), accepted="identical records, or one")
+        case = sql.SQL(
             "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {reason}"
             + ("" if name in personal else found)
             + " END"
-        ).format(
-            column=sql.Identifier(name),
-            reason=reason_sql(
-                Reason("conflicting_records", mapping.get(name, name), accepted="identical records, or one")
-            ),
         )
-        for name, _ in source.staged_columns
-    ]
-    create_temporary(
-        connection,
-        source,
+        reasons.append(
+            case.format(column=sql.Identifier(name), reason=sql.Literal(as_json(reason.as_dict())))
+        )
+    staged.create_temporary(
         "conflicting",
         """
         SELECT r.row_key, to_jsonb(array_remove(ARRAY[{reasons}], NULL)) AS reasons

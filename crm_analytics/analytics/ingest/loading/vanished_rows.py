@@ -4,53 +4,37 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-from crm_analytics.analytics.ingest.loading.late_files import NewerFiles
-from crm_analytics.analytics.ingest.loading.queries import Connection, execute, fetch_row, fetch_value
 from crm_analytics.analytics.ingest.loading.staging import Staged
 
 
-def note_vanished(connection: Connection, staged: Staged, file_id: int, newer: NewerFiles) -> list[str]:
+def note_vanished(staged: Staged) -> list[str]:
     """Lists vanished rows in raw.vanished_rows, and forgets those that came back; returns the warning.
 
-    A file with at most half of the rows known for its dates is a selection, not an export of them all. One that was
-    probably cut off proves nothing either, nor does one that came after newer ones.
+    The staged file is the newest of its source. If it has at most half of the rows known for its dates, it is a
+    selection, not an export of them all; if it was probably cut off, it proves nothing either.
     """
-    if newer.entries:
-        return []
-    source = staged.source
-    if fetch_value(
-        connection, source, "SELECT EXISTS (SELECT FROM raw.vanished_rows WHERE source = {source})"
-    ):
-        execute(
-            connection,
-            source,
+    if staged.value("SELECT EXISTS (SELECT FROM raw.vanished_rows WHERE source = {source})"):
+        staged.execute(
             """
             DELETE FROM raw.vanished_rows v USING pg_temp.staged s
             WHERE v.source = {source} AND v.row_key = {record_key}
-            """,
+            """
         )
     if staged.open_file.probably_cut_off:
         return []
-    first, last, here = fetch_row(
-        connection, source, "SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s"
-    )
-    known = fetch_value(
-        connection,
-        source,
-        "SELECT count(*) FROM {table} t WHERE t.{day} BETWEEN {first} AND {last}",
-        first=first,
-        last=last,
-    )
+    first, last, here = staged.row("SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s")
+    dates = {"first": first, "last": last}
+    known = staged.value("SELECT count(*) FROM {table} t WHERE t.{day} BETWEEN {first} AND {last}", **dates)
     # every staged record is a row between these dates by now
     if not here < known < 2 * here:
         return []
     # quarantined records are in the file, under their key or under the alternate
-    has_alternate: LiteralString = (
-        "AND coalesce(t.{alternate}, '') NOT IN (SELECT row_key FROM unread)" if source.key.alternate else ""
+    by_alternate: LiteralString = (
+        "AND coalesce(t.{alternate}, '') NOT IN (SELECT row_key FROM unread)"
+        if staged.source.key.alternate
+        else ""
     )
-    vanished = fetch_value(
-        connection,
-        source,
+    vanished = staged.value(
         """
         WITH unread AS (
             SELECT r.row_key FROM raw.rejected_rows r WHERE r.file_id = {file_id} AND r.row_key IS NOT NULL
@@ -59,7 +43,7 @@ def note_vanished(connection: Connection, staged: Staged, file_id: int, newer: N
             WHERE t.{day} BETWEEN {first} AND {last}
                 AND NOT EXISTS (SELECT FROM pg_temp.staged s WHERE {same_key})
                 AND {row_key} NOT IN (SELECT row_key FROM unread) """
-        + has_alternate
+        + by_alternate
         + """
         ), noted AS (
             INSERT INTO raw.vanished_rows (source, row_key, file_id)
@@ -67,9 +51,7 @@ def note_vanished(connection: Connection, staged: Staged, file_id: int, newer: N
         )
         SELECT count(*) FROM gone
         """,
-        file_id=file_id,
-        first=first,
-        last=last,
+        **dates,
     )
     if not vanished:
         return []

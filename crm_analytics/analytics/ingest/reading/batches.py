@@ -161,7 +161,7 @@ class Records:
     def _staged(self, columns: Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """Returns the record numbers and the staged columns, in order; NULL where the file has no such column."""
         arrays = {"record_no": pa.array(numbers, pa.int64())}
-        for name, sql_type in self.source.staged_columns:
+        for name, sql_type in self.source.staged_columns.items():
             absent = pa.nulls(len(numbers), _ARROW_TYPES.get(sql_type, pa.string()))
             arrays[name] = columns.get(name, absent)
         return pa.table(arrays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import LiteralString
@@ -13,12 +13,27 @@ import pyarrow as pa
 from psycopg import sql
 
 from crm_analytics.analytics.ingest.errors import Reason
-from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Context, Kind
+from crm_analytics.analytics.ingest.values.column_types import (
+    CalendarDay,
+    Context,
+    Duration,
+    Kind,
+    Money,
+    When,
+    WholeNumber,
+)
 from crm_analytics.analytics.ingest.values.dates import DateOrder
 
 Columns = dict[str, pa.Array]
 
-MONEY = "numeric(12,2)"
+#: SQL types of the kinds; others are text.
+_SQL_TYPES: dict[type[Kind], LiteralString] = {
+    CalendarDay: "date",
+    Duration: "int",
+    Money: "numeric(12,2)",
+    When: "timestamptz",
+    WholeNumber: "int",
+}
 _FOLDED_AWAY = re.compile(r"[\W_]+")
 
 
@@ -46,6 +61,10 @@ class Column:
     date_as: str | None = None
     #: Kinds under particular headers (folded).
     kind_by_header: dict[str, Kind] = field(default_factory=dict)
+    #: SQL type of the staged column, where it isn't that of the kind.
+    sql_type: LiteralString | None = None
+    #: Whether the column is staged; otherwise it only serves the derivation.
+    staged: bool = True
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -92,6 +111,11 @@ def as_cleaned(columns: Columns, length: int, facts: FileFacts) -> Derived:
 def rows_where(mask: pa.Array) -> list[int]:
     """Returns the numbers of the rows for which the mask is true."""
     return [int(row) for row in np.flatnonzero(mask.to_numpy(zero_copy_only=False))]
+
+
+def column_list(names: Iterable[str], *alias: str) -> sql.Composed:
+    """Returns the columns for SQL, separated by commas."""
+    return sql.SQL(", ").join(sql.Identifier(*alias, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -166,10 +190,10 @@ class Source:
     key: Key
     #: The staged column with the day to which a record belongs.
     date_column: str
-    #: Name and SQL type of what a batch carries behind the record number, in order.
-    staged_columns: tuple[tuple[str, LiteralString], ...]
     filename_patterns: tuple[str, ...]
     derive: Derivation = as_cleaned
+    #: Name and SQL type of the staged columns that the derivation adds.
+    derived_columns: dict[str, LiteralString] = field(default_factory=dict)
     #: Of each group the header must have one.
     needs_one_of: tuple[tuple[str, ...], ...] = ()
     #: Folded headers that only other kinds of file have.
@@ -205,6 +229,17 @@ class Source:
         """Returns the column of a canonical name."""
         return next(column for column in self.columns if column.name == name)
 
+    @cached_property
+    def staged_columns(self) -> dict[str, LiteralString]:
+        """Name and SQL type of what a batch carries behind the record number, in order."""
+        staged: dict[str, LiteralString] = {}
+        for column in self.columns:
+            if column.staged:
+                staged[column.name] = column.sql_type or _SQL_TYPES.get(type(column.kind), "text")
+            if column.date_as:
+                staged[column.date_as] = "date"
+        return staged | self.derived_columns
+
     @property
     def date_givers(self) -> frozenset[str]:
         """The columns that can give a record its date."""
@@ -219,7 +254,7 @@ class Source:
     @property
     def value_columns(self) -> tuple[str, ...]:
         """The table's columns that a record fills, key columns left out."""
-        return tuple(name for name, _ in self.staged_columns if name not in self.key.columns)
+        return tuple(name for name in self.staged_columns if name not in self.key.columns)
 
     @property
     def staged_key(self) -> tuple[str, ...]:
@@ -230,39 +265,41 @@ class Source:
     def given_id(self) -> str | None:
         """The staged column that is the key where it is not NULL, of a source whose exports may lack it."""
         (column, *_) = self.key.columns
-        return column if self.key.hashed and column in dict(self.staged_columns) else None
+        return column if self.key.hashed and column in self.staged_columns else None
 
     @cached_property
     def fragments(self) -> dict[str, sql.Composable]:
         """SQL by the name that statements use for it; `s` is a staged record, `t` a row of the table."""
-        values = [sql.Identifier(name) for name in self.value_columns]
+        values, keys = self.value_columns, self.key.columns
+        totals = vars(self.month_totals) if self.month_totals else {}
         return {
+            **{name: sql.Identifier(column) for name, column in totals.items()},
             "source": sql.Literal(self.name),
             "table": sql.Identifier(*self.table_path),
             "day": sql.Identifier(self.date_column),
-            "key_column": sql.Identifier(self.key.columns[0]),
+            "keys": column_list(keys),
+            "key_column": sql.Identifier(keys[0]),
             "alternate": sql.Identifier(self.key.alternate or ""),
             # the key as text, as raw.rejected_rows and raw.vanished_rows have it
             "record_key": self._as_text("s", self.key.record_columns or self.staged_key),
-            "row_key": self._as_text("t", self.key.columns),
-            "same_key": sql.SQL(" AND ").join(
-                sql.SQL("t.{} = s.{}").format(sql.Identifier(column), sql.Identifier(staged))
-                for column, staged in zip(self.key.columns, self.staged_key, strict=True)
+            "row_key": self._as_text("t", keys),
+            "same_key": sql.SQL("({}) = ({})").format(
+                column_list(keys, "t"), column_list(self.staged_key, "s")
             ),
-            "values": sql.SQL(", ").join(values),
-            "row_values": sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in values),
-            "record_values": sql.SQL(", ").join(sql.SQL("s.{}").format(name) for name in values),
+            "values": column_list(values),
+            "row_values": column_list(values, "t"),
+            "record_values": column_list(values, "s"),
         }
 
-    def _as_text(self, alias: LiteralString, columns: tuple[str, ...]) -> sql.Composable:
+    def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
         texts = [self._column_as_text(alias, column) for column in columns]
         return (
             texts[0] if len(texts) == 1 else sql.SQL("concat_ws(', ', {})").format(sql.SQL(", ").join(texts))
         )
 
-    def _column_as_text(self, alias: LiteralString, column: str) -> sql.Composable:
-        value = sql.SQL(alias + ".{}").format(sql.Identifier(column))
-        if dict(self.staged_columns).get(column) != "date":
+    def _column_as_text(self, alias: str, column: str) -> sql.Composable:
+        value = sql.Identifier(alias, column)
+        if self.staged_columns.get(column) != "date":
             return value
         is_month = any(c.name == column and c.kind == CalendarDay(month=True) for c in self.columns)
         return sql.SQL("to_char({}, {})").format(value, sql.Literal("YYYY-MM" if is_month else "YYYY-MM-DD"))

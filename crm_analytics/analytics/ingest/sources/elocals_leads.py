@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crm_analytics.analytics.ingest.sources.declaration import MONEY, Column, Key, Source
+from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Money, Text, When
 
 ELOCALS_LEADS = Source(
@@ -27,14 +27,6 @@ ELOCALS_LEADS = Source(
     ),
     key=Key("lead", ("lead_id",)),
     date_column="lead_date",
-    staged_columns=(
-        ("lead_id", "text"),
-        ("lead_at", "timestamptz"),
-        ("lead_date", "date"),
-        ("cost", MONEY),
-        ("status", "text"),
-        ("caller_number", "text"),
-    ),
     filename_patterns=(r"elocals?",),
     summed="cost",
 )

@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.sources.declaration import (
-    MONEY,
     Column,
     Columns,
     Derived,
@@ -57,20 +56,6 @@ JOBS = Source(
     ),
     key=Key("job", ("job_id",), alternate="job_number"),
     date_column="job_date",
-    staged_columns=(
-        ("job_id", "text"),
-        ("job_number", "text"),
-        ("type", "text"),
-        ("source", "text"),
-        ("status", "text"),
-        ("created_at", "timestamptz"),
-        ("scheduled_at", "timestamptz"),
-        ("ended_at", "timestamptz"),
-        ("job_date", "date"),
-        ("technician", "text"),
-        ("zip", "text"),
-        ("total", MONEY),
-    ),
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.sources.declaration import (
-    MONEY,
     Column,
     Columns,
     Derived,
@@ -57,9 +56,9 @@ PAYMENTS = Source(
     description="Payments and refunds, linked to their job as soon as it is known.",
     columns=(
         Column("payment_id", Identifier(), ("Payment ID", "Transaction ID"), not_null=True, replaceable=True),
-        Column("job_uuid", Identifier(), ("Job UUID",)),
-        Column("job_number", Identifier(), ("Job #", "Job Number")),
-        Column("job_id", Identifier(), ("Job ID",)),
+        Column("job_uuid", Identifier(), ("Job UUID",), staged=False),
+        Column("job_number", Identifier(), ("Job #", "Job Number"), staged=False),
+        Column("job_id", Identifier(), ("Job ID",), staged=False),
         Column(
             "paid_at",
             When(),
@@ -86,20 +85,9 @@ PAYMENTS = Source(
         ),
     ),
     date_column="paid_date",
-    staged_columns=(
-        ("payment_id", "text"),
-        ("job_ref", "text"),
-        ("job_id_ref", "text"),
-        ("job_number_ref", "text"),
-        ("paid_at", "timestamptz"),
-        ("paid_date", "date"),
-        ("amount", MONEY),
-        ("method", "text"),
-        ("status", "text"),
-        ("confirmation_code", "text"),
-    ),
     filename_patterns=(r"\bpayments?\b", r"\btransactions?\b"),
     derive=_job_references,
+    derived_columns={"job_ref": "text", "job_id_ref": "text", "job_number_ref": "text"},
     needs_one_of=(("job_uuid", "job_number", "job_id"),),
     foreign_headers=frozenset({"created", "createddate", "leadid", "uniqueid", "callid", "campaign"}),
     summed="amount",

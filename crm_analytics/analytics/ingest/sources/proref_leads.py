@@ -27,14 +27,6 @@ PROREF_LEADS = Source(
     ),
     key=Key("lead", ("lead_id",)),
     date_column="lead_date",
-    staged_columns=(
-        ("lead_id", "text"),
-        ("lead_at", "timestamptz"),
-        ("lead_date", "date"),
-        ("current_status", "text"),
-        ("category", "text"),
-        ("zip", "text"),
-    ),
     filename_patterns=(r"pro[ -]?ref(erral)?\b",),
     foreign_headers=frozenset({"cost", "callcost", "leadprice"}),
 )
