@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger, load, load_file
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import LoadResult
@@ -283,7 +283,7 @@ def test_disk_error_refuses_nothing(wrapped: bool, landing: Landing, monkeypatch
     def fail() -> None:
         error = OSError(errno.EIO, "Input/output error")
         if wrapped:
-            raise RefusedFile("2.csv: changed or vanished while it was read") from error
+            raise RefusedFile("2.csv", Reason("changed_or_vanished_while_it_was_read")) from error
         raise error
 
     with monkeypatch.context() as patched:

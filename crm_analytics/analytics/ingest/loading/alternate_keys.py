@@ -6,7 +6,9 @@ have the alternate in the key column, so such a row is one whose key equals its 
 
 from __future__ import annotations
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles
+from crm_analytics.analytics.ingest.loading.quarantine import as_json
 from crm_analytics.analytics.ingest.loading.staging import Staged
 
 
@@ -27,14 +29,21 @@ def find_keys(staged: Staged) -> None:
         GROUP BY t.{alternate}
         """,
     )
+    key_header = staged.source.column(key.columns[0]).headers[0]
+    reason = Reason(
+        "names_several_rows",
+        staged.open_file.mapping[str(key.alternate)],
+        accepted=f"one that names one {key.label}, or an export with the column {key_header}",
+    )
     staged.quarantine(
         "known_alternates",
         "c.alternate = s.{alternate} AND c.rows > 1",
-        """format('%1$s %2$s names %3$s %4$ss (%5$s); accepted: a %1$s that names one %4$s, or an export with the'
-            ' %6$s column', {alternate_label}, s.{alternate}, c.rows, {label}, c.keys, {key_header})""",
-        alternate_label=str(key.alternate).replace("_", " "),
-        label=key.label,
-        key_header=staged.source.column(key.columns[0]).headers[0],
+        """
+        jsonb_build_array(
+            {reason} || jsonb_build_object('found', format('%s (%s rows: %s)', s.{alternate}, c.rows, c.keys))
+        )
+        """,
+        reason=as_json(reason.as_dict()),
     )
     staged.execute(
         """

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.loading.landing import PendingFile, fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Order
-from crm_analytics.analytics.ingest.reading.open_file import export_time
+from crm_analytics.analytics.ingest.reading.source_detection import export_time
 
 #: What is at a path now comes after whatever was there before.
 _LAST = datetime.max.replace(tzinfo=UTC)

@@ -99,10 +99,10 @@ def record_unrecognized(
 
 def try_file(
     connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
-) -> tuple[FileResult, list[tuple[int, str | None, list[str]]]]:
+) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
     """Loads a file in a transaction that is rolled back.
 
-    Returns its result, and the record number, key and reasons of each quarantined record.
+    Returns its result, and the record number, line, key and reasons of each quarantined record.
     """
     assert file.source is not None
     with (
@@ -115,10 +115,10 @@ def try_file(
         loader.load([file], results.append)
         (result,) = results
         rejected = session.execute(
-            "SELECT record_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
+            "SELECT record_no, line_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
             [result.file_id],
         ).fetchall()
-        return result, [(number, key, reasons) for number, key, reasons in rejected]
+        return result, rejected
 
 
 def _settled(

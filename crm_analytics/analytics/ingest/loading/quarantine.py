@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from psycopg.types.json import Json
+from psycopg.types.json import Jsonb
 
 from crm_analytics.analytics.ingest.loading.queries import Connection
-from crm_analytics.analytics.ingest.reading.open_file import Rejected
+from crm_analytics.analytics.ingest.reading.batches import Rejected
 
 Dismissed = list[tuple[int, str | None, str, Any]]
 
@@ -17,18 +17,23 @@ def quarantine_rejected(connection: Connection, file_id: int, source: str, rejec
     with (
         connection.cursor() as cursor,
         cursor.copy(
-            "COPY raw.rejected_rows (file_id, source, record_no, row_key, reasons, record) FROM STDIN"
+            "COPY raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record) FROM STDIN"
         ) as copy,
     ):
         for row in rejected:
-            reasons = [_storable(reason) for reason in row.reasons]
+            record_no, line_no, record = row.as_found
             key = None if row.key is None else _storable(row.key)
-            copy.write_row((file_id, source, row.record_no, key, reasons, record_as_json(row.record)))
+            reasons = Jsonb([_storable_texts(reason.as_dict()) for reason in row.reasons])
+            copy.write_row((file_id, source, record_no, line_no, key, reasons, as_json(record)))
 
 
-def record_as_json(record: dict[str, str]) -> Json:
-    """Returns a record as the quarantine keeps it: header as found -> cell as found."""
-    return Json({_storable(header): _storable(cell) for header, cell in record.items()})
+def as_json(texts: dict[str, str]) -> Jsonb:
+    """Returns a record (header -> cell, both as found) or a reason as the quarantine keeps it."""
+    return Jsonb(_storable_texts(texts))
+
+
+def _storable_texts(texts: dict[str, str]) -> dict[str, str]:
+    return {_storable(name): _storable(text) for name, text in texts.items()}
 
 
 def _storable(text: str) -> str:

@@ -12,9 +12,11 @@ import pyarrow as pa
 from psycopg import sql
 from pyarrow import csv
 
-from crm_analytics.analytics.ingest.loading.quarantine import quarantine_rejected, record_as_json
+from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
 from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, Rejected
+from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
 
 #: With so few records any query plan is good, and statistics cost more than they save.
@@ -55,24 +57,24 @@ class Staged(SourceSession):
         )
 
     def quarantine(
-        self, compared: LiteralString, where: LiteralString, reason: LiteralString, **parts: Any
+        self, compared: LiteralString, where: LiteralString, reasons: LiteralString, **parts: Any
     ) -> None:
         """Moves records that only a comparison refuses from `staged` into the quarantine.
 
         Args:
             compared: a temporary table.
             where: SQL condition over the record `s` and the table's row `c`.
-            reason: SQL expression of the one reason.
-            parts: further names in the reason.
+            reasons: SQL expression of the reasons (jsonb).
+            parts: further names in the reasons.
         """
         refused: LiteralString = "pg_temp." + compared + " c WHERE " + where
         if self.file_id is not None and self._find_cells(refused):
             self.execute(
                 """
-                INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)
-                SELECT {file_id}, {source}, s.record_no, {record_key}, ARRAY["""
-                + reason
-                + """], found.record
+                INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record)
+                SELECT {file_id}, {source}, s.record_no, found.line_no, {record_key}, """
+                + reasons
+                + """, found.record
                 FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no, """
                 + refused,
                 **parts,
@@ -89,16 +91,16 @@ class Staged(SourceSession):
         self.execute(
             """
             DROP TABLE IF EXISTS pg_temp.as_found;
-            CREATE TEMP TABLE as_found (record_no int, record jsonb) ON COMMIT DROP
+            CREATE TEMP TABLE as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP
             """
         )
         for found in self.open_file.as_found(numbers):
             with (
                 self.connection.cursor() as cursor,
-                cursor.copy("COPY pg_temp.as_found (record_no, record) FROM STDIN") as copy,
+                cursor.copy("COPY pg_temp.as_found (record_no, line_no, record) FROM STDIN") as copy,
             ):
-                for number, record in found.items():
-                    copy.write_row((number, record_as_json(record)))
+                for record_no, line_no, record in found:
+                    copy.write_row((record_no, line_no, as_json(record)))
         return True
 
 
@@ -229,16 +231,14 @@ def _settle_repeats(staged: Staged) -> None:
         months = staged.execute(
             """
             SELECT DISTINCT s.{day} FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
-            WHERE c.differing IS NOT NULL
+            WHERE c.reasons <> '[]'
             """
         )
         staged.partial_months.update(month for (month,) in months)
     staged.quarantine(
         "conflicting",
-        "c.row_key = {record_key} AND c.differing IS NOT NULL",
-        """format('%s %s is in %s records of this file with different values (%s); accepted: identical records, or one',
-            {label}, c.row_key, c.records, left(c.differing, 1000))""",
-        label=source.key.label,
+        "c.row_key = {record_key} AND c.reasons <> '[]'",
+        "c.reasons",
     )
     staged.duplicates += staged.execute(
         """
@@ -252,24 +252,31 @@ def _settle_repeats(staged: Staged) -> None:
 
 
 def _note_conflicts(staged: Staged) -> None:
-    """Lists the repeated keys in the temporary table `conflicting`, with the values in which their records differ."""
-    differing = sql.SQL(", ").join(
-        sql.SQL(
-            """
-            CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1
-                THEN {label} || string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | ')
-            END
-            """
-        ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
-        for name in staged.source.staged_columns
-    )
+    """Lists the repeated keys in the temporary table `conflicting`, with a reason per column that differs."""
+    source, mapping = staged.source, staged.open_file.mapping
+    personal = {column.name for column in source.columns if column.personal}
+    found: LiteralString = """
+        || jsonb_build_object(
+            'found', left(string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | '), 1000)
+        )
+        """
+    reasons = []
+    for name in source.staged_columns:
+        reason = Reason("conflicting_records", mapping.get(name, name), accepted="identical records, or one")
+        case = sql.SQL(
+            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {reason}"
+            + ("" if name in personal else found)
+            + " END"
+        )
+        reasons.append(
+            case.format(column=sql.Identifier(name), reason=sql.Literal(as_json(reason.as_dict())))
+        )
     staged.create_temporary(
         "conflicting",
         """
-        SELECT * FROM (
-            SELECT r.row_key, count(*) AS records, nullif(concat_ws('; ', {differing}), '') AS differing
-            FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {record_key} GROUP BY r.row_key
-        ) compared
+        SELECT r.row_key, to_jsonb(array_remove(ARRAY[{reasons}], NULL)) AS reasons
+        FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {record_key}
+        GROUP BY r.row_key
         """,
-        differing=differing,
+        reasons=sql.SQL(", ").join(reasons),
     )

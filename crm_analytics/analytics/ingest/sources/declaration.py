@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.values.column_types import (
     CalendarDay,
     Context,
@@ -52,6 +53,8 @@ class Column:
     required: bool = False
     #: Where the header has it, no cell may be blank.
     not_null: bool = False
+    #: It holds names or telephone numbers, so reasons leave out what was found.
+    personal: bool = False
     #: A file may lack it without loss, because other columns or the lines above the header replace it.
     replaceable: bool = False
     #: The staged column that takes the local date of this moment.
@@ -89,10 +92,10 @@ class FileFacts:
 
 @dataclass
 class Derived:
-    """Staged columns and, by row, the header and the reason for which the record is refused."""
+    """Staged columns and, by row, a column of the file and the reason why the record is refused for it."""
 
     columns: Columns
-    reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
+    reasons: dict[int, tuple[str, Reason]] = field(default_factory=dict)
 
 
 Derivation = Callable[[Columns, int, FileFacts], Derived]

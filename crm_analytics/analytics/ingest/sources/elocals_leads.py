@@ -23,7 +23,7 @@ ELOCALS_LEADS = Source(
         ),
         Column("cost", Money(), ("Cost", "Call Cost", "Lead Price"), required=True),
         Column("status", Text(), ("Status",)),
-        Column("caller_number", Text(), ("Caller ID", "Caller Number", "Caller Phone")),
+        Column("caller_number", Text(), ("Caller ID", "Caller Number", "Caller Phone"), personal=True),
     ),
     key=Key("lead", ("lead_id",)),
     date_column="lead_date",

@@ -8,7 +8,7 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
@@ -52,16 +52,16 @@ def _only_month(facts: FileFacts) -> date:
     """Returns the month of a report without a date column. Raises RefusedFile unless there is exactly one."""
     found = _report_range(facts)
     if found is None:
-        raise RefusedFile(
-            f"{facts.file}: no column tells the month (accepted: Month, Day, Date) and no line above the header is a "
-            f"date range like 'October 1, 2024 - October 31, 2024'; {_REMEDY}"
+        accepted = (
+            "a column Month, Day or Date, or a line above the header with the report's dates, like "
+            "October 1, 2024 - October 31, 2024"
         )
+        raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=_REMEDY))
     first, last = found
     if (first.year, first.month) != (last.year, last.month):
-        raise RefusedFile(
-            f"{facts.file}: the report covers several months ({first} to {last}) and has no date column, "
-            f"so its spend cannot be told apart by month; {_REMEDY}"
-        )
+        accepted = "a report of one month, or a column Month, Day or Date"
+        reason = Reason("several_months_and_no_date_column", None, f"{first} to {last}", accepted, _REMEDY)
+        raise RefusedFile(facts.file, reason)
     return first.replace(day=1)
 
 
@@ -73,11 +73,11 @@ def _check_month(facts: FileFacts) -> None:
 
 def _month_and_campaign(columns: Columns, length: int, facts: FileFacts) -> Derived:
     """Stages each record's month, its day where it has one, and its campaign."""
-    reasons: dict[int, tuple[str, str]] = {}
+    reasons: dict[int, tuple[str, Reason]] = {}
     dated = "day" if "day" in columns else "month" if "month" in columns else None
     if dated:
-        missing = (facts.mapping[dated], f"is blank; accepted: the {dated} of the spend")
-        reasons = dict.fromkeys(rows_where(pc.is_null(columns[dated])), missing)
+        reason = Reason("blank", accepted=f"the {dated} of the spend")
+        reasons = dict.fromkeys(rows_where(pc.is_null(columns[dated])), (dated, reason))
     if dated == "day":
         columns["month"] = pc.cast(pc.floor_temporal(columns["day"], unit="month"), pa.date32())
     elif dated is None:
@@ -105,11 +105,13 @@ def _refuse_split_campaigns(records: pa.Table, facts: FileFacts) -> None:
     if most["record_no_count"] == 1:
         return
     when = most["day"] or f"{most['month']:%Y-%m}"
-    raise RefusedFile(
-        f"{facts.file}: {most['record_no_count']} records of campaign {most['campaign']!r} on {when}, because the report "
-        f"is split by {', '.join(splitting)}; accepted: one record for each campaign and day or month; export it "
-        "without these columns"
+    reason = Reason(
+        "several_records_of_one_campaign_and_date",
+        found=f"{most['record_no_count']} records of campaign {most['campaign']} on {when}",
+        accepted="one record per campaign and day or month",
+        remedy=f"export the report without the columns that split it: {', '.join(splitting)}",
     )
+    raise RefusedFile(facts.file, reason)
 
 
 def _add_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.Table], list[str]]:

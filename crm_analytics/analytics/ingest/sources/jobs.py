@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
@@ -21,8 +22,8 @@ def _require_key(columns: Columns, length: int, facts: FileFacts) -> Derived:
     """Refuses records without a key: the id where the file has ids, otherwise the number."""
     key = "job_id" if "job_id" in columns else "job_number"
     missing = pc.is_null(columns.get(key, pa.nulls(length, pa.string())))
-    reason = (facts.mapping.get(key, ""), "is blank; accepted: the job's id")
-    return Derived(columns, dict.fromkeys(rows_where(missing), reason))
+    reason = Reason("blank", accepted="the job's id")
+    return Derived(columns, dict.fromkeys(rows_where(missing), (key, reason)))
 
 
 JOBS = Source(
@@ -49,7 +50,7 @@ JOBS = Source(
         ),
         Column("scheduled_at", When(), ("Job Date", "JobDateTime", "Scheduled")),
         Column("ended_at", When(), ("Job End", "JobEndDateTime")),
-        Column("technician", Text(), ("Tech", "Technician")),
+        Column("technician", Text(), ("Tech", "Technician"), personal=True),
         Column("zip", Text(), ("Zip Code", "ZIP", "Postal Code")),
         Column("total", Money(), ("Total",)),
     ),

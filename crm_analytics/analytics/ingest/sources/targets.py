@@ -7,6 +7,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
@@ -28,17 +29,8 @@ def _whole_business(columns: Columns, length: int, facts: FileFacts) -> Derived:
     columns["source"] = pc.if_else(pc.equal(pc.utf8_upper(source), "ALL"), "ALL", source)
     columns["segment"] = pc.utf8_upper(pc.fill_null(columns.get("segment", absent), "ALL"))
     unknown = pc.invert(pc.is_in(columns["segment"], value_set=pa.array(SEGMENTS)))
-    header = facts.mapping.get("segment", "")
-    return Derived(
-        columns,
-        {
-            row: (
-                header,
-                f"{columns['segment'][row].as_py()!r} is no segment; accepted: {', '.join(SEGMENTS)} or blank",
-            )
-            for row in rows_where(unknown)
-        },
-    )
+    reason = Reason("not_a_segment", accepted=f"{', '.join(SEGMENTS)} or blank")
+    return Derived(columns, dict.fromkeys(rows_where(unknown), ("segment", reason)))
 
 
 TARGETS = Source(
