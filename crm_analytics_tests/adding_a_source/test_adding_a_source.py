@@ -146,6 +146,15 @@ def test_asset_says_when_it_is_late_and_what_it_is() -> None:
     assert spec.tags["source"] == "reviews"
 
 
+def test_dashboards_show_how_fresh_it_is(landing: Landing) -> None:
+    """Grafana's table of the newest files has a row for it, before its first file and after."""
+    freshness = "SELECT last_file, last_row FROM reporting.freshness WHERE source = 'reviews'"
+    assert landing.rows(freshness) == [(None, None)]
+    landing.write("reviews/1.csv", text(HEADER, [review(1)]))
+    landing.load("reviews")
+    assert landing.rows(freshness) == [("reviews/1.csv", date(2024, 10, 15))]
+
+
 def test_data_model_page_shows_the_table(landing: Landing) -> None:
     """The page is made from the catalog, so the migration's comments are its documentation."""
     page = data_model(landing.connection)

@@ -138,11 +138,16 @@ SELECT analytics.describe('{reporting.files}', $$
     is_current: Whether this is the content seen last at its path.
 $$);
 
+-- The tables that loads write have updated_at, and are named like their sources.
 CREATE VIEW reporting.freshness AS
 SELECT
     s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, l.last_row,
     analytics.today() - l.last_row AS days_behind
-FROM (VALUES ('jobs'), ('payments'), ('calls'), ('elocals_leads'), ('proref_leads'), ('google_spend')) AS s (source)
+FROM (
+    SELECT c.relname::text AS source
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'raw'::regnamespace AND c.relkind = 'r' AND a.attname = 'updated_at'
+) s
 LEFT JOIN LATERAL (
     SELECT max(a.finished_at) AS last_loaded_at, max(a.last_date) AS last_row
     FROM raw.source_files a
