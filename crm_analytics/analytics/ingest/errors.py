@@ -48,24 +48,22 @@ class InvalidValue(ValueError):
 
 
 class RefusedFile(Exception):
-    """A file that cannot be read. `str(error)` names the file, the place and the reasons."""
+    """A file that cannot be read. `why` names the place and the reasons; `str(error)` names the file, too."""
 
     def __init__(self, file: str, *reasons: Reason, place: str | None = None) -> None:
-        self.file = file
-        self.place = place
         self.reasons = reasons
-        super().__init__(_joined(": ", file, place, "; ".join(map(str, reasons))))
+        self.why = _joined(": ", place, "; ".join(map(str, reasons)))
+        super().__init__(f"{file}: {self.why}")
 
 
 class UnrecognizedFile(RefusedFile):
     """A file whose folder, name and header do not tell its source."""
 
 
-def cannot_be_read(file: str, error: Exception) -> RefusedFile:
-    """Returns the refusal of a file that the operating system does not give, which may be different later."""
+def cannot_be_read(error: Exception) -> Reason:
+    """Returns why the operating system does not give a file or folder, which may be different later."""
     found = getattr(error, "strerror", None) or str(error)
-    remedy = "check that it is a file, and its permissions"
-    return RefusedFile(file, Reason("cannot_be_read", found=found, remedy=remedy))
+    return Reason("cannot_be_read", found=found, remedy="check that it is there, and its permissions")
 
 
 _LONGEST_QUOTE = 80

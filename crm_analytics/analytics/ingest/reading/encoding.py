@@ -31,7 +31,7 @@ def is_workbook(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise cannot_be_read(path.name, error) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
     if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and path.stat().st_size <= len(start):
         raise RefusedFile(path.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row"))
     if start.startswith(b"PK\x03\x04"):

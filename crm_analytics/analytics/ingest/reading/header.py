@@ -125,7 +125,7 @@ def read_beginnings(path: Path) -> Beginnings:
         warnings = [text.warning] if text.warning else []
         return Beginnings(path, text.encoding, warnings, _of_text(path, text.encoding))
     except (OSError, UnicodeError) as error:
-        raise cannot_be_read(path.name, error) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
 
 
 def _of_sheet(path: Path, sheet: str) -> Beginning:
