@@ -1,4 +1,4 @@
-"""The declarations themselves, and the matching of headers against them."""
+"""The declarations, and how headers match them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_no_header_names_two_columns(source: Source):
-    """A header that two columns accept would go to one of them by chance."""
+    """No header is accepted for two columns of a source."""
     accepted = Counter(
         folded for column in source.columns for folded in {fold_header(header) for header in column.headers}
     )
@@ -24,7 +24,7 @@ def test_no_header_names_two_columns(source: Source):
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_canonical_names_are_accepted(source: Source):
-    """A file written with our own names must load."""
+    """Canonical names are accepted as headers."""
     for column in source.columns:
         assert match_header(source, [column.name]).positions == {column.name: 0}
 
@@ -61,14 +61,14 @@ def test_canonical_names_are_accepted(source: Source):
     ],
 )
 def test_aliases(source: str, column: str, headers: str):
-    """The alias table of `inputs.md`: a header lost here refuses every file that has it."""
+    """Every alias is accepted in any spelling; a lost one would refuse every file that has it."""
     for header in headers.split(","):
         for spelling in (header, f"\ufeff{header.upper()}\u00a0", header.replace(" ", "_")):
             assert match_header(SOURCES[source], [spelling]).positions == {column: 0}
 
 
-def test_what_is_not_taken():
-    """Columns of the jobs export that look like others: lead cost, revenue, and statuses of another kind."""
+def test_headers_that_only_look_alike():
+    """Headers that only look alike are not taken: other costs, other amounts, other statuses."""
     unknown = [
         "Cost",
         "Amount Paid",
@@ -85,7 +85,7 @@ def test_what_is_not_taken():
 
 
 def test_header_row_is_the_first_complete_one():
-    """Titles above the header and data that resembles one must not be taken for it."""
+    """The first complete row is the header, not a title above it or data below."""
     rows = [
         ["Report of Amount", "Date"],
         ["Amount"],
@@ -99,6 +99,6 @@ def test_header_row_is_the_first_complete_one():
 
 
 def test_labels_are_distinct():
-    """A quarantined record is shown by header: repeated and blank ones must not swallow each other's cells."""
+    """Repeated and blank headers get labels of their own, so that no cell hides another in the quarantine."""
     match = match_header(SOURCES["payments"], ["Note", "Note", "", " Note", "Amount"])
     assert match.labels == ["Note", "Note (2)", "(column 3)", "Note (4)", "Amount"]

@@ -67,7 +67,7 @@ def _yield_to_whole_months(staged: Staged, merged: Merged) -> None:
         merged.counts.superseded += records
         merged.warnings.append(
             f"{month:%Y-%m}: this file has quarantined records of the month, so the month stays as another file has it"
-            " whole; mend the records, or export the month again"
+            " whole; correct the records, or export the month again"
         )
     for (month,) in staged.execute(
         "SELECT DISTINCT {day} FROM pg_temp.totals WHERE NOT whole ORDER BY {day}"
