@@ -73,10 +73,10 @@ def examine(
         report.exported_at, _ = export_time(path, timezone)
         _read(open_file(path, source, exported_at=report.exported_at, timezone=timezone), report)
     except RefusedFile as error:
-        report.refusal = str(error)
+        report.refusal = error.why
         return report
     except OSError as error:
-        report.refusal = str(cannot_be_read(path.name, error))
+        report.refusal = str(cannot_be_read(error))
         return report
     if connection is not None:
         status = landing_folder.stat(path, landing)

@@ -185,7 +185,9 @@ def test_unreadable_entries_are_named(landing: Landing) -> None:
         ("jobs/moved.csv", "refused", 0),
         ("jobs/pipe.csv", "refused", 0),
     ]
-    assert "/nowhere/moved.csv, which is not there; put that back" in (refused[0].message or "")
+    assert refused[0].message == (
+        '"/nowhere/moved.csv": broken link; put back what it links to, or remove the link'
+    )
     assert "accepted: files" in (refused[1].message or "")
     assert [line.split(":")[0] for line in not_loaded(landing.connection, landing.folder)] == [
         "jobs/moved.csv",
@@ -214,8 +216,10 @@ def test_folder_that_cannot_be_listed_is_named(landing: Landing, monkeypatch: py
     refused, loaded = landing.load("jobs").files
     assert (loaded.path, loaded.status) == ("jobs/a.csv", "loaded")
     assert (refused.path, refused.status) == ("jobs/2024", "refused")
-    assert "jobs/2024: the folder cannot be listed (Permission denied)" in (refused.message or "")
-    assert "permission to read it" in (refused.message or "")
+    assert (refused.message or "").startswith(
+        '"Permission denied": folder cannot be listed; its files are not'
+    )
+    assert "permission to read the folder" in (refused.message or "")
 
 
 def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_refused_file_stops_no_other(landing: Landing) -> None:
     messages = [
         message for (message,) in landing.rows("SELECT message FROM raw.source_files WHERE message <> ''")
     ]
-    assert "2.csv" in messages[0] and "never closes" in messages[1]
+    assert "web page" in messages[0] and "quote never closes" in messages[1]
     assert landing.rows("SELECT lead_id, record_no FROM raw.elocals_leads ORDER BY 1") == [("A", 1), ("B", 2)]
 
 
@@ -143,7 +143,7 @@ def test_value_that_only_the_database_refuses(landing: Landing) -> None:
     landing.connection.execute("ALTER TABLE raw.elocals_leads ADD CHECK (cost < 15)")
     first, second = landing.load("elocals_leads").files
     assert (first.status, second.status) == ("loaded", "refused")
-    assert "rejected by the database" in (second.message or "")
+    assert "rejected by the database; correct the value" in (second.message or "")
 
 
 def test_value_that_is_too_long_for_an_index(landing: Landing) -> None:
@@ -158,7 +158,8 @@ def test_value_that_is_too_long_for_an_index(landing: Landing) -> None:
     landing.connection.execute("CREATE INDEX ON raw.elocals_leads (status)")
     first, second = landing.load("elocals_leads").files
     assert (first.status, second.status) == ("refused", "loaded")
-    assert "rejected by the database: index row" in (first.message or "")
+    assert (first.message or "").startswith('"index row')
+    assert "rejected by the database" in (first.message or "")
 
 
 def test_progress_is_reported(landing: Landing) -> None:

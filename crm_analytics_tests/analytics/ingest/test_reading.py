@@ -305,7 +305,7 @@ def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_is_detected_by_its_header(tmp_path: Path, source: str):
-    """Exactly one source fits each header, because users drop files with names that say nothing."""
+    """Exactly one source fits each header, because users drop files with meaningless names."""
     path = tmp_path / "export_export (23).csv"
     path.write_text(SAMPLES[source])
     assert detect_source(path, tmp_path).name == source
@@ -344,7 +344,7 @@ def test_source_is_detected_by_folder(tmp_path: Path):
 
 
 def test_unrecognized_files(tmp_path: Path):
-    """A file that fits no source or several is refused, and the message says where it can go."""
+    """A file that fits no source or several is refused, and the message names the folders it can go to."""
     (tmp_path / "invoices").mkdir()
     for path, content, message in (
         (

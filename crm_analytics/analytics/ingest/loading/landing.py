@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import ledger
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
@@ -61,7 +61,7 @@ class Unreadable:
 
     #: Path below the landing folder.
     name: str
-    #: Names the entry, the reason and the remedy.
+    #: The reason and the remedy.
     message: str
 
     @property
@@ -135,15 +135,14 @@ def scan(landing: Path) -> Listing:
             )
         # a folder that is gone was removed meanwhile
         if not isinstance(error, FileNotFoundError):
-            refuse(
-                folder,
-                f"the folder cannot be listed ({error.strerror}), so its files are not loaded; give this user permission to"
-                " read it, or move it out of the landing folder",
+            remedy = (
+                "its files are not loaded: give this user permission to read the folder, or move it out of the landing"
+                " folder"
             )
+            refuse(folder, Reason("folder_cannot_be_listed", found=error.strerror, remedy=remedy))
 
-    def refuse(path: Path, why: str) -> None:
-        name = _name(path, landing)
-        listing.unreadable.append(Unreadable(name, f"{name}: {why}"))
+    def refuse(path: Path, reason: Reason) -> None:
+        listing.unreadable.append(Unreadable(_name(path, landing), str(reason)))
 
     seen: set[Path] = set()
     for folder, folders, names in os.walk(landing, onerror=not_listed, followlinks=True):
@@ -163,19 +162,15 @@ def scan(landing: Path) -> Listing:
             except FileNotFoundError:
                 # anything but a link was removed since the folder was listed
                 if path.is_symlink():
-                    refuse(
-                        path,
-                        f"a link to {path.readlink()}, which is not there; put that back, or remove the link",
-                    )
+                    remedy = "put back what it links to, or remove the link"
+                    refuse(path, Reason("broken_link", found=str(path.readlink()), remedy=remedy))
             except OSError as error:
-                refuse(
-                    path, f"cannot be read ({error.strerror}); check its permissions and those of its folder"
-                )
+                refuse(path, cannot_be_read(error))
             else:
                 if not modes.S_ISREG(status.st_mode):
-                    refuse(path, "a pipe, socket or device; accepted: files; remove it")
+                    refuse(path, Reason("pipe_socket_or_device", accepted="files", remedy="remove it"))
                 elif not os.access(path, os.R_OK):
-                    refuse(path, "cannot be read (Permission denied); give this user permission to read it")
+                    refuse(path, cannot_be_read(PermissionError("Permission denied")))
                 else:
                     listing.files.append(_described(path, landing, status))
     listing.files.sort(key=lambda file: file.name)
@@ -240,8 +235,10 @@ def pending(
         if source is None:
             try:
                 source = detect_source(file.path, landing).name
-            except (RefusedFile, OSError) as error:
-                message = str(error)
+            except RefusedFile as error:
+                message = error.why
+            except OSError as error:
+                message = str(cannot_be_read(error))
         if only is None or source is None or source == only:
             found.append(PendingFile(**vars(file), source=source, message=message))
     return found
@@ -296,15 +293,8 @@ def not_loaded(connection: ledger.Connection, landing: Path) -> list[str]:
     """Lists what is in the landing folder and not loaded after a run, each with the reason and the remedy."""
     if not landing.is_dir():
         return []
-    found = [f"{entry.path}: {entry.message}" for entry in unreadable(connection, landing)]
-    found += [entry.message for entry in scan(landing).unreadable]
-    found += [
-        f"{file.name}: "
-        + (
-            file.message
-            or "it was still changing, or could not be read, when the run came to it (see the run's log);"
-            " refresh again when it has settled"
-        )
-        for file in pending(connection, landing)
-    ]
-    return found
+    changing = "changed, or could not be read, when the run came to it (see its log); refresh again when it has settled"
+    found = [(entry.path, entry.message) for entry in unreadable(connection, landing)]
+    found += [(entry.name, entry.message) for entry in scan(landing).unreadable]
+    found += [(file.name, file.message or changing) for file in pending(connection, landing)]
+    return [f"{name}: {message}" for name, message in found]

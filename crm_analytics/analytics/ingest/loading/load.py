@@ -77,8 +77,8 @@ def load_source(
         for file in growing:
             if file.source == source:
                 message = (
-                    f"{file.name}: touched less than {quiet_seconds:g} s ago, so it may still be growing; the first run"
-                    " after it has settled loads it"
+                    f"touched less than {quiet_seconds:g} s ago, so it may still be growing; the first run after it has"
+                    " settled loads it"
                 )
                 conclude(FileResult(file.name, "waiting", message))
         loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report)

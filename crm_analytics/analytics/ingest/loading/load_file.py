@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import errors
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import ledger, quarantine
 from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
@@ -70,7 +70,7 @@ class FileLoader(SourceSession):
                 # removed since the folder was listed
                 continue
             except OSError as error:
-                conclude(_cannot_read(file, error))
+                conclude(_not_readable(file, error))
                 continue
             copy = self._conclude_copy(item)
             if copy is not None:
@@ -84,7 +84,7 @@ class FileLoader(SourceSession):
         twin = find_loaded_copy(item, self.entries.values())
         if twin is None:
             return None
-        message = f"{item.content.path}: the same content as {twin.path}, which is loaded"
+        message = f"the same content as {twin.path}, which is loaded"
         reading = Reading("same_content", self.source.version, message, twin.file_id, run_id=self.run_id)
         return self._conclude_without_rows(item.content, reading)
 
@@ -113,16 +113,17 @@ class FileLoader(SourceSession):
         """Refuses a content only for what is in it: not for what was read while it changed, or could not be read."""
         content = item.content
         if isinstance(error, _FileChanged) or not item.file.is_unchanged(self.landing):
-            message = f"{content.path}: changed while it was read; it is loaded when it has settled"
+            message = "changed while it was read; it is loaded when it has settled"
             return FileResult(content.path, "waiting", message)
         fault = error if isinstance(error, OSError) else error.__cause__
         if isinstance(fault, OSError):
-            return _cannot_read(item.file, fault)
-        message = str(error)
+            return _not_readable(item.file, fault)
         if isinstance(error, UnknownNewerValues):
-            message = _unknowable(content, newer, error)
+            message = str(_unknowable(content, newer, error))
         elif isinstance(error, psycopg.Error):
-            message = _rejected_by_database(content, error)
+            message = str(_rejected_by_database(error))
+        else:
+            message = error.why if isinstance(error, RefusedFile) else str(error)
         reading = Reading("refused", self.source.version, message, run_id=self.run_id)
         return self._conclude_without_rows(content, reading)
 
@@ -241,27 +242,26 @@ def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
     return warnings
 
 
-def _cannot_read(file: PendingFile, error: OSError) -> FileResult:
+def _not_readable(file: PendingFile, error: OSError) -> FileResult:
     """Reports a file that may be readable later: the ledger has no entry for it, and the next run tries again."""
-    message = f"{file.name}: cannot be read ({error.strerror or error}); check the file's permissions"
-    return FileResult(file.name, "refused", message)
+    return FileResult(file.name, "refused", str(cannot_be_read(error)))
 
 
-def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> str:
+def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> Reason:
     missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
-    return (
-        f"{content.path}: exported {content.exported_at:%Y-%m-%d %H:%M} UTC, before files that are loaded already."
-        f" {len(newer.lost)} of these cannot be read again ({missing}), so {error.records:,} of its records"
-        f" (e.g. {error.example}) may be older than those already loaded. Put the missing files back into the landing"
-        " folder, under any name in this source's folder, and load again with force"
+    return Reason(
+        "may_be_older_than_missing_files",
+        found=f"exported {content.exported_at:%Y-%m-%d %H:%M} UTC, {error.records:,} records, e.g. {error.example}",
+        remedy=f"{len(newer.lost)} newer files cannot be read again ({missing}): put them back into the landing folder,"
+        " under any name in this source's folder, and load again with force",
     )
 
 
-def _rejected_by_database(content: Content, error: psycopg.Error) -> str:
+def _rejected_by_database(error: psycopg.Error) -> Reason:
     detail = error.diag.message_detail
-    return (
-        f"{content.path}: rejected by the database: {error.diag.message_primary or error}"
-        + (f" ({detail})" if detail else "")
-        + ". Nothing of the file was loaded; correct the value in the export, or report this: such a record should"
-        " have been quarantined"
+    return Reason(
+        "rejected_by_the_database",
+        found=f"{error.diag.message_primary or error}" + (f" ({detail})" if detail else ""),
+        remedy="correct the value in the export, or report this, since such a record should have been quarantined;"
+        " nothing in the file was loaded",
     )

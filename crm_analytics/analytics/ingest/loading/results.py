@@ -66,7 +66,7 @@ class LoadResult:
 def describe(result: FileResult) -> str:
     """Returns one line for people: what became of a file."""
     if result.message is not None:
-        return f"{result.status.replace('_', ' ')}: {result.message}"
+        return f"{result.status.replace('_', ' ')}: {result.path}: {result.message}"
     counts = vars(result.counts)
     parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     return f"{result.path}: {', '.join(parts) or 'no records'}" + "".join(

@@ -125,7 +125,7 @@ def read_beginnings(path: Path) -> Beginnings:
         warnings = [text.warning] if text.warning else []
         return Beginnings(path, text.encoding, warnings, _of_text(path, text.encoding))
     except (OSError, UnicodeError) as error:
-        raise cannot_be_read(path.name, error) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
 
 
 def _of_sheet(path: Path, sheet: str) -> Beginning:
@@ -275,9 +275,9 @@ def _refusal(
 
 def _faults(match: HeaderMatch) -> Iterator[Reason]:
     for name, cells in match.repeated.items():
-        remedy = "remove or rename the other"
-        yield Reason("repeated_column", name, " and ".join(cells), "one of them", remedy)
+        found = " and ".join(cells)
+        yield Reason("repeated_column", name, found, "one of them", "remove or rename the other")
     if match.missing:
-        headers = ", ".join(cell.strip() for cell in match.cells if cell.strip())
-        remedy = "export the file with these columns"
-        yield Reason("missing_columns", None, headers[:600], "; ".join(match.missing), remedy)
+        found = ", ".join(cell.strip() for cell in match.cells if cell.strip())[:600]
+        accepted = "; ".join(match.missing)
+        yield Reason("missing_columns", None, found, accepted, "export the file with these columns")
