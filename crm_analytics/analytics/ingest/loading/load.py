@@ -23,7 +23,8 @@ from crm_analytics.analytics.ingest.loading.ledger import Content, Counts, Entry
 from crm_analytics.analytics.ingest.loading.merge import Merged, UnknownNewerValues, merge
 from crm_analytics.analytics.ingest.loading.plans import PLANS, Plan
 from crm_analytics.analytics.ingest.loading.staging import stage
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.reading.source_detection import export_time
 from crm_analytics.core import locks
 
 Connection = psycopg.Connection[Any]
@@ -154,10 +155,10 @@ def record_unrecognized(
 
 def try_file(
     connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
-) -> tuple[FileResult, list[tuple[int, str | None, list[str]]]]:
-    """What loading this file now would do: its result, and record number, key and reasons of the quarantined.
+) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
+    """Loads a file in a transaction that is rolled back.
 
-    Everything happens in a transaction that is rolled back.
+    Returns its result, and record number, line, key and reasons of the records that would be quarantined.
     """
     assert file.source is not None
     with (
@@ -170,10 +171,10 @@ def try_file(
         run.load([file], results.append)
         (result,) = results
         rejected = session.execute(
-            "SELECT record_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
+            "SELECT record_no, line_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
             [result.file_id],
         ).fetchall()
-        return result, [(number, key, reasons) for number, key, reasons in rejected]
+        return result, rejected
 
 
 def _settled(
