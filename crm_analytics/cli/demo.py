@@ -67,17 +67,26 @@ def _first_month(today: Any, months: int) -> Any:
 
 def _print_quarantine(connection: psycopg.Connection[Any], console: Console) -> None:
     rows = connection.execute(
-        "SELECT f.path, r.record_no, array_to_string(r.reasons, '; ') FROM raw.rejected_rows r"
-        " JOIN raw.source_files f USING (file_id) WHERE r.status = 'open' ORDER BY r.source, f.path, r.record_no LIMIT 20"
+        """
+        SELECT f.path, r.line_no, (
+                SELECT string_agg(raw.reason_text(found.reason - '{accepted,remedy}'::text[]), '; ')
+                FROM jsonb_array_elements(r.reasons) AS found (reason)
+            )
+        FROM raw.rejected_rows r
+        JOIN raw.source_files f USING (file_id)
+        WHERE r.status = 'open'
+        ORDER BY r.source, f.path, r.record_no
+        LIMIT 20
+        """
     ).fetchall()
     table = Table(
         "file",
-        "record",
+        "line",
         "why it is in quarantine",
         title="quarantined records (all of them: raw.rejected_rows)",
     )
-    for path, record_no, reasons in rows:
-        table.add_row(path, str(record_no), reasons.split("; accepted")[0])
+    for path, line_no, reasons in rows:
+        table.add_row(path, str(line_no), reasons)
     console.print(table)
 
 

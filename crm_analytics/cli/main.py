@@ -147,7 +147,7 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     """
     import psycopg
 
-    from crm_analytics.analytics.ingest.dry_run import check_files
+    from crm_analytics.cli.check import check_files
 
     config = settings()
     connection = None

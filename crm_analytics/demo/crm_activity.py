@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 
+from crm_analytics.core import locks
 from crm_analytics.crm import CrmClient, CrmError
 
 ORDERS_PER_MONTH = 60
@@ -74,7 +75,7 @@ def play(url: str, months: int = 3, seed: int = 1) -> Summary:
     """
     with psycopg.connect(url) as connection:
         # A second call at the same time waits, and then finds what the first has played.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('crm:play', 0))")
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.DEMO_ACTIVITY])
         summary = Summary()
         played = connection.execute(
             "SELECT FROM public.leads WHERE source = %s LIMIT 1", [f"{MARKER}-{seed}"]

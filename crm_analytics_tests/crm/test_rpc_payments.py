@@ -398,9 +398,7 @@ def test_remedy_for_the_reference_of_a_failed_payment(
     with pytest.raises(Conflict) as refused:
         pay(client, order, manager, 100, "r-1")
     assert refused.value.detail["accepted"] == over
-    assert (
-        refused.value.hint == "That payment is over, and its reference with it: a new attempt has a new one."
-    )
+    assert refused.value.hint == "That payment is final. Use a new reference for a new attempt."
 
 
 def test_unknown_payment(client: CrmClient, manager: UUID) -> None:

@@ -211,11 +211,16 @@ QUERIES = (
 
 def quarantine_sql() -> str:
     """Open quarantined records of a source (`%(source)s`), newest first."""
-    return (
-        "SELECT f.path, r.record_no, r.row_key, array_to_string(r.reasons, '; ') AS reasons"
-        " FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)"
-        " WHERE r.status = 'open' AND r.source = %(source)s ORDER BY r.rejected_id DESC"
-    )
+    return """
+        SELECT f.path, r.record_no, r.line_no, r.row_key, (
+                SELECT string_agg(raw.reason_text(found.reason), '; ')
+                FROM jsonb_array_elements(r.reasons) AS found (reason)
+            ) AS reasons
+        FROM raw.rejected_rows r
+        JOIN raw.source_files f USING (file_id)
+        WHERE r.status = 'open' AND r.source = %(source)s
+        ORDER BY r.rejected_id DESC
+    """
 
 
 def quarantine_reasons_sql() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger
 from crm_analytics.analytics.ingest.loading import load as loader
 from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
@@ -284,7 +284,7 @@ def test_fault_of_the_disk_is_no_refusal(
     def fail() -> None:
         error = OSError(errno.EIO, "Input/output error")
         if wrapped:
-            raise RefusedFile("2.csv: changed or vanished while it was read") from error
+            raise RefusedFile("2.csv", Reason("changed_or_vanished_while_it_was_read")) from error
         raise error
 
     with monkeypatch.context() as patched:

@@ -41,18 +41,19 @@ def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
     counts = landing.load_one("elocals_leads").counts
     assert (counts.inserted, counts.duplicates, counts.quarantined) == (1, 0, 3)
     found = landing.rows(
-        "SELECT record_no, row_key, reasons[1], record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
+        "SELECT record_no, row_key, reasons, record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
     )
     assert [(number, key, cost) for number, key, _, cost in found] == [
         (1, "A", "10"),
         (2, "A", "10"),
         (3, "A", "11"),
     ]
-    for _, _, reason, _ in found:
-        assert reason == (
-            "lead A stands in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
-            " accepted: identical records, or one"
-        )
+    conflict = {"code": "conflicting_records", "accepted": "identical records, or one"}
+    for _, _, reasons, _ in found:
+        assert reasons == [
+            conflict | {"column": "Cost", "found": "10.00 | 11.00"},
+            conflict | {"column": "Status", "found": "late | ok"},
+        ]
 
 
 def test_conflicting_records_stand_in_the_quarantine_as_found(landing: Landing) -> None:
@@ -62,11 +63,11 @@ def test_conflicting_records_stand_in_the_quarantine_as_found(landing: Landing) 
     rows = [("",) * 7, ("Total", *[""] * 6), first, ("B", *first[1:]), ("",) * 7, second]
     landing.write("elocals_leads/a.csv", text((*ELOCALS, "Notes"), rows), day=9)
     assert landing.load_one("elocals_leads").counts.quarantined == 2
-    found = landing.rows("SELECT record_no, record FROM raw.rejected_rows ORDER BY 1")
+    found = landing.rows("SELECT record_no, line_no, record FROM raw.rejected_rows ORDER BY 1")
     header = (*ELOCALS, "Notes")
     assert found == [
-        (2, dict(zip(header, first, strict=True))),
-        (4, dict(zip(header, second, strict=True))),
+        (2, 4, dict(zip(header, first, strict=True))),
+        (4, 7, dict(zip(header, second, strict=True))),
     ]
 
 
@@ -82,11 +83,12 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
     counts = landing.load_one("jobs").counts
     assert (counts.updated, counts.quarantined) == (1, 1)
     assert landing.rows("SELECT record ->> 'Created' FROM raw.rejected_rows") == [("Fri Nov 15 2024",)]
-    assert landing.rows("SELECT row_key, reasons[1] FROM raw.rejected_rows") == [
+    assert landing.rows("SELECT row_key, line_no, raw.reason_text(reasons -> 0) FROM raw.rejected_rows") == [
         (
             "7",
-            "job number 7 names 2 jobs (AAAAAA, BBBBBB); accepted: a number that names one job, or an export with"
-            " the UUID column",
+            2,
+            'Job # "7 (2 jobs: AAAAAA, BBBBBB)": ambiguous job number; accepted: a number that names one job, or an'
+            " export with the UUID column",
         )
     ]
     assert landing.rows("SELECT status FROM raw.jobs WHERE job_id = 'CCCCCC'") == [("Gone",)]
@@ -188,10 +190,10 @@ def test_one_bad_record_leaves_its_neighbors(landing: Landing) -> None:
     counts = result.counts
     assert (counts.records_read, counts.inserted, counts.quarantined, counts.summary_lines) == (4, 2, 1, 1)
     ((number, key, record, reason),) = landing.rows(
-        "SELECT record_no, row_key, record, reasons[1] FROM raw.rejected_rows"
+        "SELECT record_no, row_key, record, reasons -> 0 FROM raw.rejected_rows"
     )
     assert (number, key, record["Cost"]) == (2, "B", "1.234,50")
-    assert "Cost" in reason and "1.234,50" in reason
+    assert (reason["column"], reason["found"]) == ("Cost", "1.234,50")
 
 
 def test_full_calls_export_warns(landing: Landing) -> None:
@@ -295,8 +297,8 @@ def test_long_name_that_is_a_key(
     landing.write(f"{source}/2025-12-18T10_00_00.csv", text(header, rows))
     result = landing.load_one(source)
     assert (result.status, result.counts.inserted, result.counts.quarantined) == ("loaded", 1, 1)
-    ((reason,),) = landing.rows("SELECT reasons[1] FROM raw.rejected_rows")
-    assert "has 1000 characters; accepted: at most 200" in reason
+    ((reason,),) = landing.rows("SELECT reasons -> 0 FROM raw.rejected_rows")
+    assert "(1,000 characters)" in reason["found"] and reason["accepted"] == "at most 200 characters"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.reading.open_file import recognize
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics.analytics.ingest.sources.sources import SOURCES
 
 _IGNORED_PREFIXES = (".", "~")
@@ -229,7 +229,7 @@ def pending(
         message = None
         if source is None:
             try:
-                source = recognize(file.path, landing).name
+                source = detect_source(file.path, landing).name
             except (RefusedFile, OSError) as error:
                 message = str(error)
         if only is None or source is None or source == only:

@@ -23,12 +23,13 @@ from crm_analytics.analytics.ingest.loading.ledger import Content, Counts, Entry
 from crm_analytics.analytics.ingest.loading.merge import Merged, UnknownNewerValues, merge
 from crm_analytics.analytics.ingest.loading.plans import PLANS, Plan
 from crm_analytics.analytics.ingest.loading.staging import stage
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.reading.source_detection import export_time
+from crm_analytics.core import locks
 
 Connection = psycopg.Connection[Any]
 Report = Callable[[str], None]
 
-LOCK_CLASS = 7205119  #: first half of the advisory locks of loads; the second is the source's name hashed
 LARGE = 20_000_000  #: bytes of a file whose reading is announced
 WORK_MEM = "128MB"  #: joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk
 
@@ -154,10 +155,10 @@ def record_unrecognized(
 
 def try_file(
     connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
-) -> tuple[FileResult, list[tuple[int, str | None, list[str]]]]:
-    """What loading this file now would do: its result, and record number, key and reasons of the quarantined.
+) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
+    """Loads a file in a transaction that is rolled back.
 
-    Everything happens in a transaction that is rolled back.
+    Returns its result, and record number, line, key and reasons of the records that would be quarantined.
     """
     assert file.source is not None
     with (
@@ -170,10 +171,10 @@ def try_file(
         run.load([file], results.append)
         (result,) = results
         rejected = session.execute(
-            "SELECT record_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
+            "SELECT record_no, line_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
             [result.file_id],
         ).fetchall()
-        return result, [(number, key, reasons) for number, key, reasons in rejected]
+        return result, rejected
 
 
 def _settled(
@@ -237,16 +238,16 @@ def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
 @contextmanager
 def _only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
     """The source's advisory lock, held by the session across the files' transactions."""
-    lock = [LOCK_CLASS, source]
-    row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", lock).fetchone()
+    lock = [locks.load(source)]
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", lock).fetchone()
     if not (row and row[0]):
         report(f"{source}: waiting for another load of this source to end")
-        connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", lock)
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", lock)
     try:
         yield
     finally:
         if not connection.broken:
-            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
 
 
 def _refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:

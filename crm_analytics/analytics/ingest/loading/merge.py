@@ -9,10 +9,11 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles
 from crm_analytics.analytics.ingest.loading.ledger import Counts
 from crm_analytics.analytics.ingest.loading.plans import Plan
-from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, quarantine_staged
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, as_sql, quarantine_staged
 
 Connection = psycopg.Connection[Any]
 
@@ -75,13 +76,18 @@ def _match_numbers(connection: Connection, staged: Staged, file_id: int) -> None
         " FROM raw.jobs j WHERE j.job_number IN (SELECT s.job_number FROM pg_temp.staged s)"
         " GROUP BY j.job_number"
     )
+    reason = Reason(
+        "ambiguous_job_number",
+        staged.open_file.mapping["job_number"],
+        accepted="a number that names one job, or an export with the UUID column",
+    )
+    found: LiteralString = "format('%s (%s jobs: %s)', s.job_number, n.jobs, n.job_ids)"
     quarantine_staged(
         connection,
         staged,
         file_id,
         "JOIN pg_temp.numbers n ON n.job_number = s.job_number WHERE n.jobs > 1",
-        "format('job number %s names %s jobs (%s); accepted: a number that names one job, or an export with the"
-        " UUID column', s.job_number, n.jobs, n.job_ids)",
+        sql.SQL("jsonb_build_array({} || jsonb_build_object('found', " + found + "))").format(as_sql(reason)),
     )
     staged.rejected += connection.execute(
         "DELETE FROM pg_temp.staged s USING pg_temp.numbers n WHERE n.job_number = s.job_number AND n.jobs > 1"

@@ -11,11 +11,13 @@ from typing import Any, LiteralString
 import psycopg
 import pyarrow as pa
 from psycopg import sql
-from psycopg.types.json import Json
+from psycopg.types.json import Jsonb
 from pyarrow import csv
 
+from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.loading.plans import Plan
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, Rejected
+from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 
 Connection = psycopg.Connection[Any]
 FEW = 1000  #: with so few records any plan is good, and statistics cost more than they save
@@ -136,17 +138,19 @@ def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list
     with (
         connection.cursor() as cursor,
         cursor.copy(
-            "COPY raw.rejected_rows (file_id, source, record_no, row_key, reasons, record) FROM STDIN"
+            "COPY raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record) FROM STDIN"
         ) as copy,
     ):
         for row in rejected:
-            reasons = [_storable(reason) for reason in row.reasons]
+            record_no, line_no, record = row.as_found
             key = None if row.key is None else _storable(row.key)
-            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, _as_json(row.record)))
+            reasons = Jsonb([_storable_values(reason.as_dict()) for reason in row.reasons])
+            values = (record_no, line_no, key, reasons, Jsonb(_storable_values(record)))
+            copy.write_row((file_id, plan.source.name, *values))
 
 
-def _as_json(record: dict[str, str]) -> Json:
-    return Json({_storable(header): _storable(cell) for header, cell in record.items()})
+def _storable_values(texts: dict[str, str]) -> dict[str, str]:
+    return {_storable(name): _storable(text) for name, text in texts.items()}
 
 
 def _storable(text: str) -> str:
@@ -178,21 +182,12 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
         )
         if not plan.given_key:
             return
-    columns = [name for name, _ in plan.source.staged_columns]
-    differing = sql.SQL(", ").join(
-        sql.SQL(
-            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {label} ||"
-            " string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | ') END"
-        ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
-        for name in columns
-    )
     connection.execute(
         sql.SQL(
-            "DROP TABLE IF EXISTS pg_temp.conflicting; CREATE TEMP TABLE conflicting ON COMMIT DROP AS SELECT * FROM ("
-            " SELECT r.row_key, count(*) AS records, nullif(concat_ws('; ', {differing}), '') AS differing"
+            "DROP TABLE IF EXISTS pg_temp.conflicting; CREATE TEMP TABLE conflicting ON COMMIT DROP AS"
+            " SELECT r.row_key, to_jsonb(array_remove(ARRAY[{differing}], NULL)) AS reasons"
             " FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {key} GROUP BY r.row_key"
-            ") compared"
-        ).format(differing=differing, key=key)
+        ).format(differing=sql.SQL(", ").join(_differences(staged)), key=key)
     )
     if plan.source.name == "google_spend":
         staged.partial_months.update(
@@ -200,7 +195,7 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
             for (month,) in connection.execute(
                 sql.SQL(
                     "SELECT DISTINCT s.month FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {key}"
-                    " WHERE c.differing IS NOT NULL"
+                    " WHERE c.reasons <> '[]'"
                 ).format(key=key)
             )
         )
@@ -209,28 +204,48 @@ def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None)
             connection,
             staged,
             file_id,
-            "JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NOT NULL",
-            "format('%s %s stands in %s records of this file with different values (%s); accepted: identical"
-            " records, or one', {name}, c.row_key, c.records, left(c.differing, 1000))",
+            "JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.reasons <> '[]'",
+            sql.SQL("c.reasons"),
         )
     staged.rejected += connection.execute(
         sql.SQL(
             "DELETE FROM pg_temp.staged s USING pg_temp.conflicting c"
-            " WHERE c.row_key = {key} AND c.differing IS NOT NULL"
+            " WHERE c.row_key = {key} AND c.reasons <> '[]'"
         ).format(key=key)
     ).rowcount
     staged.duplicates += connection.execute(
         sql.SQL(
             "DELETE FROM pg_temp.staged s USING ("
             " SELECT {key} AS row_key, min(s.record_no) AS record_no FROM pg_temp.staged s"
-            " JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NULL GROUP BY 1) first"
+            " JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.reasons = '[]' GROUP BY 1) first"
             " WHERE first.row_key = {key} AND s.record_no <> first.record_no"
         ).format(key=key)
     ).rowcount
 
 
+def _differences(staged: Staged) -> Iterator[sql.Composable]:
+    """Yields, by staged column, SQL of the reason why records of one key conflict; NULL if they agree."""
+    personal = {column.name for column in staged.plan.source.columns if column.personal}
+    for name, _ in staged.plan.source.staged_columns:
+        header = staged.open_file.mapping.get(name, name)
+        reason = Reason("conflicting_records", header, accepted="identical records, or one")
+        found: LiteralString = (
+            "left(string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | '), 1000)"
+        )
+        yield sql.SQL(
+            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {reason} "
+            + ("" if name in personal else f"|| jsonb_build_object('found', {found}) ")
+            + "END"
+        ).format(column=sql.Identifier(name), reason=as_sql(reason))
+
+
+def as_sql(reason: Reason) -> sql.Literal:
+    """Returns the reason as an SQL constant (jsonb)."""
+    return sql.Literal(Jsonb(_storable_values(reason.as_dict())))
+
+
 def quarantine_staged(
-    connection: Connection, staged: Staged, file_id: int, which: LiteralString, reason: LiteralString
+    connection: Connection, staged: Staged, file_id: int, which: LiteralString, reasons: sql.Composable
 ) -> None:
     """Write staged records into the quarantine (the caller deletes them from `staged`).
 
@@ -241,10 +256,10 @@ def quarantine_staged(
         staged: the file.
         file_id: its ledger entry.
         which: SQL after `FROM pg_temp.staged s`; `{key}` is the record's key.
-        reason: SQL expression of the one reason; `{name}` is what the source calls its key.
+        reasons: SQL expression of the reasons (jsonb).
     """
     plan = staged.plan
-    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name)}
+    parts: dict[str, sql.Composable] = {"key": sql.SQL(plan.key), "reasons": reasons}
     chosen = connection.execute(
         sql.SQL("SELECT s.record_no FROM pg_temp.staged s " + which).format(**parts)
     ).fetchall()
@@ -252,19 +267,19 @@ def quarantine_staged(
         return
     connection.execute(
         "DROP TABLE IF EXISTS pg_temp.as_found;"
-        "CREATE TEMP TABLE as_found (record_no int, record jsonb) ON COMMIT DROP"
+        "CREATE TEMP TABLE as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP"
     )
     for records in staged.open_file.as_found({number for (number,) in chosen}):
         with (
             connection.cursor() as cursor,
-            cursor.copy("COPY pg_temp.as_found (record_no, record) FROM STDIN") as copy,
+            cursor.copy("COPY pg_temp.as_found (record_no, line_no, record) FROM STDIN") as copy,
         ):
-            for number, record in records.items():
-                copy.write_row((number, _as_json(record)))
+            for record_no, line_no, record in records:
+                copy.write_row((record_no, line_no, Jsonb(_storable_values(record))))
     connection.execute(
         sql.SQL(
-            "INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)"
-            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "], found.record"
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record)"
+            " SELECT {file_id}, {source}, s.record_no, found.line_no, {key}, {reasons}, found.record"
             " FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no " + which
         ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
     )

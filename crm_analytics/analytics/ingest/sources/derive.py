@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.values.column_types import Context, without_padding
 from crm_analytics.analytics.ingest.values.dates import read_range
 
@@ -33,7 +33,9 @@ class Derived:
     """Staged columns and, by row, reasons to refuse the record."""
 
     columns: Columns
-    reasons: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> header, what is wrong with it
+    reasons: dict[int, tuple[str, Reason]] = field(
+        default_factory=dict
+    )  #: row -> column, and what is wrong with it
 
 
 def _nulls(length: int, kind: pa.DataType) -> pa.Array:
@@ -52,8 +54,9 @@ def jobs(columns: Columns, length: int, facts: FileFacts) -> Derived:
     )
     if "job_id" in columns:  # a file of UUIDs: the number alone is no key beside them
         without = pc.is_null(columns["job_id"])
-    column = facts.mapping.get("job_id") or facts.mapping.get("job_number", "")
-    return Derived(columns, dict.fromkeys(_rows(without), (column, "is blank; accepted: the job's id")))
+    column = "job_id" if "job_id" in facts.mapping else "job_number"
+    reason = Reason("blank", accepted="the job's id")
+    return Derived(columns, dict.fromkeys(_rows(without), (column, reason)))
 
 
 def payments(columns: Columns, length: int, facts: FileFacts) -> Derived:
@@ -113,17 +116,8 @@ def targets(columns: Columns, length: int, facts: FileFacts) -> Derived:
     columns["source"] = pc.if_else(pc.equal(pc.utf8_upper(source), "ALL"), "ALL", source)
     columns["segment"] = pc.utf8_upper(pc.fill_null(columns.get("segment", absent), "ALL"))
     unknown = pc.invert(pc.is_in(columns["segment"], value_set=pa.array(SEGMENTS)))
-    header = facts.mapping.get("segment", "")
-    return Derived(
-        columns,
-        {
-            row: (
-                header,
-                f"{columns['segment'][row].as_py()!r} is no segment; accepted: {', '.join(SEGMENTS)} or blank",
-            )
-            for row in _rows(unknown)
-        },
-    )
+    reason = Reason("not_a_segment", accepted=f"{', '.join(SEGMENTS)} or blank")
+    return Derived(columns, dict.fromkeys(_rows(unknown), ("segment", reason)))
 
 
 def report_range(facts: FileFacts) -> tuple[date, date] | None:
@@ -138,12 +132,11 @@ def report_range(facts: FileFacts) -> tuple[date, date] | None:
 
 def google_spend(columns: Columns, length: int, facts: FileFacts) -> Derived:
     """Google spend by record: its month, its day where it has one, its campaign."""
-    reasons: dict[int, tuple[str, str]] = {}
+    reasons: dict[int, tuple[str, Reason]] = {}
     dated = "day" if "day" in columns else "month" if "month" in columns else None
     if dated:
-        header = facts.mapping[dated]
-        missing = (header, f"is blank; accepted: the {dated} of the spend")
-        reasons = dict.fromkeys(_rows(pc.is_null(columns[dated])), missing)
+        reason = Reason("blank", accepted=f"the {dated} of the spend")
+        reasons = dict.fromkeys(_rows(pc.is_null(columns[dated])), (dated, reason))
     if dated == "day":
         days = columns["day"]
         columns["month"] = pc.cast(pc.floor_temporal(days, unit="month"), pa.date32())
@@ -160,16 +153,16 @@ def google_month(facts: FileFacts) -> date:
     found = report_range(facts)
     remedy = "export it with the segment Day or Month, or one file per month"
     if found is None:
-        raise RefusedFile(
-            f"{facts.file}: no column tells the month (accepted: Month, Day, Date) and no line above the header is a "
-            f"date range like 'October 1, 2024 - October 31, 2024'; {remedy}"
+        accepted = (
+            "a column Month, Day or Date, or a line above the header with the report's dates, like "
+            "October 1, 2024 - October 31, 2024"
         )
+        raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=remedy))
     first, last = found
     if (first.year, first.month) != (last.year, last.month):
-        raise RefusedFile(
-            f"{facts.file}: the report covers several months ({first} to {last}) and has no date column, "
-            f"so its spend cannot be told apart by month; {remedy}"
-        )
+        accepted = "a report of one month, or a column Month, Day or Date"
+        reason = Reason("several_months_and_no_date_column", None, f"{first} to {last}", accepted, remedy)
+        raise RefusedFile(facts.file, reason)
     return first.replace(day=1)
 
 
@@ -206,11 +199,13 @@ def google_refuse_parts(campaigns: pa.Table, facts: FileFacts) -> None:
     if most["record_no_count"] == 1:
         return
     when = most["day"] or f"{most['month']:%Y-%m}"
-    raise RefusedFile(
-        f"{facts.file}: {most['record_no_count']} records of campaign {most['campaign']!r} on {when}, because the report "
-        f"is split by {', '.join(splitting)}; accepted: one record for each campaign and day or month; export it "
-        "without these columns"
+    reason = Reason(
+        "several_records_of_one_campaign_and_date",
+        found=f"{most['record_no_count']} records of campaign {most['campaign']} on {when}",
+        accepted="one record per campaign and day or month",
+        remedy=f"export the report without the columns that split it: {', '.join(splitting)}",
     )
+    raise RefusedFile(facts.file, reason)
 
 
 def google_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.Table], list[str]]:

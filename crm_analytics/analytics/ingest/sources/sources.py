@@ -45,6 +45,7 @@ class Column:
     present: bool = False  # the header must have it
     filled: bool = False  # where the header has it, no cell may be blank
     date_as: str | None = None  # the staged column of a moment's local date
+    personal: bool = False  #: names, telephone numbers: reasons leave out what was found
     kind_by_header: dict[str, Kind] = field(default_factory=dict)  # folded header -> kind
 
     @property
@@ -122,7 +123,7 @@ JOBS = Source(
         ),
         Column("scheduled_at", When(), ("Job Date", "JobDateTime", "Scheduled")),
         Column("ended_at", When(), ("Job End", "JobEndDateTime")),
-        Column("technician", Text(), ("Tech", "Technician")),
+        Column("technician", Text(), ("Tech", "Technician"), personal=True),
         Column("zip", Text(), ("Zip Code", "ZIP", "Postal Code")),
         Column("total", Money(), ("Total",)),
     ),
@@ -209,10 +210,10 @@ CALLS = Source(
             filled=True,
             date_as="call_date",
         ),
-        Column("from_number", Text(), ("From number", "Caller number"), present=True),
-        Column("to_number", Text(), ("To number", "Called number"), present=True),
+        Column("from_number", Text(), ("From number", "Caller number"), present=True, personal=True),
+        Column("to_number", Text(), ("To number", "Called number"), present=True, personal=True),
         Column("flow", Label(), ("Flow", "Call Flow")),
-        Column("answered", Text(), ("Answered", "Answered By")),
+        Column("answered", Text(), ("Answered", "Answered By"), personal=True),
         Column("duration_seconds", Duration(), ("Duration",), present=True),
         Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),
     ),
@@ -252,7 +253,7 @@ ELOCALS = Source(
         ),
         Column("cost", Money(), ("Cost", "Call Cost", "Lead Price"), present=True),
         Column("status", Text(), ("Status",)),
-        Column("caller_number", Text(), ("Caller ID", "Caller Number", "Caller Phone")),
+        Column("caller_number", Text(), ("Caller ID", "Caller Number", "Caller Phone"), personal=True),
     ),
     key=("lead_id",),
     record_key=("lead_id",),
