@@ -37,7 +37,7 @@ class CrmClient(RpcCaller):
         estimated_budget_eur: int | None = None,
         user_id: UUID | None = None,
     ) -> CrmResult:
-        """Takes in a lead with status new, and finds or creates its customer."""
+        """Creates a lead with status new, and finds or creates its customer."""
         return self._call("create_lead_safe", locals())
 
     def advance_lead_status_safe(
@@ -88,7 +88,7 @@ class CrmClient(RpcCaller):
         customer_comment: str | None = None,
         user_id: UUID | None = None,
     ) -> CrmResult:
-        """A guest's order in one call: lead, customer (found or created) and order, all or nothing."""
+        """Creates a guest's order in one call: lead, customer (found or created) and order, all or nothing."""
         return self._call("quick_order_safe", locals())
 
     def checkout_order_safe(
@@ -103,7 +103,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         lead_id: UUID | None = None,
     ) -> CrmResult:
-        """Creates an order and books the client's completed payment of its total, all or nothing; the order ends paid."""
+        """Creates an order and books the client's completed payment of its total, all or nothing; the order is paid in the end."""
         return self._call("checkout_order_safe", locals())
 
     def record_generic_payment_safe(
@@ -120,7 +120,7 @@ class CrmClient(RpcCaller):
         related_payment_id: UUID | None = None,
         user_id: UUID | None = None,
     ) -> CrmResult:
-        """Books a payment of an order, in or out, once per external reference, and moves the order as its client money says."""
+        """Books an incoming or outgoing payment of an order, once per external reference, and moves the order according to its client money."""
         return self._call("record_generic_payment_safe", locals())
 
     def update_payment_status_safe(
