@@ -1,7 +1,7 @@
-"""Every remedy that the checks show repairs: break, run the shown SQL in the shown order once, and the check is clean.
+"""Repairs: break something, run the shown SQL once in the shown order, and the check passes.
 
-On a server of its own, because roles belong to the whole server; once as the tables' owner, a CREATEROLE login
-that is no superuser, and once as a superuser who is not the owner.
+These tests have a server of their own, because roles belong to the whole server. Each case runs twice: as the tables'
+owner, a CREATEROLE login without superuser rights, and as a superuser who is not the owner.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROLES = (
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[EmbeddedPostgres]:
-    """A server with a migrated template `crm` that belongs to the login `platform`."""
+    """Starts a server with a migrated template `crm` that belongs to the login `platform`."""
     with tempfile.TemporaryDirectory(prefix="repairs_") as folder:
         server = EmbeddedPostgres(Path(folder), PG_VERSION, {"fsync": "off"}).start()
         try:
@@ -58,7 +58,7 @@ def own_server() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def clone(own_server: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
-    """Addresses of one fresh clone of the template, by login: `platform` or the server's superuser."""
+    """Returns the URL of one fresh clone of the template by login: `platform`, or the server's superuser."""
     name = f"repair_{next(_numbers)}"
     with psycopg.connect(own_server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE crm OWNER platform".encode())
@@ -159,14 +159,14 @@ BY_THE_OWNER = (
     " DELETE FROM public.order_status_transitions WHERE from_status = 'paid';"
     " INSERT INTO public.order_status_transitions VALUES ('created', 'closed', 'manager')",
 )  # fmt: skip
-#: What takes a superuser to break, and the owner can repair.
+#: Only a superuser can break these; the owner can repair them.
 BY_A_SUPERUSER = ("ALTER TABLE public.orders DISABLE TRIGGER ALL",)
 
 
 @pytest.mark.parametrize("login", ["platform", "superuser"])
 @pytest.mark.parametrize("statement", [*BY_THE_OWNER, *BY_A_SUPERUSER], ids=lambda text: text[:70])
 def test_the_shown_sql_repairs_in_one_round(clone: Callable[[str], str], statement: str, login: str) -> None:
-    """Without it, whoever follows a red check would run SQL that fails, does nothing or needs a second round."""
+    """The shown SQL repairs at the first attempt; else following a failed check would take several rounds, or fail."""
     try:
         with psycopg.connect(clone("superuser"), autocommit=True) as connection:
             database = connection.info.dbname
@@ -190,7 +190,7 @@ def test_the_shown_sql_repairs_in_one_round(clone: Callable[[str], str], stateme
 
 
 def _restore_roles(url: str) -> None:
-    """Roles outlive the clone: a repair that failed must not break the tests after it."""
+    """Restores the roles, which outlive the clone: a failed repair must not break the tests after it."""
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in (
             "ALTER ROLE crm_rpc NOLOGIN INHERIT NOCREATEROLE", "ALTER ROLE crm_app NOLOGIN INHERIT NOCREATEROLE",
@@ -212,7 +212,7 @@ WRITERS = (
 
 @pytest.mark.parametrize("statement", WRITERS)
 def test_the_shown_sql_takes_the_privilege_from_a_writer(clone: Callable[[str], str], statement: str) -> None:
-    """Without it, a role that writes through a membership would be named, and how to stop it left to the reader."""
+    """The shown SQL stops a role that can write, whether it has the grant itself or through a membership."""
     try:
         with psycopg.connect(clone("superuser"), autocommit=True) as connection:
             connection.execute(statement.encode())
@@ -229,10 +229,10 @@ def test_the_shown_sql_takes_the_privilege_from_a_writer(clone: Callable[[str], 
 def test_a_restore_without_owners_and_privileges_is_repaired_in_one_round(
     own_server: EmbeddedPostgres, clone: Callable[[str], str]
 ) -> None:
-    """Without it, the commonest restore (pg_dump -O -x) would end in hundreds of differences shown in no order."""
+    """One run of the shown SQL repairs a restore by `pg_dump -O -x`, which leaves hundreds of differences."""
     with psycopg.connect(clone("superuser"), autocommit=True) as connection:
         connection.execute("SET SESSION AUTHORIZATION platform")
-        # what such a restore leaves: everything is the login's, and nobody has been granted anything
+        # such a restore gives everything to the login, and grants nothing to other roles
         connection.execute("GRANT crm_rpc TO platform WITH INHERIT TRUE, SET TRUE")
         connection.execute(
             """

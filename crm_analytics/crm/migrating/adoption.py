@@ -46,7 +46,7 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
     if connection.execute(stamped, [first.version]).fetchone() is not None:
         return []
     connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
-    found = _relevant(collect(connection, ADOPTED_KINDS))
+    found = _relevant(collect(connection, ADOPTED_KINDS, by_login=True))
     adopting = not baseline().objects.keys().isdisjoint(found.objects)
     wanted = _wanted(found) if adopting else Manifest({})
     comparison = diff(wanted, found)
@@ -108,7 +108,9 @@ def _wanted(found: Manifest) -> Manifest:
             objects[key] = later if facts["default"] else {**later, "default": None}
         elif kind in ("column", "label") or (kind == "constraint" and later["kind"] == "f"):
             objects[key] = facts  # foreign keys are made anew, and preflight refuses such columns
-    return replace(baseline(), objects=objects)
+    # a type that is missing is created with every label, so that the old values fit
+    types = {key: sql for key, sql in expected().definitions.items() if kind_of(key) == "type"}
+    return Manifest(objects, {**baseline().definitions, **types})
 
 
 def _problem(difference: Difference, wanted: Manifest, found: Manifest) -> str:

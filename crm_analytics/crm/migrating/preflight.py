@@ -18,7 +18,7 @@ SCHEMAS = ("reporting",)
 
 _BLANKS = r"'^[[:space:]]+|[[:space:]]+$', '', 'g'"
 #: Table, column, the form in which it is indexed.
-_INDEXED = (
+INDEXED = (
     ("customers", "phone", "regexp_replace(phone, '[^0-9]', '', 'g')"),
     ("customers", "email", f"regexp_replace(email, {_BLANKS})"),
     ("users", "email", "email"),
@@ -36,19 +36,23 @@ def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bo
         adopting: whether it has the baseline's objects; their names may then be taken.
     """
     return [
-        *_owner(connection, found),
+        *_owner(connection),
         *_taken_names(connection, adopting),
         *_columns(connection, found),
         *_values(connection, found),
     ]
 
 
-def _owner(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
-    login = connection.execute("SELECT quote_ident(current_user)").fetchone()
-    if login and login[0] != found.owner:
+def _owner(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    for owner, login in connection.execute(
+        """
+        SELECT quote_ident(pg_get_userbyid(nspowner)), quote_ident(current_user) FROM pg_namespace
+        WHERE nspname = 'crm_private' AND pg_get_userbyid(nspowner) <> current_user
+        """
+    ):
         yield (
-            f"schema crm_private belongs to {found.owner}, and {login[0]} runs the migration: migrate as {found.owner}, or\n"
-            f"    ALTER SCHEMA crm_private OWNER TO {login[0]};"
+            f"schema crm_private: owner is {owner}, expected {login}; migrate as {owner}, or give it away\n"
+            f"    ALTER SCHEMA crm_private OWNER TO {login};"
         )
 
 
@@ -118,7 +122,7 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
             for key in keys
         )
 
-    for name, column, form in _INDEXED:
+    for name, column, form in INDEXED:
         table = f"public.{name}"
         if exists(table, column) and (
             ids := rows(f"SELECT id::text FROM {table} WHERE octet_length({form}) > {INDEXED_BYTES}")

@@ -71,7 +71,8 @@ TRANSITIONS = "public.order_status_transitions"
 #: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names.
 _SCOPE = """
 WITH owner AS (
-    SELECT nspowner AS oid FROM pg_namespace WHERE nspname = 'crm_private'
+    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'crm_private'
+    WHERE CASE WHEN %(by_login)s THEN r.rolname = current_user ELSE r.oid = n.nspowner END
 ), scope AS (
     SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name, format('table %%I.%%I', n.nspname, c.relname) AS key
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -353,14 +354,25 @@ def kind_of(key: str) -> str:
     return key.split(" ", 1)[0]
 
 
-def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Manifest:
+def collect(
+    connection: psycopg.Connection[Any], kinds: Collection[str] | None = None, *, by_login: bool = False
+) -> Manifest:
     """Reads the manifest of the connected database, or its objects of some kinds. Leaves no setting behind.
+
+    Args:
+        kinds: which kinds; all by default.
+        by_login: whether `$owner` is the login of this connection, not the owner of crm_private.
 
     Raises:
         psycopg.Error: if a catalog cannot be read.
     """
     objects, definitions, removals = dict[str, Any](), dict[str, str](), dict[str, str]()
-    parameters = {"tables": list(CRM_TABLES), "types": list(CRM_TYPES), "rpcs": list(RPC_NAMES)}
+    parameters = {
+        "tables": list(CRM_TABLES),
+        "types": list(CRM_TYPES),
+        "rpcs": list(RPC_NAMES),
+        "by_login": by_login,
+    }
     with _plain_names(connection):
         for kind, query in _SECTIONS.items():
             if kinds is not None and kind not in kinds:
@@ -374,9 +386,7 @@ def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None =
                     definitions[key] = definition
                 if removal is not None:
                     removals[key] = removal
-        owner = connection.execute(
-            "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'crm_private'"
-        ).fetchone()
+        owner = connection.execute(_SCOPE + "SELECT name FROM owner", parameters).fetchone()
     return Manifest(objects, definitions, removals, *(owner or ()))
 
 
