@@ -51,7 +51,7 @@ class CrmMigrations(dg.ConfigurableResource):
 
 
 class CrmGuards(dg.ConfigurableResource):
-    """Verifies the guards: the catalog (tier A), the rows (tier C), attacks on a scratch server (tier D)."""
+    """Proves that the guards hold: drift in the catalog, invariants over the rows, attacks on a scratch server."""
 
     database: CrmDatabase
     scratch_postgres_version: int = 18
