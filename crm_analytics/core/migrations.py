@@ -33,7 +33,8 @@ from crm_analytics.core.settings import SQL_DIR, Settings, settings
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
 #: Alembic has one environment per process.
 _ALEMBIC = threading.Lock()
-LOCK_PATIENCE = 300  # seconds to wait for another one
+#: Seconds to wait for another migration.
+LOCK_PATIENCE = 300
 SERVER_FILE = "server.sql"
 MINIMUM_SERVER = 160000
 
@@ -215,7 +216,7 @@ def _server_part(database: str) -> str:
 
 
 def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
-    """The database's migration lock, until the connection closes. Says for whom it waits, and not for ever."""
+    """Takes the database's migration lock until the connection closes. Reports who holds it; does not wait forever."""
     free = connection.execute(
         "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION]
     ).fetchone()
@@ -228,26 +229,35 @@ def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None
     except psycopg.errors.LockNotAvailable as error:
         raise MigrationError(
             f"waited {LOCK_PATIENCE} seconds for the migration lock: {_lock_holder(connection)} holds it. If that is "
-            "no migration still at work, end it as an administrator: SELECT pg_terminate_backend(<process>);"
+            "not a running migration, end it as an administrator: SELECT pg_terminate_backend(<process>);"
         ) from error
     connection.execute("RESET lock_timeout")
 
 
 def _lock_holder(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute(
-        "SELECT l.pid, a.usename FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_database d ON d.oid = l.database"
-        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()"
-        " AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(%s, 0)",
+        """
+        SELECT l.pid, a.usename
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_database d ON d.oid = l.database
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()
+          AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(%s, 0)
+        """,
         [locks.MIGRATION],
     ).fetchone()
-    return f"process {row[0]}, role {row[1]}" if row else "nobody now"
+    return f"process {row[0]}, role {row[1]}" if row else "no process any more"
 
 
 def _prepare_bookkeeping(connection: psycopg.Connection[Any], schema: str) -> None:
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(
-        f"CREATE TABLE IF NOT EXISTS {schema}.migration_files (version text PRIMARY KEY, name text NOT NULL,"
-        " sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        f"""
+        CREATE TABLE IF NOT EXISTS {schema}.migration_files (
+            version text PRIMARY KEY,
+            name text NOT NULL,
+            sha256 text NOT NULL,
+            applied_at timestamptz NOT NULL DEFAULT now()
+        )
+        """
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
-from crm_analytics.crm.migrating.preflight import obstacles
+from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
 from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
 
@@ -104,10 +104,10 @@ def _wanted(found: Manifest) -> Manifest:
             objects[key] = {**facts, "forced": False}
         elif later is None or key in objects:
             continue
-        elif kind == "column" and later["generated"] == facts["generated"]:
+        elif kind == "column" and not takes_the_place(facts, later):
             objects[key] = later if facts["default"] else {**later, "default": None}
         elif kind in ("column", "label") or (kind == "constraint" and later["kind"] == "f"):
-            objects[key] = facts  # foreign keys are made anew, and preflight refuses such columns
+            objects[key] = facts  # preflight refuses such columns; the migrations replace foreign keys
     # a type that is missing is created with every label, so that the old values fit
     types = {key: sql for key, sql in expected().definitions.items() if kind_of(key) == "type"}
     return Manifest(objects, {**baseline().definitions, **types})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psycopg
@@ -89,23 +89,28 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool) -> Iterato
         yield f"{what} exists, and the migrations create something of this name\n    {rename};"
 
 
+def takes_the_place(facts: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
+    """Tells whether a column takes the place of a generated one, or is generated where none is expected."""
+    return bool(facts["generated"] or later["generated"]) and facts != later
+
+
 def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
-    """Finds columns whose values would be in the way of those that the migrations give them."""
+    """Finds columns that the migrations fill themselves."""
     for key, facts in found.objects.items():
         later = expected().objects.get(key)
         if kind_of(key) != "column" or later is None or key in baseline().objects:
             continue
         table, _, column = key.removeprefix("column ").rpartition(".")
-        if later["generated"] != facts["generated"] or (
+        if takes_the_place(facts, later) or (
             f"{table}.{column}".removeprefix("public.") in _FILLED
             and connection.execute(
                 f"SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1".encode()
             ).rowcount
         ):
-            yield (
-                f"{key} exists, and the migrations fill it themselves\n"
-                f"    ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
-            )
+            rename = f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
+            # harmless under the new name too; a virtual column is dropped, for it has no values
+            remedy = found.removals[key] + ("" if facts["generated"] == "v" else f" {rename}")
+            yield f"{key} exists, and the migrations fill it themselves\n    {remedy.strip()}"
 
 
 def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
@@ -151,10 +156,9 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
         if not exists(table, *facts["columns"]) or (target and not exists(target, "id")):
             continue
         columns = ", ".join(facts["columns"])
+        check = facts["definition"].removeprefix("CHECK ")
         if facts["kind"] == "c" and (
-            values := rows(
-                f"SELECT DISTINCT concat_ws(', ', {columns}) FROM {table} WHERE NOT {facts['definition'].removeprefix('CHECK ')}"
-            )
+            values := rows(f"SELECT DISTINCT concat_ws(', ', {columns}) FROM {table} WHERE NOT {check}")
         ):
             yield (
                 f"{table}.{columns} is {values}, accepted is {facts['definition']}\n"

@@ -115,7 +115,9 @@ class Repairs:
         column = _name(key).removeprefix(f"{table}.")
         alter = f"ALTER TABLE {table} ALTER COLUMN {column}"
         identity = f"GENERATED {'ALWAYS' if want['identity'] == 'a' else 'BY DEFAULT'}"
-        if not have or (want["generated"] and have["generated"] != want["generated"]):
+        expressions = [(facts["generated"], facts["default"]) for facts in (want, have) if facts]
+        # the expression of a generated column cannot be changed, and a virtual column's cannot be dropped
+        if not have or ((want["generated"] or have["generated"] == "v") and expressions[0] != expressions[1]):
             steps = [f"ALTER TABLE {table} DROP COLUMN {column};"] if have else []
             steps.append(f"ALTER TABLE {table} ADD COLUMN {column} {_column_definition(want, identity)};")
             if want["not_null"] and want["default"] is None and not want["identity"]:
@@ -155,8 +157,8 @@ class Repairs:
             steps.append(f"CREATE SEQUENCE {name};")
             if name == "crm_private.order_code_seq":
                 steps.append(
-                    f"SELECT setval('{name}', (SELECT coalesce(max(substring(order_code FROM '^B[0-9]{{4}}-([0-9]{{6,15}})$')"
-                    "::bigint), 0) + 1 FROM public.orders), false);"
+                    f"SELECT setval('{name}', (SELECT coalesce(max("
+                    "substring(order_code FROM '^B[0-9]{4}-([0-9]{6,15})$')::bigint), 0) + 1 FROM public.orders), false);"
                 )
             steps.append(f"ALTER SEQUENCE {name} OWNER TO {self._who(want['owner'])};")
         elif have["owner"] != want["owner"]:
@@ -323,7 +325,7 @@ def _as_owner(step: str) -> str:
 
 
 def _by_crm_rpc(steps: list[str], schema: str = "", first: Sequence[str] = ()) -> list[str]:
-    """Takes steps as crm_rpc: for a superuser and for the schema's owner alike; the membership ends with the transaction."""
+    """Takes steps as crm_rpc; works for a superuser and for the schema's owner, and ends the membership again."""
     return [
         "GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;",
         *([f"GRANT CREATE ON SCHEMA {schema} TO crm_rpc;"] if schema else []),
