@@ -176,7 +176,7 @@ RETURN concat_ws(
     reason ->> 'remedy'
 );
 COMMENT ON FUNCTION raw.reason_text(jsonb) IS
-    'One reason as text for people, exactly as the command line shows it; what is missing is left out.';
+    'Renders one reason as text, exactly as the command line shows it; leaves out what is missing.';
 
 CREATE TABLE raw.vanished_rows (
     source text NOT NULL,

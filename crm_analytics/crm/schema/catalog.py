@@ -71,14 +71,16 @@ TRANSITIONS = "public.order_status_transitions"
 #: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names.
 _SCOPE = """
 WITH owner AS (
-    SELECT nspowner AS oid FROM pg_namespace WHERE nspname = 'crm_private'
+    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'crm_private'
+    WHERE CASE WHEN %(by_login)s THEN r.rolname = current_user ELSE r.oid = n.nspowner END
 ), scope AS (
     SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name, format('table %%I.%%I', n.nspname, c.relname) AS key
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE (n.nspname = 'crm_private' AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
        OR (n.nspname = 'public' AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
 ), routines AS (
-    SELECT p.*, n.nspname, format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
+    SELECT p.*, n.nspname,
+        format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = 'crm_private'
        OR (n.nspname = 'public' AND p.proname = ANY (%(rpcs)s))
@@ -128,8 +130,8 @@ _SECTIONS: Mapping[str, str] = {
         FROM scope WHERE relkind IN ('r', 'p')""",
     "column": """
         SELECT s.name || '.' || quote_ident(a.attname), jsonb_build_object('parent', s.key,
-                'type', format_type(a.atttypid, a.atttypmod)
-                    || CASE WHEN a.attcollation <> t.typcollation THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END,
+                'type', concat_ws(' COLLATE ', format_type(a.atttypid, a.atttypmod),
+                    CASE WHEN a.attcollation <> t.typcollation THEN a.attcollation::regcollation END),
                 'built_in_type', a.atttypid < 16384, 'not_null', a.attnotnull, 'generated', a.attgenerated,
                 'identity', a.attidentity, 'default', pg_get_expr(d.adbin, d.adrelid)),
             NULL,
@@ -141,7 +143,8 @@ _SECTIONS: Mapping[str, str] = {
                         WHEN d.oid IS NOT NULL THEN 'ALTER TABLE %%1$s ALTER COLUMN %%2$I DROP DEFAULT;' END,
                     CASE WHEN a.attnotnull THEN 'ALTER TABLE %%1$s ALTER COLUMN %%2$I DROP NOT NULL;' END,
                     CASE WHEN a.atttypid >= 16384
-                        THEN 'ALTER TABLE %%1$s ALTER COLUMN %%2$I TYPE text USING %%2$I::text;' END), s.name, a.attname) END
+                        THEN 'ALTER TABLE %%1$s ALTER COLUMN %%2$I TYPE text USING %%2$I::text;' END),
+                    s.name, a.attname) END
         FROM scope s JOIN pg_attribute a ON a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
         JOIN pg_type t ON t.oid = a.atttypid
         LEFT JOIN pg_attrdef d ON d.adrelid = s.oid AND d.adnum = a.attnum
@@ -162,7 +165,8 @@ _SECTIONS: Mapping[str, str] = {
     "index": """
         SELECT s.name || '.' || quote_ident(i.relname), jsonb_build_object('parent', s.key,
                 'definition', pg_get_indexdef(i.oid), 'unique', x.indisunique,
-                'usable', x.indisvalid AND x.indisready AND x.indislive, 'plain', x.indexprs IS NULL AND x.indpred IS NULL),
+                'usable', x.indisvalid AND x.indisready AND x.indislive,
+                'plain', x.indexprs IS NULL AND x.indpred IS NULL),
             format('DROP INDEX IF EXISTS %%I.%%I; %%s;', n.nspname, i.relname, pg_get_indexdef(i.oid)),
             format('DROP INDEX %%I.%%I;', n.nspname, i.relname)
         FROM scope s JOIN pg_index x ON x.indrelid = s.oid JOIN pg_class i ON i.oid = x.indexrelid
@@ -172,8 +176,8 @@ _SECTIONS: Mapping[str, str] = {
         SELECT s.name || '.' || quote_ident(t.tgname), jsonb_build_object('parent', s.key,
                 'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled),
             format('DROP TRIGGER IF EXISTS %%I ON %%s; %%s;', t.tgname, s.name, pg_get_triggerdef(t.oid))
-                || CASE t.tgenabled WHEN 'A' THEN format(' ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I;', s.name, t.tgname)
-                    ELSE '' END,
+                || CASE t.tgenabled WHEN 'A'
+                    THEN format(' ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I;', s.name, t.tgname) ELSE '' END,
             format('DROP TRIGGER %%I ON %%s;', t.tgname, s.name)
         FROM scope s JOIN pg_trigger t ON t.tgrelid = s.oid WHERE NOT t.tgisinternal""",
     "rule": """
@@ -191,15 +195,16 @@ _SECTIONS: Mapping[str, str] = {
         SELECT c.oid::regclass || ' inherits ' || p.oid::regclass, jsonb_build_object('parent', coalesce(
                 (SELECT key FROM scope WHERE oid = p.oid), (SELECT key FROM scope WHERE oid = c.oid))),
             NULL,
-            format(CASE WHEN c.relispartition THEN 'ALTER TABLE %%2$s DETACH PARTITION %%1$s; -- then look at the rows of %%1$s'
-                ELSE 'ALTER TABLE %%1$s NO INHERIT %%2$s; -- then look at the rows of %%1$s' END,
+            format(CASE WHEN c.relispartition THEN 'ALTER TABLE %%2$s DETACH PARTITION %%1$s;'
+                ELSE 'ALTER TABLE %%1$s NO INHERIT %%2$s;' END || ' -- then look at the rows of %%1$s',
                 c.oid::regclass, p.oid::regclass)
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent
-        WHERE (c.oid IN (SELECT oid FROM scope) OR p.oid IN (SELECT oid FROM scope)) AND c.relkind IN ('r', 'f', 'p')""",
+        WHERE c.relkind IN ('r', 'f', 'p') AND EXISTS (SELECT FROM scope WHERE oid IN (c.oid, p.oid))""",
     "policy": f"""
         SELECT s.name || '.' || quote_ident(p.polname), jsonb_build_object('parent', s.key, 'command', p.polcmd,
                 'permissive', p.polpermissive,
-                'roles', (SELECT jsonb_agg(r ORDER BY r) FROM (SELECT {_role("o")} AS r FROM unnest(p.polroles) AS o) x),
+                'roles', (
+                    SELECT jsonb_agg(r ORDER BY r) FROM (SELECT {_role("o")} AS r FROM unnest(p.polroles) AS o) x),
                 'using', pg_get_expr(p.polqual, p.polrelid), 'check', pg_get_expr(p.polwithcheck, p.polrelid)),
             format('DROP POLICY IF EXISTS %%I ON %%s; CREATE POLICY %%1$I ON %%2$s AS %%3$s FOR %%4$s TO %%5$s',
                 p.polname, s.name, CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
@@ -234,7 +239,7 @@ _SECTIONS: Mapping[str, str] = {
                 'function', nullif(c.castfunc, 0)::regprocedure::text),
             NULL,
             format('DROP CAST (%%s AS %%s);', format_type(c.castsource, NULL), format_type(c.casttarget, NULL))
-        FROM pg_cast c WHERE c.castsource IN (SELECT oid FROM our_types) OR c.casttarget IN (SELECT oid FROM our_types)""",
+        FROM pg_cast c WHERE EXISTS (SELECT FROM our_types WHERE oid IN (c.castsource, c.casttarget))""",
     "label": """
         SELECT format('%%I.%%I %%L', n.nspname, t.typname, e.enumlabel),
             jsonb_build_object('parent', format('type %%I.%%I', n.nspname, t.typname)),
@@ -264,10 +269,13 @@ _SECTIONS: Mapping[str, str] = {
             WHERE n.nspname = 'crm_private' OR (n.nspname = 'public' AND (a.privilege_type = 'CREATE'
                 OR a.grantee IN (to_regrole('crm_rpc'), to_regrole('crm_app'))) AND a.grantee <> n.nspowner
                 AND a.grantee IS DISTINCT FROM (SELECT oid FROM owner))
-        ) g WHERE g.privilege_type <> 'MAINTAIN' GROUP BY g.parent, g.table_name, g.column_name, g.grantee, g.privilege_type""",
+        ) g
+        WHERE g.privilege_type <> 'MAINTAIN'
+        GROUP BY g.parent, g.table_name, g.column_name, g.grantee, g.privilege_type""",
     "role": """
-        SELECT rolname::text, jsonb_build_object('superuser', rolsuper, 'inherit', rolinherit, 'create_role', rolcreaterole,
-                'create_database', rolcreatedb, 'login', rolcanlogin, 'replication', rolreplication,
+        SELECT rolname::text, jsonb_build_object('superuser', rolsuper, 'inherit', rolinherit,
+                'create_role', rolcreaterole, 'create_database', rolcreatedb, 'login', rolcanlogin,
+                'replication', rolreplication,
                 'bypass_row_security', rolbypassrls, 'settings', (SELECT jsonb_agg(c ORDER BY c)
                     FROM pg_db_role_setting s, unnest(s.setconfig) AS c
                     WHERE s.setrole = r.oid
@@ -293,8 +301,9 @@ _SECTIONS: Mapping[str, str] = {
                 'grantor', grantor, 'inherit', bool_or(inherit_option), 'set', bool_or(set_option), 'web', web),
             NULL,
             concat_ws(E'\\n', format('REVOKE %%s FROM %%s GRANTED BY %%s CASCADE;', role, login, login_grantor),
-                (SELECT string_agg(format('-- or, if %%s is the role of a trusted server: REVOKE %%1$s FROM %%I;', member, w),
-                    E'\\n') FROM jsonb_array_elements_text(web) AS w WHERE w <> member))
+                (SELECT string_agg(
+                    format('-- or, if %%s is the role of a trusted server: REVOKE %%1$s FROM %%I;', member, w), E'\\n')
+                    FROM jsonb_array_elements_text(web) AS w WHERE w <> member))
         FROM (
             SELECT quote_ident(pg_get_userbyid(m.roleid)) AS role, {_role("m.member")} AS member,
                 {_role("m.grantor")} AS grantor, quote_ident(pg_get_userbyid(m.member)) AS login,
@@ -353,14 +362,25 @@ def kind_of(key: str) -> str:
     return key.split(" ", 1)[0]
 
 
-def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Manifest:
+def collect(
+    connection: psycopg.Connection[Any], kinds: Collection[str] | None = None, *, by_login: bool = False
+) -> Manifest:
     """Reads the manifest of the connected database, or its objects of some kinds. Leaves no setting behind.
+
+    Args:
+        kinds: which kinds; all by default.
+        by_login: whether `$owner` is the login of this connection, not the owner of crm_private.
 
     Raises:
         psycopg.Error: if a catalog cannot be read.
     """
     objects, definitions, removals = dict[str, Any](), dict[str, str](), dict[str, str]()
-    parameters = {"tables": list(CRM_TABLES), "types": list(CRM_TYPES), "rpcs": list(RPC_NAMES)}
+    parameters = {
+        "tables": list(CRM_TABLES),
+        "types": list(CRM_TYPES),
+        "rpcs": list(RPC_NAMES),
+        "by_login": by_login,
+    }
     with _plain_names(connection):
         for kind, query in _SECTIONS.items():
             if kinds is not None and kind not in kinds:
@@ -374,9 +394,7 @@ def collect(connection: psycopg.Connection[Any], kinds: Collection[str] | None =
                     definitions[key] = definition
                 if removal is not None:
                     removals[key] = removal
-        owner = connection.execute(
-            "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'crm_private'"
-        ).fetchone()
+        owner = connection.execute(_SCOPE + "SELECT name FROM owner", parameters).fetchone()
     return Manifest(objects, definitions, removals, *(owner or ()))
 
 
