@@ -92,7 +92,7 @@ WITH owner AS (
             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') LIMIT 1) AS parent
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'S') s
-    WHERE parent IS NOT NULL OR relnamespace = 'crm_private'::regnamespace
+    WHERE parent IS NOT NULL OR relnamespace = to_regnamespace('crm_private')
 ), our_types AS (
     -- types whose casts run inside the RPCs, as crm_rpc: row types, and the columns' types that are not built in
     SELECT t.oid FROM pg_type t WHERE t.oid >= 16384 AND (
