@@ -1,6 +1,5 @@
 -- Expand: what the requirements name and the DDL lacks. Rows stay as they are; 0011 fills adopted ones, together with
 -- the guards, so that rows written in between are not missed.
--- Keep every ADD COLUMN on one line: adoption reads them to compare columns that exist already.
 
 -- Long tables take their time, but a waiting ALTER TABLE blocks everyone else: better to fail and be run again.
 SET LOCAL statement_timeout = 0;
