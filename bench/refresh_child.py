@@ -1,4 +1,4 @@
-"""One Dagster run of all assets for all months, timed without the process's start. Settings come from the environment."""
+"""A process that times one Dagster run of all assets and months, without its own startup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crm_analytics.core.settings import settings
 
 
 def main() -> None:
-    """Print the run's seconds as JSON."""
+    """Prints the run's seconds as JSON. Settings come from the environment."""
     config = settings()
     console = Console(stderr=True)
     migrate_both(config, console)
@@ -23,7 +23,8 @@ def main() -> None:
     import crm_analytics.definitions
 
     assert crm_analytics.definitions.defs
-    with dg.DagsterInstance.get():  # makes Dagster's own tables
+    # opening an instance creates Dagster's own tables
+    with dg.DagsterInstance.get():
         pass
     start = time.perf_counter()
     done = refresh_months(config, None, None, console=console, accept_refused=True)

@@ -39,6 +39,6 @@ BEGIN
     EXCEPTION WHEN insufficient_privilege THEN
         -- another login created the role; it may read no more without these settings
         RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
-            USING HINT = 'As an administrator of the server: python -m crm_analytics.dashboards.reader_role';
+            USING HINT = 'As an administrator of the server: crm-analytics grafana-reader';
     END;
 END $$;

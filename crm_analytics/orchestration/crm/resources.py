@@ -12,8 +12,9 @@ import psycopg
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import attacks, invariants, manifest
+from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.proof import audit_seals as seals
+from crm_analytics.crm.schema import manifest
 
 
 class CrmDatabase(dg.ConfigurableResource):
@@ -50,7 +51,7 @@ class CrmMigrations(dg.ConfigurableResource):
 
 
 class CrmGuards(dg.ConfigurableResource):
-    """Verifies the guards: the catalog (tier A), the rows (tier C), attacks on a scratch server (tier D)."""
+    """Proves that the guards hold: drift in the catalog, invariants over the rows, attacks on a scratch server."""
 
     database: CrmDatabase
     scratch_postgres_version: int = 18
