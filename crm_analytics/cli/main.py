@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from crm_analytics.core.database import database_url, embedded, resolved
-from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
+from crm_analytics.core.database import database_url, embedded
+from crm_analytics.core.settings import DATABASES, parse_month, settings
 
 PIPED_WIDTH = 120  # a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
@@ -129,9 +129,11 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
 
     Exit code 0 only if every file was read, the run succeeded, and no month in the range is stale.
     """
-    from crm_analytics.cli.run_dagster import refresh_months
+    from crm_analytics.cli.refresh import refresh_months
 
-    config = _with_landing(settings(), landing)
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
 
 
@@ -169,7 +171,8 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
 def up(port: int, host: str) -> None:
     """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
-    from crm_analytics.cli.run_dagster import migrate_both, serve
+    from crm_analytics.cli.refresh import migrate_both
+    from crm_analytics.cli.serving import serve
 
     config = settings()
     _refuse_taken(host, port)
@@ -189,11 +192,16 @@ def up(port: int, host: str) -> None:
 )
 def demo(serve: bool, port: int, months: int) -> None:
     """Write a sample landing folder, refresh all its months through Dagster, and show the result."""
-    from crm_analytics.cli.demo import run_demo
+    from crm_analytics.cli.demo import demo_settings, run_demo
 
     if serve:
         _refuse_taken("127.0.0.1", port)
-    sys.exit(run_demo(settings(), serve=serve, port=port, months=months, console=console))
+    given = settings()
+    config = demo_settings(given, months)
+    if config.start_month < given.start_month:
+        # the months are read from the environment when their module is imported: go on in a process that has it
+        os.execve(sys.executable, [sys.executable, *sys.argv], config.environment())  # noqa: S606
+    sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -247,25 +255,18 @@ def prune(days: int) -> None:
     """Delete old event logs and output of finished runs; materializations are never removed."""
     from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
-    config = resolved()
+    config = settings()
     events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
     console.print(f"{events} events and the output of {runs} runs deleted")
 
 
 def _refuse_taken(host: str, port: int) -> None:
     """Before anything is started: Dagster itself would go on without its UI."""
-    from crm_analytics.cli.run_dagster import why_not_free
+    from crm_analytics.cli.serving import why_not_free
 
     reason = why_not_free(host, port)
     if reason:
         raise click.ClickException(f"port {port} of {host} is taken ({reason}): choose another with --port")
-
-
-def _with_landing(config: Settings, landing: Path | None) -> Settings:
-    if landing is None:
-        return config
-    os.environ["LANDING_DIR"] = str(landing.resolve())  # resources read the environment when the run starts
-    return settings()
 
 
 def _register() -> None:

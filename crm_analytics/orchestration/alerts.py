@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from crm_analytics.core.settings import settings
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
 MOST_AT_ONCE = 20  # Slack takes 50 blocks a message
@@ -126,10 +126,13 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
     description="Posts failed runs, failed error-level checks and refused files to ALERT_WEBHOOK_URL, once each. "
     "A check alerts when it begins to fail, and again only after it has passed.",
 )
-def alerts(context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase) -> dg.SkipReason:
+def alerts(
+    context: dg.SensorEvaluationContext,
+    analytics: dg.ResourceParam[AnalyticsDatabase],
+    settings: dg.ResourceParam[Settings],
+) -> dg.SkipReason:
     """Collect what happened since the cursor and post what is not settled yet; without a URL nothing is collected nor kept."""
-    config = settings()
-    if not config.alert_webhook_url:
+    if not settings.alert_webhook_url:
         if context.cursor:
             context.update_cursor("")  # switched on again it begins with that day, not with old failures
         return dg.SkipReason("ALERT_WEBHOOK_URL is not set: no alerts")
@@ -140,7 +143,7 @@ def alerts(context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase) ->
     files, refused = _refused_files(analytics, set(cursor["refused"]))
     found = [*_failed_runs(context.instance, cursor["event"], newest), *checks, *files]
     found = [alert for alert in found if alert.key not in cursor["settled"]]
-    done = deliver(config.alert_webhook_url, found, config.dagster_url)
+    done = deliver(settings.alert_webhook_url, found, settings.dagster_url)
     for alert in done.set_aside:
         context.log.error(
             f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"

@@ -65,7 +65,7 @@ def _metadata(table: str) -> dict[str, Any]:
     partitions_def=months,
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
-def metrics(context: dg.AssetExecutionContext, analytics: AnalyticsDatabase) -> Any:
+def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[AnalyticsDatabase]) -> Any:
     """Recompute both tables for the run's whole range of months, in one transaction."""
     window = window_of(context)
     if window is None:

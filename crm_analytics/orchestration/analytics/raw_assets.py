@@ -9,9 +9,7 @@ from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
 from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
 from crm_analytics.core.months import months_between
-from crm_analytics.core.settings import settings
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
@@ -54,7 +52,6 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
                 "crm_analytics/analytics/ingest/sources/sources.py",
                 "sql/analytics/0001_raw.sql",
             ),
-            "dagster/uri": f"{settings().landing_dir.as_uri()}/{source.name}",
         },
         group_name="raw" if schema == "raw" else "metrics",
         kinds={"postgres", "csv", "table"},
@@ -65,20 +62,14 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
     def load(
         context: dg.AssetExecutionContext,
         config: LoadConfig,
-        analytics: AnalyticsDatabase,
-        landing: LandingFolder,
+        analytics: dg.ResourceParam[AnalyticsDatabase],
+        landing: dg.ResourceParam[LandingFolder],
     ) -> dg.MaterializeResult[Any]:
-        folder = landing.path()
-        if not folder.is_dir():
-            raise dg.Failure(
-                f"the landing folder {folder} does not exist: create it, or set LANDING_DIR",
-                allow_retries=False,
-            )
         result = load_source(
             analytics.address(),
-            folder,
+            landing.existing(),
             source.name,
-            timezone=settings().timezone,
+            timezone=analytics.settings.timezone,
             run_id=context.run_id,
             force=config.force,
             quiet_seconds=landing_folder.QUIET_SECONDS,
@@ -88,7 +79,8 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
         _report_months(context, result, rows, columns)
-        return dg.MaterializeResult(metadata=_files_metadata(result))
+        uri = f"{landing.path.as_uri()}/{source.name}"
+        return dg.MaterializeResult(metadata={"dagster/uri": uri, **_files_metadata(result)})
 
     return load
 

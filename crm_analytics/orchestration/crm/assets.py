@@ -22,7 +22,7 @@ SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
     ),
 )
 def crm_schema(
-    context: dg.AssetExecutionContext, crm_database: CrmDatabase, crm_migrations: CrmMigrations
+    context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase], crm_migrations: dg.ResourceParam[CrmMigrations]
 ) -> dg.MaterializeResult:
     """Migrate the CRM, and record its version, files and manifest hash."""
     status = crm_migrations.migrate(report=context.log.info)
@@ -51,7 +51,7 @@ def crm_schema(
         "(check published_head_is_in_chain of crm/schema)."
     ),
 )
-def crm_audit_seals(crm_database: CrmDatabase) -> dg.MaterializeResult:
+def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult:
     """Seal the audit log, and publish the head of the chain."""
     with crm_database.connection() as connection:
         seal = seals.seal(connection)

@@ -69,7 +69,7 @@ _D_SPECS = [
 
 @dg.multi_asset_check(name="crm_guard_checks", specs=_A_SPECS, can_subset=True)
 def crm_guard_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Tier A: the catalog against the manifest, read-only."""
 
@@ -86,7 +86,7 @@ def crm_guard_checks(
 
 @dg.multi_asset_check(name="crm_invariant_checks", specs=_C_SPECS, can_subset=True)
 def crm_invariant_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Tier C: the rows against the rules, in one read-only snapshot."""
 
@@ -101,7 +101,7 @@ def crm_invariant_checks(
 
 @dg.multi_asset_check(name="crm_attack_checks", specs=_D_SPECS, can_subset=True)
 def crm_attack_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Tier D: every attack for real, on a throwaway server."""
     wanted = {key.name for key in context.selected_asset_check_keys}
