@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.core.settings import PROJECT_DIR
@@ -18,6 +19,13 @@ from crm_analytics.orchestration.partitions import range_tags
 
 JOBS_HEADER = "UUID,Job #,Job Type,Source,Status,Created,Total"
 PAYMENTS_HEADER = "Payment ID,Job UUID,Amount,Date,Status"
+
+
+@pytest.fixture(autouse=True)
+def no_instance_of_another_test() -> Iterator[None]:
+    """Hides the instance that an earlier test opened: Dagster keeps it in a context variable, alive or not."""
+    with set_defs_state_storage(None):
+        yield
 
 
 @dataclass

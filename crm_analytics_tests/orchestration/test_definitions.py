@@ -44,13 +44,13 @@ def test_definitions_load_in_a_fresh_interpreter() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "ingest.loader",
-        "ingest.check",
-        "warehouse.refresh",
-        "warehouse.catalog",
-        "migrations",
+        "analytics.ingest.loading.load",
+        "analytics.ingest.dry_run",
+        "analytics.warehouse.refresh",
+        "analytics.warehouse.catalog",
+        "core.migrations",
         "crm",
-        "crm.invariants",
+        "crm.proof.invariants",
     ],
 )
 def test_work_is_free_of_dagster(module: str) -> None:

@@ -1,4 +1,4 @@
-"""What the catalog says about the analytics schema: tables, columns with comments, keys and indexes."""
+"""Reads tables, columns with comments, keys and indexes of the analytics database from its catalog."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Relation:
 
 
 def columns(connection: psycopg.Connection[Any], schema: str, table: str) -> tuple[Column, ...]:
-    """The columns of a table or view, in order."""
+    """Returns the columns of a table or view, in order."""
     return tuple(
         Column(*row)
         for row in connection.execute(
@@ -53,7 +53,7 @@ def columns(connection: psycopg.Connection[Any], schema: str, table: str) -> tup
 
 
 def relations(connection: psycopg.Connection[Any], *schemas: str) -> list[Relation]:
-    """Every table and view of the schemas, in the order of their creation."""
+    """Returns every table and view of the schemas, in the order of their creation."""
     found = connection.execute(
         """
         SELECT n.nspname, c.relname, c.relkind = 'v', obj_description(c.oid, 'pg_class'),

@@ -1,4 +1,4 @@
-"""The checks' SQL: each query returns one row for each offending thing, or none. Imports no Dagster.
+"""The SQL behind the asset checks: each query returns one row per problem, and none when all is well.
 
 `%(start)s` and `%(end)s` are the run's half-open range of months.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from crm_analytics.analytics.ingest.loading.plans import Plan
 
-#: Statuses that exports are known to carry. A new one counts as revenue until somebody decides otherwise.
+#: Payment statuses that exports are known to carry. A new one counts as revenue until the rule says otherwise.
 KNOWN_PAYMENT_STATUSES = (
     "", "paid", "completed", "complete", "succeeded", "success", "approved", "captured", "settled", "processed",
     "refunded", "refund", "partially refunded", "deposited", "cleared",
@@ -25,8 +25,8 @@ class Query:
         name: the check's name in the UI.
         asset: the asset it belongs to, `schema/table`.
         description: what it proves, and what to do when it is red.
-        sql: returns the offending rows; none means passed.
-        error: False shows a warning; True is an error, and blocks what is downstream in the same run.
+        sql: returns the problems; no rows means passed.
+        error: True makes the check an error that blocks what is downstream in the same run; False, a warning.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Query:
 
     @property
     def windowed(self) -> bool:
-        """Whether it looks at the run's months only."""
+        """Whether the query covers only the run's months."""
         return "%(start)s" in self.sql
 
 
@@ -45,59 +45,88 @@ QUERIES = (
     Query(
         "unrecognized_files",
         "raw/jobs",
-        "Files in the landing folder that no source fits. Remedy: put them into the folder of their source, or delete them.",
-        "SELECT path, message FROM raw.source_files f WHERE status = 'unrecognized'"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
-        " ORDER BY path",
+        "Files in the landing folder that match no source. Remedy: move them into their source's folder, or delete them.",
+        """
+        SELECT path, message
+        FROM raw.source_files f
+        WHERE status = 'unrecognized' AND NOT EXISTS (
+            SELECT FROM raw.source_files newer
+            WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at
+        )
+        ORDER BY path
+        """,
     ),
     Query(
         "sources_without_rule",
         "raw/jobs",
-        "Sources of jobs that no channel rule covers: they have no leads and no cost. Remedy: an alias in"
-        " analytics.channel_aliases, or a rule in analytics.lead_channels.",
-        "SELECT j.source, count(*) AS jobs, max(j.job_date)::text AS newest FROM analytics.job_facts_between("
-        "%(start)s::date, %(end)s::date) j WHERE NOT EXISTS (SELECT FROM analytics.channel_rules c"
-        " WHERE c.source = j.source AND j.job_date >= c.valid_from AND (c.valid_to IS NULL OR j.job_date < c.valid_to))"
-        " GROUP BY j.source ORDER BY jobs DESC",
+        "Job sources that no channel rule covers: they have no leads and no cost. Remedy: add an alias to"
+        " analytics.channel_aliases, or a rule to analytics.lead_channels.",
+        """
+        SELECT j.source, count(*) AS jobs, max(j.job_date)::text AS newest
+        FROM analytics.job_facts_between(%(start)s::date, %(end)s::date) j
+        WHERE NOT EXISTS (
+            SELECT FROM analytics.channel_rules c
+            WHERE c.source = j.source AND j.job_date >= c.valid_from
+                AND (c.valid_to IS NULL OR j.job_date < c.valid_to)
+        )
+        GROUP BY j.source
+        ORDER BY jobs DESC
+        """,
     ),
     Query(
         "shared_job_numbers",
         "raw/jobs",
-        "Job numbers that several jobs share: payments that name only the number cannot be linked. Remedy: correct"
-        " the number of one of them.",
-        "SELECT job_number, string_agg(job_id, ', ' ORDER BY job_id) AS jobs FROM raw.jobs"
-        " WHERE job_number IS NOT NULL GROUP BY job_number HAVING count(*) > 1 ORDER BY job_number",
+        "Job numbers that several jobs share: payments that give only the number cannot be linked. Remedy: correct"
+        " the number of one of the jobs.",
+        """
+        SELECT job_number, string_agg(job_id, ', ' ORDER BY job_id) AS jobs
+        FROM raw.jobs
+        WHERE job_number IS NOT NULL
+        GROUP BY job_number
+        HAVING count(*) > 1
+        ORDER BY job_number
+        """,
     ),
     Query(
         "unknown_statuses",
         "raw/payments",
-        "Payment statuses never seen before. They count as revenue. Remedy: tell the maintainers whether they should.",
-        "SELECT status, count(*) AS payments, sum(amount)::text AS amount FROM raw.payments"
-        f" WHERE raw.fold(status) <> ALL (ARRAY{list(KNOWN_PAYMENT_STATUSES)!r}) GROUP BY status ORDER BY payments DESC",
+        "Payment statuses not seen before. They count as revenue. Remedy: ask the maintainers whether they should.",
+        f"""
+        SELECT status, count(*) AS payments, sum(amount)::text AS amount
+        FROM raw.payments
+        WHERE raw.fold(status) <> ALL (ARRAY{list(KNOWN_PAYMENT_STATUSES)!r})
+        GROUP BY status
+        ORDER BY payments DESC
+        """,
     ),
     Query(
         "payments_linked",
         "raw/payments",
-        "Every payment is linked to the job that its reference names. A trigger of raw.payments or raw.jobs was disabled."
-        " Remedy: enable it again, then set job_id of these payments to the expected one.",
-        "SELECT p.payment_id, p.job_ref, p.job_id, coalesce(by_id.job_id, by_number.job_id) AS expected"
-        " FROM raw.payments p LEFT JOIN raw.jobs by_id ON by_id.job_id = p.job_id_ref"
-        " LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = p.job_number_ref"
-        " WHERE p.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)",
+        "Every payment is linked to the job that it references. When red, a trigger on raw.payments or raw.jobs was"
+        " disabled. Remedy: enable it again, then set job_id of these payments to the expected one.",
+        """
+        SELECT p.payment_id, p.job_ref, p.job_id, coalesce(by_id.job_id, by_number.job_id) AS expected
+        FROM raw.payments p
+        LEFT JOIN raw.jobs by_id ON by_id.job_id = p.job_id_ref
+        LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = p.job_number_ref
+        WHERE p.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
+        """,
         error=True,
     ),
     Query(
         "closed_months_covered",
         "raw/google_spend",
-        "Closed months that Google's spend does not cover to their end, or not at all though an earlier month is."
-        " Remedy: export the month again; once Google is no longer used, a rule from that month on in"
-        " analytics.lead_channels with another cost_rule.",
+        "Closed months that Google's spend does not cover to their last day, or not at all although an earlier month"
+        " is covered. Remedy: export the month again; if Google is no longer used, add a rule to"
+        " analytics.lead_channels with another cost_rule from that month on.",
         """
         SELECT m.month::text, s.covered_to::text
-        FROM (SELECT generate_series(min(month), analytics.month_of(analytics.today()) - 1, interval '1 month')::date
-              FROM raw.google_spend) AS m (month)
-        JOIN analytics.channel_rules c ON c.cost_rule = 'google_spend'
-            AND m.month >= c.valid_from AND (c.valid_to IS NULL OR m.month < c.valid_to)
+        FROM (
+            SELECT generate_series(min(month), analytics.month_of(analytics.today()) - 1, interval '1 month')::date
+            FROM raw.google_spend
+        ) AS m (month)
+        JOIN analytics.channel_rules c
+            ON c.cost_rule = 'google_spend' AND m.month >= c.valid_from AND (c.valid_to IS NULL OR m.month < c.valid_to)
         LEFT JOIN (SELECT month, max(covered_to) AS covered_to FROM raw.google_spend GROUP BY month) s
             ON s.month = m.month
         WHERE s.covered_to IS NULL OR s.covered_to < (m.month + interval '1 month' - interval '1 day')::date
@@ -107,32 +136,40 @@ QUERIES = (
     Query(
         "daily_values_sane",
         "analytics/daily_metrics",
-        "Counts are not negative, units and repairs are at most the jobs, and every source has a name.",
-        "SELECT date::text, source, segment, jobs, units, repairs, leads, calls, cost::text FROM analytics.daily_metrics"
-        " WHERE date >= %(start)s AND date < %(end)s AND (least(jobs, units, repairs, leads, calls) < 0 OR units > jobs"
-        " OR repairs > jobs OR btrim(source) = '' OR (jobs, leads, calls, cost, revenue_gross) = (0, 0, 0, 0, 0))",
+        "No count is negative, units and repairs do not exceed jobs, every row has a source and some value.",
+        """
+        SELECT date::text, source, segment, jobs, units, repairs, leads, calls, cost::text
+        FROM analytics.daily_metrics
+        WHERE date >= %(start)s AND date < %(end)s AND (
+            least(jobs, units, repairs, leads, calls) < 0 OR units > jobs OR repairs > jobs OR btrim(source) = ''
+            OR (jobs, leads, calls, cost, revenue_gross) = (0, 0, 0, 0, 0)
+        )
+        """,
         error=True,
     ),
     Query(
         "revenue_adds_up",
         "analytics/daily_metrics",
-        "The revenue of every month that is not stale is the sum of the counted payments of its jobs and of its"
-        " orphan payments. Remedy: refresh the month; if it stays, a trigger was disabled.",
+        "The revenue of every month that is not stale equals the counted payments of its jobs plus its orphan"
+        " payments. Remedy: refresh the month; if it stays red, a trigger was disabled.",
         """
         WITH paid AS (
             SELECT analytics.month_of(coalesce(j.job_date, p.paid_date)) AS month, sum(p.amount) AS amount
-            FROM raw.payments p LEFT JOIN raw.jobs j ON j.job_id = p.job_id
+            FROM raw.payments p
+            LEFT JOIN raw.jobs j ON j.job_id = p.job_id
             WHERE p.counts AND coalesce(j.job_date, p.paid_date) >= %(start)s
-              AND coalesce(j.job_date, p.paid_date) < %(end)s
+                AND coalesce(j.job_date, p.paid_date) < %(end)s
             GROUP BY 1
         ), shown AS (
-            SELECT analytics.month_of(date) AS month, sum(revenue_gross) AS amount FROM analytics.daily_metrics
-            WHERE date >= %(start)s AND date < %(end)s GROUP BY 1
+            SELECT analytics.month_of(date) AS month, sum(revenue_gross) AS amount
+            FROM analytics.daily_metrics
+            WHERE date >= %(start)s AND date < %(end)s
+            GROUP BY 1
         )
         SELECT month::text, paid.amount::text AS payments, shown.amount::text AS metrics
         FROM paid FULL JOIN shown USING (month)
         WHERE coalesce(paid.amount, 0) <> coalesce(shown.amount, 0)
-          AND month NOT IN (SELECT s.month FROM analytics.stale_months s)
+            AND month NOT IN (SELECT s.month FROM analytics.stale_months s)
         ORDER BY month
         """,
         error=True,
@@ -140,26 +177,32 @@ QUERIES = (
     Query(
         "months_outside_partitions",
         "analytics/daily_metrics",
-        "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: an earlier"
+        "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: set an earlier"
         " START_MONTH, or correct dates in the future.",
-        "SELECT month::text, (SELECT count(*) FROM analytics.stale_months s WHERE s.month = known.month) AS changes"
-        " FROM analytics.every_month() AS known (month)"
-        " WHERE month < %(first_partition)s OR month > analytics.month_of(analytics.today()) ORDER BY month",
+        """
+        SELECT month::text, (SELECT count(*) FROM analytics.stale_months s WHERE s.month = known.month) AS changes
+        FROM analytics.every_month() AS known (month)
+        WHERE month < %(first_partition)s OR month > analytics.month_of(analytics.today())
+        ORDER BY month
+        """,
     ),
     Query(
         "daily_adds_up_to_monthly",
         "analytics/monthly_metrics",
-        "monthly_metrics are the sums of daily_metrics. Remedy: refresh the month.",
+        "Every row of monthly_metrics is the sum of its daily_metrics. Remedy: refresh the month.",
         """
         WITH summed AS (
             SELECT * FROM analytics.compute_monthly_metrics(%(start)s::date, %(end)s::date)
         ), stored AS (
             SELECT month, source::text, segment::text, jobs, units, repairs, leads, calls, cost, revenue_gross
-            FROM analytics.monthly_metrics WHERE month >= %(start)s AND month < %(end)s
+            FROM analytics.monthly_metrics
+            WHERE month >= %(start)s AND month < %(end)s
         )
-        SELECT month::text, source, segment FROM (
+        SELECT month::text, source, segment
+        FROM (
             (SELECT * FROM summed EXCEPT SELECT * FROM stored) UNION (SELECT * FROM stored EXCEPT SELECT * FROM summed)
-        ) AS different ORDER BY month, source, segment
+        ) AS different
+        ORDER BY month, source, segment
         """,
         error=True,
     ),

@@ -1,6 +1,6 @@
 """Generates docs/data-model.md from the catalog: purpose, columns, keys and indexes of every table.
 
-python -m crm_analytics.analytics.warehouse.data_model_doc > docs/data-model.md
+`python -m crm_analytics.analytics.warehouse.data_model_doc > docs/data-model.md`
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ SCHEMAS = ("raw", "analytics", "reporting")
 
 INTRODUCTION = """# Data model of the analytics database
 
-Generated from the catalog by `python -m crm_analytics.analytics.warehouse.data_model_doc`; a test keeps it equal. The scripts
-themselves: `crm-analytics migrate analytics --sql`.
+Generated from the catalog by `python -m crm_analytics.analytics.warehouse.data_model_doc`; do not edit. A test keeps
+it equal to the database. The scripts themselves: `crm-analytics migrate analytics --sql`.
 
-Schema `raw` holds what the exports say, with the ledger of files and the quarantine. Schema `analytics` holds the
-channel rules, the facts (views: every business rule stands there once), and the aggregates that Grafana reads.
-Schema `reporting` holds what dashboards need beyond that, without customers' data.
-Values of `source` and `segment` are text; segments are limited by CHECK, sources by `channel_aliases`.
+Schema `raw` holds the exports' rows, the ledger of files and the quarantine. Schema `analytics` holds the channel
+rules, the facts (views that contain every business rule once) and the aggregates that Grafana reads. Schema
+`reporting` holds what dashboards need beyond that, without customer data.
+Values of `source` and `segment` are text: a CHECK limits segments, `channel_aliases` maps sources.
 """
 
 
 def data_model(connection: psycopg.Connection[Any]) -> str:
-    """The page as markdown."""
+    """Returns the page as Markdown."""
     parts = [INTRODUCTION]
     for relation in relations(connection, *SCHEMAS):
         parts.append(_section(relation))

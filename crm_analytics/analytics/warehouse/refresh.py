@@ -1,7 +1,7 @@
-"""Recomputing daily and monthly metrics for a range of months, and the queue of stale months.
+"""Recomputes daily and monthly metrics for a range of months, and reads the queue of stale months.
 
-Implements decisions 6 and 7 of the architecture: both tables change in one transaction, and a change that
-commits while a refresh runs stays queued.
+Both tables change in one transaction (docs/decisions/metrics-in-one-transaction.md), and a change that commits
+while a refresh runs stays queued (docs/decisions/incremental-equals-full.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross
 
 @dataclass(frozen=True)
 class RefreshedMonth:
-    """What a refresh did to one month."""
+    """The outcome of a refresh for one month."""
 
     month: date
     stale_rows: int
@@ -34,7 +34,7 @@ class RefreshedMonth:
 
 @dataclass(frozen=True)
 class StaleMonth:
-    """A month that waits for its refresh."""
+    """A month that is queued for a refresh."""
 
     month: date
     newest_id: int
@@ -42,7 +42,7 @@ class StaleMonth:
 
 
 def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
-    """Make `table` hold what its compute function says for the range, touching only rows that differ."""
+    """Returns SQL that makes `table` equal its compute function over the range, writing only rows that differ."""
     columns = ", ".join(MEASURES)
     before = ", ".join(f"stored.{name}" for name in MEASURES)
     after = ", ".join(f"excluded.{name}" for name in MEASURES)
@@ -77,21 +77,21 @@ WRITE_MONTHLY = _write_sql("monthly_metrics", "month")
 def refresh(
     connection: psycopg.Connection[Any], start: date, end: date, run_id: str | None = None
 ) -> list[RefreshedMonth]:
-    """Recompute daily_metrics and monthly_metrics for the months of [start, end), in one transaction.
+    """Recomputes daily_metrics and monthly_metrics for the months of [start, end), in one transaction.
 
-    The months' advisory locks are taken in ascending order, so two refreshes wait for each other instead of
-    overwriting. READ COMMITTED, because a snapshot taken before a lock is granted would be too old. The
-    queue's ids are read before the recomputation and only those are deleted after it. Open changes of channel
-    rules are waited for: they have noted only the months that existed when they were made.
+    Takes the months' advisory locks in ascending order, so that two refreshes wait for each other instead of
+    overwriting each other. Runs in READ COMMITTED, because a snapshot taken before a lock is granted would be too
+    old. Reads the queue's ids before recomputing and deletes only those afterwards. Waits for open changes of
+    channel rules: these have queued only the months that existed when they were made.
 
     Args:
         connection: to the analytics database, not inside a transaction.
         start: first day of the first month.
         end: first day of the month after the last one.
-        run_id: Dagster run to be named in analytics.refresh_log.
+        run_id: the Dagster run, for analytics.refresh_log.
 
     Returns:
-        One entry for each month of the range, in order.
+        One entry per month of the range, in order.
     """
     months = list(months_between(start, end))
     if not months:
@@ -110,7 +110,7 @@ def refresh(
             "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
             window,
         ).fetchall()
-        # not prepared, so that each range gets a plan of its own: the facts have one for a month and one for years
+        # Not prepared, so that each range gets its own plan: a month and ten years need different ones.
         changed: dict[date, int] = dict(connection.execute(WRITE_DAILY, window, prepare=False).fetchall())
         connection.execute(WRITE_MONTHLY, window, prepare=False)
         connection.execute(
@@ -132,10 +132,10 @@ def refresh(
 
 
 def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, date]) -> None:
-    """Take months outside the window off the queue that have neither raw rows nor metrics any more.
+    """Removes months outside the window from the queue that have neither raw rows nor metrics any more.
 
-    Nobody would refresh them where no partition covers them. Under the month's lock, since a refresh that is at
-    work on it may be about to commit metrics; where another holds it, the next refresh looks again.
+    No refresh would ever cover them where no partition does. Holds the month's lock, because a refresh in progress
+    may be about to commit metrics for it; a month whose lock is taken is left for the next refresh.
     """
     empty = (
         "NOT (month >= %(start)s AND month < %(end)s)"
@@ -155,7 +155,7 @@ def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, 
 
 
 def stale_months(connection: psycopg.Connection[Any]) -> list[StaleMonth]:
-    """The months waiting in the queue, in order."""
+    """Returns the queued months, in order."""
     return [
         StaleMonth(*row)
         for row in connection.execute(
