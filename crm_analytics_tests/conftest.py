@@ -109,7 +109,7 @@ def _template(server: EmbeddedPostgres, database: str) -> str:
 
 def _make_dagster_storage(url: str) -> None:
     """Dagster's tables, which it makes when an instance is first opened (a second for each test otherwise)."""
-    from crm_analytics.orchestration.dagster_storage import PooledPostgresStorage
+    from crm_analytics.orchestration.instance import PooledPostgresStorage
 
     PooledPostgresStorage(url).close()
 

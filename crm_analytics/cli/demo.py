@@ -37,9 +37,7 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     migrate_both(config, console)
     console.rule("2. sample exports")
     try:
-        summary = write_landing(
-            config.landing_dir, months=months, until=datetime.now(config.timezone).date()
-        )
+        summary = write_landing(config.landing_dir, months=months, until=datetime.now(config.timezone).date())
     except ForeignFiles as error:
         console.print(f"[red]{error}[/]", highlight=False)
         return 1

@@ -32,7 +32,7 @@ class PlatformInstance(dg.DagsterInstance):
         return {}
 
     @classmethod
-    def config_defaults(cls, base_dir: str) -> Mapping[str, ConfigurableClassData | None]:
+    def config_defaults(cls, base_dir: str) -> Mapping[str, Any]:
         """Returns Dagster's defaults for the state folder; `base_dir`, often a temporary DAGSTER_HOME, is ignored."""
         return _local_files(Settings())
 
@@ -97,5 +97,5 @@ def output_folder(config: Settings) -> Path:
     return config.crm_analytics_home / "dagster" / "storage"
 
 
-def _local_files(config: Settings) -> Mapping[str, ConfigurableClassData | None]:
+def _local_files(config: Settings) -> Mapping[str, Any]:
     return InstanceRef.config_defaults(str(output_folder(config).parent))

@@ -1,4 +1,4 @@
-"""A real Dagster instance on PostgreSQL, a fresh analytics database and a landing folder, wired by environment."""
+"""A real Dagster instance on PostgreSQL, a fresh analytics database and a landing folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.core.database import database_url
+from crm_analytics.core.settings import Settings
+from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.partitions import range_tags
 
 JOBS_HEADER = "UUID,Job #,Job Type,Source,Status,Created,Total"
@@ -33,8 +35,33 @@ class Platform:
     """The platform on a real instance: drop files, run, look."""
 
     instance: dg.DagsterInstance
-    landing: Path
-    url: str
+    settings: Settings
+
+    @property
+    def landing(self) -> Path:
+        """The landing folder."""
+        return self.settings.landing_dir
+
+    @property
+    def url(self) -> str:
+        """The address of the analytics database."""
+        return database_url("analytics", self.settings)
+
+    def change(self, **changes: object) -> None:
+        """Goes on with other settings, as a process that starts with other variables would."""
+        self.settings = self.settings.model_copy(update=changes)
+
+    @property
+    def defs(self) -> dg.Definitions:
+        """The production assembly with these settings."""
+        from crm_analytics.definitions import build_defs
+
+        return build_defs(self.settings)
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """The resources of the assembly, for a tick or a check outside a job."""
+        return dict(self.defs.resources or {})
 
     def drop(self, name: str, header: str, *rows: str) -> Path:
         """Write an export into the landing folder."""
@@ -57,9 +84,7 @@ class Platform:
         self, tags: Any, selection: Any = None, config: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
         """One run of the job `refresh` with these tags."""
-        from crm_analytics.definitions import defs
-
-        return defs.resolve_job_def("refresh").execute_in_process(
+        return self.defs.resolve_job_def("refresh").execute_in_process(
             instance=self.instance,
             tags=dict(tags),
             asset_selection=list(selection) if selection else None,
@@ -84,23 +109,16 @@ def platform(
 ) -> Iterator[Platform]:
     """Fresh databases and folders, and the project's own dagster.yaml; files need not settle first."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
-    url = new_database("analytics")
     landing = tmp_path / "landing"
     landing.mkdir()
-    home = tmp_path / "dagster"
-    home.mkdir()
-    (home / "dagster.yaml").write_text((PROJECT_DIR / "dagster.yaml").read_text())
-    for name, value in {
-        "ANALYTICS_DATABASE_URL": url,
-        "DAGSTER_POSTGRES_URL": new_database("dagster"),
-        "LANDING_DIR": str(landing),
-        "DAGSTER_HOME": str(home),
-        "CRM_ANALYTICS_DAGSTER_DIR": str(home),
-        "DAGSTER_EVENT_BATCH_SIZE": "1000",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        yield Platform(instance, landing, url)
+    settings = Settings(
+        analytics_database_url=new_database("analytics"),
+        dagster_postgres_url=new_database("dagster"),
+        landing_dir=landing,
+        crm_analytics_home=tmp_path / "state",
+    )
+    with open_instance(settings) as instance:
+        yield Platform(instance, settings)
 
 
 def job_row(

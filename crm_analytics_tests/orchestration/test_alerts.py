@@ -13,6 +13,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
@@ -57,19 +58,21 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def tick(analytics_url, monkeypatch, webhook) -> Iterator[Callable[[], dg.SensorExecutionData]]:
-    """Evaluates the sensor once, with the cursor of the time before."""
-    monkeypatch.setenv("ANALYTICS_DATABASE_URL", analytics_url)
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
-    monkeypatch.setenv("DAGSTER_URL", "https://dagster.example.com/")
+def tick(analytics_url, webhook) -> Iterator[Callable[..., dg.SensorExecutionData]]:
+    """Evaluates the sensor once, with the cursor of the time before and, if given, other settings."""
+    settings = Settings(
+        analytics_database_url=analytics_url,
+        alert_webhook_url=webhook.url,
+        dagster_url="https://dagster.example.com/",
+    )
     cursor: str | None = None
     with dg.DagsterInstance.ephemeral() as instance:
 
-        def evaluate() -> Any:
+        def evaluate(**changes: object) -> Any:
             nonlocal cursor
-            with dg.build_sensor_context(
-                instance=instance, cursor=cursor, resources={"analytics": AnalyticsDatabase()}
-            ) as context:
+            changed = settings.model_copy(update=changes)
+            resources = {"analytics": AnalyticsDatabase(changed), "settings": changed}
+            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
                 data = alerts.evaluate_tick(context)
             cursor = data.cursor
             return data
@@ -217,13 +220,11 @@ def test_wrong_address_loses_nothing(tick, webhook, analytics):
     assert len(webhook.texts) == len(set(webhook.texts)) == 21
 
 
-def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook, monkeypatch):
+def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook):
     """Switching alerts on must not bring last year's failures."""
     tick()
     _run(tick.instance, fail=True)
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
-    assert "no alerts" in tick().skip_message
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
+    assert "no alerts" in tick(alert_webhook_url=None).skip_message
     tick()
     assert webhook.received == []
 

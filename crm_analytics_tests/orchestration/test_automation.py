@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -24,8 +23,6 @@ from crm_analytics.orchestration.analytics.automation import (
     nightly_refresh,
     refresh_stale_months,
 )
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -34,12 +31,9 @@ OCTOBER = date(2024, 10, 1)
 
 def tick(platform: Platform, sensor: dg.SensorDefinition) -> list[dg.RunRequest]:
     """One evaluation, as the daemon does it."""
-    from crm_analytics.definitions import defs
-
-    resources: dict[str, Any] = {"analytics": AnalyticsDatabase()}
-    if sensor is load_landing_files:
-        resources["landing"] = LandingFolder()
-    context = dg.build_sensor_context(instance=platform.instance, definitions=defs, resources=resources)
+    context = dg.build_sensor_context(
+        instance=platform.instance, definitions=platform.defs, resources=platform.resources
+    )
     return list(sensor.evaluate_tick(context).run_requests or [])
 
 
@@ -159,14 +153,12 @@ def test_new_declaration_reads_an_unchanged_folder_again(
     assert [r.run_key for r in tick(platform, load_landing_files)] != [r.run_key for r in requests]
 
 
-def test_new_database_knows_no_run_keys(
-    platform: Platform, new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_database_knows_no_run_keys(platform: Platform, new_database: Callable[..., str]) -> None:
     """Files and queue ids of a database made anew look like the old one's, whose run keys the daemon remembers."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     keys = []
     for url in (platform.url, new_database("analytics")):
-        monkeypatch.setenv("ANALYTICS_DATABASE_URL", url)
+        platform.change(analytics_database_url=url)
         for sensor in (load_landing_files, refresh_stale_months):
             requests = tick(platform, sensor)
             keys += [request.run_key for request in requests]
@@ -252,24 +244,20 @@ def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
         if evaluation.check_name == "files_read" and evaluation.asset_key == dg.AssetKey(["raw", "jobs"])
     ]
     assert not check.passed
-    context = dg.build_sensor_context(
-        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
-    )
+    context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
     assert "jobs/moved.csv: a link to" in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
 def test_missing_landing_folder_is_said_and_skipped(platform: Platform) -> None:
     """A sensor that raises fills the UI with red ticks about something that is not an error yet."""
     platform.landing.rmdir()
-    context = dg.build_sensor_context(
-        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
-    )
+    context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
     assert "does not exist" in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
 def evaluate_schedule(platform: Platform, at: datetime) -> list[dg.RunRequest]:
     context = dg.build_schedule_context(
-        instance=platform.instance, scheduled_execution_time=at, resources={"analytics": AnalyticsDatabase()}
+        instance=platform.instance, scheduled_execution_time=at, resources=platform.resources
     )
     return list(nightly_refresh.evaluate_tick(context).run_requests or [])
 

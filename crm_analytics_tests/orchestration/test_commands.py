@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from crm_analytics.cli.main import main
-from crm_analytics.cli.run_dagster import print_months
+from crm_analytics.cli.summary import print_months
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]

@@ -8,7 +8,6 @@ from typing import Any
 
 import dagster as dg
 import psycopg
-import pytest
 
 from crm_analytics.demo.sample_exports import write_landing
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
@@ -126,8 +125,6 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
         "daily_values_sane": "UPDATE analytics.daily_metrics SET units = 9",
     }
     from crm_analytics.orchestration.analytics.checks import analytics_checks
-    from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-    from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
     for name, tampering in checks_of.items():
         platform.execute(tampering)
@@ -136,7 +133,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
             if any(key.name == name for key in definition.check_keys):
                 result = dg.materialize(  # checks alone, as "Execute" in the UI does
                     [definition],
-                    resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()},
+                    resources=platform.resources,
                     selection=dg.AssetSelection.checks(definition),
                     raise_on_error=False,
                 )
@@ -152,8 +149,6 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
 
 def test_history_is_checked_without_a_window(platform: Platform) -> None:
     """An old month that somebody changed by hand stays unseen by runs for other months; the nightly check finds it."""
-    from crm_analytics.definitions import defs
-
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(date(2024, 3, 1), NOVEMBER).success
@@ -162,7 +157,7 @@ def test_history_is_checked_without_a_window(platform: Platform) -> None:
     )
     assert all(checks(platform.run(OCTOBER, OCTOBER)).values())
     before = contents(platform)
-    job = defs.resolve_job_def("check_history")
+    job = platform.defs.resolve_job_def("check_history")
     result = job.execute_in_process(instance=platform.instance, raise_on_error=False)
     assert not result.success
     assert checks(result) == {
@@ -253,14 +248,14 @@ def test_force_reads_everything_again(platform: Platform) -> None:
 
 
 def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
+    platform: Platform,
 ) -> None:
     """Permanent failures are not retried, and say what to do."""
-    monkeypatch.setenv("LANDING_DIR", "/nowhere/landing")
+    platform.change(landing_dir=Path("/nowhere/landing"))
     result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])])
     messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
     assert not result.success and "does not exist: create it, or set LANDING_DIR" in messages[0]
-    monkeypatch.setenv("BUSINESS_TIMEZONE", "Europe/Berlin")
+    platform.change(business_timezone="Europe/Berlin")
     result = platform.run(
         OCTOBER,
         OCTOBER,
@@ -272,36 +267,33 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
 
 
 def test_pruning_deletes_what_old_runs_printed(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    platform: Platform,
 ) -> None:
     """Some files for each step of each run would fill the volume."""
-    from crm_analytics.core.settings import settings
+    from crm_analytics.orchestration.instance import output_folder
     from crm_analytics.orchestration.retention import prune_compute_logs
 
-    monkeypatch.setenv("CRM_ANALYTICS_HOME", str(tmp_path))
     old, young = (platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])]).run_id for _ in range(2))
-    folder = tmp_path / "dagster"
+    folder = output_folder(platform.settings)
     assert (folder / old).is_dir(), "where the instance keeps them"
-    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
         storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
-    assert prune_compute_logs(settings(), days=5) == 1
+    assert prune_compute_logs(platform.settings, days=5) == 1
     assert not (folder / old).exists() and (folder / young).is_dir()
-    assert (folder / "dagster.yaml").exists()
-    assert prune_compute_logs(settings(), days=5) == 0
+    assert prune_compute_logs(platform.settings, days=5) == 0
 
 
 def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
     """Event logs grow for ever; what happened to assets must stay."""
-    from crm_analytics.core.settings import settings
     from crm_analytics.orchestration.retention import prune_event_logs
 
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     run = platform.run(OCTOBER, OCTOBER)
-    assert prune_event_logs(settings(), days=1) == 0, "young runs are kept"
-    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+    assert prune_event_logs(platform.settings, days=1) == 0, "young runs are kept"
+    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
         storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days'")
         before = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
-        assert prune_event_logs(settings(), days=5) > 0
+        assert prune_event_logs(platform.settings, days=5) > 0
         after = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
     assert before == after
     assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}

@@ -22,7 +22,9 @@ SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
     ),
 )
 def crm_schema(
-    context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase], crm_migrations: dg.ResourceParam[CrmMigrations]
+    context: dg.AssetExecutionContext,
+    crm_database: dg.ResourceParam[CrmDatabase],
+    crm_migrations: dg.ResourceParam[CrmMigrations],
 ) -> dg.MaterializeResult:
     """Migrate the CRM, and record its version, files and manifest hash."""
     status = crm_migrations.migrate(report=context.log.info)
