@@ -1,4 +1,4 @@
-# One image for migrate, code server, webserver and daemon. Versions are those of constraints.txt, which the tests use.
+# One image for migrate, code server, webserver and daemon, with the versions of constraints.txt, as in the tests.
 FROM python:3.11.14-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -10,12 +10,12 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /app --shell /u
 
 WORKDIR /app
 
-# dependencies first: they change seldom
+# dependencies first, because they rarely change
 COPY pyproject.toml constraints.txt ./
 RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
     && pip install --constraint constraints.txt --editable .
 
-# an editable installation finds the modules where they are: nothing to install again
+# an editable installation finds the modules here, so nothing needs to be installed again
 COPY . .
 
 USER app

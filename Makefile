@@ -1,4 +1,4 @@
-# make demo [SERVE=0] | make test [PG=16] | make lint | make bench | make up
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,17 +7,20 @@ SERVE ?= 1
 PORT ?= 3000
 TESTS ?= crm_analytics_tests
 
-.PHONY: demo test lint bench up help clean
+.PHONY: demo test lint generate bench up help clean
 help:
-	@echo "make demo          sample data, everything computed, Dagster UI on port $(PORT) (SERVE=0: do not serve)"
-	@echo "make test [PG=16]  lint, types and the whole suite on the embedded PostgreSQL"
-	@echo "make up            Dagster UI and daemon on your own exports in LANDING_DIR"
-	@echo "make bench         speed, as ratios; writes docs/benchmarks.md"
+	@echo "make demo          load sample data, compute everything, serve Dagster on port $(PORT) (SERVE=0: don't serve)"
+	@echo "make up            serve Dagster with its daemon on your own exports in LANDING_DIR"
+	@echo "make test [PG=16]  run lint and all tests on the embedded PostgreSQL (TESTS=path: only these)"
+	@echo "make lint          check format, rules and types"
+	@echo "make generate      write all generated files again"
+	@echo "make bench         measure speed and write docs/benchmarks.md"
+	@echo "make clean         remove the virtual environment and the state folder with its databases"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (once, about a minute)"
+	@echo "installing into $(VENV) (only once; takes about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -31,9 +34,22 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --nocolor --processes 2 sql
 
 test: lint
 	PG=$(PG) $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# Everything is read from databases made for this purpose, so neither a .env file nor configured databases matter.
+# docs/benchmarks.md (make bench) and docs/crm-guard-mutation.md (its test) take too long to be part of it.
+generate: $(VENV)/.installed
+	@home=$$(mktemp -d) && trap '$(BIN)/crm-analytics stop >/dev/null; rm -rf "$$home"' EXIT && \
+	export CRM_ANALYTICS_HOME="$$home" CRM_ANALYTICS_ENV_FILE=/dev/null ANALYTICS_DATABASE_URL= CRM_DATABASE_URL= && \
+	$(BIN)/python -m crm_analytics.dashboards.generate && \
+	$(BIN)/crm-analytics migrate analytics && \
+	$(BIN)/python -m crm_analytics.analytics.warehouse.data_model_doc > "$$home/page" && \
+	cp "$$home/page" docs/data-model.md && \
+	$(BIN)/crm-analytics crm manifest && \
+	$(BIN)/crm-analytics crm reference
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -1,1 +1,1 @@
-"""What `make bench` measures: every line is a ratio to a named baseline of the same run (issue 2, "Speed and size")."""
+"""The benchmark behind `make bench`. Every line compares a measurement with a named baseline of the same run."""

@@ -1,27 +1,26 @@
-"""`python -m bench [--scale 0.05] [SECTION...]`: measure, print the table, write docs/benchmarks.md, judge the limits."""
+"""The command `python -m bench [--scale 0.05] [SECTION...]`: measures, prints the table, and judges the limits."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from bench.environment import Ground
+from bench.environment import Environment
 from bench.report import print_table, write_page
 from bench.table import BenchRow
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR, settings
 
 PAGE = PROJECT_DIR / "docs" / "benchmarks.md"
-SECTIONS = ("ingest", "metrics", "comparators", "dagster", "crm_rpc", "grafana")
+SECTIONS = ("ingest", "metrics", "comparators", "dagster_run", "crm_rpc", "grafana")
 
 
 @click.command()
@@ -32,24 +31,26 @@ SECTIONS = ("ingest", "metrics", "comparators", "dagster", "crm_rpc", "grafana")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to work (1.5 GB at full size); a temporary folder by default. Removed at the end.",
+    help="Parent of the working folder (1.5 GB at full size), which is removed at the end. [default: the temporary folder]",
 )
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"Page to write; {PAGE.name} after a full run.",
+    help=f"Page to write. [default: {PAGE.name}, after a full run only]",
 )
 def main(sections: tuple[str, ...], scale: float, folder: Path | None, page: Path | None) -> None:
-    """Measure SECTIONS (all by default). Exit code 1 if a limit is missed."""
+    """Measure SECTIONS (all by default). Exits with code 1 if a limit is missed."""
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server and the folder go, too
+    # so that the server and the folder are removed, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     work = Path(tempfile.mkdtemp(prefix="crm_analytics_bench_", dir=folder))
     server = EmbeddedPostgres(work / "server", settings().embedded_postgres_version).start()
     rows: list[BenchRow] = []
     try:
-        ground = Ground(server, work, scale, lambda text: console.print(f"[dim]{text} …[/]"))
+        environment = Environment(server, work, scale, lambda text: console.print(f"[dim]{text} …[/]"))
         for name in sections or SECTIONS:
-            for row in _section(name, ground):
+            section: Iterator[BenchRow] = importlib.import_module(f"bench.{name}").rows(environment)
+            for row in section:
                 rows.append(row)
                 verdict = {None: "", True: " kept", False: " [red]MISSED[/]"}[row.kept]
                 ratio = "" if row.ratio is None else f" (ratio {row.ratio:.2f})"
@@ -65,22 +66,8 @@ def main(sections: tuple[str, ...], scale: float, folder: Path | None, page: Pat
         page = PAGE
     if page is not None:
         write_page(rows, scale, page)
-        console.print(f"written: {page}")
+        console.print(f"wrote {page}")
     sys.exit(1 if any(row.kept is False for row in rows) else 0)
-
-
-def _section(name: str, ground: Ground) -> Iterable[BenchRow]:
-    if importlib.util.find_spec(f"bench.{name}") is None and name != "dagster":
-        ground.say(f"no section {name} in this release")
-        return []
-    if name == "crm_rpc":
-        rpc = importlib.import_module("bench.crm_rpc")
-        calls = max(160, round(100_000 * ground.scale))
-        measured: list[BenchRow] = rpc.crm_rpc_rows(ground.server, calls)
-        return measured
-    module = importlib.import_module("bench.dagster_run" if name == "dagster" else f"bench.{name}")
-    rows: Callable[..., Iterable[BenchRow]] = module.rows
-    return rows() if name == "grafana" else rows(ground)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the usual alternatives take for the same exports and the same daily numbers. They inform; they have no limit."""
+"""DuckDB and pandas on the same exports, for the same daily numbers. These lines inform and have no limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import duckdb
 import pandas as pd
 import sqlalchemy as sa
 
-from bench.environment import Ground, timed
+from bench.environment import Environment, timed
 from bench.exports import Exports
 from bench.ingest import TABLES, loaded
 from bench.metrics import END, START
@@ -20,7 +20,8 @@ from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.core.database import sqlalchemy_url
 
 SECTION = "comparators"
-INSERTED = 50_000  #: rows that pandas inserts: a million would take longer than everything else together
+#: Rows that pandas inserts: a million would take longer than the rest of the benchmark.
+INSERTED = 50_000
 CHANNELS = {
     "google": ("Google", "jobs"), "googleads": ("Google", "jobs"), "elocals": ("eLocals", "own"),
     "pro referral": ("Pro Referral", "own"), "rely": ("Rely", "units"), "nsa": ("NSA", "units"),
@@ -48,11 +49,11 @@ FROM jobs GROUP BY ALL
 """
 
 
-def rows(ground: Ground) -> Iterator[BenchRow]:
-    """The comparators' lines; each one's jobs, repairs and revenue are checked against ours."""
-    with loaded(ground) as connection:
-        if "metrics" not in ground.seconds:
-            ground.seconds["metrics"] = timed(lambda: refresh(connection, START, END))
+def rows(environment: Environment) -> Iterator[BenchRow]:
+    """Yields one line per comparator, after checking that its jobs, repairs and revenue equal ours."""
+    with loaded(environment) as connection:
+        if "metrics" not in environment.seconds:
+            environment.seconds["metrics"] = timed(lambda: refresh(connection, START, END))
         expected = connection.execute(
             "SELECT sum(jobs), sum(repairs), sum(revenue_gross) FROM analytics.daily_metrics"
             " WHERE (source, segment) <> ('Unattributed', 'OTHER') OR jobs > 0"
@@ -66,18 +67,18 @@ def rows(ground: Ground) -> Iterator[BenchRow]:
         assert expected and orphans and attributed
         answer = (int(attributed[0]), int(attributed[1]), attributed[2] - orphans[0])
     exports = Exports(
-        next((ground.landing / "jobs").iterdir()), next((ground.landing / "payments").iterdir())
+        next((environment.landing / "jobs").iterdir()), next((environment.landing / "payments").iterdir())
     )
-    ours = sum(ground.seconds[f"load {table}"] for table in TABLES) + ground.seconds["metrics"]
-    ground.say("DuckDB on the same CSVs")
+    ours = sum(environment.seconds[f"load {table}"] for table in TABLES) + environment.seconds["metrics"]
+    environment.say("DuckDB on the same CSVs")
     found: list[Any] = []
     seconds = timed(lambda: found.extend(_duckdb(exports)))
     assert tuple(found) == answer, f"DuckDB: {found}, ours: {answer}"
     yield BenchRow(
-        SECTION, "CSVs to daily metrics, once: ours, kept in PostgreSQL with quarantine and ledger", ours, "s",
-        "DuckDB, in memory, nothing kept", seconds,
+        SECTION, "from CSVs to daily metrics, stored in PostgreSQL with quarantine and ledger", ours, "s",
+        "DuckDB in memory, nothing stored", seconds,
     )  # fmt: skip
-    ground.say("pandas on the same CSVs")
+    environment.say("pandas on the same CSVs")
     frames: list[pd.DataFrame] = []
     reading = timed(lambda: frames.extend(_read(exports)))
     found.clear()
@@ -85,22 +86,22 @@ def rows(ground: Ground) -> Iterator[BenchRow]:
     assert tuple(found) == answer, f"pandas: {found}, ours: {answer}"
     yield BenchRow(
         SECTION,
-        "CSVs to daily metrics, once: ours",
+        "from CSVs to daily metrics",
         ours,
         "s",
         "pandas read_csv and groupby",
         reading + grouping,
     )
     yield BenchRow(
-        SECTION, "daily and monthly metrics: ours, from PostgreSQL", ground.seconds["metrics"], "s",
-        "pandas groupby of frames in memory", grouping,
+        SECTION, "daily and monthly metrics, computed in PostgreSQL", environment.seconds["metrics"], "s",
+        "pandas groupby on frames in memory", grouping,
     )  # fmt: skip
-    ground.say("pandas to_sql")
-    inserted = min(INSERTED, ground.jobs)
-    to_sql = timed(lambda: _to_sql(ground, frames[0].head(inserted))) / inserted
-    load = ground.seconds["load jobs"] / ground.jobs
+    environment.say("pandas to_sql")
+    inserted = min(INSERTED, environment.jobs)
+    to_sql = timed(lambda: _to_sql(environment, frames[0].head(inserted))) / inserted
+    load = environment.seconds["load jobs"] / environment.jobs
     yield BenchRow(
-        SECTION, "load of a million jobs: ours, from the CSV", load * 1e6, "s", "pandas to_sql of the frame, CSV not counted",
+        SECTION, "load of a million jobs from the CSV", load * 1e6, "s", "pandas to_sql of the frame, without reading the CSV",
         to_sql * 1e6, note=f"to_sql measured on {inserted:,} rows, same indexes",
     )  # fmt: skip
 
@@ -162,8 +163,8 @@ def _segment(text: str) -> str:
     return "COD" if "cod" in words else "INS" if "ins" in words else "OTHER"
 
 
-def _to_sql(ground: Ground, frame: pd.DataFrame) -> None:
-    with ground.connect("ten_years") as connection:
+def _to_sql(environment: Environment, frame: pd.DataFrame) -> None:
+    with environment.connect("ten_years") as connection:
         connection.execute("DROP SCHEMA IF EXISTS bench CASCADE; CREATE SCHEMA bench")
         connection.execute("CREATE TABLE bench.jobs (LIKE raw.jobs INCLUDING ALL)")
     named = pd.DataFrame(
@@ -177,7 +178,7 @@ def _to_sql(ground: Ground, frame: pd.DataFrame) -> None:
             "job_date": frame["Created"].dt.date,
         }
     )
-    engine = sa.create_engine(sqlalchemy_url(ground.analytics("ten_years"), "postgresql+psycopg"))
+    engine = sa.create_engine(sqlalchemy_url(environment.analytics("ten_years"), "postgresql+psycopg"))
     with engine.begin() as connection:
         named.to_sql("jobs", connection, schema="bench", if_exists="append", index=False, chunksize=10_000)
     engine.dispose()

@@ -1,4 +1,4 @@
-"""The CRM's lines of the benchmark: how fast payments are booked through the RPC, and that none is lost or doubled."""
+"""The payment RPC: how fast it books payments, and proof that it loses and doubles none."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from pathlib import Path
 
 import psycopg
 
+from bench.environment import Environment
 from bench.table import BenchRow
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm.migrating.migrate import migrate_crm
 
 CLIENTS = 8
 ORDERS = 8_000
+#: Payments of the run with repeated references, at full scale.
+CALLS = 100_000
+#: How long each rate is measured.
+SECONDS = 10
 SECTION = "CRM RPCs"
 
-#: The same row into a table of the same shape (columns, defaults, checks, indexes, foreign keys), as durable as a
-#: payment: what remains is what the RPC adds, its rules, guards, events and audit.
+#: Inserts the same row, as durably, into a table of the same shape (columns, defaults, checks, indexes, foreign keys).
+#: The difference is what the RPC adds: rules, guards, events and audit.
 _BARE_INSERT = f"""
 \\set i :i + 1
 \\set n :client_id * {ORDERS // CLIENTS} + :i % {ORDERS // CLIENTS}
@@ -40,8 +45,8 @@ _DISTINCT_ORDERS = f"""
 \\set n :client_id * {ORDERS // CLIENTS} + :i % {ORDERS // CLIENTS}
 \\set reference -(:client_id * 100000000 + :i)
 {_PAY}"""
-#: Call k pays for reference k; every 20th repeats the reference of some other call, with the same facts. So after
-#: N calls exactly the references that are no multiple of 20 are booked, once each, whatever the order of events.
+#: Call k pays for reference k, except that every 20th repeats the reference of another call, with the same facts.
+#: So N calls must book each reference that isn't a multiple of 20 exactly once, in whatever order they run.
 _REPEATED_REFERENCES = f"""
 \\set i :i + 1
 \\set reference :client_id * :per_client + :i
@@ -55,25 +60,22 @@ _REPEATED_REFERENCES = f"""
 {_PAY}"""
 
 
-def crm_rpc_rows(server: EmbeddedPostgres, calls: int = 100_000, seconds: int = 10) -> list[BenchRow]:
-    """Measure on a database of its own on the given (durable) server, and drop it.
-
-    Args:
-        server: a started server with the settings it has in use.
-        calls: how many payments the run with repeated references makes (a multiple of 160).
-        seconds: how long each of the two rates is measured.
+def rows(environment: Environment) -> Iterator[BenchRow]:
+    """Measures on a database of its own, and drops it.
 
     Raises:
         AssertionError: if a payment was lost or doubled, a call failed, or there was a deadlock.
     """
+    server, every = environment.server, 20 * CLIENTS
+    calls = max(1, round(CALLS * environment.scale) // every) * every
     with _database(server) as url:
-        bare = _rate(server, url, _BARE_INSERT, seconds)
-        paid = _rate(server, url, _DISTINCT_ORDERS, seconds)
-        rate = BenchRow(
+        bare = _rate(server, url, _BARE_INSERT)
+        paid = _rate(server, url, _DISTINCT_ORDERS)
+        yield BenchRow(
             SECTION, f"record_generic_payment_safe, {CLIENTS} clients on distinct orders", paid, "calls/s",
-            f"bare single-row INSERT of the same row, same indexes and foreign keys, {CLIENTS} clients", bare, 0.25, higher_is_better=True,
+            f"bare INSERT of the same row, same indexes and foreign keys, {CLIENTS} clients", bare, 0.25, higher_is_better=True,
         )  # fmt: skip
-        return [rate, _repeated(server, url, calls - calls % (20 * CLIENTS))]
+        yield _repeated(server, url, calls)
 
 
 def _repeated(server: EmbeddedPostgres, url: str, calls: int) -> BenchRow:
@@ -99,7 +101,7 @@ def _repeated(server: EmbeddedPostgres, url: str, calls: int) -> BenchRow:
     assert dead_after == dead_before, "there was a deadlock"
     assert "number of failed transactions: 0 " in output, output
     return BenchRow(
-        SECTION, f"{calls} calls, every 20th a repeated reference: payments lost or doubled, deadlocks", 0, "of them",
+        SECTION, f"{calls} calls, every 20th with a repeated reference: payments lost or doubled, deadlocks", 0, "of them",
         limit=0, note=f"{_tps(output):.0f} calls/s",
     )  # fmt: skip
 
@@ -132,8 +134,8 @@ def _database(server: EmbeddedPostgres) -> Iterator[str]:
                     " p_total_amount => 1000000, p_currency => 'EUR') ->> 'id')::uuid"
                     f" FROM lead, generate_series(0, {ORDERS - 1}) AS n"
                 )
-                # a business that has been running: sessions keep the plans of the tables they first met, and plans
-                # made for empty tables scan them
+                # Sessions keep the plans they first made, and plans made for empty tables scan them.
+                # So the measured calls start in a database with history, as those of a running business do.
                 connection.execute(
                     "SELECT public.record_generic_payment_safe(o.id, 'incoming', 'client_payment', 'bank_transfer', 1, 'EUR',"
                     " p_user_id => a.id) FROM bench_orders o, bench_admin a"
@@ -145,12 +147,12 @@ def _database(server: EmbeddedPostgres) -> Iterator[str]:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _rate(server: EmbeddedPostgres, url: str, script: str, seconds: int) -> float:
-    return _tps(_pgbench(server, url, script, ["-T", str(seconds)]))
+def _rate(server: EmbeddedPostgres, url: str, script: str) -> float:
+    return _tps(_pgbench(server, url, script, ["-T", str(SECONDS)]))
 
 
 def _pgbench(server: EmbeddedPostgres, url: str, script: str, arguments: list[str]) -> str:
-    """PostgreSQL's own load generator: a Python client would be slower than what it measures."""
+    """Runs PostgreSQL's own load generator, because a Python client would be slower than what it measures."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()

@@ -1,4 +1,4 @@
-"""What all sections stand on: a durable server of its own, databases, landing folders, the clock."""
+"""What all sections share: a durable server of their own, its databases, the landing folder, and the clock."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ PAYMENTS = 1_500_000
 
 
 @dataclass
-class Ground:
-    """One run of the benchmark: its server, its folder, its scale, and what sections leave for later ones."""
+class Environment:
+    """One run of the benchmark: its server, folder and scale, and the results that later sections reuse."""
 
     server: EmbeddedPostgres
     folder: Path
     scale: float
     say: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)  #: measured so far, by name
+    #: Measurements so far, by name.
+    seconds: dict[str, float] = field(default_factory=dict)
     databases: set[str] = field(default_factory=set)
 
     @property
     def jobs(self) -> int:
-        """Jobs of the big export."""
+        """The number of jobs in the big export."""
         return round(JOBS * self.scale)
 
     @property
     def payments(self) -> int:
-        """Payments of the big export."""
+        """The number of payments in the big export."""
         return round(PAYMENTS * self.scale)
 
     @property
@@ -50,9 +51,9 @@ class Ground:
         return self.folder / "landing"
 
     def cpu(self) -> float:
-        """CPU seconds used so far by the server and all its processes, ended ones included (Linux; else 0).
+        """Returns the CPU seconds that the server and all its processes have used, ended ones included.
 
-        Where other programs keep the machine busy, CPU seconds still compare when wall-clock seconds do not.
+        On a busy machine CPU seconds still compare when wall-clock seconds do not. Returns 0 outside Linux.
         """
         pid_file = self.server.data / "postmaster.pid"
         if not Path("/proc/self/stat").exists():
@@ -67,7 +68,7 @@ class Ground:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def analytics(self, name: str) -> str:
-        """URL of a migrated analytics database, made if it is not there."""
+        """Returns the URL of a migrated analytics database, which is created on first use."""
         if name not in self.databases:
             with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
                 connection.execute(f'CREATE DATABASE "{name}"')
@@ -76,28 +77,28 @@ class Ground:
         return self.server.url(name)
 
     def connect(self, name: str) -> psycopg.Connection[Any]:
-        """An autocommit connection to `analytics(name)`."""
+        """Opens an autocommit connection to `analytics(name)`."""
         return psycopg.connect(self.analytics(name), autocommit=True)
 
 
 def _stat(pid: int) -> list[int]:
-    """The numbers of /proc/<pid>/stat after the command's name: state, parent, ..., utime, stime, cutime, cstime."""
+    """Reads /proc/<pid>/stat after the command's name: 0 for the state, parent, …, utime, stime, cutime, cstime."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return [0, *map(int, fields[1:15])]
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that `work` takes."""
+    """Returns the seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def child(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run `python -m module` in a process of its own and read the JSON object on its last line.
+    """Runs `python -m module` in its own process and returns the JSON object on the last line of its output.
 
     Raises:
-        RuntimeError: with the end of its output if it failed.
+        RuntimeError: if it failed; the message has the end of its output.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],

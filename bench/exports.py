@@ -1,4 +1,4 @@
-"""The big exports: ten years of jobs with 44 columns and their payments, in the shapes that vendors export."""
+"""The big exports: ten years of jobs with 44 columns, and their payments, in the vendors' formats."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Exports:
-    """Where the two files lie."""
+    """The paths of the two files."""
 
     jobs: Path
     payments: Path
 
 
 def write_exports(landing: Path, jobs: int, payments: int) -> Exports:
-    """Write both files; the same for the same counts. Jobs are spread evenly over the years, newest first."""
+    """Writes both files. Jobs are spread evenly over the years, newest first; equal counts give equal bytes."""
     rng = random.Random(SEED)  # noqa: S311 sample data
     kinds = _kinds(rng, jobs)
     exports = Exports(
@@ -53,7 +53,7 @@ def write_exports(landing: Path, jobs: int, payments: int) -> Exports:
 
 
 def write_reexport(landing: Path, jobs: int, changed: int) -> tuple[Path, set[date]]:
-    """The same jobs a week later, `changed` of them (in three months) with another source: path and those months."""
+    """Writes the same jobs a week later, `changed` of them with another source; returns the path and the changed months."""
     rng = random.Random(SEED)  # noqa: S311 sample data
     kinds = _kinds(rng, jobs)
     months: set[date] = set()
@@ -69,7 +69,7 @@ def write_reexport(landing: Path, jobs: int, changed: int) -> tuple[Path, set[da
 
 
 def _kinds(rng: random.Random, jobs: int) -> list[tuple[str, str]]:
-    """Type and source of every job."""
+    """Draws the type and source of every job."""
     sources = rng.choices(list(SOURCES), list(SOURCES.values()), k=jobs)
     cash = rng.choices(list(CASH_TYPES), list(CASH_TYPES.values()), k=jobs)
     insured = rng.choices(list(INSURED_TYPES), list(INSURED_TYPES.values()), k=jobs)
@@ -92,7 +92,7 @@ def _job_line(n: int, jobs: int, kind: tuple[str, str]) -> str:
 
 
 def _payment_lines(rng: random.Random, jobs: int, payments: int) -> Iterator[str]:
-    """One and a half payments a job; one in two hundred failed, one in a thousand for a job that nobody knows."""
+    """Yields the payments: one in 200 failed, one in 1,000 names an unknown job."""
     for n in range(payments):
         job = n if n < jobs else rng.randrange(jobs)
         number = job + 1 if n % 1000 else 90_000_000 + n

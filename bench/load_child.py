@@ -1,4 +1,4 @@
-"""Loads one source in a process of its own, so that its memory can be measured: URL, landing folder, source."""
+"""A process that loads one source, so that its memory can be measured. Arguments: URL, landing folder, source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crm_analytics.analytics.ingest.loading.load import load_source
 
 
 def main(url: str, landing: str, source: str) -> None:
-    """Print seconds, peak memory in MB and what became of the files, as JSON."""
+    """Prints seconds, peak memory in MB, and the files' statuses and counts as JSON."""
     start, cpu_before = time.perf_counter(), time.process_time()
     result = load_source(url, Path(landing), source, timezone=ZoneInfo("America/New_York"))
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Computing the metrics against the best SQL that a person would write by hand for the same rows."""
+"""Computing the metrics, compared with the best SQL that a person would write by hand for the same rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from bench.environment import Ground, timed
+from bench.environment import Environment, timed
 from bench.exports import FIRST, LAST
 from bench.ingest import DATABASE, loaded
 from bench.table import BenchRow
@@ -26,8 +26,8 @@ SELECT m::date, 'all', 3100.00 + extract(month FROM m), (m + interval '1 month' 
 FROM generate_series(%s::timestamp, %s::timestamp, interval '1 month') AS m
 """
 
-# By hand, knowing this data: one pass over each big table, rows folded to (day, source, type) before any rule is
-# looked at, channel rules without periods of validity.
+# Written by hand for this data: one pass over each big table, rows folded to (day, source, type) before any rule
+# applies, and channel rules without periods of validity.
 _PAID: LiteralString = """
 SELECT job_id, sum(amount) AS paid FROM raw.payments WHERE counts AND job_id IS NOT NULL GROUP BY job_id
 """
@@ -75,27 +75,27 @@ FROM bench.daily_metrics GROUP BY 1, 2, 3
 """
 
 
-def rows(ground: Ground) -> Iterator[BenchRow]:
-    """The metrics lines of the table."""
-    with loaded(ground) as connection:
+def rows(environment: Environment) -> Iterator[BenchRow]:
+    """Yields the metrics lines."""
+    with loaded(environment) as connection:
         connection.execute(_SPEND, [START, LAST])
-        ground.say("metrics of ten years")
-        before = ground.cpu()
+        environment.say("computing the metrics of ten years")
+        before = environment.cpu()
         ours = min(_refresh_all(connection), _refresh_all(connection))
-        cpu = (ground.cpu() - before) / 2
-        ground.seconds["metrics"] = ours
+        cpu = (environment.cpu() - before) / 2
+        environment.seconds["metrics"] = ours
         by_hand = {
             name: min(_hand(connection, name), _hand(connection, name))
             for name in ("one statement", "temporary tables")
         }
-        before = ground.cpu()
+        before = environment.cpu()
         _hand(connection, "one statement")
-        cpu_by_hand = ground.cpu() - before
+        cpu_by_hand = environment.cpu() - before
         _assert_same(connection)
         best = min(by_hand, key=lambda name: by_hand[name])
         yield BenchRow(
             SECTION, "daily and monthly metrics of ten years, one run", ours, "s", f"best hand-written SQL ({best})",
-            by_hand[best], limit=2.0, note=f"{_count(connection)} daily rows, the same in both; CPU {cpu:.1f} : {cpu_by_hand:.1f} s",
+            by_hand[best], limit=2.0, note=f"{_count(connection)} daily rows, equal in both; CPU {cpu:.1f} : {cpu_by_hand:.1f} s",
         )  # fmt: skip
         unchanged = timed(lambda: refresh(connection, START, END))
         yield BenchRow(
@@ -107,16 +107,16 @@ def rows(ground: Ground) -> Iterator[BenchRow]:
             by_hand[best],
         )
         connection.execute("VACUUM ANALYZE")
-    with ground.connect("one_year") as one_year:
-        _copy_last_year(ground, one_year)
+    with environment.connect("one_year") as one_year:
+        _copy_last_year(environment, one_year)
         refresh(one_year, date(LAST.year, 1, 1), END)
         one_year.execute("VACUUM ANALYZE")
-    # by turns, so that whatever else the machine does meets both alike
-    pairs = [(_one_month(ground, DATABASE), _one_month(ground, "one_year")) for _ in range(12)]
+    # taking turns, so that other work on the machine affects both alike
+    pairs = [(_one_month(environment, DATABASE), _one_month(environment, "one_year")) for _ in range(12)]
     long, short = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     yield BenchRow(SECTION, "one changed month, ten years of history", long * 1000, "ms", limit=400)
     yield BenchRow(
-        SECTION, "one changed month: ten years of history against one", long * 1000, "ms", "one year of history", short * 1000,
+        SECTION, "one changed month: ten years of history compared with one", long * 1000, "ms", "one year of history", short * 1000,
         limit=1.5,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _refresh_all(connection: psycopg.Connection[Any]) -> float:
 
 
 def _hand(connection: psycopg.Connection[Any], how: str) -> float:
-    """One way to write it by hand, into empty twins of the metric tables."""
+    """Times one hand-written way into empty twins of the metric tables."""
     connection.execute("DROP SCHEMA IF EXISTS bench CASCADE; CREATE SCHEMA bench")
     for table in ("daily_metrics", "monthly_metrics"):
         connection.execute(f"CREATE TABLE bench.{table} (LIKE analytics.{table} INCLUDING ALL)")
@@ -140,7 +140,7 @@ def _hand(connection: psycopg.Connection[Any], how: str) -> float:
             connection.execute(_MONTHLY)
 
     def temporary_tables() -> None:
-        """CREATE TABLE AS may use parallel workers, INSERT ... SELECT may not."""
+        """Lets parallel workers help: CREATE TABLE AS may use them, INSERT ... SELECT may not."""
         with connection.transaction():
             connection.execute(f"CREATE TEMP TABLE paid ON COMMIT DROP AS {_PAID}")
             connection.execute("ANALYZE paid")
@@ -167,12 +167,12 @@ def _count(connection: psycopg.Connection[Any]) -> str:
     return f"{row[0]:,}"
 
 
-def _one_month(ground: Ground, database: str) -> float:
-    """Seconds to recompute a month in which one payment changed (its sign: every other time is back as before).
+def _one_month(environment: Environment, database: str) -> float:
+    """Returns the seconds to recompute a month in which one payment changed its sign.
 
-    On a connection of its own, as every run has.
+    Uses its own connection, as every run does.
     """
-    with ground.connect(database) as connection:
+    with environment.connect(database) as connection:
         changed = connection.execute(
             "UPDATE raw.payments SET amount = -amount WHERE payment_id = (SELECT min(p.payment_id) FROM raw.payments p"
             " JOIN raw.jobs j USING (job_id) WHERE p.counts AND j.job_date >= %s AND j.job_date < %s)",
@@ -185,10 +185,10 @@ def _one_month(ground: Ground, database: str) -> float:
     return seconds
 
 
-def _copy_last_year(ground: Ground, one_year: psycopg.Connection[Any]) -> None:
-    """The last year's rows of the big database, as the only ones."""
-    ground.say("the last year alone")
-    with ground.connect("ten_years") as source:
+def _copy_last_year(environment: Environment, one_year: psycopg.Connection[Any]) -> None:
+    """Copies the last year's rows of the big database into an empty one."""
+    environment.say("copying the last year alone")
+    with environment.connect("ten_years") as source:
         for table, columns, condition in (
             ("jobs", "job_id, job_number, type, source, created_at, job_date", f"job_date >= '{LAST.year}-01-01'"),
             ("payments", "payment_id, job_number_ref, paid_date, amount, status", f"paid_date >= '{LAST.year}-01-01'"),

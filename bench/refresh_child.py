@@ -1,4 +1,4 @@
-"""One Dagster run of all assets for all months, timed without the process's start. Settings come from the environment."""
+"""A process that times one Dagster run of all assets and months, without its own startup."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from crm_analytics.orchestration.instance import open_instance
 
 
 def main() -> None:
-    """Print the run's seconds as JSON."""
+    """Prints the run's seconds as JSON. Settings come from the environment."""
     config = settings()
     console = Console(stderr=True)
     migrate_both(config, console)
-    with open_instance(config):  # makes Dagster's own tables
+    # opening an instance creates Dagster's own tables
+    with open_instance(config):
         pass
     start = time.perf_counter()
     done = refresh_months(config, None, None, console=console, accept_refused=True)

@@ -1,4 +1,4 @@
-"""The table on the terminal and in docs/benchmarks.md."""
+"""The results as a table on the terminal and as docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from bench.table import BenchRow
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`: the last full run, on a machine with 2 cores. Each line is a ratio measured in one run, so that
-it means the same on other machines; a line without a limit is a comparator. The baselines:
+`make bench` writes this page after a full run; this run used a machine with 2 cores. Each line compares two
+measurements of one run, so its ratio holds on other machines, too. A line without a limit is for information.
 
-- **bare COPY**: the typed rows, ready made, streamed by one `COPY` into empty twins of the raw tables with the same
-  indexes and constraints, without triggers; the better of two. Ours starts from the vendors' CSV, and ends with typed,
-  deduplicated, linked rows, a ledger, a quarantine and the stale months.
-- **best hand-written SQL**: `bench/metrics.py`; the fastest of several ways, each twice, that give exactly our rows.
-- **pandas, DuckDB**: `bench/comparators.py`; their jobs, repairs and revenue are checked to be ours.
+The baselines:
 
-The server is the embedded PostgreSQL as `make demo` runs it, durability on.
+- **bare COPY**: one `COPY` streams the same rows, already typed, into empty twins of the raw tables with the same
+  indexes and constraints but without triggers; the better of two attempts. Our load starts from the vendors' CSV files
+  and also types, deduplicates and links the rows, keeps the ledger and the quarantine, and notes the stale months.
+- **best hand-written SQL**: the fastest of several ways in `bench/metrics.py`, each tried twice. They must produce
+  exactly our rows.
+- **pandas, DuckDB**: `bench/comparators.py`. Their jobs, repairs and revenue must equal ours.
+
+The server is the embedded PostgreSQL with the settings of `make demo`, which keep it durable.
 """
 
 
 def cells(row: BenchRow) -> list[str]:
-    """The row as text: what, value, baseline, ratio, limit, verdict, note."""
+    """Returns the row's cells as text, in the order of `HEADERS`."""
     baseline = f"{row.baseline_name}: {_number(row.baseline)} {row.unit}" if row.baseline is not None else "–"
     ratio = f"{row.ratio:.2f}" if row.ratio is not None else "–"
     sign = "≥" if row.higher_is_better else "≤"
@@ -48,7 +51,7 @@ def _number(value: float | None) -> str:
 
 
 def print_table(rows: list[BenchRow], console: Console) -> None:
-    """All lines, sections apart, missed limits in red."""
+    """Prints all lines, with a rule between sections and missed limits in red."""
     table = Table(*HEADERS, title="benchmarks (2 cores)")
     section = ""
     for row in rows:
@@ -60,11 +63,11 @@ def print_table(rows: list[BenchRow], console: Console) -> None:
 
 
 def write_page(rows: list[BenchRow], scale: float, page: Path) -> None:
-    """The same as a page of the documentation."""
+    """Writes the same lines as a page of the documentation."""
     lines = [INTRODUCTION]
     if scale != 1:
         lines.append(
-            f"**This was a quick run at {scale:g} of the full size: its ratios are not the project's.**\n"
+            f"**A quick run at {scale:g} of the full size: its ratios don't represent the project.**\n"
         )
     section = ""
     for row in rows:

@@ -1,4 +1,4 @@
-"""One line of the benchmark table, and whether it keeps its limit. No measuring here."""
+"""One line of the benchmark table, and whether it keeps its limit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class BenchRow:
     """One measured line.
 
-    `value` and `baseline` are in `unit` and come from the same run; `limit` bounds their ratio, or `value`
-    itself where there is no baseline. A line without a limit is a comparator: it informs, and cannot fail.
+    `value` and `baseline` are in `unit` and come from the same run. `limit` bounds their ratio, or `value` itself
+    if there is no baseline. A line without a limit is for information and cannot fail.
     """
 
     section: str
@@ -25,12 +25,12 @@ class BenchRow:
 
     @property
     def ratio(self) -> float | None:
-        """`value` / `baseline`, None where there is no baseline."""
+        """`value` / `baseline`; None without a baseline."""
         return self.value / self.baseline if self.baseline else None
 
     @property
     def kept(self) -> bool | None:
-        """Whether the limit is kept; None where there is none."""
+        """Whether the limit is kept; None without a limit."""
         if self.limit is None:
             return None
         measured = self.value if self.ratio is None else self.ratio

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the run's embedded server and fresh databases cloned from a migrated template."""
+"""Fixtures for all tests: the run's embedded server, and fresh databases cloned from migrated templates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One state folder per test run; xdist's workers inherit it from the controller."""
+    """Creates one state folder per test run, which xdist's workers inherit from the controller."""
     if STATE_VARIABLE not in os.environ:
         os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="crm_analytics_tests_")
         config.stash[_OWNED] = os.environ[STATE_VARIABLE]
@@ -39,7 +39,7 @@ _OWNED = pytest.StashKey[str]()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the run's server by its state folder, then remove the folder."""
+    """Stops the run's server, then removes its state folder."""
     owned = config.stash.get(_OWNED, None)
     if owned:
         EmbeddedPostgres(Path(owned), PG_VERSION).stop()
@@ -47,18 +47,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del os.environ[STATE_VARIABLE]
 
 
-#: They wait for daemons more than they work: begun last, one of them would keep a worker from ending.
+#: They mostly wait for daemons. Started last, one of them would keep the run going alone.
 _LONGEST = ("test_end_to_end.py", "test_compose.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first."""
+    """Puts the longest tests first."""
     items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedPostgres]:
-    """The run's embedded PostgreSQL, shared by all workers (fsync off: tests do not survive power cuts)."""
+    """The run's embedded PostgreSQL, shared by all workers, without fsync: tests needn't survive a power cut."""
     handle = EmbeddedPostgres(
         Path(os.environ[STATE_VARIABLE]), PG_VERSION, {"fsync": "off", "full_page_writes": "off"}
     ).start()
@@ -68,7 +68,7 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture(scope="session")
 def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
-    """Makes a database and returns its URL: empty, or a clone of the migrated template of `analytics`, `crm` or `dagster`."""
+    """Creates databases and returns their URLs: empty, or a clone of the migrated `analytics`, `crm` or `dagster`."""
 
     def make(template: str | None = None) -> str:
         name = f"t_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}_{next(_numbers)}"
@@ -78,7 +78,7 @@ def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
             else:
                 source = _template(server, template)
                 connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
-                # CREATE DATABASE does not copy ALTER DATABASE ... SET
+                # CREATE DATABASE doesn't copy ALTER DATABASE ... SET
                 for (setting,) in connection.execute(
                     "SELECT unnest(setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
                     " WHERE d.datname = %s AND s.setrole = 0",
@@ -92,7 +92,7 @@ def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
 
 
 def _template(server: EmbeddedPostgres, database: str) -> str:
-    """The migrated template database, made once per run whichever worker comes first."""
+    """Returns the migrated template database, which the first worker that needs it creates."""
     name = f"template_{database}"
     with (Path(os.environ[STATE_VARIABLE]) / f"{name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -108,7 +108,7 @@ def _template(server: EmbeddedPostgres, database: str) -> str:
 
 
 def _make_dagster_storage(url: str) -> None:
-    """Dagster's tables, which it makes when an instance is first opened (a second for each test otherwise)."""
+    """Creates Dagster's tables once, because creating them on opening an instance takes a second per test."""
     from crm_analytics.orchestration.instance import PooledPostgresStorage
 
     PooledPostgresStorage(url).close()
@@ -116,7 +116,7 @@ def _make_dagster_storage(url: str) -> None:
 
 @pytest.fixture
 def analytics_url(new_database: Callable[..., str]) -> str:
-    """URL of a fresh, migrated analytics database."""
+    """The URL of a fresh, migrated analytics database."""
     return new_database("analytics")
 
 
@@ -128,11 +128,11 @@ def analytics(analytics_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def until_somebody_waits(watcher: psycopg.Connection[Any], kind: str) -> None:
-    """Until a session of the watcher's database waits for a lock; tests of other workers share the server.
+    """Waits until a session of the watcher's database waits for a lock; other workers share the server.
 
     Args:
-        watcher: a connection that is free to look.
-        kind: `advisory` or `relation`, as pg_locks names it.
+        watcher: a connection that isn't blocked itself.
+        kind: `advisory` or `relation`, as in pg_locks.
     """
     for _ in range(3000):
         waiting = watcher.execute(
@@ -143,4 +143,4 @@ def until_somebody_waits(watcher: psycopg.Connection[Any], kind: str) -> None:
         if waiting == (True,):
             return
         watcher.execute("SELECT pg_sleep(0.01)")
-    raise AssertionError(f"nobody waits for a lock of the kind {kind}")
+    raise AssertionError(f"no session waits for a lock of kind {kind}")

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Writes .env from .env.example with a random secret wherever one is empty. Never touches an existing .env.
+# Writes .env from .env.example with random secrets in the empty places. Never changes an existing .env.
 set -eu
 cd "$(dirname "$0")/.."
 if [ -e .env ]; then
-    echo ".env exists: remove it first if you want new passwords (the databases keep the old ones)" >&2
+    echo ".env exists. To get new passwords, remove it first (existing databases keep their old ones)" >&2
     exit 1
 fi
 (
@@ -16,5 +16,5 @@ fi
     done < .env.example > .env
 )
 mkdir -p landing
-chmod a+rx landing # the container reads it as a user of its own
+chmod a+rx landing # the container reads it as another user
 echo "wrote .env"

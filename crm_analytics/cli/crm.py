@@ -1,4 +1,4 @@
-"""The `crm-analytics crm …` commands, and what `crm-analytics migrate crm` does."""
+"""The `crm-analytics crm …` commands and `crm-analytics migrate crm`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import psycopg
 
 from crm_analytics.core import migrations
 from crm_analytics.core.database import connect, database_url
-from crm_analytics.core.settings import settings
-from crm_analytics.crm import rpc_reference as reference
+from crm_analytics.core.settings import PROJECT_DIR, settings
+from crm_analytics.crm import generate
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import attacks, invariants, manifest
-from crm_analytics.crm.proof.repairs import writer_repair
-from crm_analytics.demo import crm_activity as playing
+from crm_analytics.crm.migrating.scratch_database import scratch_database
+from crm_analytics.crm.proof import attacks, invariants
+from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.repairs import writer_repair
+from crm_analytics.demo import crm_activity
 
 
 def migrate(
@@ -26,9 +28,9 @@ def migrate(
     replace_legacy: bool = False,
     echo: Callable[[str], None] = click.echo,
 ) -> int:
-    """What `crm-analytics migrate crm [--sql|--check|--replace-legacy]` does; returns the exit code.
+    """Runs `crm-analytics migrate crm [--sql|--check|--replace-legacy]` and returns its exit code.
 
-    `--sql` prints what would be run; `--check` changes nothing and returns 1 if a migration is pending or the
+    `--sql` prints the SQL without running it. `--check` changes nothing and returns 1 if a migration is pending or the
     catalog differs from the manifest.
     """
     url = url or database_url("crm")
@@ -50,8 +52,8 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
     with psycopg.connect(url, autocommit=True) as connection:
         comparison = manifest.compare(connection)
         writers = manifest.unexpected_writers(connection)
-    for key in comparison.tolerated:
-        echo(f"beyond the manifest, tolerated: {key}")
+    for key in comparison.allowed_extras:
+        echo(f"allowed extra: {key}")
     for difference in comparison.differences:
         echo(f"{difference.problem}\n{difference.repair}\n")
     for writer in writers:
@@ -65,7 +67,7 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
 
 @click.group()
 def crm() -> None:
-    """The CRM database: people, guards, proof."""
+    """The CRM database: its first admin, its guards, and the proof that they hold."""
 
 
 def _require_migrated() -> None:
@@ -84,24 +86,29 @@ def _require_migrated() -> None:
 def create_admin(email: str, name: str | None) -> None:
     """Create the first admin, as the migrating login; later users come from create_user_safe.
 
-    Refused when an active admin who can be recognized (by e-mail address or mapped identity) exists already.
+    Refused if there is already an active admin who can be recognized, by e-mail address or mapped identity.
     """
     _require_migrated()
     with connect("crm") as connection:
-        # one first admin, however many people run this at once
+        # Only one first admin, even if this runs several times at once.
         connection.execute("LOCK TABLE public.users IN SHARE ROW EXCLUSIVE MODE")
         admin = connection.execute(
-            "SELECT u.name, u.email, u.id FROM public.users u WHERE u.active AND u.role = 'admin' AND (u.email IS NOT NULL"
-            " OR EXISTS (SELECT FROM public.user_identity_map m WHERE m.crm_user_id = u.id)) LIMIT 1"
+            """
+            SELECT u.name, u.email, u.id FROM public.users u
+            WHERE u.active AND u.role = 'admin' AND (u.email IS NOT NULL
+                OR EXISTS (SELECT FROM public.user_identity_map m WHERE m.crm_user_id = u.id))
+            LIMIT 1
+            """
         ).fetchone()
         if admin:
             raise click.ClickException(
-                f"there is an active admin already: {admin[0]} ({admin[1] or 'no address'}, {admin[2]}). "
+                f"there is already an active admin: {admin[0]} ({admin[1] or 'no address'}, {admin[2]}). "
                 f"Let them call create_user_safe for {email}."
             )
         try:
             row = connection.execute("SELECT crm_private.email('EMAIL', %s)", [email]).fetchone()
-        except psycopg.Error as error:  # PT422, the rule of create_user_safe
+        except psycopg.Error as error:
+            # PT422, by the same rule as in create_user_safe.
             raise click.ClickException(f"{error.diag.message_primary}. {error.diag.message_hint}") from error
         address = row[0] if row else None
         if address is None:
@@ -112,8 +119,8 @@ def create_admin(email: str, name: str | None) -> None:
         ).fetchone()
         if holder:
             raise click.ClickException(
-                f"{address} belongs to {holder[0]} ({holder[1]}, {holder[2]}) already: give another address, "
-                "or take it from them, as the tables' owner: "
+                f"{address} already belongs to {holder[0]} ({holder[1]}, {holder[2]}): give another address, "
+                "or take it from them as the tables' owner: "
                 f"UPDATE public.users SET email = NULL WHERE id = '{holder[2]}';"
             )
         row = connection.execute(
@@ -126,13 +133,13 @@ def create_admin(email: str, name: str | None) -> None:
 
 @crm.command("guards")
 def guards() -> None:
-    """Compare the catalog with the manifest (tier A); exit code 1 if it differs."""
+    """Compare the catalog with the manifest; exit code 1 if it differs (drift)."""
     sys.exit(_report_drift(database_url("crm"), click.echo))
 
 
 @crm.command("invariants")
 def check_invariants() -> None:
-    """Check the rows against the rules (tier C), read-only; exit code 1 if one is broken."""
+    """Compare the rows with the rules, read-only; exit code 1 if an invariant is broken."""
     _require_migrated()
     broken = 0
     with connect("crm", autocommit=True) as connection:
@@ -148,7 +155,7 @@ def check_invariants() -> None:
 
 @crm.command("attacks")
 def try_attacks() -> None:
-    """Try every attack (tier D) on a throwaway server of this machine; exit code 1 if one gets through."""
+    """Try every attack on a throwaway server on this machine; exit code 1 if one gets through."""
     outcomes = attacks.run_on_scratch_server(settings().embedded_postgres_version)
     for outcome in outcomes:
         click.echo(
@@ -161,22 +168,22 @@ def try_attacks() -> None:
 @click.option("--months", default=3, show_default=True, type=click.IntRange(1, 24))
 @click.option("--seed", default=1, show_default=True)
 def play(months: int, seed: int) -> None:
-    """Play some months of an invented bicycle business through the RPCs. For demos: it writes real rows."""
+    """Play some months of an invented bicycle business through the RPCs. For demos only: it writes real rows."""
     _require_migrated()
-    click.echo(playing.play(database_url("crm"), months=months, seed=seed).text())
+    click.echo(crm_activity.play(database_url("crm"), months=months, seed=seed).text())
 
 
 @crm.command("manifest")
 def write_manifest() -> None:
-    """Write crm_analytics/crm/proof/manifest.json from a scratch database (after a new migration, for review)."""
-    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
-        written = manifest.write_manifest(connection)
-    click.echo(f"{manifest.MANIFEST_FILE.name}: {len(written.objects)} objects, {written.sha256()}")
+    """Write the committed manifests in crm_analytics/crm/schema from a scratch database (after a new migration)."""
+    with scratch_database(settings().embedded_postgres_version) as connection:
+        for path, written in manifest.write_manifests(connection).items():
+            click.echo(f"{path.name}: {len(written.objects)} objects, {written.sha256()}")
 
 
 @crm.command("reference")
 def write_reference() -> None:
-    """Write docs/crm-rpc.md from a scratch database."""
-    with attacks.scratch_database(settings().embedded_postgres_version) as connection:
-        reference.write_page(connection)
-    click.echo(str(reference.REFERENCE_FILE.name))
+    """Write docs/crm-rpc.md and the typed client from a scratch database (after a change of the RPCs)."""
+    with scratch_database(settings().embedded_postgres_version) as connection:
+        written = generate.write(connection)
+    click.echo("\n".join(str(path.relative_to(PROJECT_DIR)) for path in written))

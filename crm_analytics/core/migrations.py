@@ -24,13 +24,13 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import Script, ScriptDirectory
 
+from crm_analytics.core import locks
 from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import SQL_DIR, Settings, settings
 
 #: Where each database keeps its version table and checksums.
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
 _ALEMBIC = threading.Lock()  # its environment is one per process
-LOCK_KEY = 7_205_119_002_661_001  # one migration at a time per database
 LOCK_PATIENCE = 300  # seconds to wait for another one
 SERVER_FILE = "server.sql"
 MINIMUM_SERVER = 160000
@@ -214,13 +214,15 @@ def _server_part(database: str) -> str:
 
 def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
     """The database's migration lock, until the connection closes. Says for whom it waits, and not for ever."""
-    free = connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone()
+    free = connection.execute(
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION]
+    ).fetchone()
     if free and free[0]:
         return
     report(f"waiting for another migration: {_lock_holder(connection)}")
     connection.execute(f"SET lock_timeout = '{LOCK_PATIENCE}s'")
     try:
-        connection.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION])
     except psycopg.errors.LockNotAvailable as error:
         raise MigrationError(
             f"waited {LOCK_PATIENCE} seconds for the migration lock: {_lock_holder(connection)} holds it. If that is "
@@ -233,8 +235,8 @@ def _lock_holder(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute(
         "SELECT l.pid, a.usename FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_database d ON d.oid = l.database"
         " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()"
-        " AND (l.classid::bigint << 32) | l.objid::bigint = %s",
-        [LOCK_KEY],
+        " AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(%s, 0)",
+        [locks.MIGRATION],
     ).fetchone()
     return f"process {row[0]}, role {row[1]}" if row else "nobody now"
 

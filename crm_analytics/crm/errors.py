@@ -1,4 +1,4 @@
-"""The errors of the CRM's RPCs as exceptions, with SQLSTATE, message, parsed DETAIL and hint."""
+"""Turns the database errors by which the CRM's RPCs refuse a call into exceptions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psycopg
 
 
 class CrmError(Exception):
-    """A refused call: nothing was changed.
+    """A refused call, which changed nothing.
 
     Attributes:
-        sqlstate: as PostgREST maps it to HTTP: 42501 (403), PT404, PT409, PT422.
-        message: what was found wrong.
+        sqlstate: 42501 (HTTP 403 in PostgREST), PT404, PT409 or PT422.
+        message: what is wrong.
         detail: the machine-readable DETAIL: `rule`, `field`, `found`, `accepted`, `id` …; numbers are Decimal.
         hint: the remedy.
     """
@@ -32,25 +32,25 @@ class CrmError(Exception):
 
 
 class Forbidden(CrmError):
-    """42501: the actor is unknown, inactive or lacks the role; or a guard refused a direct change."""
+    """42501: the actor is unknown, inactive or lacks the role, or a guard refused a direct change."""
 
     sqlstate = "42501"
 
 
 class NotFound(CrmError):
-    """PT404: an id that no row has."""
+    """PT404: no row has an id that the call names."""
 
     sqlstate = "PT404"
 
 
 class Conflict(CrmError):
-    """PT409: the state of the rows does not allow it."""
+    """PT409: the state of the rows does not allow the call."""
 
     sqlstate = "PT409"
 
 
 class Invalid(CrmError):
-    """PT422: an argument that is not accepted."""
+    """PT422: an argument is not acceptable, whatever the state of the rows."""
 
     sqlstate = "PT422"
 
@@ -61,13 +61,14 @@ _BY_SQLSTATE: dict[str, type[CrmError]] = {
 
 
 def from_database(error: psycopg.Error) -> CrmError | None:
-    """The exception for a database error of one of the four SQLSTATEs; None for every other error."""
+    """Returns the exception for a database error with one of the four SQLSTATEs, None for every other error."""
     kind = _BY_SQLSTATE.get(error.sqlstate or "")
     if kind is None:
         return None
     diagnosis = error.diag
     try:
         detail = json.loads(diagnosis.message_detail or "{}", parse_float=Decimal)
-    except ValueError:  # 42501 by PostgreSQL itself (missing privilege) has no JSON
+    except ValueError:
+        # PostgreSQL's own 42501 (a missing privilege) has no JSON.
         detail = {"text": diagnosis.message_detail}
     return kind(diagnosis.message_primary or str(error), detail, diagnosis.message_hint)

@@ -1,1 +1,1 @@
-"""Grafana dashboards as code: what they show, their JSON files, and what can be checked without a Grafana."""
+"""The Grafana dashboards as code: boards, panels, their JSON files, and the role that reads the databases."""

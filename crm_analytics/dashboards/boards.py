@@ -1,10 +1,10 @@
-"""The six dashboards: which panels they have, and the definition that stands in each panel's description."""
+"""The six dashboards: their panels, each with its query (sql/grafana/NAME.sql), columns and definition."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
-from crm_analytics.dashboards.column_formats import DOLLARS
+from crm_analytics.dashboards.column_formats import COLUMNS, DOLLARS
 from crm_analytics.dashboards.panels import (
     AMBER,
     CRM,
@@ -22,42 +22,42 @@ from crm_analytics.dashboards.queries import query
 
 FILTERS = ("source", "segment")
 CLOCK = (
-    "A month is partial until jobs are loaded up to its last day; days count up to the last day with loaded jobs, "
-    "not after today in the business timezone."
+    "A month is partial until jobs are loaded through its last day. Days count through the last day with loaded jobs, "
+    "but never past today in the business timezone."
 )
-RATIOS = "Ratios are ratios of sums, never averages; – where the denominator is 0."
+RATIOS = "Ratios are ratios of sums, never averages of ratios; – means that the denominator is 0."
 SEGMENTS = (
-    "eLocals and Pro Referral leads, Google spend and calls have no segment of their own and count as OTHER, "
-    "so ratios mean something by source and over all segments."
+    "eLocals and Pro Referral leads, Google spend and calls have no segment and count as OTHER, so ratios are "
+    "meaningful by source and over all segments."
 )
 TARGET = "A target for ALL is compared only with an unfiltered selection."
 MEASURES = {
-    "leads": "Leads: eLocals rows with a cost, Pro Referral rows not passed, jobs of Google and Retention, units of "
-    "Rely, NSA and Liberty.",
-    "units": "Units: jobs of the type COD Service or INS Service, whatever their status.",
-    "repairs": "Repairs: jobs of the type COD Repair or INS Repair, and COD Service jobs paid with more than 100.00.",
-    "cost": "Cost: what eLocals charged, 20 dollars a Pro Referral lead, Google's spend; other sources cost nothing.",
-    "revenue40": "Revenue40: 40 % of the payments of the jobs created in the period, refunds subtracted.",
-    "profit": "Profit: Revenue40 minus cost.",
-    "cpl": "CPL: cost / leads.",
-    "calls": "Calls: phone calls by their date and the source that their flow belongs to.",
+    "leads": "Leads: eLocals leads with a cost, Pro Referral leads that weren't passed, jobs from Google and "
+    "Retention, and units from Rely, NSA and Liberty.",
+    "units": "Units: jobs of type COD Service or INS Service, in any status.",
+    "repairs": "Repairs: jobs of type COD Repair or INS Repair, and COD Service jobs with more than $100.00 paid.",
+    "cost": "Cost: eLocals charges, $20 per Pro Referral lead, and Google spend. Other sources cost nothing.",
+    "revenue40": "Revenue40: 40% of the payments for jobs created in the period, less refunds.",
+    "profit": "Profit: Revenue40 − cost.",
+    "cpl": "CPL (cost per lead): cost / leads.",
+    "calls": "Calls: phone calls by date, and by the source that their flow belongs to.",
 }
 
 
 def month_to_month() -> dashboard.Dashboard:
-    """The seed's first query, and its measures as series."""
+    """Compares the months of each source, as a table and as one chart per measure."""
     result = board(
         "crm-analytics-months",
         "Month to month by source",
-        "Every measure by month and source, with its change against the month before.",
+        "Every measure by month and source, with its change from the month before.",
         variables=(*FILTERS, "dagster_url"),
     )
     layout = Layout(result)
     layout.add(
         table_panel(
             "Month to month by source",
-            "From monthly_metrics, newest month first, the total of the sources shown above each month's sources. "
-            "Changes compare with the month before; a partial month with the same number of its days. "
+            "From monthly_metrics, newest month first. Each month starts with the total of its sources. "
+            "Changes are from the month before; a partial month is compared with the same number of days. "
             f"{CLOCK} {RATIOS} {SEGMENTS}",
             query("month_to_month_by_source"),
             ("month", "days", "source", "leads", "leads_change", "units", "units_change", "repairs",
@@ -65,20 +65,13 @@ def month_to_month() -> dashboard.Dashboard:
              "conv_l_to_u", "conv_l_to_r", "conv_u_to_r", "cpl", "cpl_change", "revenue_gross", "jobs", "calls"),
         ), 24, 14,
     )  # fmt: skip
-    for measure, title, unit in (
-        ("leads", "Leads", "locale"),
-        ("units", "Units", "locale"),
-        ("repairs", "Repairs", "locale"),
-        ("revenue40", "Revenue40", DOLLARS),
-        ("cost", "Cost", DOLLARS),
-        ("profit", "Profit", DOLLARS),
-    ):
+    for measure in ("leads", "units", "repairs", "revenue40", "cost", "profit"):
         layout.add(
             lines_panel(
-                f"{title} by month and source",
+                f"{COLUMNS[measure].title} by month and source",
                 f"{MEASURES[measure]} From monthly_metrics.",
                 query("monthly_series_by_source", measure=measure),
-                unit=unit,
+                unit=COLUMNS[measure].unit,
                 bars=True,
             ), 12, 8,
         )  # fmt: skip
@@ -86,11 +79,11 @@ def month_to_month() -> dashboard.Dashboard:
 
 
 def daily_vs_target() -> dashboard.Dashboard:
-    """The seed's second query, for Repairs and for Revenue40."""
+    """Follows Repairs and Revenue40 through one month, day by day."""
     result = board(
         "crm-analytics-daily",
         "Daily cumulative against target",
-        "Repairs and Revenue40 of one month, day by day, against pace, target, month before and projection.",
+        "Repairs and Revenue40 of one month, day by day, against pace, target, the month before and the projection.",
         variables=("month", *FILTERS, "dagster_url"),
     )
     layout = Layout(result)
@@ -101,24 +94,23 @@ def daily_vs_target() -> dashboard.Dashboard:
         ("last_month", "gray", False),
         ("projection", "orange", True),
     )
-    for measure, title, unit in (("repairs", "Repairs", "locale"), ("revenue40", "Revenue40", DOLLARS)):
+    for measure in ("repairs", "revenue40"):
         layout.add(
             cumulative_panel(
-                f"Cumulative {title} against target",
-                f"{MEASURES[measure]} By day of the month, from daily_metrics and targets. Actual ends at the last "
-                "loaded day. Pace: target × day / days of the month. Projection: actual + mean of the last 14 "
-                f"complete days × days after it. {TARGET}",
+                f"Cumulative {COLUMNS[measure].title} against target",
+                f"{MEASURES[measure]} By day of the month, from daily_metrics and targets. Actual ends on the last "
+                "loaded day. Pace: target × day / days in the month. Projection: actual + mean of the last 14 "
+                f"complete days × days left. {TARGET}",
                 query(f"daily_cumulative_{measure}_vs_target"),
-                unit=unit,
+                unit=COLUMNS[measure].unit,
                 columns=lines,
             ), 12, 12,
         )  # fmt: skip
-    for measure, title in (("repairs", "Repairs"), ("revenue40", "Revenue40")):
-        _attainment(layout, measure, title, widths=(4, 4, 4))
+    _attainment(layout)
     layout.add(
         table_panel(
             "Targets and months",
-            f"Months of the time range with metrics or a target. {CLOCK} {TARGET} {RATIOS}",
+            f"Months in the time range that have metrics or a target. {CLOCK} {TARGET} {RATIOS}",
             query("targets_by_month"),
             ("month", "days", "repairs", "target_repairs", "repairs_attainment", "revenue40", "target_revenue40",
              "revenue40_attainment", "conv_l_to_r", "target_conv_l_to_r", "cpl", "target_cpl_max"),
@@ -128,7 +120,7 @@ def daily_vs_target() -> dashboard.Dashboard:
 
 
 def executive() -> dashboard.Dashboard:
-    """The month so far on one page."""
+    """Shows the month so far on one page."""
     result = board(
         "crm-analytics-executive",
         "Executive",
@@ -137,37 +129,30 @@ def executive() -> dashboard.Dashboard:
     )
     layout = Layout(result)
     scorecard = query("month_scorecard")
-    same_days = f"Below it the same days of the month before. {CLOCK}"
-    for measure in ("leads", "units"):
+    same_days = f"Below it, the same days of the month before. {CLOCK}"
+    with_target = (
+        "With the same days of the month before, the pace (target × elapsed days / days in the month) and the "
+        f"target. {TARGET} {CLOCK}"
+    )
+    for measure in ("leads", "units", "repairs", "revenue40", "cost", "profit"):
+        columns: tuple[str, ...] = (measure, f"{measure}_before")
+        meaning = same_days
+        if measure in ("repairs", "revenue40"):
+            columns += (f"{measure}_pace", f"{measure}_target")
+            meaning = with_target
         layout.add(
-            stat_panel(measure.capitalize(), f"{MEASURES[measure]} {same_days}", scorecard,
-                       (measure, f"{measure}_before")), 6, 6,
-        )  # fmt: skip
-    for measure, title in (("repairs", "Repairs"), ("revenue40", "Revenue40")):
-        layout.add(
-            stat_panel(
-                title,
-                f"{MEASURES[measure]} With the same days of the month before, the pace (target × elapsed days / days "
-                f"of the month) and the target. {TARGET} {CLOCK}",
-                scorecard,
-                (measure, f"{measure}_before", f"{measure}_pace", f"{measure}_target"),
-            ), 6, 6,
-        )  # fmt: skip
-    for measure in ("cost", "profit"):
-        layout.add(
-            stat_panel(measure.capitalize(), f"{MEASURES[measure]} {same_days}", scorecard,
-                       (measure, f"{measure}_before")), 6, 6,
-        )  # fmt: skip
+            stat_panel(COLUMNS[measure].title, f"{MEASURES[measure]} {meaning}", scorecard, columns), 6, 6
+        )
     layout.add(
-        stat_panel("Cost per lead", f"{MEASURES['cpl']} With its maximum; – without leads. {same_days} {TARGET}", scorecard,
-                   ("cpl", "cpl_before", "cpl_maximum")), 6, 6,
+        stat_panel("Cost per lead", f"{MEASURES['cpl']} With its maximum; – without leads. {same_days} {TARGET}",
+                   scorecard, ("cpl", "cpl_before", "cpl_maximum")), 6, 6,
     )  # fmt: skip
     layout.add(
-        stat_panel("Conversion of leads to repairs", f"Repairs / leads; – without leads. With its target. {TARGET}", scorecard,
-                   ("conv_l_to_r", "conv_l_to_r_target")), 6, 6,
+        stat_panel("Conversion of leads to repairs",
+                   f"Repairs / leads, with its target; – without leads. {TARGET}",
+                   scorecard, ("conv_l_to_r", "conv_l_to_r_target")), 6, 6,
     )  # fmt: skip
-    for measure, title in (("repairs", "Repairs"), ("revenue40", "Revenue40")):
-        _attainment(layout, measure, title, widths=(4, 4, 4))
+    _attainment(layout)
     layout.add(
         lines_panel(
             "Revenue40, cost and profit by month",
@@ -181,18 +166,18 @@ def executive() -> dashboard.Dashboard:
 
 
 def funnel() -> dashboard.Dashboard:
-    """From leads to repairs, and what each costs and brings."""
+    """Follows leads to repairs, with what each costs and brings in."""
     result = board(
         "crm-analytics-funnel",
         "Funnel and unit economics",
-        "Leads to units to repairs by source and segment, and what a lead costs and brings.",
+        "Leads to units to repairs by source and segment, and what a lead costs and brings in.",
         variables=(*FILTERS, "dagster_url"),
     )
     layout = Layout(result)
     layout.add(
         bars_panel(
             "Leads, units, repairs",
-            f"{MEASURES['leads']} {MEASURES['units']} {MEASURES['repairs']} Of the months of the time range.",
+            f"{MEASURES['leads']} {MEASURES['units']} {MEASURES['repairs']} For the months in the time range.",
             query("funnel_stages"),
             "stage",
             ("count",),
@@ -223,24 +208,24 @@ def funnel() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "By source",
-            "Of the months of the time range, the total first. Cost per repair: cost / repairs. Revenue40 per lead: "
+            "For the months in the time range, the total first. Cost per repair: cost / repairs. Revenue40 per lead: "
             f"Revenue40 / leads. Margin: profit / Revenue40. {RATIOS}",
-            query("funnel_by_source"),
+            query("funnel", by="source"),
             ("source", *economics),
         ), 24, 10,
     )  # fmt: skip
     layout.add(
         table_panel(
             "By segment",
-            f"COD and INS by the words in the job's type, else OTHER. {SEGMENTS} {RATIOS}",
-            query("funnel_by_segment"),
+            f"COD or INS if the job type has that word, otherwise OTHER. {SEGMENTS} {RATIOS}",
+            query("funnel", by="segment"),
             ("segment", *economics),
         ), 24, 6,
     )  # fmt: skip
     layout.add(
         lines_panel(
             "Calls by month and source",
-            f"{MEASURES['calls']} All calls are in segment OTHER. From monthly_metrics.",
+            f"{MEASURES['calls']} All calls are in the segment OTHER. From monthly_metrics.",
             query("monthly_series_by_source", measure="calls"),
             unit="locale",
             bars=True,
@@ -250,7 +235,7 @@ def funnel() -> dashboard.Dashboard:
 
 
 def data_trust() -> dashboard.Dashboard:
-    """Whether the numbers can be believed, and what to do about it."""
+    """Shows whether the numbers can be trusted, and what to do if not."""
     result = board(
         "crm-analytics-trust",
         "Data trust",
@@ -262,23 +247,23 @@ def data_trust() -> dashboard.Dashboard:
     red_above_0 = ((None, GREEN), (0.005, RED))
     amber_above_0 = ((None, GREEN), (1, AMBER))
     for column, title, description, thresholds in (
-        ("difference", "Reconciliation difference", "Sum of the absolute differences in the table Reconciliation "
-         "below, for the chosen month. Must be 0 unless the month is stale.", red_above_0),
-        ("stale_months", "Stale months", "Months with changes that no refresh has answered yet. The sensor of stale "
-         "months refreshes them; a number that stays says that it does not run.", amber_above_0),
-        ("quarantined", "Quarantined records", "Records that could not be loaded and are neither replaced by a "
-         "newer export nor dismissed.", amber_above_0),
-        ("refused_files", "Refused files", "Files recognized but unreadable: nothing of them is loaded.",
+        ("difference", "Reconciliation difference", "Sum of the absolute differences in the Reconciliation table "
+         "below, for the chosen month. It must be 0 unless the month is stale.", red_above_0),
+        ("stale_months", "Stale months", "Months with changes that aren't in the metrics yet. The sensor "
+         "refresh_stale_months refreshes them; if the number stays, the sensor isn't running.", amber_above_0),
+        ("quarantined", "Quarantined records", "Records that couldn't be loaded, and that neither a newer export "
+         "replaced nor a person dismissed.", amber_above_0),
+        ("refused_files", "Refused files", "Files that couldn't be read as their source. Nothing in them is loaded.",
          ((None, GREEN), (1, RED))),
-        ("unrecognized_files", "Unrecognized files", "Files that fit no source.", amber_above_0),
-        ("seconds_since_refresh", "Since the last refresh", "Time since a refresh of any month ended.",
+        ("unrecognized_files", "Unrecognized files", "Files whose columns fit no source.", amber_above_0),
+        ("seconds_since_refresh", "Since the last refresh", "Time since the last refresh of any month ended.",
          ((None, GREEN), (86400 * 1.5, AMBER), (86400 * 3, RED))),
     ):  # fmt: skip
         layout.add(stat_panel(title, description, summary, (column,), thresholds=thresholds), 4, 4)
     layout.add(
         table_panel(
             "Freshness by kind of export",
-            "The newest loaded file of each kind, and the latest date in it. Days behind: from that date to today in "
+            "The newest loaded file of each kind and the latest date in it. Days behind: from that date to today in "
             "the business timezone.",
             query("freshness"),
             ("source", "last_file", "last_exported_at", "last_loaded_at", "last_row", "days_behind"),
@@ -287,9 +272,9 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Reconciliation",
-            "For the chosen month, the layer below against the metrics: jobs and calls counted, payments of the "
-            "month's jobs (and of the month, where the job is unknown) added up straight from the raw tables; monthly "
-            "against daily metrics. Differences must be 0 unless the month is stale.",
+            "Compares each layer with the one below, for the chosen month: the metrics with jobs, calls and payments "
+            "counted in the raw tables (payments of the month's jobs, and payments in the month with an unknown job), "
+            "and monthly with daily metrics. Differences must be 0 unless the month is stale.",
             query("reconciliation"),
             ("measure", "expected", "found", "difference"),
         ), 12, 8,
@@ -297,7 +282,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Quarantine by reason",
-            "Open quarantined records; what was found is masked, the records themselves stand in raw.rejected_rows. "
+            "Open quarantined records, without what was found; raw.rejected_rows has the records themselves. "
             "A record with two reasons counts under both.",
             query("quarantine_by_reason"),
             ("source", "reason", "records", "files", "oldest", "example_file"),
@@ -306,7 +291,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files not loaded",
-            "Refused and unrecognized files, by their present content, with the reason and the remedy.",
+            "Refused and unrecognized files, judged by their current content, with the reason and the remedy.",
             query("files_not_loaded"),
             ("path", "status", "message", "first_seen_at", "run_id"),
         ), 24, 7,
@@ -314,7 +299,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Stale months in detail",
-            "Months whose metrics don't say yet what the raw tables say, since when and which tables changed.",
+            "Months whose metrics are behind the raw tables, since when, and which tables changed.",
             query("stale_months"),
             ("month", "stale_since", "causes", "last_refreshed_at"),
         ), 8, 8,
@@ -322,7 +307,7 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Last refresh of each month",
-            "When it ended, how many daily rows it changed (0 confirms the month), and its Dagster run.",
+            "When it ended, how many daily rows it changed (0 means that the month was already right), and its Dagster run.",
             query("last_refreshes"),
             ("month", "last_refreshed_at", "changed_rows", "state", "run_id"),
         ), 10, 8,
@@ -330,8 +315,8 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Sources without a rule",
-            "Sources of jobs that analytics.lead_channels does not know: their leads and cost count as 0. One row "
-            "there, or an alias in analytics.channel_aliases, mends it.",
+            "Job sources that analytics.lead_channels doesn't have, so their leads and cost count as 0. To fix one, "
+            "add its row there, or an alias in analytics.channel_aliases.",
             query("sources_without_rule"),
             ("source", "jobs", "first_month", "last_month_seen"),
         ), 6, 8,
@@ -339,8 +324,8 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files read last",
-            "The hundred files read last. Records read = new + changed + unchanged + duplicate + superseded + quarantined + "
-            "totals lines.",
+            "The 100 files read most recently. Records read = new + changed + unchanged + duplicate + superseded + "
+            "quarantined + totals lines.",
             query("recent_files"),
             ("finished_at", "path", "source", "status", "records_read", "inserted", "updated", "unchanged",
              "duplicates", "superseded", "quarantined", "summary_lines", "warnings", "run_id"),
@@ -350,7 +335,7 @@ def data_trust() -> dashboard.Dashboard:
 
 
 def crm() -> dashboard.Dashboard:
-    """The bicycle orders' CRM, from its own database."""
+    """Shows the bicycle-order CRM, from its own database."""
     result = board(
         "crm-analytics-crm",
         "CRM",
@@ -359,7 +344,7 @@ def crm() -> dashboard.Dashboard:
         refreshes=False,
     )
     layout = Layout(result)
-    by_month = "By the month of creation (UTC) and the status of today."
+    by_month = "By month of creation (UTC) and current status."
     layout.add(
         bars_panel("Leads by month and status", by_month, query("crm_leads_by_month"), "month",
                    ("new", "in_progress", "converted", "rejected", "other"), CRM, stacked=True), 12, 9,
@@ -372,9 +357,8 @@ def crm() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Time in status",
-            "Leads and orders that are not finished: how many stand in each status, the mean and the longest time "
-            "in days since they entered it (orders: their last status event; leads: their last audited change of "
-            "status).",
+            "Unfinished leads and orders: how many are in each status, and the mean and longest time in days since "
+            "they entered it (orders: the last status event; leads: the last audited status change).",
             query("crm_age_in_status"),
             ("entity", "status", "rows", "mean_days", "longest_days"),
             CRM,
@@ -383,8 +367,7 @@ def crm() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Money in and out",
-            "Completed payments by the month of booking (UTC) and currency. Net: in − out. Currencies are not "
-            "converted.",
+            "Completed payments by booking month (UTC) and currency. Net: in − out. Currencies aren't converted.",
             query("crm_money_by_month"),
             ("month", "currency", "money_in", "money_out", "net", "payments"),
             CRM,
@@ -393,7 +376,7 @@ def crm() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Latest audit entries",
-            "The hundred newest rows of audit_log, without their contents. Sealed: covered by the hash chain.",
+            "The 100 newest rows of audit_log, without their contents. Sealed: covered by the hash chain.",
             query("crm_latest_audit"),
             ("at", "action", "entity", "entity_id", "actor", "sealed"),
             CRM,
@@ -402,33 +385,35 @@ def crm() -> dashboard.Dashboard:
     return result
 
 
-def _attainment(layout: Layout, measure: str, title: str, widths: tuple[int, int, int]) -> None:
+def _attainment(layout: Layout) -> None:
     scorecard = query("month_scorecard")
-    layout.add(
-        stat_panel(
-            f"{title}: attainment",
-            f"Actual / target of the month. Red below 90 %, green from 100 %. {TARGET}",
-            scorecard,
-            (f"{measure}_attainment",),
-            thresholds=((None, RED), (0.9, AMBER), (1, GREEN)),
-        ), widths[0], 4,
-    )  # fmt: skip
-    layout.add(
-        stat_panel(
-            f"{title}: projection",
-            "Actual + mean of the last 14 complete days × days left. Of a whole month, the actual.",
-            scorecard,
-            (f"{measure}_projection",),
-        ), widths[1], 4,
-    )  # fmt: skip
-    layout.add(
-        stat_panel(
-            f"{title}: needed per day",
-            f"What is missing to the target / days left. {TARGET}",
-            scorecard,
-            (f"{measure}_needed_per_day",),
-        ), widths[2], 4,
-    )  # fmt: skip
+    for measure in ("repairs", "revenue40"):
+        title = COLUMNS[measure].title
+        layout.add(
+            stat_panel(
+                f"{title}: attainment",
+                f"Actual / the month's target. Red below 90%, green from 100%. {TARGET}",
+                scorecard,
+                (f"{measure}_attainment",),
+                thresholds=((None, RED), (0.9, AMBER), (1, GREEN)),
+            ), 4, 4,
+        )  # fmt: skip
+        layout.add(
+            stat_panel(
+                f"{title}: projection",
+                "Actual + mean of the last 14 complete days × days left. For a complete month, the actual.",
+                scorecard,
+                (f"{measure}_projection",),
+            ), 4, 4,
+        )  # fmt: skip
+        layout.add(
+            stat_panel(
+                f"{title}: needed per day",
+                f"What the target still needs / days left. {TARGET}",
+                scorecard,
+                (f"{measure}_needed_per_day",),
+            ), 4, 4,
+        )  # fmt: skip
 
 
 BOARDS = (executive, month_to_month, daily_vs_target, funnel, data_trust, crm)

@@ -1,20 +1,20 @@
-"""How each column of a dashboard query is called and formatted, once for all panels."""
+"""The heading, unit and decimals of each column of the dashboard queries, once for all panels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What stands in the place of NULL, where nothing more is known than that there is no value.
+#: Shown for NULL unless the column has a more telling text.
 MISSING = "–"
 NO_TARGET = "no target set"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, a Grafana unit (None: as it comes), decimals, and what a missing value (NULL) means."""
+    """A heading, a Grafana unit (empty: as it comes), decimals, and the text shown for a missing value (NULL)."""
 
     title: str
-    unit: str | None = None
+    unit: str = ""
     decimals: int | None = None
     missing: str = MISSING
 
@@ -22,65 +22,45 @@ class Column:
 MONTH = "time:YYYY-MM"
 DAY = "time:YYYY-MM-DD"
 MOMENT = "time:YYYY-MM-DD HH:mm"
-#: Grafana's unit currencyUSD would show 3884.71 as $4K; this one shows whole amounts.
+#: Whole amounts; Grafana's unit currencyUSD would show 3884.71 as $4K.
 DOLLARS = "currency:financial:$"
 COUNT, MONEY, CENTS, PERCENT = ("locale", 0), (DOLLARS, 0), (DOLLARS, 2), ("percentunit", 1)
 
+#: Measures that panels also compare with the month before: heading and format.
+_COMPARED = {
+    "leads": ("Leads", COUNT),
+    "units": ("Units", COUNT),
+    "repairs": ("Repairs", COUNT),
+    "cost": ("Cost", MONEY),
+    "revenue40": ("Revenue40", MONEY),
+    "profit": ("Profit", MONEY),
+    "cpl": ("CPL", CENTS),
+}
+
 COLUMNS: dict[str, Column] = {
+    **{name: Column(title, *form) for name, (title, form) in _COMPARED.items()},
+    **{f"{name}_before": Column("Same days, month before", *form) for name, (_, form) in _COMPARED.items()},
+    **{f"{name}_change": Column(f"{title} ±%", *PERCENT) for name, (title, _) in _COMPARED.items()},
+    "profit_change": Column("Profit ±$", *MONEY),
     "month": Column("Month", MONTH),
     "day": Column("Day", *COUNT),
     "days": Column("Days"),
-    "date": Column("Date", DAY),
-    "as_of": Column("Loaded up to", DAY),
-    "days_left": Column("Days left", *COUNT),
     "source": Column("Source"),
     "segment": Column("Segment"),
-    "stage": Column("Stage"),
     "count": Column("Count", *COUNT),
     "jobs": Column("Jobs", *COUNT),
-    "leads": Column("Leads", *COUNT),
-    "units": Column("Units", *COUNT),
-    "repairs": Column("Repairs", *COUNT),
     "calls": Column("Calls", *COUNT),
-    "cost": Column("Cost", *MONEY),
     "revenue_gross": Column("Gross revenue", *MONEY),
-    "revenue40": Column("Revenue40", *MONEY),
-    "profit": Column("Profit", *MONEY),
     "conv_l_to_u": Column("L→U", *PERCENT),
     "conv_l_to_r": Column("L→R", *PERCENT),
     "conv_u_to_r": Column("U→R", *PERCENT),
     "conv_l_to_r_target": Column("L→R target", *PERCENT, NO_TARGET),
     "target_conv_l_to_r": Column("L→R target", *PERCENT, NO_TARGET),
-    "cpl": Column("CPL", *CENTS),
     "cpl_maximum": Column("CPL maximum", *CENTS, NO_TARGET),
     "target_cpl_max": Column("CPL maximum", *CENTS, NO_TARGET),
     "cost_per_repair": Column("Cost per repair", *CENTS),
     "revenue40_per_lead": Column("Revenue40 per lead", *CENTS),
     "margin": Column("Margin", *PERCENT),
-    **{
-        f"{measure}_change": Column(f"{title} ±%", *PERCENT)
-        for measure, title in (
-            ("leads", "Leads"),
-            ("units", "Units"),
-            ("repairs", "Repairs"),
-            ("cost", "Cost"),
-            ("revenue40", "Revenue40"),
-            ("cpl", "CPL"),
-        )
-    },
-    "profit_change": Column("Profit ±$", *MONEY),
-    **{
-        f"{measure}_before": Column("Same days, month before", *form)
-        for measure, form in (
-            ("leads", COUNT),
-            ("units", COUNT),
-            ("repairs", COUNT),
-            ("cost", MONEY),
-            ("revenue40", MONEY),
-            ("profit", MONEY),
-            ("cpl", CENTS),
-        )
-    },
     "repairs_target": Column("Target", *COUNT, NO_TARGET),
     "revenue40_target": Column("Target", *MONEY, NO_TARGET),
     "target_repairs": Column("Repairs target", *COUNT, NO_TARGET),
@@ -140,7 +120,6 @@ COLUMNS: dict[str, Column] = {
     "stale_months": Column("Stale months", *COUNT),
     "refused_files": Column("Refused files", *COUNT),
     "unrecognized_files": Column("Unrecognized files", *COUNT),
-    "sources_without_rule": Column("Sources without a rule", *COUNT),
     "seconds_since_refresh": Column("Since the last refresh", "dtdhms", missing="never"),
     **{
         name: Column(name.replace("_", " ").capitalize(), *COUNT)

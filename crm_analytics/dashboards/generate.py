@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON files: `python -m crm_analytics.dashboards.generate`. A test holds both sides equal."""
+"""The command `python -m crm_analytics.dashboards.generate`, which writes the dashboards' JSON files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = PROJECT_DIR / "grafana" / "dashboards"
 
 
 def generated() -> dict[Path, str]:
-    """Every dashboard's file and its text: Classic (v1) dashboard JSON, as Grafana's file provisioning reads it."""
+    """Returns every dashboard's file and text: Classic (v1) JSON, which Grafana's file provisioning reads."""
     files: dict[Path, str] = {}
     for make in BOARDS:
         built = make().build()
@@ -24,7 +24,7 @@ def generated() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write every file, and remove those of dashboards that are no more."""
+    """Writes every file, and removes the files of dashboards that no longer exist."""
     files = generated()
     for stray in set(FOLDER.glob("*.json")) - set(files):
         stray.unlink()

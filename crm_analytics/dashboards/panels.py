@@ -1,4 +1,4 @@
-"""Panels, variables and links in this project's manner, on top of Grafana's foundation SDK."""
+"""Builders for this project's panels, variables and links, on top of Grafana's foundation SDK."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from grafana_foundation_sdk.models import dashboard as models
 from crm_analytics.dashboards.column_formats import COLUMNS, MISSING
 from crm_analytics.dashboards.queries import query
 
+DataSource = common_models.DataSourceRef
 DATASOURCE_TYPE = "grafana-postgresql-datasource"
-ANALYTICS = common_models.DataSourceRef(type_val=DATASOURCE_TYPE, uid="crm-analytics-warehouse")
-CRM = common_models.DataSourceRef(type_val=DATASOURCE_TYPE, uid="crm-analytics-crm")
+ANALYTICS = DataSource(type_val=DATASOURCE_TYPE, uid="crm-analytics-warehouse")
+CRM = DataSource(type_val=DATASOURCE_TYPE, uid="crm-analytics-crm")
 TAG = "crm-analytics"
 RUN_LINK = "${dagster_url:raw}/runs/${__value.raw}"
 
-GREEN, AMBER, RED, GREY = "green", "#EAB839", "red", "gray"
-Panel = Any  # the SDK has one builder class a panel type, without a common base
+GREEN, AMBER, RED, GRAY = "green", "#EAB839", "red", "gray"
+#: The SDK has one builder class per panel type, without a common base.
+Panel = Any
 PropertyValue = tuple[str, object]
+#: Colors from a value on; the first step has None.
+Steps = Sequence[tuple[float | None, str]]
 
 
 class PostgresQuery(variants.Dataquery):
-    """A target of Grafana's PostgreSQL data source; the SDK has no model of it."""
+    """A query of Grafana's PostgreSQL data source, for which the SDK has no model."""
 
-    def __init__(self, sql: str, source: common_models.DataSourceRef, shape: str, ref: str) -> None:
+    def __init__(self, sql: str, source: DataSource, shape: str, ref: str) -> None:
         self.sql, self.source, self.shape, self.ref = sql, source, shape, ref
 
     def to_json(self) -> dict[str, object]:
-        """The target as the Classic schema writes it."""
+        """Returns the target in the form of the Classic schema."""
         return {
             "refId": self.ref,
             "datasource": self.source,
@@ -50,17 +54,17 @@ class Target(cog.Builder[variants.Dataquery]):
     """Builds a `PostgresQuery`; `shape` is `table` or `time_series`."""
 
     sql: str
-    source: common_models.DataSourceRef = field(default_factory=lambda: ANALYTICS)
+    source: DataSource = field(default_factory=lambda: ANALYTICS)
     shape: str = "table"
     ref: str = "A"
 
     def build(self) -> variants.Dataquery:
-        """The target."""
+        """Returns the query."""
         return PostgresQuery(self.sql, self.source, self.shape, self.ref)
 
 
 class _Link(dashboard.DashboardLink):
-    """A link in the dashboard's head; the SDK would hide it in a menu."""
+    """A link in the dashboard's header; the SDK would hide it in a menu."""
 
     def __init__(self, title: str) -> None:
         super().__init__(title)
@@ -68,7 +72,7 @@ class _Link(dashboard.DashboardLink):
 
 
 class _Annotation(dashboard.AnnotationQuery):
-    """An annotation with its switch in the dashboard's head; the SDK would hide it in a menu."""
+    """An annotation with its switch in the dashboard's header; the SDK would hide it in a menu."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class Layout:
         self._x = self._y = self._row_height = 0
 
     def add(self, panel: Panel, width: int, height: int) -> None:
-        """Put `panel` at the next free place of `width` columns; a new line where it does not fit."""
+        """Puts `panel` into the next `width` free columns, on a new line if it doesn't fit."""
         if self._x + width > 24:
             self._x, self._y, self._row_height = 0, self._y + self._row_height, 0
         position = models.GridPos(h=height, w=width, x=self._x, y=self._y)
@@ -95,44 +99,35 @@ class Layout:
 
 
 def table_panel(
-    title: str,
-    description: str,
-    sql: str,
-    columns: Sequence[str],
-    source: Any = ANALYTICS,
+    title: str, description: str, sql: str, columns: Sequence[str], source: DataSource = ANALYTICS
 ) -> Panel:
-    """A table with these columns of the query, headed and formatted as `COLUMNS` says."""
-    panel = table.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).no_value("none").filterable(True).mappings([_missing(MISSING)])
-    _name_columns(panel, columns)
+    """Builds a table of these columns of the query, with the headings and formats of `COLUMNS`."""
+    panel = _started(table.Panel(), title, description, sql, source).no_value("none").filterable(True)
+    _name_columns(panel.mappings([_missing(MISSING)]), columns)
     for name in columns:
         if name.endswith("_change"):
-            panel.override_by_name(name, _properties(("color", {"mode": "thresholds"}), (
-                "thresholds", _steps((None, RED), (0, GREEN)) if name not in ("cost_change", "cpl_change")
-                else _steps((None, GREEN), (0, RED)),
-            ), ("custom.cellOptions", {"type": "color-text"}), ("custom.width", 130)))  # fmt: skip
+            below, above = (GREEN, RED) if name in ("cost_change", "cpl_change") else (RED, GREEN)
+            properties = _properties(
+                ("color", {"mode": "thresholds"}),
+                ("thresholds", _thresholds(((None, below), (0, above))).build()),
+                ("custom.cellOptions", {"type": "color-text"}),
+                ("custom.width", 130),
+            )
+            panel.override_by_name(name, properties)
     return panel
 
 
 def stat_panel(
-    title: str,
-    description: str,
-    sql: str,
-    columns: Sequence[str],
-    *,
-    thresholds: Sequence[tuple[float | None, str]] = (),
-    source: Any = ANALYTICS,
+    title: str, description: str, sql: str, columns: Sequence[str], *, thresholds: Steps = ()
 ) -> Panel:
-    """One number, or a few under each other, from a query of one row."""
+    """Builds a panel with one number, or a few below each other, from a query of one row."""
     headings = "|".join(re.escape(COLUMNS[name].title) for name in columns)
     reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({headings})$/")
-    panel = stat.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).mappings([_missing(MISSING)]).reduce_options(reduce)
-    panel.text_mode(
-        common_models.BigValueTextMode.VALUE
-        if len(columns) == 1
-        else common_models.BigValueTextMode.VALUE_AND_NAME
+    panel = (
+        _started(stat.Panel(), title, description, sql).mappings([_missing(MISSING)]).reduce_options(reduce)
     )
+    mode = common_models.BigValueTextMode
+    panel.text_mode(mode.VALUE if len(columns) == 1 else mode.VALUE_AND_NAME)
     panel.graph_mode(common_models.BigValueGraphMode.NONE)
     if thresholds:
         panel.thresholds(_thresholds(thresholds)).color_mode(common_models.BigValueColorMode.BACKGROUND)
@@ -150,16 +145,11 @@ def lines_panel(
     unit: str,
     decimals: int = 0,
     bars: bool = False,
-    shape: str = "time_series",
     columns: Sequence[str] = (),
-    source: Any = ANALYTICS,
 ) -> Panel:
-    """Series over the dashboard's time range; `bars` stacks them."""
-    panel = timeseries.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source, shape)).unit(unit).decimals(decimals).no_value("none").legend(
-        _legend()
-    )
-    panel.tooltip(_tooltip())
+    """Builds series over the dashboard's time range; `bars` stacks them as bars."""
+    panel = _chart(_started(timeseries.Panel(), title, description, sql, shape="time_series"))
+    panel.unit(unit).decimals(decimals)
     if bars:
         panel.draw_style(common_models.GraphDrawStyle.BARS).fill_opacity(80)
         panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
@@ -172,26 +162,23 @@ def lines_panel(
 def cumulative_panel(
     title: str, description: str, sql: str, *, unit: str, columns: Iterable[tuple[str, str, bool]]
 ) -> Panel:
-    """Lines over the day of the month (1–31): (column, color, dashed). Independent of the time range."""
-    panel = trend.Panel().title(title).description(description).datasource(ANALYTICS)
-    panel.with_target(Target(sql)).unit(unit).decimals(0).x_field("day").legend(_legend()).tooltip(_tooltip())
-    panel.no_value("none").show_points(common_models.VisibilityMode.NEVER)
+    """Builds lines over the day of the month (1–31), whatever the time range: (column, color, dashed)."""
+    panel = _chart(_started(trend.Panel(), title, description, sql)).unit(unit).decimals(0).x_field("day")
+    panel.show_points(common_models.VisibilityMode.NEVER)
     panel.with_transformation(
         models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"date": True}})
     )
     _name_columns(panel, ("day",))
-    # a month's first day is one point, which a line alone does not show
+    # On the first day of a month there is one point, which a line alone doesn't show.
     panel.override_by_name("actual", _properties(("custom.showPoints", "auto")))
     for name, color, dashed in columns:
-        panel.override_by_name(
-            name,
-            _properties(
-                ("displayName", COLUMNS[name].title),
-                ("color", {"mode": "fixed", "fixedColor": color}),
-                ("custom.lineStyle", {"fill": "dash", "dash": [8, 6]} if dashed else {"fill": "solid"}),
-                ("custom.lineWidth", 3 if name == "actual" else 1),
-            ),
+        properties = _properties(
+            ("displayName", COLUMNS[name].title),
+            ("color", {"mode": "fixed", "fixedColor": color}),
+            ("custom.lineStyle", {"fill": "dash", "dash": [8, 6]} if dashed else {"fill": "solid"}),
+            ("custom.lineWidth", 3 if name == "actual" else 1),
         )
+        panel.override_by_name(name, properties)
     return panel
 
 
@@ -201,13 +188,12 @@ def bars_panel(
     sql: str,
     x: str,
     columns: Sequence[str],
-    source: Any = ANALYTICS,
+    source: DataSource = ANALYTICS,
     *,
     stacked: bool = False,
 ) -> Panel:
-    """Bars over the values of column `x`."""
-    panel = barchart.Panel().title(title).description(description).datasource(source)
-    panel.with_target(Target(sql, source)).x_field(x).legend(_legend()).tooltip(_tooltip()).no_value("none")
+    """Builds bars over the values of column `x`."""
+    panel = _chart(_started(barchart.Panel(), title, description, sql, source)).x_field(x)
     panel.show_value(common_models.VisibilityMode.AUTO)
     if stacked:
         panel.stacking(common_models.StackingMode.NORMAL)
@@ -223,38 +209,35 @@ def board(
     variables: Sequence[str],
     refreshes: bool = True,
 ) -> dashboard.Dashboard:
-    """An empty dashboard with its variables, links to the others and to Dagster, and refreshes as annotations."""
+    """Builds an empty dashboard: variables, links to the other dashboards and to Dagster, refreshes as annotations."""
     result = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).timezone("utc")
     result.readonly().refresh("").time("now-12M/M", "now+1d")
     for name in variables:
         result.with_variable(_VARIABLES[name]())
-    result.link(
-        _Link("Dashboards")
-        .type(models.DashboardLinkType.DASHBOARDS)
-        .tags([TAG])
-        .as_dropdown(True)
-        .include_vars(True)
-        .keep_time(True)
-    )
+    others = _Link("Dashboards").type(models.DashboardLinkType.DASHBOARDS).tags([TAG]).as_dropdown(True)
+    result.link(others.include_vars(True).keep_time(True))
     if "dagster_url" in variables:
-        result.link(
-            _Link("Dagster")
-            .type(models.DashboardLinkType.LINK)
-            .url("${dagster_url:raw}")
-            .icon("external link")
-            .tooltip("Runs, assets and checks")
-            .target_blank(True)
-        )
+        link = _Link("Dagster").type(models.DashboardLinkType.LINK).url("${dagster_url:raw}")
+        result.link(link.icon("external link").tooltip("Runs, assets and checks").target_blank(True))
     if refreshes:
-        result.annotation(
-            _Annotation()
-            .name("Refreshes")
-            .datasource(ANALYTICS)
-            .enable(False)
-            .icon_color("blue")
-            .target(Target(query("refresh_annotations"), ref="Refreshes"))
-        )
+        annotation = _Annotation().name("Refreshes").datasource(ANALYTICS).enable(False).icon_color("blue")
+        result.annotation(annotation.target(Target(query("refresh_annotations"), ref="Refreshes")))
     return result
+
+
+def _started(
+    panel: Panel, title: str, description: str, sql: str, source: DataSource = ANALYTICS, shape: str = "table"
+) -> Panel:
+    panel.title(title).description(description).datasource(source)
+    return panel.with_target(Target(sql, source, shape))
+
+
+def _chart(panel: Panel) -> Panel:
+    legend = common.VizLegendOptions().show_legend(True).placement(common_models.LegendPlacement.BOTTOM)
+    legend.display_mode(common_models.LegendDisplayMode.LIST).calcs([])
+    tooltip = common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI)
+    tooltip.sort(common_models.SortOrder.DESCENDING)
+    return panel.no_value("none").legend(legend).tooltip(tooltip)
 
 
 def _source() -> dashboard.QueryVariable:
@@ -268,9 +251,8 @@ def _month() -> dashboard.QueryVariable:
 def _dagster() -> dashboard.QueryVariable:
     variable = _query_variable("dagster_url", "Dagster", "variable_dagster")
     variable.hide(models.VariableHide.HIDE_VARIABLE)
-    variable._internal.skip_url_sync = (
-        True  # else a forged address of the dashboard leads its run links elsewhere
-    )
+    # otherwise a forged address of the dashboard could point its run links elsewhere
+    variable._internal.skip_url_sync = True
     return variable
 
 
@@ -280,13 +262,8 @@ def _segment() -> dashboard.CustomVariable:
 
 
 def _query_variable(name: str, label: str, file: str) -> dashboard.QueryVariable:
-    variable = (
-        dashboard.QueryVariable(name)
-        .label(label)
-        .datasource(ANALYTICS)
-        .query(query(file))
-        .definition(query(file))
-    )
+    variable = dashboard.QueryVariable(name).label(label).datasource(ANALYTICS)
+    variable.query(query(file)).definition(query(file))
     variable.refresh(models.VariableRefresh.ON_DASHBOARD_LOAD).sort(models.VariableSort.DISABLED)
     return variable.allow_custom_value(False)
 
@@ -321,26 +298,13 @@ def _properties(*pairs: PropertyValue) -> list[models.DynamicConfigValue]:
 
 
 def _missing(text: str) -> models.SpecialValueMap:
-    """What stands in the place of NULL; in its own color, because Grafana gives NULL the lowest threshold's."""
-    result = models.ValueMappingResult(text=text, color=GREY, index=0)
+    """Shows `text` for NULL, in gray, because Grafana would give NULL the color of the lowest threshold."""
+    result = models.ValueMappingResult(text=text, color=GRAY, index=0)
     return models.SpecialValueMap(
         models.DashboardSpecialValueMapOptions(models.SpecialValueMatch.NULL, result)
     )
 
 
-def _steps(*steps: tuple[float | None, str]) -> dict[str, object]:
-    return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}
-
-
-def _thresholds(steps: Sequence[tuple[float | None, str]]) -> dashboard.ThresholdsConfig:
+def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
     config = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
     return config.steps([models.Threshold(value=value, color=color) for value, color in steps])
-
-
-def _legend() -> common.VizLegendOptions:
-    legend = common.VizLegendOptions().show_legend(True).placement(common_models.LegendPlacement.BOTTOM)
-    return legend.display_mode(common_models.LegendDisplayMode.LIST).calcs([])
-
-
-def _tooltip() -> common.VizTooltipOptions:
-    return common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI).sort(common_models.SortOrder.DESCENDING)  # fmt: skip

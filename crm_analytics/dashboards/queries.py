@@ -1,4 +1,4 @@
-"""The dashboards' SQL, read from sql/grafana/. Every query of every dashboard stands there as a file of its own."""
+"""The dashboards' SQL: every query of every dashboard is a file in sql/grafana/."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ FOLDER = SQL_DIR / "grafana"
 
 
 def query(name: str, **words: str) -> str:
-    """The text of sql/grafana/<name>.sql, with `{word}` replaced where words are given (column names only).
+    """Returns the text of sql/grafana/<name>.sql with each `{word}` replaced by its value, a column name.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a word does not occur in the file, or is not a plain name.
+        ValueError: if a word doesn't occur in the file, or its value isn't a plain name.
     """
     text = (FOLDER / f"{name}.sql").read_text(encoding="utf-8").rstrip()
     for word, value in words.items():
         if f"{{{word}}}" not in text or not value.isidentifier():
-            raise ValueError(f"{name}.sql: cannot put {value!r} in the place of {{{word}}}")
+            raise ValueError(f"{name}.sql: cannot replace {{{word}}} by {value!r}")
         text = text.replace(f"{{{word}}}", value)
     return text

@@ -1,7 +1,7 @@
-"""The operator's command for the role grafana_reader: its password and settings, and where dashboards find Dagster.
+"""The command `crm-analytics grafana-reader`, which sets up the role grafana_reader.
 
-`python -m crm_analytics.dashboards.reader_role` reads GRAFANA_READER_PASSWORD and DAGSTER_URL. Migrations make the role
-without a password, so that no secret stands in a file.
+It reads GRAFANA_READER_PASSWORD and DAGSTER_URL. Migrations create the role without a password, so that no file has a
+secret.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ SHORTEST_PASSWORD = 12
 
 
 def set_up(connection: psycopg.Connection[Any], database: str, password: str | None = None) -> None:
-    """Give `grafana_reader` its settings in this database, and its password on the server if one is given.
+    """Gives `grafana_reader` the migrations' settings in this database and, if one is given, its password.
 
-    The settings are the migrations': a database cloned without them gets them here.
-
-    The server receives the password only as a SCRAM verifier, so that it stands in no log.
+    A database cloned without its settings gets them back here. The server receives the password only as a SCRAM
+    verifier, so it never appears in a log.
 
     Args:
         connection: autocommit, as a role that may alter grafana_reader.
         database: `analytics` or `crm`.
-        password: at least 12 characters; None leaves the present one.
+        password: at least 12 characters; None keeps the current one.
 
     Raises:
-        ValueError: for a shorter password.
-        MigrationError: if the role does not exist and the login may not make it.
+        ValueError: if the password is too short.
+        MigrationError: if the role doesn't exist and the login may not create it.
     """
     apply_server_part(connection, database, report=lambda line: print(line, file=sys.stderr))
     if password is None:
@@ -50,7 +49,7 @@ def set_up(connection: psycopg.Connection[Any], database: str, password: str | N
 
 
 def apply(config: Settings) -> None:
-    """Set up the role on both databases' servers, and the Dagster UI's address in the analytics database."""
+    """Sets up the role on both databases' servers, and stores the Dagster UI's address for the dashboards' links."""
     secret = config.grafana_reader_password
     for database in ("analytics", "crm"):
         with psycopg.connect(database_url(database, config), autocommit=True) as connection:
@@ -60,12 +59,8 @@ def apply(config: Settings) -> None:
 
 
 def main() -> None:
-    """Apply this environment's settings; exit code 1 and one line where that is not possible."""
+    """Applies this environment's settings; exits with code 1 and one line if that fails."""
     try:
         apply(settings())
     except (ValueError, MigrationError, psycopg.Error) as error:
         sys.exit(f"grafana_reader was not set up: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,1 @@
-"""Sample data for `make demo`: written as files, loaded like anybody's exports."""
+"""Sample data for `make demo`: export files of an invented repair business, and activity in the CRM."""

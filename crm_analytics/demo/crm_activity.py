@@ -1,24 +1,27 @@
-"""The demo's months of an invented bicycle business, played through the RPCs, refused attempts included."""
+"""Plays the demo's months of an invented bicycle business through the RPCs, refused attempts included."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from crm_analytics.crm.client import CrmClient
-from crm_analytics.crm.errors import CrmError
+from crm_analytics.core import locks
+from crm_analytics.crm import CrmClient, CrmError
 
 ORDERS_PER_MONTH = 60
-MARKER = "demo"  # source of the played leads: a second call of the same seed finds them and plays nothing
+#: Source of a played seed's last lead, by which a second call recognizes that it has nothing to do.
+MARKER = "demo"
 
 _MODELS = (("Road 54", 1850), ("Gravel 56", 2300), ("City 52", 690), ("Trail 29", 1420), ("Cargo", 3900))
-_NAMES = (
+_NAMES = [
     "Ada",
     "Ben",
     "Cleo",
@@ -33,8 +36,8 @@ _NAMES = (
     "Lea",
     "Max",
     "Nora",
-)
-_SURNAMES = ("Example", "Sample", "Specimen", "Placeholder", "Doe", "Roe")
+]
+_SURNAMES = ["Example", "Sample", "Specimen", "Placeholder", "Doe", "Roe"]
 _COUNTRIES = ("DE", "FR", "IT", "US", "PL")
 _SOURCES = ("site", "telegram", "referral", "marketplace")
 
@@ -49,38 +52,38 @@ class Summary:
     orders_by_status: dict[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
-        """A few lines for people."""
+        """Returns the summary as a few lines to print."""
         if self.already_played:
-            head = "CRM: this demo has been played already; nothing was added."
+            lines = ["CRM: this demo was already played; nothing was added."]
         else:
-            head = "CRM, played through the RPCs: " + ", ".join(
-                f"{n} {what}" for what, n in self.done.items()
-            )
-        refused = ", ".join(f"{n} x {state}" for state, n in sorted(self.refused.items()))
-        statuses = ", ".join(f"{status} {n}" for status, n in self.orders_by_status.items())
-        return "\n".join(
-            [head, *([f"refused as they must be: {refused}"] if refused else []), f"orders: {statuses}"]
-        )
+            done = ", ".join(f"{count} {kind}" for kind, count in self.done.items())
+            lines = [f"CRM, played through the RPCs: {done}"]
+        if self.refused:
+            refused = ", ".join(f"{count} x {state}" for state, count in sorted(self.refused.items()))
+            lines.append(f"refused, as they must be: {refused}")
+        statuses = ", ".join(f"{status} {count}" for status, count in self.orders_by_status.items())
+        return "\n".join([*lines, f"orders: {statuses}"])
 
 
 def play(url: str, months: int = 3, seed: int = 1) -> Summary:
-    """Play `months` of business into a migrated CRM database; the same seed is never played twice.
+    """Plays months of business into a migrated CRM database; the same seed is never played twice.
 
-    The rows carry the present time: the RPCs do not let anybody choose when something happened.
+    All rows carry the present time, because the RPCs let no caller choose when something happened.
 
     Raises:
         psycopg.Error: if the database cannot be reached or is not migrated.
     """
     with psycopg.connect(url) as connection:
-        # whoever comes second waits, and then finds what the first has played
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('crm:play', 0))")
+        # A second call at the same time waits, and then finds what the first has played.
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.DEMO_ACTIVITY])
         summary = Summary()
-        if connection.execute(
-            "SELECT 1 FROM public.leads WHERE source = %s LIMIT 1", [_marker(seed)]
-        ).fetchone():
-            summary.already_played = True
+        played = connection.execute(
+            "SELECT FROM public.leads WHERE source = %s LIMIT 1", [f"{MARKER}-{seed}"]
+        )
+        if played.fetchone() is None:
+            _Business(connection, seed, summary).run(months)
         else:
-            _Business(connection, random.Random(seed), seed, summary).run(months)  # noqa: S311 (a demo)
+            summary.already_played = True
         summary.orders_by_status = dict(
             connection.execute(
                 "SELECT status::text, count(*) FROM public.orders GROUP BY status ORDER BY status"
@@ -89,58 +92,56 @@ def play(url: str, months: int = 3, seed: int = 1) -> Summary:
         return summary
 
 
-def _marker(seed: int) -> str:
-    return f"{MARKER}-{seed}"
-
-
 class _Business:
-    def __init__(
-        self, connection: psycopg.Connection[Any], chance: random.Random, seed: int, summary: Summary
-    ) -> None:
+    """The people of one seed, and what they do."""
+
+    def __init__(self, connection: psycopg.Connection[Any], seed: int, summary: Summary) -> None:
         self.connection = connection
         self.crm = CrmClient(connection)
-        self.chance = chance
+        self.chance = random.Random(seed)  # noqa: S311 (a demo)
         self.seed = seed
-        self.summary = summary
+        self.done, self.refused = summary.done, summary.refused
         self.references = 0
         self.admin = self._person("Olga Owner", "admin")
         self.managers = [self._person(name, "manager") for name in ("Mia Manager", "Theo Trader")]
 
     def run(self, months: int) -> None:
-        """A closing lead marks the seed as played, in the same transaction."""
+        """Plays the months; a last lead marks the seed as played, in the same transaction."""
         for month in range(1, months + 1):
             for number in range(1, ORDERS_PER_MONTH + 1):
                 self._client(month, number)
-        self.crm.create_lead_safe(source=_marker(self.seed), full_name="Demo Marker", contact="demo")
+        self.crm.create_lead_safe(source=f"{MARKER}-{self.seed}", full_name="Demo Marker", contact="demo")
 
     def _person(self, name: str, role: str) -> UUID:
-        """The very first people are the owner's to create, as with `crm create-admin`."""
-        email = f"{name.split()[0].lower()}.demo{self.seed}@example.com"
+        """Creates a user as the tables' owner, as `crm create-admin` does: there is no admin yet to ask."""
         row = self.connection.execute(
-            "INSERT INTO public.users (name, email, role) VALUES (%s, %s, %s::text::public.user_role_enum) RETURNING id",
-            [name, email, role],
+            """
+            INSERT INTO public.users (name, email, role) VALUES (%s, %s, %s::text::public.user_role_enum)
+            RETURNING id
+            """,
+            [name, f"{name.split()[0].lower()}.demo{self.seed}@example.com", role],
         ).fetchone()
         assert row is not None
         person: UUID = row[0]
         return person
 
-    def _tried(self, rpc: str, **arguments: Any) -> None:
-        """A call that must be refused, counted by its SQLSTATE."""
+    def _refused(self, rpc: Callable[..., Any], **arguments: Any) -> None:
+        """Makes a call that must be refused, and counts it by its SQLSTATE."""
         try:
-            with self.connection.transaction():
-                getattr(self.crm, rpc)(**arguments)
+            rpc(**arguments)
         except CrmError as error:
-            self.summary.refused[error.sqlstate] += 1
+            self.refused[error.sqlstate] += 1
         else:
-            raise AssertionError(f"{rpc}({arguments}) was not refused: a guard is missing")
+            raise AssertionError(f"{rpc} with {arguments} was not refused: a guard is missing")
 
     def _client(self, month: int, number: int) -> None:
-        chance, crm, done = self.chance, self.crm, self.summary.done
+        """A new client: an order from the landing page, or a lead that is rejected or becomes an order."""
+        chance, crm, done = self.chance, self.crm, self.done
         manager = chance.choice(self.managers)
-        person = f"{chance.choice(_NAMES)} {chance.choice(_SURNAMES)}"
+        name = f"{chance.choice(_NAMES)} {chance.choice(_SURNAMES)}"
         contact: dict[str, Any] = {
-            "full_name": person,
-            "email": f"{person.replace(' ', '.').lower()}.{self.seed}.{month}.{number}@example.com",
+            "full_name": name,
+            "email": f"{name.replace(' ', '.').lower()}.{self.seed}.{month}.{number}@example.com",
             "phone": f"+1 202 555 {chance.randrange(100, 200):04d}" if chance.random() < 0.3 else None,
         }
         model, price = chance.choice(_MODELS)
@@ -148,65 +149,67 @@ class _Business:
         currency = chance.choices(("EUR", "USD"), (4, 1))[0]
         items = [{"model": model, "quantity": 1}]
         way = chance.random()
+        done["leads"] += 1
         if way < 0.15:
             order = crm.quick_order_safe(
                 source="landing page", items=items, total_amount=total, currency=currency, **contact
-            ).id
-            done["leads"] += 1
+            )
         else:
             lead = crm.create_lead_safe(
                 source=chance.choice(_SOURCES), country=chance.choice(_COUNTRIES), user_id=manager, **contact
-            )
-            done["leads"] += 1
-            crm.advance_lead_status_safe(
-                lead_id=lead.id, new_status="in_progress", user_id=manager, notes="called back"
-            )
-            if way < 0.30:
-                crm.advance_lead_status_safe(
-                    lead_id=lead.id, new_status="rejected", user_id=manager, notes="no budget"
-                )
-                self._tried("create_order_safe", customer_id=None, lead_id=lead.id, total_amount=total,
-                            currency=currency, user_id=manager)  # fmt: skip
-                return
-            order = crm.create_order_safe(
+            ).id
+            advance = partial(crm.advance_lead_status_safe, lead_id=lead, user_id=manager)
+            advance(new_status="in_progress", notes="called back")
+            convert = partial(
+                crm.create_order_safe,
                 customer_id=None,
-                lead_id=lead.id,
+                lead_id=lead,
                 items=items,
                 total_amount=total,
                 currency=currency,
                 user_id=manager,
-            ).id
+            )
+            if way < 0.30:
+                advance(new_status="rejected", notes="no budget")
+                self._refused(convert)
+                return
+            order = convert()
         done["orders"] += 1
-        self._order(order, total, currency, manager)
+        self._order(order.id, total, currency, manager)
 
     def _order(self, order: UUID, total: Decimal, currency: str, manager: UUID) -> None:
-        chance, crm, done = self.chance, self.crm, self.summary.done
+        """Takes an order as far as its fate wants: cancelled, part paid, paid, refunded, delivered or closed."""
+        chance, crm, done = self.chance, self.crm, self.done
+        advance = partial(crm.advance_order_status_safe, order_id=order)
+        pay = partial(crm.record_generic_payment_safe, order_id=order, user_id=manager)
+        pay_supplier = partial(
+            pay, direction="outgoing", role="supplier_payment", method="bank_transfer", currency="EUR"
+        )
+        client_pays = partial(
+            pay, direction="incoming", role="client_payment", method="card", currency=currency
+        )
         fate = chance.random()
         if fate < 0.08:
-            crm.advance_order_status_safe(
-                order_id=order, new_status="cancelled", user_id=manager, reason="no answer"
-            )
+            advance(new_status="cancelled", user_id=manager, reason="no answer")
             return
         if fate < 0.16:
-            self._tried("advance_order_status_safe", order_id=order, new_status="paid", user_id=self.admin)
-            self._tried("record_generic_payment_safe", order_id=order, direction="outgoing", role="supplier_payment",
-                        method="bank_transfer", amount=total / 2, currency="EUR", user_id=manager)  # fmt: skip
+            self._refused(advance, new_status="paid", user_id=self.admin)
+            self._refused(pay_supplier, amount=total / 2)
             return
         deposit = (total / 4).quantize(Decimal(1))
-        payment = self._client_pays(order, deposit, currency, manager)
+        reference = self._reference()
+        client_pays(amount=deposit, external_reference=reference)
+        done["client payments"] += 1
         if fate < 0.24:
             return
-        if chance.random() < 0.1:  # the provider calls twice; the second time with another amount
-            again = self._client_pays(order, deposit, currency, manager, reference=payment)
-            assert again == payment
-            self._tried("record_generic_payment_safe", order_id=order, direction="incoming", role="client_payment",
-                        method="card", amount=deposit + 1, currency=currency, user_id=manager,
-                        external_reference=payment)  # fmt: skip
-        self._client_pays(order, total - deposit, currency, manager)
-        crm.record_generic_payment_safe(
-            order_id=order, direction="outgoing", role="supplier_payment", method="bank_transfer",
-            amount=(total * Decimal("0.7")).quantize(Decimal("0.01")), currency="EUR", user_id=manager,
-        )  # fmt: skip
+        if chance.random() < 0.1:
+            # The provider reports the payment twice more; the second time with another amount.
+            assert client_pays(amount=deposit, external_reference=reference).duplicate
+            done["repeated payments"] += 1
+            self._refused(client_pays, amount=deposit + 1, external_reference=reference)
+        client_pays(amount=total - deposit, external_reference=self._reference())
+        done["client payments"] += 1
+        pay_supplier(amount=(total * Decimal("0.7")).quantize(Decimal("0.01")))
         done["payouts"] += 1
         crm.attach_document_safe(
             document_type="invoice",
@@ -217,58 +220,37 @@ class _Business:
         done["documents"] += 1
         task = crm.create_task_safe(
             title="Pack the bicycle", created_by=manager, order_id=order, assignee_id=manager
-        )
+        ).id
         done["tasks"] += 1
         if fate < 0.34:
             return
         if fate < 0.40:
-            self._refund(order, total, currency, manager)
+            refund = partial(
+                pay, direction="outgoing", role="refund", method="bank_transfer", currency=currency
+            )
+            self._refused(refund, amount=total)
+            self._refused(refund, amount=total + 1, user_id=self.admin)
+            refund(amount=total, user_id=self.admin)
+            done["refunds"] += 1
+            advance(new_status="cancelled", user_id=self.admin, reason="refunded")
             return
-        crm.update_task_safe(task_id=task.id, user_id=manager, completed=True)
-        shipment = crm.upsert_shipment_safe(
-            order_id=order,
-            user_id=manager,
-            provider="cdek",
-            tracking_number=f"EX{chance.randrange(10**8):08d}",
-        )
+        crm.update_task_safe(task_id=task, user_id=manager, completed=True)
+        ship = partial(crm.upsert_shipment_safe, order_id=order, user_id=manager)
+        tracking_number = f"EX{chance.randrange(10**8):08d}"
+        shipment = ship(provider="cdek", tracking_number=tracking_number).id
         done["shipments"] += 1
-        crm.advance_order_status_safe(order_id=order, new_status="in_delivery", user_id=manager)
-        crm.upsert_shipment_safe(
-            order_id=order, user_id=manager, shipment_id=shipment.id, status="in_transit"
-        )
+        advance(new_status="in_delivery", user_id=manager)
+        ship(shipment_id=shipment, status="in_transit")
         if fate < 0.55:
             return
-        crm.upsert_shipment_safe(
-            order_id=order, user_id=manager, shipment_id=shipment.id, status="delivered", client_received=True
-        )
-        crm.advance_order_status_safe(order_id=order, new_status="delivered", user_id=manager)
+        ship(shipment_id=shipment, status="delivered", client_received=True)
+        advance(new_status="delivered", user_id=manager)
         if fate < 0.65:
-            self._tried("advance_order_status_safe", order_id=order, new_status="closed", user_id=manager)
-            return
-        crm.advance_order_status_safe(order_id=order, new_status="closed", user_id=self.admin)
+            self._refused(advance, new_status="closed", user_id=manager)
+        else:
+            advance(new_status="closed", user_id=self.admin)
 
-    def _client_pays(
-        self, order: UUID, amount: Decimal, currency: str, manager: UUID, reference: str | None = None
-    ) -> str:
-        """An incoming card payment; returns its provider's reference."""
-        if reference is None:
-            self.references += 1
-            reference = f"demo-{self.seed}-{self.references}"
-        result = self.crm.record_generic_payment_safe(
-            order_id=order, direction="incoming", role="client_payment", method="card", amount=amount,
-            currency=currency, user_id=manager, external_reference=reference,
-        )  # fmt: skip
-        self.summary.done["repeated payments" if result.data["duplicate"] else "client payments"] += 1
-        return reference
-
-    def _refund(self, order: UUID, total: Decimal, currency: str, manager: UUID) -> None:
-        refund: dict[str, Any] = {
-            "order_id": order, "direction": "outgoing", "role": "refund", "method": "bank_transfer", "currency": currency,
-        }  # fmt: skip
-        self._tried("record_generic_payment_safe", **refund, amount=total, user_id=manager)
-        self._tried("record_generic_payment_safe", **refund, amount=total + 1, user_id=self.admin)
-        self.crm.record_generic_payment_safe(**refund, amount=total, user_id=self.admin)
-        self.summary.done["refunds"] += 1
-        self.crm.advance_order_status_safe(
-            order_id=order, new_status="cancelled", user_id=self.admin, reason="refunded"
-        )
+    def _reference(self) -> str:
+        """Returns the payment provider's next reference."""
+        self.references += 1
+        return f"demo-{self.seed}-{self.references}"

@@ -1,12 +1,13 @@
-"""An invented appliance-repair business, month by month: what happened, before anybody exports it.
+"""An invented appliance-repair business, month by month, before it is exported.
 
-Every month is drawn from its own random stream, so that the history stays the same from day to day and
-only the current month grows.
+Every month is drawn from its own random stream, so history stays the same from day to day and only the current month
+grows.
 """
 
 from __future__ import annotations
 
 import calendar
+import math
 import random
 import string
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-JOBS_A_MONTH = 250
+JOBS_PER_MONTH = 250
 SEASON = (0.92, 0.88, 0.95, 0.97, 1.02, 1.10, 1.16, 1.14, 1.03, 1.00, 0.95, 0.90)
 WEEKDAY = (1.35, 1.15, 1.05, 1.05, 1.1, 0.8, 0.45)
-GROWTH = 0.08  # a year
+#: Per year.
+GROWTH = 0.08
 TECHNICIANS = ("Alex M", "Boris K", "Chris P", "Dana R", "Ed S", "Farid T")
 APPLIANCES = ("Refrigerator", "Washer", "Dryer", "Dishwasher", "Oven", "Ice maker")
 FIRST_NAMES = ("Ann", "Bill", "Cara", "Dov", "Ella", "Finn", "Gia", "Hugo", "Ivy", "Jon", "Kim", "Lou")
@@ -26,7 +28,7 @@ LAST_NAMES = ("Adler", "Brown", "Cruz", "Diaz", "Evans", "Ford", "Green", "Hill"
 AREA_CODES = (212, 332, 347, 516, 646, 718, 914, 917, 929)
 ZIPS = ("10001", "10025", "10463", "11201", "11215", "11375", "11561", "07030", "07302")
 
-#: Share of the jobs by source as exports spell it, and by type. Three sources have no channel rule.
+#: Share of the jobs by source, as exports spell it. Three sources have no channel rule.
 SOURCES = {
     "Google": 0.24,
     "eLocals": 0.17,
@@ -53,7 +55,7 @@ INSURED_TYPES = {"INS Service": 0.66, "INS Repair": 0.27, "Warranty": 0.07}
 
 @dataclass(frozen=True)
 class Job:
-    """A job with its whole life; `moved_to` is a new date that the office gave it on `moved_on`."""
+    """A job with its whole life. On the day `moved_on`, the office gave it the new date `moved_to`."""
 
     number: int
     uuid: str
@@ -72,11 +74,11 @@ class Job:
     moved_on: date | None = None
 
     def created_as_of(self, day: date) -> date:
-        """The job's date as an export of `day` shows it."""
+        """Returns the job's date in an export of `day`."""
         return self.moved_to if self.moved_to and self.moved_on and day >= self.moved_on else self.created
 
     def status_as_of(self, day: date) -> str:
-        """The status as an export of `day` shows it."""
+        """Returns the status in an export of `day`."""
         if day <= self.created:
             return "Submitted"
         if day < self.done:
@@ -86,7 +88,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Payment:
-    """A payment; `job_number` may be one that no export of jobs knows."""
+    """A payment. `job_number` may be one that no jobs export has."""
 
     id: str
     job_number: int
@@ -99,7 +101,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Call:
-    """A phone call in local time; half of them belong to a job."""
+    """A phone call in local time; about half of them belong to a job."""
 
     at: datetime
     phone: str
@@ -111,7 +113,7 @@ class Call:
 
 @dataclass(frozen=True)
 class PaidLead:
-    """An eLocals call; `credited` is the cost after the credit that came days later, if one came."""
+    """An eLocals lead. `credited` is its cost after a credit, if one came within days."""
 
     id: str
     at: datetime
@@ -122,7 +124,7 @@ class PaidLead:
     name: str
 
     def cost_as_of(self, day: date) -> Decimal:
-        """The cost as an export of `day` shows it (credits come within 96 hours)."""
+        """Returns the cost in an export of `day` (credits come within 96 hours)."""
         if self.credited is not None and day >= self.at.date() + timedelta(days=5):
             return self.credited
         return self.cost
@@ -142,7 +144,7 @@ class Referral:
 
 @dataclass(frozen=True)
 class Month:
-    """All that began in one month. Payments are those of the month's jobs, whenever they were paid."""
+    """Everything that began in one month. Payments are those of the month's jobs, whenever they were paid."""
 
     first: date
     jobs: tuple[Job, ...]
@@ -150,31 +152,28 @@ class Month:
     calls: tuple[Call, ...]
     leads: tuple[PaidLead, ...]
     referrals: tuple[Referral, ...]
-    spend: dict[date, dict[str, Decimal]]  # day -> campaign -> cost
-
-
-def next_month(first: date) -> date:
-    """The first day of the month after."""
-    return date(first.year + first.month // 12, first.month % 12 + 1, 1)
+    #: Cost by day and campaign.
+    spend: dict[date, dict[str, Decimal]]
 
 
 def month_before(first: date) -> date:
-    """The first day of the month before."""
+    """Returns the month before."""
     return (first - timedelta(days=1)).replace(day=1)
 
 
 def month_days(first: date) -> list[date]:
-    """All days of the month."""
+    """Returns all days of the month."""
     return [first.replace(day=n + 1) for n in range(calendar.monthrange(first.year, first.month)[1])]
 
 
 def volume(first: date) -> float:
-    """How busy the month is, 1.0 being an average month of 2024."""
-    return SEASON[first.month - 1] * (1 + GROWTH) ** (first.year - 2024 + (first.month - 7) / 12)
+    """Returns how busy the month is; 1.0 is an average month of 2024."""
+    years: float = first.year - 2024 + (first.month - 7) / 12
+    return SEASON[first.month - 1] * math.pow(1 + GROWTH, years)
 
 
-def happen(first: date, seed: int, timezone: ZoneInfo) -> Month:
-    """Everything that begins in the month of `first`; the same for the same arguments."""
+def invent_month(first: date, seed: int, timezone: ZoneInfo) -> Month:
+    """Invents everything that begins in the month of `first`; equal arguments give equal months."""
     rng = random.Random(f"{seed}/{first:%Y-%m}")  # noqa: S311 sample data
     days = month_days(first)
     weights = [WEEKDAY[day.weekday()] for day in days]
@@ -187,7 +186,7 @@ def happen(first: date, seed: int, timezone: ZoneInfo) -> Month:
         return sorted(rng.choices(days, weights, k=count(mean)))
 
     base = (first.year * 12 + first.month - 1999 * 12) * 400
-    jobs = tuple(_job(rng, seed, base + n, day) for n, day in enumerate(some_days(JOBS_A_MONTH)))
+    jobs = tuple(_job(rng, seed, base + n, day) for n, day in enumerate(some_days(JOBS_PER_MONTH)))
     payments = tuple(_payments(rng, jobs, base))
     calls = tuple(_call(rng, day, jobs, timezone) for day in some_days(330))
     leads = tuple(_lead(rng, day, timezone) for day in some_days(78))
@@ -200,7 +199,7 @@ def _pick(rng: random.Random, shares: dict[str, float]) -> str:
 
 
 def _money(rng: random.Random, low: float, high: float, step: str = "0.01") -> Decimal:
-    """An amount between the bounds; low ones more often."""
+    """Draws an amount between the bounds; low ones are more frequent."""
     return Decimal(rng.triangular(low, high, low + (high - low) / 3)).quantize(Decimal(step))
 
 
@@ -209,7 +208,7 @@ def _phone(rng: random.Random) -> str:
 
 
 def uuid_of(number: int, seed: int) -> str:
-    """Six characters of A-Z0-9, a different one for every number."""
+    """Returns six characters of A-Z0-9, different for every number."""
     alphabet = string.digits + string.ascii_uppercase
     value = (number * 1_103_515_249 + seed * 7_919) % 36**6
     return "".join(alphabet[value // 36**place % 36] for place in range(6))
@@ -252,7 +251,8 @@ def _payments(rng: random.Random, jobs: tuple[Job, ...], base: int) -> Iterator[
             continue
         if job.type in ("COD Service", "Service call", "Repair"):
             yield payment(job, job.created, Decimal(rng.choice((79, 85, 89, 95, 100))))
-            if rng.random() < 0.62:  # the customer agrees to the repair
+            # the customer agrees to the repair
+            if rng.random() < 0.62:
                 late = rng.random() < 0.06
                 paid = job.done + timedelta(days=rng.randint(30, 70) if late else rng.randint(0, 4))
                 yield payment(job, paid, _money(rng, 110, 560))
@@ -269,18 +269,12 @@ def _payments(rng: random.Random, jobs: tuple[Job, ...], base: int) -> Iterator[
             )
         if rng.random() < 0.003:
             yield payment(job, job.done, _money(rng, 90, 300), "Settled offline")
-    for _ in range(rng.choice((0, 1, 1, 2))):  # a number that was mistyped at the till
+    # payments with a mistyped job number
+    for _ in range(rng.choice((0, 1, 1, 2))):
         number += 1
         paid = rng.choice(jobs).done
-        yield Payment(
-            f"PAY-{number:07}",
-            900_000 + rng.randrange(90_000),
-            None,
-            paid,
-            _money(rng, 85, 240),
-            "Cash",
-            "Paid",
-        )
+        wrong = 900_000 + rng.randrange(90_000)
+        yield Payment(f"PAY-{number:07}", wrong, None, paid, _money(rng, 85, 240), "Cash", "Paid")
 
 
 def _call(rng: random.Random, day: date, jobs: tuple[Job, ...], timezone: ZoneInfo) -> Call:

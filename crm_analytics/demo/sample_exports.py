@@ -1,4 +1,4 @@
-"""The sample landing folder: the invented business exported in the real formats, oddities included."""
+"""The sample landing folder: the invented business exported in the real formats, with planted oddities."""
 
 from __future__ import annotations
 
@@ -19,121 +19,49 @@ from zoneinfo import ZoneInfo
 
 from openpyxl import Workbook
 
+from crm_analytics.core.months import next_month
 from crm_analytics.core.settings import settings
 from crm_analytics.demo import repair_business as business
-from crm_analytics.demo.repair_business import Job, Month, Payment, happen, month_before, next_month
+from crm_analytics.demo.repair_business import Job, Month, Payment, invent_month, month_before
 
-#: Remembers which files of a folder are the sample's own, with their checksums.
+#: Lists the sample's own files in a folder, with their checksums.
 MARKER = ".sample-landing.json"
-#: A login page where an export should be: the one file that is meant to be refused.
+#: A login page saved as an export: the one file that must be refused.
 REFUSED = "calls/sample login page saved as calls export.csv"
 
-JOB_HEADER = [
-    "Job #",
-    "Client",
-    "Tags",
-    "Job Type",
-    "Job Date",
-    "Job End",
-    "Primary Phone",
-    "Email Address",
-    "Status",
-    "Tech",
-    "Address",
-    "City",
-    "Zip Code",
-    "Service Area",
-    "UUID",
-    "Sub-Status",
-    "Conversion Date",
-    "Total",
-    "Converted",
-    "Invoiced",
-    "Created",
-    "Payment Due Date",
-    "Created By",
-    "Amount Due",
-    "Amount Paid",
-    "Cost",
-    "Profit",
-    "Profit Margin",
-    "Company",
-    "Tax",
-    "Credit Card Service Fee",
-    "Taxable Amount",
-    "Tax Rate",
-    "Hours",
-    "Source",
-    "First Name",
-    "Last Name",
-    "State",
-    "Payment Methods",
-    "Appliance",
-    "Brand",
-    "Model number",
-    "Gate code",
-    "Notes",
-]
-PAYMENT_HEADER = [
-    "Payment ID",
-    "Job #",
-    "Client",
-    "Job Type",
-    "Status",
-    "Payment Methods",
-    "Amount",
-    "Date",
-    "Source",
-    "Tech",
-    "Confirmation code",
-    "Tip",
-]
-CALL_HEADER = [
-    "From",
-    "From number",
-    "To",
-    "To number",
-    "Time",
-    "Flow",
-    "Ad group",
-    "Answered",
-    "Job",
-    "Job ID",
-    "Duration",
-]
-ELOCALS_HEADER = [
-    "Unique ID",
-    "Time",
-    "Duration",
-    "Cost",
-    "Status",
-    "Lead Type",
-    "Current Status",
-    "Forwarding Number",
-    "Caller ID",
-    "Caller Name",
-    "Profile",
-]
-PROREF_HEADER = ["Lead ID", "Date", "Customer", "Category", "ZIP", "Current Status"]
-TARGET_HEADER = [
-    "month",
-    "source",
-    "segment",
-    "target_repairs",
-    "target_revenue40",
-    "target_conv_l_to_r",
-    "target_cpl_max",
-]
+
+def _header(line: str) -> list[str]:
+    return line.split(",")
+
+
+JOB_HEADER = _header(
+    "Job #,Client,Tags,Job Type,Job Date,Job End,Primary Phone,Email Address,Status,Tech,Address,City,"
+    "Zip Code,Service Area,UUID,Sub-Status,Conversion Date,Total,Converted,Invoiced,Created,"
+    "Payment Due Date,Created By,Amount Due,Amount Paid,Cost,Profit,Profit Margin,Company,Tax,"
+    "Credit Card Service Fee,Taxable Amount,Tax Rate,Hours,Source,First Name,Last Name,State,"
+    "Payment Methods,Appliance,Brand,Model number,Gate code,Notes"
+)
+PAYMENT_HEADER = _header(
+    "Payment ID,Job #,Client,Job Type,Status,Payment Methods,Amount,Date,Source,Tech,Confirmation code,Tip"
+)
+CALL_HEADER = _header("From,From number,To,To number,Time,Flow,Ad group,Answered,Job,Job ID,Duration")
+ELOCALS_HEADER = _header(
+    "Unique ID,Time,Duration,Cost,Status,Lead Type,Current Status,Forwarding Number,Caller ID,Caller Name,Profile"
+)
+PROREF_HEADER = _header("Lead ID,Date,Customer,Category,ZIP,Current Status")
+TARGET_HEADER = _header(
+    "month,source,segment,target_repairs,target_revenue40,target_conv_l_to_r,target_cpl_max"
+)
 OFFICE = "(718) 555-0100"
 
 
 class ForeignFiles(Exception):
-    """The folder holds files that the sample did not write; nothing was changed."""
+    """The folder has files that the sample didn't write. Nothing was changed."""
 
 
 @dataclass
 class LandingSummary:
-    """What was written: files and records by source, oddities planted, and the files meant to be refused."""
+    """The written files and records by source, the planted oddities, and the files that must be refused."""
 
     folder: Path
     first_month: date
@@ -146,17 +74,17 @@ class LandingSummary:
 
 
 def write_landing(folder: Path, months: int = 24, until: date | None = None, seed: int = 7) -> LandingSummary:
-    """Write a sample landing folder and say what is in it.
+    """Writes a sample landing folder and returns what is in it.
 
-    The files end at `until` (business timezone; today by default): the last of the `months` is the current
-    one, month to date. The same `until` and `seed` give the same bytes; a later `until` adds to what stands.
+    The last of the `months` is the current one, up to the day `until` (business timezone; today by default). Equal
+    `until` and `seed` give equal bytes; a later `until` adds files and leaves closed months as they are.
 
     Raises:
-        ForeignFiles: if the folder holds files that are not an unchanged sample with the same seed.
+        ForeignFiles: if the folder has files that aren't an unchanged sample with the same seed.
         ValueError: if `months` is less than 1.
     """
     if months < 1:
-        raise ValueError(f"months is {months}: at least 1 is needed")
+        raise ValueError(f"months is {months}; it must be at least 1")
     config = settings()
     until = until or datetime.now(config.timezone).date()
     known = _own_files(folder, seed)
@@ -168,15 +96,15 @@ def write_landing(folder: Path, months: int = 24, until: date | None = None, see
 
 
 def _own_files(folder: Path, seed: int) -> dict[str, str]:
-    """The sample's files in the folder; refuses every other file."""
+    """Returns the sample's own files in the folder with their checksums; refuses if there are others."""
     marker = folder / MARKER
     known: dict[str, str] = {}
     if marker.exists():
         stored = json.loads(marker.read_text())
         if stored["seed"] != seed:
             raise ForeignFiles(
-                f"{folder} holds a sample made with seed {stored['seed']}, not {seed}: "
-                "two samples in one folder would contradict each other. Choose another folder."
+                f"{folder} has a sample with seed {stored['seed']}, not {seed}. Two samples in one folder would "
+                "contradict each other: choose another folder."
             )
         known = stored["files"]
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MARKER}
@@ -184,7 +112,7 @@ def _own_files(folder: Path, seed: int) -> dict[str, str]:
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise ForeignFiles(
-            f"{folder} holds files that the sample did not write or that were changed since: "
+            f"{folder} has files that the sample didn't write, or that were changed since: "
             f"{', '.join(foreign[:3])}{more}. Sample and real exports must not mix: choose an empty folder."
         )
     return {name: known[name] for name in present}
@@ -195,21 +123,21 @@ def _checksum(path: Path) -> str:
 
 
 class _Writer:
-    """Exports the business as of the days on which somebody pressed the button."""
+    """Exports the business as of the days on which its people exported it."""
 
     def __init__(self, folder: Path, months: int, until: date, seed: int, timezone: ZoneInfo) -> None:
         last = until.replace(day=1)
         firsts = [last]
         while len(firsts) < months:
             firsts.insert(0, month_before(firsts[0]))
-        self.months = [happen(first, seed, timezone) for first in firsts]
+        self.months = [invent_month(first, seed, timezone) for first in firsts]
         self.payments = [payment for month in self.months for payment in month.payments]
         self.until = until
         self.timezone = timezone
         self.summary = LandingSummary(folder, firsts[0], last, until)
 
     def write_all(self) -> None:
-        """Every source; closed months were exported on the first day after them, the current one on `until`."""
+        """Writes every source. Closed months were exported on the day after their end, the current one on `until`."""
         for index, month in enumerate(self.months):
             exported = min(next_month(month.first), self.until)
             self.jobs(self.months[max(0, index - 2) : index + 1], exported)
@@ -224,12 +152,13 @@ class _Writer:
     # -- sources ----------------------------------------------------------------------------------------
 
     def jobs(self, months: list[Month], exported: date) -> None:
-        """The last month and the one before it, newest first: so every job is exported at least twice."""
+        """Writes the last month and the one before it, newest first, so that every job is exported at least twice."""
         month = months[-1]
         first = months[-2:][0].first
+        # `months` has one more month before, because its jobs may have moved
         jobs = [
             job
-            for part in months  # one month more: its jobs may have moved
+            for part in months
             for job in part.jobs
             if job.created <= exported and job.created_as_of(exported) >= first
         ]
@@ -249,7 +178,7 @@ class _Writer:
         self._csv("jobs", name, JOB_HEADER, rows)
 
     def payments_of(self, month: Month, exported: date) -> None:
-        """What was paid in the month, for jobs of any month; the current month comes as a spreadsheet."""
+        """Writes what was paid in the month for jobs of any month; the current month is a spreadsheet."""
         paid = [
             payment
             for payment in self.payments
@@ -271,7 +200,7 @@ class _Writer:
         odd: list[tuple[str, list[dict[str, str]]]] = [
             ("payment listed twice", [rows[2]]),
             ("ambiguous amount", [{**bad, "Amount": "1.234,50", "Date": rows[0]["Date"]}]),
-            ("amount that is no number", [{**bad, "Amount": "NaN", "Date": rows[0]["Date"]}]),
+            ("amount that isn't a number", [{**bad, "Amount": "NaN", "Date": rows[0]["Date"]}]),
             (
                 "conflicting payment",
                 [{**bad, "Amount": amount, "Date": rows[0]["Date"]} for amount in ("120.00", "210.00")],
@@ -283,7 +212,7 @@ class _Writer:
         self._csv("payments", self._timed("payments/payments", exported, ".csv"), PAYMENT_HEADER, rows)
 
     def calls(self, month: Month, exported: date) -> None:
-        """The phone system's log; its times have no year."""
+        """Writes the phone system's log, whose times have no year."""
         rows = [
             {
                 "From": " ".join(call.job.client) if call.job else "",
@@ -307,9 +236,10 @@ class _Writer:
         self._csv("calls", self._timed("calls/calls", exported, ".csv"), CALL_HEADER, rows)
 
     def elocals(self, month: Month, exported: date) -> None:
-        """One file a month; every third month once more a week later, when credits have come in."""
+        """Writes one file per month, and every third month another one a week later with credits."""
         name = f"leads cost Elocals {month.first:%B %Y}"
-        if month is self.months[-1]:  # dropped straight into the landing folder, as people do
+        # people also drop files directly into the landing folder
+        if month is self.months[-1]:
             self._elocals_file(self._timed(name, exported, ".csv"), month, exported)
             return
         self._elocals_file(f"elocals_leads/{name}.csv", month, exported)
@@ -339,11 +269,11 @@ class _Writer:
         ]
         if month.first.month % 6 == 5 and rows:
             rows.append({**rows[-1], "Unique ID": "1.2E+08"})
-            self._plant("id spoilt by a spreadsheet")
+            self._plant("id damaged by a spreadsheet")
         self._csv("elocals_leads", name, ELOCALS_HEADER, rows, exported)
 
     def proref(self, month: Month, exported: date) -> None:
-        """One file a month."""
+        """Writes one file per month."""
         rows = [
             {
                 "Lead ID": referral.id,
@@ -361,7 +291,7 @@ class _Writer:
         self._csv("proref_leads", name, PROREF_HEADER, rows, exported)
 
     def google_spend(self) -> None:
-        """Older months as a plain table kept by hand, by year; the last six as Google Ads reports."""
+        """Writes older months as plain tables by year, and the last six as Google Ads reports."""
         plain, reports = self.months[:-6], self.months[-6:]
         for year in sorted({month.first.year for month in plain}):
             rows = [
@@ -382,7 +312,7 @@ class _Writer:
             self._report(name, days, exported, by_day=current)
 
     def _report(self, name: str, days: dict[date, dict[str, Decimal]], exported: date, by_day: bool) -> None:
-        """A Google Ads report: title, date range, header, campaigns (by day in the current month), totals."""
+        """Writes a Google Ads report: title, date range, header, campaigns (by day in the current month), totals."""
         first, last = min(days), max(days)
         header = ["Campaign", "Campaign status", "Currency code", "Cost", "Impr.", "Clicks"]
         rows: list[dict[str, str]] = []
@@ -401,29 +331,21 @@ class _Writer:
         self.summary.records["google_spend"] += records
 
     def targets(self) -> None:
-        """For the whole business every month, for two paid channels the dearest lead that is acceptable."""
+        """Writes monthly targets for the whole business, and the highest acceptable cost per lead of two channels."""
         rows = []
         first = self.months[0].first
         while first <= self.months[-1].first.replace(month=12):
             repairs = 122 * business.volume(first)
-            whole = [
-                f"{first:%Y-%m}",
-                "ALL",
-                "ALL",
-                f"{repairs:.0f}",
-                f"{repairs * 200:.2f}",
-                "0.4800",
-                "34.00",
-            ]
-            rows.append(whole)
+            month = f"{first:%Y-%m}"
+            rows.append([month, "ALL", "ALL", f"{repairs:.0f}", f"{repairs * 200:.2f}", "0.4800", "34.00"])
             for source, limit in (("eLocals", "62.00"), ("Google", "60.00")):
-                rows.append([f"{first:%Y-%m}", source, "ALL", "", "", "", limit])
+                rows.append([month, source, "ALL", "", "", "", limit])
             first = next_month(first)
         named = [dict(zip(TARGET_HEADER, row, strict=True)) for row in rows]
         self._csv("targets", "targets/targets.csv", TARGET_HEADER, named, self.until)
 
     def refused(self) -> None:
-        """What a browser saves when the session has expired."""
+        """Writes what a browser saves when the session has expired."""
         page = (
             "<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\n"
             '<body><form action="/login"><input name="email"></form></body></html>\n'
@@ -438,12 +360,12 @@ class _Writer:
             self.summary.planted[kind] += int(count)
 
     def _timed(self, stem: str, exported: date, suffix: str) -> str:
-        """A name with the export's time in it (UTC), as the vendors' export buttons write it."""
+        """Returns a name with the export's time (UTC), like those of the vendors' export buttons."""
         at = self._export_time(exported)
         return f"{stem}_{at:%Y-%m-%dT%H_%M_%S}.{at.microsecond // 1000:03}Z{suffix}"
 
     def _export_time(self, exported: date) -> datetime:
-        """Just after midnight of the export's day: never later than now."""
+        """Returns a time just after midnight of the export's day, so that it is never in the future."""
         local = datetime.combine(exported, time(0, 4, 11, 706000), self.timezone)
         return local.astimezone(UTC)
 
@@ -465,7 +387,7 @@ class _Writer:
             self.summary.records[source] += len(rows)
 
     def _file(self, name: str, content: bytes, exported: date | None) -> None:
-        """Write it; where the name does not tell the export's time, the file's own time does."""
+        """Writes a file. If its name doesn't have the export's time, its modification time does."""
         path = self.summary.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -484,7 +406,7 @@ def _csv_text(header: Sequence[str], rows: Iterable[dict[str, str]]) -> str:
 
 
 def _workbook(rows: list[list[Any]]) -> bytes:
-    """A workbook with one sheet; its bytes depend on its cells only."""
+    """Returns a workbook with one sheet, whose bytes depend on its cells only."""
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Payments")
     for row in rows:
@@ -493,13 +415,14 @@ def _workbook(rows: list[list[Any]]) -> bytes:
     book.save(raw)
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(fixed, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
-            if name != "docProps/core.xml":  # the writer's clock; no reader needs it
+            # has the time of writing, which no reader needs
+            if name != "docProps/core.xml":
                 target.writestr(zipfile.ZipInfo(name), _without_core(name, source.read(name)))
     return fixed.getvalue()
 
 
 def _without_core(name: str, content: bytes) -> bytes:
-    """Drop the references to docProps/core.xml from the package's lists."""
+    """Removes the references to docProps/core.xml from the package's lists."""
     if name not in ("[Content_Types].xml", "_rels/.rels"):
         return content
     text = content.decode()
@@ -536,7 +459,7 @@ def _weekday_date(day: date) -> str:
 
 
 def _bare(amount: Decimal) -> str:
-    """Money as the field-service CRM writes it: 85, 244.6, -95."""
+    """Formats money as the field-service CRM does: 85, 244.6, -95."""
     return format(amount.normalize(), "f")
 
 
@@ -577,7 +500,8 @@ def _job_row(job: Job, exported: date) -> dict[str, str]:
 
 def _payment_row(payment: Payment) -> dict[str, str]:
     job = payment.job
-    padded = payment.id.endswith("7")  # some tills pad the number with zeros
+    # some payment terminals pad the number with zeros
+    padded = payment.id.endswith("7")
     return {
         "Payment ID": payment.id,
         "Job #": f"{payment.job_number:08}" if padded else str(payment.job_number),
@@ -595,7 +519,7 @@ def _payment_row(payment: Payment) -> dict[str, str]:
 
 
 def _spreadsheet_row(row: dict[str, str]) -> list[Any]:
-    """The same with numbers and dates as a spreadsheet keeps them."""
+    """Returns the same row with numbers and dates as a spreadsheet stores them."""
     typed: dict[str, Any] = {
         **row,
         "Job #": int(row["Job #"]),

@@ -19,7 +19,7 @@ import pytest
 
 from crm_analytics.analytics.warehouse.catalog import relations
 from crm_analytics.analytics.warehouse.data_model_doc import SCHEMAS, data_model
-from crm_analytics.core import migrations
+from crm_analytics.core import locks, migrations
 from crm_analytics.core.database import sqlalchemy_url
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR, Settings
@@ -56,7 +56,7 @@ def test_migration_names_whom_it_waits_for_and_gives_up(
     monkeypatch.setattr(migrations, "LOCK_PATIENCE", 1)
     lines = list[str]()
     with psycopg.connect(url, autocommit=True) as other:
-        other.execute("SELECT pg_advisory_lock(%s)", [migrations.LOCK_KEY])
+        other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION])
         holder = f"process {other.info.backend_pid}, role {other.info.user}"
         with pytest.raises(migrations.MigrationError, match=f"{holder} holds it"):
             migrations.migrate("analytics", url=url, report=lines.append)
@@ -203,9 +203,9 @@ def test_killed_embedded_server_comes_back(tmp_path: Path, monkeypatch: pytest.M
     for victim in [pid, *map(int, children)]:
         os.kill(victim, signal.SIGKILL)
     # what a busy machine shows by chance: nobody answers, and yet the killed process still looks alive
-    truth = EmbeddedPostgres._running
+    truth = EmbeddedPostgres.running
     answers = iter([True])
-    monkeypatch.setattr(EmbeddedPostgres, "_running", lambda self: next(answers, None) or truth(self))
+    monkeypatch.setattr(EmbeddedPostgres, "running", lambda self: next(answers, None) or truth(self))
     second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     assert second.url("analytics") == url, "the port is kept, so that saved connections go on working"
     with psycopg.connect(second.url("analytics")) as connection:

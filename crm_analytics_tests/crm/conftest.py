@@ -16,26 +16,26 @@ Connection = psycopg.Connection[Any]
 
 @pytest.fixture
 def crm_url(new_database: Callable[..., str]) -> str:
-    """URL of a fresh, migrated CRM database."""
+    """Returns the URL of a fresh, migrated CRM database."""
     return new_database("crm")
 
 
 @pytest.fixture
 def crm(crm_url: str) -> Iterator[Connection]:
-    """An autocommit connection to a fresh, migrated CRM database, as its owner (a superuser)."""
+    """Opens an autocommit connection to a fresh, migrated CRM database, as its owner (a superuser)."""
     with psycopg.connect(crm_url, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture(scope="session")
 def shared_crm_url(new_database: Callable[..., str]) -> str:
-    """URL of one migrated database for tests that leave nothing behind."""
+    """Returns the URL of one migrated database, for tests that leave nothing behind."""
     return new_database("crm")
 
 
 @pytest.fixture
 def crm_in_transaction(shared_crm_url: str) -> Iterator[Connection]:
-    """A connection in a transaction that is rolled back: for tests that need no second one. now() stands still."""
+    """Opens a connection in a transaction that is rolled back, for tests that need no second one; now() is constant."""
     with psycopg.connect(shared_crm_url, autocommit=True) as connection:
         connection.execute("BEGIN")
         yield connection
@@ -44,12 +44,12 @@ def crm_in_transaction(shared_crm_url: str) -> Iterator[Connection]:
 
 @pytest.fixture
 def client(crm: Connection) -> CrmClient:
-    """The RPCs on the connection of `crm`."""
+    """Returns the RPCs on the connection of `crm`."""
     return CrmClient(crm)
 
 
 def add_user(connection: Connection, name: str, role: str = "manager", active: bool = True) -> UUID:
-    """A CRM user made by the table owner, as the first admin is."""
+    """Creates a CRM user as the tables' owner, like the first admin."""
     row = connection.execute(
         "INSERT INTO public.users (name, email, role, active) VALUES (%s, %s, %s, %s) RETURNING id",
         [name, f"{name.lower()}@example.com", role, active],
@@ -60,19 +60,19 @@ def add_user(connection: Connection, name: str, role: str = "manager", active: b
 
 @pytest.fixture
 def admin(crm: Connection) -> UUID:
-    """An active admin, Ada."""
+    """Creates an active admin, Ada."""
     return add_user(crm, "Ada", "admin")
 
 
 @pytest.fixture
 def manager(crm: Connection) -> UUID:
-    """An active manager, Max."""
+    """Creates an active manager, Max."""
     return add_user(crm, "Max")
 
 
 @pytest.fixture
 def order(client: CrmClient, manager: UUID) -> CrmResult:
-    """A created order of 1000 EUR, of a customer that came by phone."""
+    """Creates an order of 1000 EUR for a customer who called."""
     return client.quick_order_safe(
         source="site",
         full_name="Olga Example",
@@ -92,7 +92,7 @@ def pay(
     reference: str | None = None,
     **changed: Any,
 ) -> CrmResult:
-    """A completed client payment by bank transfer in EUR; `changed` arguments replace those."""
+    """Books a completed client payment by bank transfer in EUR; `changed` replaces arguments."""
     arguments: dict[str, Any] = {
         "order_id": order.id,
         "direction": "incoming",
@@ -107,10 +107,10 @@ def pay(
 
 
 def rows(connection: Connection, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """The rows of a query."""
+    """Returns the rows of a query."""
     return connection.execute(query.encode(), parameters).fetchall()
 
 
 def value(connection: Connection, query: str, *parameters: Any) -> Any:
-    """The single value of a query."""
+    """Returns the single value of a query."""
     return rows(connection, query, *parameters)[0][0]

@@ -1,4 +1,4 @@
-"""Tier D as Dagster runs it: a throwaway server, every attack, nothing left behind."""
+"""The attacks, run as Dagster runs them: on a throwaway server, every one of them, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from crm_analytics.crm.migrating.scratch_database import scratch_database
 from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema.catalog import RPC_NAMES
+from crm_analytics.crm.schema.manifest import GUARDS
 from crm_analytics_tests.conftest import PG_VERSION
 
 
 def test_every_attack_is_tried_on_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, tier D could fail to start its server where it is deployed, or leave servers running."""
+    """Every attack runs and is held, and the server is removed; a deployment might not be able to start one."""
     with tempfile.TemporaryDirectory(prefix="t_") as folder:  # a short path: sockets have a limit
         monkeypatch.setattr(tempfile, "tempdir", folder)
         outcomes = attacks.run_on_scratch_server(PG_VERSION)
@@ -21,9 +24,9 @@ def test_every_attack_is_tried_on_a_server_of_its_own(monkeypatch: pytest.Monkey
     assert [f"{outcome.attack.name}: {outcome.detail}" for outcome in outcomes if not outcome.held] == []
 
 
-def test_an_attack_that_cannot_be_tried_has_not_been_held() -> None:
-    """Without it, a misspelt table in an attack would count as a guard that holds."""
-    with attacks.scratch_database(PG_VERSION) as connection:
+def test_an_attack_that_cannot_be_tried_is_not_held() -> None:
+    """An attack that ends with another error is reported; a misspelled table would otherwise count as a guard."""
+    with scratch_database(PG_VERSION) as connection:
         lab = attacks.prepare(connection)
         broken = attacks.Attack("x", "x", "", (), lambda lab: lab.run("SELECT FROM public.no_such_table"))
         outcome = lab.try_(broken)
@@ -31,3 +34,16 @@ def test_an_attack_that_cannot_be_tried_has_not_been_held() -> None:
         assert "could not be tried" in outcome.detail
         allowed = attacks.Attack("y", "y", "", (), lambda lab: lab.refused(["SELECT 1"]))
         assert "succeeded" in lab.try_(allowed).detail
+
+
+def test_attacks_name_known_guards_and_reach_all_that_can_be_attacked() -> None:
+    """Every attack exercises known guards, and every guard but those without an attack is exercised."""
+    exercised = {guard for attack in attacks.ATTACKS.values() for guard in attack.guards}
+    assert set(GUARDS) - exercised == {"triggers_elsewhere", "settings"}
+    assert exercised <= set(GUARDS)
+
+
+def test_a_working_day_calls_every_rpc() -> None:
+    """The sequence that must work contains every RPC; a new one could otherwise be broken by a missing grant."""
+    called = {call.partition("(")[0] for _, call in attacks.legitimate._DAY}
+    assert called == set(RPC_NAMES)

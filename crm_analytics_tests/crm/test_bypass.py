@@ -1,4 +1,4 @@
-"""Every known way past the RPCs, tried for real by whoever could try it: each ends in an error and changes nothing."""
+"""Every known way past the RPCs, tried by each role that could try it: all end in an error and change nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERY = (*GUARDED, "users", "customers")
 
 @pytest.fixture
 def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> Connection:
-    """A database with at least one row in every CRM table."""
+    """Returns a connection to a database with at least one row in every CRM table."""
     pay(client, order, manager, 1000)
     client.attach_document_safe(
         document_type="photo", storage_url="s3://x", uploaded_by=manager, order_id=order.id
@@ -37,7 +37,7 @@ def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) ->
 
 @pytest.fixture
 def state(full: Connection) -> Iterator[Callable[[], Any]]:
-    """A fingerprint of all rows; the test fails if it differs at the end."""
+    """Takes a fingerprint of all rows, and fails the test if it differs at the end."""
 
     def fingerprint() -> Any:
         return [
@@ -62,7 +62,7 @@ def refused(
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("table", EVERY)
 def test_owner_cannot_write_directly(full: Connection, table: str) -> None:
-    """Without it the owner, a superuser here, could change, remove or invent rows of this table."""
+    """The owner, a superuser here, cannot insert, change or delete a row of any table by hand."""
     column = {"users": "name", "customers": "full_name", "order_status_transitions": "required_role"}.get(
         table
     )
@@ -102,14 +102,14 @@ def test_owner_cannot_write_directly(full: Connection, table: str) -> None:
     ],
 )
 def test_default_status_and_other_statements(full: Connection, statement: str) -> None:
-    """Without it an insert that names no status, or another kind of statement, would slip past a guard on columns."""
+    """Statements that name no status, and MERGE, COPY and the like, meet the guard too; it is not bound to columns."""
     refused(full, statement)
 
 
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("setting", ["crm.rpc", "app.safe_rpc", "request.jwt.claims", "role.crm_rpc"])
 def test_forged_setting(full: Connection, setting: str) -> None:
-    """Without it a guard that trusts a setting would open to anybody who sets it."""
+    """Settings of the session open nothing; a guard that trusted one would open to anyone who sets it."""
     for forged in ("on", "crm_rpc", '{"role": "crm_rpc"}'):
         full.execute("SELECT set_config(%s, %s, false)", [setting, forged])
         refused(full, "UPDATE public.orders SET status = 'closed'")
@@ -117,7 +117,7 @@ def test_forged_setting(full: Connection, setting: str) -> None:
 
 @pytest.mark.usefixtures("state")
 def test_session_replication_role(full: Connection) -> None:
-    """Without it triggers that are not ENABLE ALWAYS would sleep in replica mode."""
+    """Replica mode does not skip the guards; triggers that are not ENABLE ALWAYS would sleep in it."""
     full.execute("SET session_replication_role = replica")
     for table in GUARDED:
         refused(full, f"DELETE FROM public.{table}")
@@ -127,7 +127,7 @@ def test_session_replication_role(full: Connection) -> None:
 
 @pytest.mark.usefixtures("state")
 def test_foreign_key_action(full: Connection) -> None:
-    """Without it ON DELETE CASCADE or SET NULL, which run as the owner, would take orders or their links along."""
+    """Foreign keys delete and clear nothing; CASCADE and SET NULL run as the owner and would reach guarded rows."""
     for table in ("users", "customers", "leads", "orders"):
         refused(full, f"DELETE FROM public.{table}")
     assert (
@@ -141,7 +141,7 @@ def test_foreign_key_action(full: Connection) -> None:
 
 @pytest.mark.usefixtures("state")
 def test_search_path_of_the_caller(full: Connection) -> None:
-    """Without it an operator of the caller's own could answer 'yes' where a guard compares current_user."""
+    """The guard ignores operators in the caller's search_path; one of them could make everyone crm_rpc."""
     full.execute(
         """
         CREATE SCHEMA evil;
@@ -156,7 +156,7 @@ def test_search_path_of_the_caller(full: Connection) -> None:
 
 
 def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, manager: UUID) -> None:
-    """Without it a caller's domain named like one of our types would run the caller's code as crm_rpc."""
+    """A caller's domain named like one of our types is not used; its CHECK would run the caller's code as crm_rpc."""
     with psycopg.connect(crm_url, autocommit=True) as connection:
         connection.execute("SET ROLE crm_app")
         connection.execute(
@@ -184,8 +184,8 @@ def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, mana
             assert paid.data["order_status"] == "awaiting_payment"
 
 
-#: What runs as somebody else, in a trigger, or for anybody but crm_rpc and the owner, without a fixed search_path.
-#: The RPCs' helpers have none of their own: only crm_rpc may execute them, inside an RPC, with the RPC's.
+#: Functions without a fixed search_path that run as another role, in a trigger, or for any role but crm_rpc and the
+#: owner. The RPCs' helpers need none: only crm_rpc may execute them, inside an RPC and with its search_path.
 UNSAFE_FUNCTIONS = (
     "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
     " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
@@ -195,7 +195,7 @@ UNSAFE_FUNCTIONS = (
 
 
 def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmResult, manager: UUID) -> None:
-    """Without it CREATE OR REPLACE, which drops SET clauses silently, would let a caller's domain run code as crm_rpc."""
+    """Every function that needs a fixed search_path has one; CREATE OR REPLACE drops SET clauses silently."""
     assert rows(crm, UNSAFE_FUNCTIONS) == []
     definition = value(crm, "SELECT pg_get_functiondef('public.resolve_crm_user'::regproc)")
     assert "SET search_path TO 'pg_catalog', 'pg_temp'\n" in definition
@@ -215,7 +215,7 @@ def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmRes
     )
     crm.execute("RESET ROLE")
     assert rows(crm, UNSAFE_FUNCTIONS) == [("resolve_crm_user",)]
-    # the danger is real: this is what the SET clause is for
+    # The danger is real: this is what the SET clause is for.
     message = refused(crm, "SELECT public.resolve_crm_user('auth', '1')", errors.RaiseException)
     assert message.startswith("ran as crm_rpc")
     crm.execute("ROLLBACK")
@@ -225,7 +225,7 @@ def test_function_replaced_without_its_set_clause(crm: Connection, order: CrmRes
 def test_impossible_amounts(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, amount: str
 ) -> None:
-    """Without it NaN, which is greater than every number, would pay every order."""
+    """NaN, infinity and the like are refused as amounts; NaN is greater than every number and would pay every order."""
     with pytest.raises(Invalid) as caught:
         pay(client, order, manager, Decimal(amount))
     assert caught.value.detail["field"] == "p_amount"
@@ -239,13 +239,13 @@ def test_impossible_amounts(
 
 @pytest.mark.usefixtures("state")
 def test_append_only_for_the_rpcs_too(full: Connection) -> None:
-    """Without it a faulty or replaced RPC could rewrite history."""
+    """Even crm_rpc cannot change events, audit rows or seals; a faulty RPC could otherwise rewrite history."""
     full.execute("SET ROLE crm_rpc")
     for table in ("order_status_events", "audit_log", "audit_seals"):
         for statement in (f"UPDATE public.{table} SET created_at = now()", f"DELETE FROM public.{table}"):
             refused(full, statement)
     full.execute("RESET ROLE")
-    # and the trigger alone holds when the privilege is there
+    # The trigger alone holds as well, when the privilege is there.
     full.execute("BEGIN")
     full.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crm_rpc; SET LOCAL ROLE crm_rpc")
     for table in ("order_status_events", "audit_log", "audit_seals"):
@@ -260,7 +260,7 @@ def test_append_only_for_the_rpcs_too(full: Connection) -> None:
 def test_ledger_holds_for_the_rpcs_too(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a faulty RPC could change a booked amount, or book without actor, order or a real amount."""
+    """Even crm_rpc cannot change a booked amount, or book without an actor, an order or a real amount."""
     pay(client, order, manager, 10, "r-1")
     crm.execute(
         "BEGIN; GRANT ALL ON public.payments, public.orders TO crm_rpc; SET LOCAL ROLE crm_rpc; SAVEPOINT s"
@@ -284,7 +284,7 @@ def test_ledger_holds_for_the_rpcs_too(
 
 
 def test_owner_writes_of_people_are_audited(crm: Connection, manager: UUID) -> None:
-    """Without it the owner could change a user's role or a customer's address without a trace."""
+    """The owner's changes of users and customers are audited with the login; a changed role must leave a trace."""
     crm.execute("UPDATE public.users SET role = 'admin' WHERE id = %s", [manager])
     crm.execute("INSERT INTO public.customers (full_name) VALUES ('By hand')")
     found = rows(
@@ -300,7 +300,7 @@ def test_owner_writes_of_people_are_audited(crm: Connection, manager: UUID) -> N
 
 
 def test_audit_trigger_cannot_be_borrowed(crm: Connection) -> None:
-    """Without it the owner could forge audit rows through a table of his own with that trigger on it."""
+    """The audit trigger refuses to run on other tables; the owner could forge audit rows through one of them."""
     crm.execute(
         "CREATE SCHEMA forge; CREATE TABLE forge.users (id uuid); CREATE TRIGGER t AFTER INSERT ON forge.users"
         " FOR EACH ROW EXECUTE FUNCTION crm_private.audit_owner_write()"
@@ -311,7 +311,7 @@ def test_audit_trigger_cannot_be_borrowed(crm: Connection) -> None:
 
 
 def test_seals_show_tampering(full: Connection) -> None:
-    """Without it a superuser who switches the guards off could rewrite sealed history unnoticed."""
+    """Sealed audit rows and seals that were changed are found, even when a superuser switched the guards off."""
     assert rows(full, "SELECT * FROM crm_private.broken_seals()") == []
     last = value(full, "SELECT max(id) FROM public.audit_log")
     for statement, problem in (
@@ -334,7 +334,7 @@ def test_seals_show_tampering(full: Connection) -> None:
 def test_above_read_committed_is_refused(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a rule would be checked in a snapshot older than the order's lock."""
+    """RPCs refuse isolation levels above READ COMMITTED, whose snapshot would be older than the order's lock."""
     for level in ("REPEATABLE READ", "SERIALIZABLE"):
         crm.execute(f"BEGIN ISOLATION LEVEL {level}")
         with pytest.raises(psycopg.Error) as caught:

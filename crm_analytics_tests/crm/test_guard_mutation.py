@@ -1,7 +1,7 @@
-"""Guard mutation: every guard is taken down or weakened in turn; an attack and the manifest must both notice.
+"""Guard mutation: every guard is removed or weakened in turn, and an attack and the manifest must both notice.
 
-The kill table is committed as docs/crm-guard-mutation.md. After a deliberate change of the guards:
-`CRM_WRITE_KILL_TABLE=1 pytest crm_analytics_tests/crm/test_guard_mutation.py` writes it anew.
+The kill table is committed as docs/crm-guard-mutation.md. After a deliberate change of the guards,
+`CRM_WRITE_KILL_TABLE=1 pytest crm_analytics_tests/crm/test_guard_mutation.py` rewrites it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ import psycopg
 import pytest
 
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics.crm.proof import attacks, manifest
+from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema import manifest
 
 KILL_TABLE = PROJECT_DIR / "docs" / "crm-guard-mutation.md"
 WRITERS_CHECK = "check only_crm_rpc_can_write"
 
-#: EXECUTE by crm_rpc that no RPC uses: functions for migrations, and trigger functions, whose EXECUTE is asked for
-#: only when the trigger is created. Taking it away weakens nothing.
+#: Functions whose EXECUTE by crm_rpc no RPC uses: those for migrations, and trigger functions, which need EXECUTE only
+#: when the trigger is created. Revoking it weakens nothing.
 UNUSED_GRANTS = (
     "revoke_others", "close_functions", "tables", "owner", "guard_rows", "guard_truncate", "require_actor",
     "payments_ledger", "audit_owner_write", "broken_seals", "seal_audit_safe",
 )  # fmt: skip
-#: Without their search_path these are as safe: the first is one qualified LOCK TABLE, and the other two are reached
+#: Functions that are as safe without their search_path: the first is one qualified LOCK TABLE, and the other two run
 #: only behind guard_rows, that is from an RPC, whose search_path is pinned.
 NOTHING_TO_LOOK_UP = ("lock_audit_log", "payments_ledger", "require_actor")
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One guard taken down or weakened: `sql` does it, `key` is the manifest's object."""
+    """One guard removed or weakened: `sql` does it, `key` is the manifest's object."""
 
     group: str
     what: str
@@ -104,7 +105,7 @@ def policy_mutations() -> Iterator[Mutation]:
             yield Mutation("row security", f"{_name(key)} dropped", f"DROP POLICY {policy} ON {table}", key)
             yield Mutation(
                 "row security",
-                f"{_name(key)} for everybody",
+                f"{_name(key)} for every role",
                 f"ALTER POLICY {policy} ON {table} TO PUBLIC",
                 key,
             )
@@ -140,7 +141,7 @@ def grant_mutations() -> Iterator[Mutation]:
         what, _, grantee = _name(key).rpartition(": ")[0].rpartition(" to ")
         privilege = _name(key).rpartition(": ")[2]
         if what == "schema public":
-            continue  # PUBLIC has USAGE of it wherever PostgreSQL's default stands
+            continue  # PUBLIC has USAGE of it by PostgreSQL's default
         if grantee not in ("crm_rpc", "crm_app") or any(
             f"crm_private.{name}(" in what for name in UNUSED_GRANTS
         ):
@@ -208,7 +209,7 @@ def function_mutations() -> Iterator[Mutation]:
             )
             yield Mutation(
                 "functions",
-                f"{short} owned by somebody else",
+                f"{short} owned by another role",
                 f"ALTER FUNCTION {name} OWNER TO CURRENT_USER",
                 key,
             )
@@ -301,7 +302,7 @@ def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
 
 
 def test_nothing_is_noticed_when_nothing_is_broken(lab: attacks.Lab) -> None:
-    """Without it, an attack that always complains would kill every mutant."""
+    """No attack and no check complains about a sound database; one that always complains would kill every mutant."""
     assert [f"{o.attack.name}: {o.detail}" for o in attacks.run_all(lab) if not o.held] == []
     assert manifest.compare(lab.connection).differences == ()
     assert manifest.unexpected_writers(lab.connection) == []
@@ -309,7 +310,7 @@ def test_nothing_is_noticed_when_nothing_is_broken(lab: attacks.Lab) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_mutant_is_killed(lab: attacks.Lab, group: str) -> None:
-    """Without it, a guard could be dropped by a migration, or by hand, and every check would stay green."""
+    """An attack and the manifest both notice every weakened guard; one could otherwise be lost and all stay green."""
     mutations = list(GROUPS[group]())
     assert mutations
     rows, survivors = [], []
@@ -349,7 +350,7 @@ def _noticed_by(lab: attacks.Lab, mutation: Mutation) -> str | None:
 
 
 def _likeliest_first(mutation: Mutation) -> list[attacks.Attack]:
-    """The attacks that exercise the guard; the order saves time and decides nothing but whose name is printed."""
+    """Returns the attacks that exercise the guard; their order saves time and decides only whose name is printed."""
     if mutation.key.endswith(": REFERENCES"):
         return []  # opens nothing without CREATE on a schema: there is no attack to try
     guard = manifest.guard_of(mutation.key)
@@ -378,7 +379,7 @@ def _likeliest_first(mutation: Mutation) -> list[attacks.Attack]:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock by name: the function that takes it, the text that takes it, and two calls that must not overlap."""
+    """A named lock: the function and the text that take it, and two calls that must not overlap."""
 
     name: str
     function: str
@@ -406,8 +407,8 @@ LOCKS = (
 )  # fmt: skip
 
 
-def test_every_lock_is_missed(new_database: Callable[..., str]) -> None:
-    """Without it, a lock could be lost in a rewrite and double customers, overspent orders or unsealed rows return."""
+def test_removing_a_lock_is_noticed(new_database: Callable[..., str]) -> None:
+    """Without a named lock two calls overlap that must not: double customers, overspent orders, unsealed rows."""
     rows = []
     for lock in LOCKS:
         url = new_database("crm")
@@ -422,7 +423,7 @@ def test_every_lock_is_missed(new_database: Callable[..., str]) -> None:
             assert not _waits(url, lock, sample), f"{lock.name} survived"
             keys = [d.object for d in manifest.compare(connection).differences]
             assert [key for key in keys if f".{lock.function}(" in key]
-        rows.append(f"| {lock.name} ({lock.function}) | test_every_lock_is_missed | guard_functions |")
+        rows.append(f"| {lock.name} ({lock.function}) | test_removing_a_lock_is_noticed | guard_functions |")
     print("\n".join(rows))
     _expect_section("locks", rows)
 
@@ -442,7 +443,7 @@ def _waits(url: str, lock: Lock, sample: Any) -> bool:
 
 
 def _own_timeout(statement: str) -> str:
-    """seal_audit_safe has a lock_timeout of its own, five seconds: the probe takes the lock as it does."""
+    """Takes the lock as seal_audit_safe does, without its own lock_timeout of five seconds."""
     return "SELECT crm_private.lock_audit_log()" if "seal_audit_safe" in statement else statement
 
 
@@ -451,10 +452,10 @@ def _own_timeout(statement: str) -> str:
 _HEAD = """\
 # Guard mutation: the kill table
 
-Generated by `crm_analytics_tests/crm/test_guard_mutation.py`, which fails when a mutant survives or this table is
-out of date. Every guard, grant, policy, constraint and unique index is taken down or weakened in turn on a real
-PostgreSQL; an attack (tier D) or a check must notice by what then becomes possible, and the manifest (tier A) by the
-catalog. The last column is the asset check that turns red in production.
+Generated by `crm_analytics_tests/crm/test_guard_mutation.py`, which fails if a mutant survives or this table is out
+of date. It removes or weakens every guard, grant, policy, constraint and unique index in turn on a real PostgreSQL. An
+attack or a check must notice by what then becomes possible, and the drift check by the catalog. The last column is the
+asset check that turns red in production.
 """
 
 
@@ -480,5 +481,5 @@ def _expect_section(group: str, rows: Sequence[str]) -> None:
         KILL_TABLE.write_text(f"{_HEAD}\n{text}".rstrip() + "\n", encoding="utf-8")
     else:
         assert sections.get(group, "").strip() == _section(rows).strip(), (
-            "write the table anew: see the module's docstring"
+            "rewrite the table: see the module's docstring"
         )

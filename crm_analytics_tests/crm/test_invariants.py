@@ -1,4 +1,4 @@
-"""The invariants hold on played data and on adopted data, and each one finds the damage that it is for."""
+"""The invariants hold on played and on adopted data, and each of them finds the damage that it is there for."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def played(new_database: Callable[..., str]) -> Iterator[Connection]:
 
 
 def test_all_hold_after_months_of_business(played: Connection) -> None:
-    """Without it, a check that is always red would be ignored."""
+    """All invariants hold after a month of business; a check that is always red would be ignored."""
     assert {name: r.examples for name, r in invariants.check(played).items() if not r.holds} == {}
 
 
 def test_every_invariant_has_damage() -> None:
-    """Without it, a new invariant could be one that finds nothing."""
+    """Every invariant has a case of damage below; a new one could otherwise be a query that finds nothing."""
     assert set(DAMAGE) == {invariant.name for invariant in invariants.INVARIANTS}
 
 
 def test_the_snapshot_is_read_only_and_not_filtered(played: Connection) -> None:
-    """Without it, a check could change rows, or pass because row security hid what is wrong."""
+    """The snapshot is read-only with row security off; a check could change rows, or pass because rows are hidden."""
     with invariants.snapshot(played):
         settings = [
             played.execute(f"SHOW {name}").fetchone()[0]  # type: ignore[index]
@@ -54,7 +54,7 @@ def test_the_snapshot_is_read_only_and_not_filtered(played: Connection) -> None:
 
 
 def test_a_login_that_sees_only_some_rows_gets_an_error(played: Connection) -> None:
-    """Without it, a check by a reader under row security would count nothing and pass."""
+    """A login under row security gets an error; it would otherwise count nothing and pass."""
     with played.transaction(force_rollback=True):
         played.execute("CREATE ROLE half_blind; GRANT SELECT ON ALL TABLES IN SCHEMA public TO half_blind")
         played.execute("SET LOCAL ROLE half_blind; SET LOCAL row_security = off")
@@ -69,7 +69,7 @@ _PAYMENT = (
     " external_reference, reference_key) SELECT id, {}, 1, currency, 'completed', created_by, NULL, NULL"
     " FROM public.orders WHERE id = {}"
 )
-#: For each invariant, damage that only somebody past the guards can do.
+#: For each invariant, damage that is only possible past the guards.
 DAMAGE = {
     "status_is_last_event": f"UPDATE public.orders SET status = 'closed' WHERE id = {_PAID}",
     "event_numbers_have_no_gap": f"UPDATE public.order_status_events SET seq = seq + 100 WHERE order_id = {_PAID}",
@@ -92,7 +92,7 @@ DAMAGE = {
     "identities_equal_their_audit_rows": "DELETE FROM public.user_identity_map",
     "seals_are_intact": "UPDATE public.audit_log SET actor_id = NULL WHERE id = 1",
 }
-#: More damage that one invariant has to find.
+#: More damage that an invariant must find.
 MORE_DAMAGE = (
     ("identities_equal_their_audit_rows", "UPDATE public.user_identity_map SET crm_user_id = (SELECT id FROM public.users WHERE role = 'admin' LIMIT 1)"),
     ("identities_equal_their_audit_rows", "INSERT INTO public.user_identity_map SELECT 'planted', 'x', id FROM public.users LIMIT 1"),
@@ -109,7 +109,7 @@ MORE_DAMAGE = (
 
 
 def test_an_item_emptied_of_its_nulls_is_found(crm: Connection) -> None:
-    """Without it, stripping NULLs from whole documents would hide a changed position of an order."""
+    """A NULL stripped from an order's items is found; audit images are compared exactly, not with NULLs removed."""
     manager = add_user(crm, "Max")
     order = CrmClient(crm).quick_order_safe(
         source="site", full_name="A", items=[{"model": None}], total_amount=5, currency="EUR", contact="@a",
@@ -123,7 +123,7 @@ def test_an_item_emptied_of_its_nulls_is_found(crm: Connection) -> None:
 
 
 def test_columns_that_a_deployment_adds_later_change_nothing(played: Connection) -> None:
-    """Without it, a column that tier A tolerates would turn every older row red for ever."""
+    """Columns added later leave the images intact; every older row would be red forever otherwise."""
     with played.transaction(force_rollback=True):
         played.execute(
             "ALTER TABLE public.orders ADD COLUMN source text NOT NULL DEFAULT 'shop', ADD COLUMN seen timestamptz,"
@@ -140,7 +140,7 @@ def test_columns_that_a_deployment_adds_later_change_nothing(played: Connection)
 
 @pytest.mark.parametrize(("name", "damage"), [*DAMAGE.items(), *MORE_DAMAGE])
 def test_each_invariant_finds_its_damage(played: Connection, name: str, damage: str) -> None:
-    """Without it, an invariant whose query finds nothing would stay green for ever."""
+    """Each invariant finds its damage; one whose query finds nothing would stay green forever."""
     with played.transaction(force_rollback=True):
         for table in (
             "orders",
@@ -164,7 +164,7 @@ def test_each_invariant_finds_its_damage(played: Connection, name: str, damage: 
 
 
 def test_offending_ids_are_capped_and_counted(played: Connection) -> None:
-    """Without it, a check's metadata would hold a million ids, or hide how many there are."""
+    """The examples are capped and the count is complete; metadata must neither hold a million ids nor hide their number."""
     with played.transaction(force_rollback=True):
         played.execute("ALTER TABLE public.tasks DISABLE TRIGGER USER")
         played.execute("INSERT INTO public.tasks (title) SELECT 'planted' FROM generate_series(1, 50)")
@@ -174,7 +174,7 @@ def test_offending_ids_are_capped_and_counted(played: Connection) -> None:
 
 
 def test_the_chain_of_seals_is_as_computed_here(played: Connection) -> None:
-    """Without it, the SQL that seals and the SQL that checks could be wrong in the same way."""
+    """The chain of seals equals the one computed here; the SQL that seals and the SQL that checks could share an error."""
     head, after = "0" * 64, 0
     for last, row_count, found in played.execute(
         "SELECT last_audit_id, row_count, hash FROM public.audit_seals ORDER BY seq"

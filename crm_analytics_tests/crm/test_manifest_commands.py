@@ -111,7 +111,7 @@ def test_an_adopted_admin_whom_nobody_can_recognize_does_not_lock_everybody_out(
         assert found.fetchone() == ("Old Admin",)
     again = CliRunner().invoke(commands.crm, ["create-admin", "third@example.com"])
     assert again.exit_code == 1
-    assert "there is an active admin already: o" in again.output.lower()
+    assert "there is already an active admin: o" in again.output.lower()
 
 
 @pytest.mark.parametrize("command", [["invariants"], ["create-admin", "a@example.com"], ["play"]])

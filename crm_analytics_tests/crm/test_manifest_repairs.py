@@ -18,8 +18,8 @@ from psycopg.conninfo import make_conninfo
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import manifest
-from crm_analytics.crm.proof.repairs import writer_repair
+from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics_tests.conftest import PG_VERSION
 
 Connection = psycopg.Connection[Any]

@@ -1,4 +1,4 @@
-"""Role × table × action, generated from the catalog: what each role may do, tried for real."""
+"""What each role may do with each table, tried for real; the tables come from the catalog."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from crm_analytics.crm.proof import attacks, manifest
+from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema import manifest
 
 ACTIONS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
-#: Who may do what by privilege and trigger together (crm.md "Roles" and "Guards"); everything else is refused.
-#: U(…) of single columns is for crm_rpc only, and counted as UPDATE.
+#: Which role may do what, by privilege and trigger together (docs/decisions/guards-by-role.md); everything else is
+#: refused. Only crm_rpc may update single columns, which counts as UPDATE.
 CLASSES: dict[str, dict[str, str]] = {
     "customers": {"owner": "SIU", "crm_rpc": "SIU", "crm_app": "S"},
     "users": {"owner": "SIU", "crm_rpc": "SIU", "crm_app": "S"},
@@ -28,7 +29,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "audit_log": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_seals": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
 }
-#: Tables of the schema public that hold nothing of the CRM's; a new table must be put here or above.
+#: Tables of the schema public that do not belong to the CRM; a new table must be added here or above.
 NOT_OURS: frozenset[str] = frozenset()
 ROLES = ("owner", "crm_rpc", "crm_app", "stranger")
 
@@ -44,7 +45,7 @@ def _allowed(table: str, role: str, action: str) -> bool:
 
 
 def test_every_table_is_classified(lab: attacks.Lab) -> None:
-    """Without it, a migration could add a table that nobody guards."""
+    """Every table of the schema public has a class here; a migration could otherwise add an unguarded one."""
     tables = {
         name
         for (name,) in lab.connection.execute(
@@ -56,7 +57,7 @@ def test_every_table_is_classified(lab: attacks.Lab) -> None:
 
 @pytest.mark.parametrize("table", sorted(CLASSES))
 def test_who_may_do_what(lab: attacks.Lab, table: str) -> None:
-    """Without it, a grant, policy or guard could let somebody do more, or an RPC less, than the design says."""
+    """Each role can do exactly what its class says: a grant, policy or guard may allow no more and no less."""
     with lab.connection.transaction(force_rollback=True):
         found = {
             (role, action): _can(lab, table, role, action)
@@ -66,7 +67,7 @@ def test_who_may_do_what(lab: attacks.Lab, table: str) -> None:
 
 
 def _can(lab: attacks.Lab, table: str, role: str, action: str) -> bool:
-    """Whether the action passes privileges, row security and triggers (a constraint may still object)."""
+    """Tells whether the action passes privileges, row security and triggers (a constraint may still object)."""
     column = {"users": "active", "payments": "updated_at"}.get(table) or lab.columns(table)[-1]
     statement = {
         "SELECT": f"SELECT 1 FROM public.{table} LIMIT 1",

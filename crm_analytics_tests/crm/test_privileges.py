@@ -1,4 +1,4 @@
-"""A server as Supabase and RDS have it: owner without superuser, broad grants and default privileges, web roles."""
+"""A server like those of Supabase and RDS: an owner without superuser, broad grants, default privileges, web roles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.migrations import MigrationError
 from crm_analytics.crm import CrmClient, Forbidden
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import manifest
+from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PG_VERSION
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
@@ -38,7 +38,7 @@ GRANT ALL ON SCHEMA public TO anon, authenticated, service_role;
 
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[EmbeddedPostgres]:
-    """A server of its own, because roles belong to the whole server: with the web roles and a plain owner."""
+    """Starts a server with the web roles and a plain owner; its own, because roles belong to the whole server."""
     with tempfile.TemporaryDirectory(prefix="crm_hosted_") as folder:
         handle = EmbeddedPostgres(
             Path(folder), PG_VERSION, {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
@@ -55,7 +55,7 @@ def hosted() -> Iterator[EmbeddedPostgres]:
 
 
 def owner_url(hosted: EmbeddedPostgres, name: str) -> str:
-    """A new database of app_owner, and its URL as app_owner."""
+    """Creates a database of app_owner; returns its URL as app_owner."""
     with psycopg.connect(hosted.url("postgres"), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" OWNER app_owner')
     return make_conninfo(hosted.url(name), user="app_owner", password="test")
@@ -63,8 +63,8 @@ def owner_url(hosted: EmbeddedPostgres, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def owned(hosted: EmbeddedPostgres) -> str:
-    """URL (as app_owner) of a database with broad grants, the tables handed over and a row, migrated by app_owner."""
-    # two fresh databases at once, so that the server's roles are made by both
+    """Returns the URL (as app_owner) of a database with broad grants and a row that app_owner took over and migrated."""
+    # Two fresh databases at once, so that both create the server's roles.
     fresh, seeded = owner_url(hosted, "fresh"), owner_url(hosted, "seeded")
     with psycopg.connect(seeded, autocommit=True) as connection:
         connection.execute(BROAD_GRANTS.encode())
@@ -79,20 +79,20 @@ def owned(hosted: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 def owner(owned: str) -> Iterator[Connection]:
-    """An autocommit connection as app_owner."""
+    """Opens an autocommit connection as app_owner."""
     with psycopg.connect(owned, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
 def boss(hosted: EmbeddedPostgres, owned: str) -> Iterator[Connection]:
-    """An autocommit connection as superuser, who can become any role."""
+    """Opens an autocommit connection as a superuser, who can become any role."""
     with psycopg.connect(hosted.url("seeded"), autocommit=True) as connection:
         yield connection
 
 
-def test_web_roles_have_nothing_but_service_role_the_rpcs(boss: Connection) -> None:
-    """Without it default privileges would leave EXECUTE, TRIGGER or writes with the browser's roles."""
+def test_only_service_role_of_the_web_roles_may_call(boss: Connection) -> None:
+    """Of the web roles only service_role may call the RPCs; default privileges would give the browser's roles more."""
     assert (
         rows(
             boss,
@@ -120,13 +120,13 @@ def test_web_roles_have_nothing_but_service_role_the_rpcs(boss: Connection) -> N
 
 
 def test_same_catalog_whatever_was_granted(hosted: EmbeddedPostgres, boss: Connection) -> None:
-    """Without it broad grants would leave something behind that a plain database does not have."""
+    """Broad grants from before the migration leave nothing behind: the catalog equals the manifest."""
     with psycopg.connect(hosted.url("fresh"), autocommit=True) as fresh:
         assert manifest.diff(manifest.collect(fresh), manifest.collect(boss)).differences == ()
 
 
 def test_service_role_works_through_the_rpcs_only(boss: Connection, owner: Connection) -> None:
-    """Without it the CRM's server could not call the RPCs, or could write past them with BYPASSRLS."""
+    """service_role can call the RPCs and cannot write past them, not even with BYPASSRLS."""
     manager = add_user(owner, "Max")
     boss.execute("SET ROLE service_role")
     client = CrmClient(boss)
@@ -152,7 +152,7 @@ def test_service_role_works_through_the_rpcs_only(boss: Connection, owner: Conne
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "writer"])
 def test_other_roles_can_do_nothing(boss: Connection, role: str) -> None:
-    """Without it somebody with a browser, or with pg_write_all_data, could write or plant a trigger."""
+    """Web roles and pg_write_all_data can neither write a row nor plant a trigger."""
     before = value(boss, "SELECT count(*) FROM public.audit_log")
     boss.execute(f"SET ROLE {role}")
     for statement in (
@@ -163,10 +163,10 @@ def test_other_roles_can_do_nothing(boss: Connection, role: str) -> None:
         "SELECT setval('public.audit_log_id_seq', 1)",
     ):  # fmt: skip
         if role == "writer" and statement.startswith(("UPDATE", "DELETE")):
-            # row level security hides every row from it
+            # Row level security hides every row from it.
             assert boss.execute(statement.encode()).rowcount == 0
         elif role == "writer" and "setval" in statement:
-            continue  # pg_write_all_data may set sequences: written down in docs/crm.md, seen as a gap in ids
+            continue  # pg_write_all_data may set sequences, which shows as a gap in ids (docs/crm.md)
         else:
             with pytest.raises((errors.InsufficientPrivilege, errors.RaiseException)):
                 boss.execute(statement.encode())
@@ -175,7 +175,7 @@ def test_other_roles_can_do_nothing(boss: Connection, role: str) -> None:
 
 
 def test_plain_owner_meets_the_guards_and_can_seal(owner: Connection) -> None:
-    """Without it the owner's foreign-key actions or own statements would be a way in, or nobody could seal."""
+    """An owner without superuser meets the guards, with foreign-key actions too, and can seal the audit log."""
     for statement in (
         "UPDATE public.orders SET status = 'closed'", "DELETE FROM public.orders", "TRUNCATE public.orders CASCADE",
         "INSERT INTO public.orders (order_code) VALUES ('x')", "SET ROLE crm_rpc", "SET session_replication_role = replica",
@@ -186,8 +186,8 @@ def test_plain_owner_meets_the_guards_and_can_seal(owner: Connection) -> None:
     assert rows(owner, "SELECT * FROM crm_private.broken_seals()") == []
 
 
-def test_nobody_is_a_member_of_crm_rpc(boss: Connection) -> None:
-    """Without it a member could SET ROLE crm_rpc, or inherit it, and write past every guard."""
+def test_crm_rpc_has_no_members(boss: Connection) -> None:
+    """No role can become crm_rpc or inherit from it; a member would write past every guard."""
     assert (
         rows(
             boss,
@@ -209,7 +209,7 @@ def test_nobody_is_a_member_of_crm_rpc(boss: Connection) -> None:
 
 
 def test_missing_policy_is_an_error_not_silence(boss: Connection, owner: Connection) -> None:
-    """Without it an RPC whose table lost its policy would change nothing and say that all is well."""
+    """An RPC whose table lost its policy fails; it would otherwise change nothing and report success."""
     admin = add_user(owner, "Ada", "admin")
     client = CrmClient(boss)
     order = client.quick_order_safe(
@@ -232,7 +232,7 @@ def test_missing_policy_is_an_error_not_silence(boss: Connection, owner: Connect
 def test_membership_in_crm_rpc_is_refused_by_the_migration(
     hosted: EmbeddedPostgres, boss: Connection
 ) -> None:
-    """Without it a forgotten GRANT crm_rpc would survive a migration unseen."""
+    """The migration refuses to run while crm_rpc has a member; a forgotten GRANT would survive it unnoticed."""
     boss.execute("GRANT crm_rpc TO authenticated")
     url = owner_url(hosted, "with_member")
     with pytest.raises(MigrationError, match="members of crm_rpc bypass every guard: authenticated"):
@@ -242,7 +242,7 @@ def test_membership_in_crm_rpc_is_refused_by_the_migration(
 
 
 def test_roles_with_dangerous_attributes_are_refused(hosted: EmbeddedPostgres, boss: Connection) -> None:
-    """Without it a crm_rpc that can log in would be a door past every guard."""
+    """The migration refuses a crm_rpc or crm_app that can log in or do more than hold privileges."""
     boss.execute("ALTER ROLE crm_rpc LOGIN")
     try:
         with pytest.raises(MigrationError, match="attributes that break the guards"):
@@ -252,7 +252,7 @@ def test_roles_with_dangerous_attributes_are_refused(hosted: EmbeddedPostgres, b
 
 
 def test_foreign_roles_are_named(hosted: EmbeddedPostgres, boss: Connection) -> None:
-    """Without it an owner who may not administer crm_rpc would get a bare 'permission denied'."""
+    """An owner who may not administer crm_rpc gets a sentence with the remedy, not a bare 'permission denied'."""
     boss.execute("CREATE ROLE other_owner LOGIN CREATEROLE PASSWORD 'test'")
     boss.execute("CREATE DATABASE others OWNER other_owner")
     url = make_conninfo(hosted.url("others"), user="other_owner", password="test")
@@ -262,7 +262,7 @@ def test_foreign_roles_are_named(hosted: EmbeddedPostgres, boss: Connection) -> 
 
 
 def test_forbidden_by_privilege_is_the_same_exception(boss: Connection) -> None:
-    """Without it a client without EXECUTE would see a bare driver error instead of Forbidden."""
+    """A call without EXECUTE raises Forbidden, like every other refusal with 42501."""
     boss.execute("SET ROLE anon")
     with pytest.raises(Forbidden):
         CrmClient(boss).resolve_crm_user(provider="auth", external_id="1")

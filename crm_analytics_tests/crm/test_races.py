@@ -1,4 +1,4 @@
-"""Two connections at once: whichever comes first, the rows end as if the calls had come one after the other."""
+"""Two connections at once: whichever wins, the rows end as if the calls had come one after the other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pair:
             connection.close()
 
     def at_once(self, *calls: Call) -> list[CrmResult | CrmError]:
-        """Each call on a connection of its own, let go by one barrier."""
+        """Runs each call on a connection of its own; one barrier releases them together."""
         barrier = threading.Barrier(len(calls))
 
         def run(connection: Connection, call: Call) -> CrmResult | CrmError:
@@ -91,7 +91,7 @@ def quick(client: CrmClient, manager: UUID, **changed: Any) -> CrmResult:
 
 
 def test_same_reference_on_one_order(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
-    """Without the order's lock a provider's message delivered twice at once would be booked twice or fail."""
+    """A provider's message delivered twice at once is booked once and answered twice; the order's lock does it."""
     for number in range(10):
         results = pair.at_once(*[lambda c, n=number: pay(c, order, manager, 5, f"r-{n}")] * 2)
         assert sorted(isinstance(r, CrmResult) and r.duplicate for r in results) == [False, True]
@@ -102,7 +102,7 @@ def test_same_reference_on_one_order(crm: Connection, pair: Pair, order: CrmResu
 def test_same_reference_on_two_orders(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without the unique key one payment could pay two orders; without the separate SELECT the loser would crash."""
+    """One reference pays one of two orders, and the other call gets a conflict: unique key, then a separate SELECT."""
     other = quick(client, manager, phone="555 0999")
     first, end = pair.waits(
         lambda c: pay(c, order, manager, 5, "r-1"), lambda c: pay(c, other, manager, 5, "r-1")
@@ -120,7 +120,7 @@ def test_same_reference_on_two_orders(
 def test_payout_against_refund(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without the order's lock a payout would still see the money that a refund is taking back."""
+    """A payout does not see the money that a refund is taking back; the order's lock keeps them apart."""
     pay(client, order, manager, 100)
     _, end = pair.waits(
         lambda c: pay(c, order, admin, 100, direction="outgoing", role="refund"),
@@ -135,7 +135,7 @@ def test_payout_against_refund(
 def test_two_refunds(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without the order's lock two refunds at once would pay back more than came in."""
+    """Two refunds at once pay back no more than came in; the order's lock keeps them apart."""
     pay(client, order, manager, 100)
     results = pair.at_once(*[lambda c: pay(c, order, admin, 60, direction="outgoing", role="refund")] * 2)
     assert sorted(type(r).__name__ for r in results) == ["Conflict", "CrmResult"]
@@ -145,7 +145,7 @@ def test_two_refunds(
 def test_two_part_payments_pay_the_order(
     crm: Connection, pair: Pair, order: CrmResult, manager: UUID
 ) -> None:
-    """Without the order's lock neither half would see the other, and the order stay unpaid."""
+    """Two part payments at once make the order paid; without its lock neither would see the other."""
     results = pair.at_once(*[lambda c: pay(c, order, manager, 500)] * 2)
     assert sorted(r.data["order_status"] for r in results if isinstance(r, CrmResult)) == [
         "awaiting_payment",
@@ -159,7 +159,7 @@ def test_two_part_payments_pay_the_order(
 def test_double_advance(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without the order's lock a double click would write two events, or two with one seq."""
+    """A double click writes one event; without the order's lock there would be two, or two with one number."""
     pay(client, order, manager, 1000)
 
     def advance(c: CrmClient) -> CrmResult:
@@ -177,7 +177,7 @@ def test_double_advance(
 def test_payment_completed_twice(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without reading the payment again behind the order's lock the second caller would act on what it was before."""
+    """A payment completed twice at once is read again behind the order's lock, so the second call sees the first."""
     payment = pay(client, order, manager, 10, "r-1", status="pending")
 
     def complete(c: CrmClient) -> CrmResult:
@@ -190,7 +190,7 @@ def test_payment_completed_twice(
 
 
 def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
-    """Without the order's lock a manager could cancel an order in the moment in which money arrives."""
+    """A manager cannot cancel an order at the moment when money arrives; the order's lock decides who comes first."""
     _, end = pair.waits(
         lambda c: pay(c, order, manager, 10),
         lambda c: c.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=manager),
@@ -202,7 +202,7 @@ def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResul
 
 @pytest.mark.parametrize("contact", [{"phone": "8 916 555 01 00"}, {"email": "New@example.com"}])
 def test_double_customer(crm: Connection, pair: Pair, contact: dict[str, str]) -> None:
-    """Without the advisory lock a form sent twice at once would make two customers."""
+    """A form sent twice at once makes one customer; an advisory lock on the contact does it."""
     again = {"phone": "+7 (916) 555-0100"} if "phone" in contact else {"email": "new@example.com "}
     first, end = pair.waits(
         lambda c: c.create_lead_safe(source="site", full_name="Olga", **contact),  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_double_customer(crm: Connection, pair: Pair, contact: dict[str, str]) -
 
 
 def test_lead_converted_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
-    """Without the lead's lock two operators would make two orders of one lead."""
+    """Two operators make one order from one lead; the lead's lock does it."""
     lead = client.create_lead_safe(source="site", full_name="Olga", phone="555 0100")
 
     def convert(c: CrmClient) -> CrmResult:
@@ -227,7 +227,7 @@ def test_lead_converted_twice(crm: Connection, pair: Pair, client: CrmClient, ma
 
 
 def test_checkout_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
-    """Without the lock on the reference a shop's repeated checkout would fail or leave a second, unpaid order."""
+    """A shop's repeated checkout leaves one paid order; the lock on the reference does it."""
     customer = UUID(client.create_lead_safe(source="s", full_name="n", phone="555 0100").data["customer_id"])
 
     def checkout(c: CrmClient) -> CrmResult:
@@ -243,7 +243,7 @@ def test_checkout_twice(crm: Connection, pair: Pair, client: CrmClient, manager:
 
 
 def test_same_order_number(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
-    """Without the conflict clause the second of two equal order numbers would be a bare database error."""
+    """The second of two equal order numbers is a Conflict, not a bare database error."""
     customer = UUID(client.create_lead_safe(source="s", full_name="n", phone="555 0100").data["customer_id"])
 
     def create(c: CrmClient) -> CrmResult:
@@ -257,7 +257,7 @@ def test_same_order_number(crm: Connection, pair: Pair, client: CrmClient, manag
 
 
 def test_same_parcel_twice(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
-    """Without the order's lock a carrier's message delivered twice would make two shipments."""
+    """A carrier's message delivered twice at once makes one shipment; the order's lock does it."""
     results = pair.at_once(
         *[lambda c: c.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number="T-1")] * 2
     )
@@ -265,7 +265,7 @@ def test_same_parcel_twice(crm: Connection, pair: Pair, order: CrmResult, manage
 
 
 def test_identity_mapped_twice(crm: Connection, pair: Pair, manager: UUID) -> None:
-    """Without ON CONFLICT the second of two first requests would fail."""
+    """Two first requests of one person at once both succeed; ON CONFLICT does it."""
     results = pair.at_once(
         *[lambda c: c.resolve_crm_user(provider="auth", external_id="1", email="max@example.com")] * 2
     )
@@ -274,7 +274,7 @@ def test_identity_mapped_twice(crm: Connection, pair: Pair, manager: UUID) -> No
 
 
 def test_admins_who_deactivate_each_other(crm: Connection, pair: Pair, admin: UUID, manager: UUID) -> None:
-    """Without the lock two admins at once would leave nobody who may create users."""
+    """Two admins cannot deactivate each other at once; no one could create users any more."""
     crm.execute("UPDATE public.users SET role = 'admin' WHERE id = %s", [manager])
     results = pair.at_once(
         lambda c: c.set_user_active_safe(crm_user_id=manager, active=False, user_id=admin),
@@ -287,7 +287,7 @@ def test_admins_who_deactivate_each_other(crm: Connection, pair: Pair, admin: UU
 def test_children_while_the_order_moves(
     crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without FOR NO KEY UPDATE first, payments, documents and tasks at once would deadlock on the order."""
+    """Payments, documents and tasks of one order at once do not deadlock: FOR NO KEY UPDATE comes first."""
 
     def work(kind: int) -> Call:
         def run(c: CrmClient) -> CrmResult:
@@ -313,7 +313,7 @@ def test_children_while_the_order_moves(
 def test_sealing_waits_for_rows_being_written(
     crm: Connection, pair: Pair, order: CrmResult, manager: UUID
 ) -> None:
-    """Without LOCK audit_log a row with a smaller id could appear below a seal, and the seal look broken."""
+    """Sealing waits for writers; a row with a smaller id could otherwise appear below a seal, which then looks broken."""
     pair.first.execute("BEGIN")
     pay(CrmClient(pair.first), order, manager, 10)
     sealing = pair.pool.submit(
@@ -326,7 +326,7 @@ def test_sealing_waits_for_rows_being_written(
 
 
 def test_two_sealings(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
-    """Without a lock that excludes itself two sealings at once would both write the next seal, and one fail."""
+    """Two sealings at once write two seals in turn; the lock excludes itself."""
     pair.first.execute("BEGIN")
     first = value(pair.first, "SELECT crm_private.seal_audit_safe()")
     second = pair.pool.submit(lambda: value(pair.second, "SELECT crm_private.seal_audit_safe()"))
@@ -338,7 +338,7 @@ def test_two_sealings(crm: Connection, pair: Pair, order: CrmResult, manager: UU
 def test_sealing_gives_up_rather_than_block_the_crm(
     crm: Connection, pair: Pair, order: CrmResult, manager: UUID
 ) -> None:
-    """Without lock_timeout one long transaction would make the seal, and behind it every call, wait."""
+    """Sealing gives up after its lock_timeout; behind a long transaction it would make every call wait as well."""
     assert value(crm, "SELECT proconfig::text FROM pg_proc WHERE proname = 'seal_audit_safe'").count(
         "lock_timeout=5s"
     )
@@ -352,7 +352,7 @@ def test_sealing_gives_up_rather_than_block_the_crm(
 
 
 def test_seals_stay_whole_under_load(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
-    """Without it sealing and writing at once could leave rows outside the chain."""
+    """Sealing while rows are written leaves no row outside the chain."""
 
     def write(c: CrmClient) -> CrmResult:
         for n in range(30):

@@ -1,4 +1,4 @@
-"""Rules of the RPCs for leads and orders."""
+"""The rules of the RPCs for leads and orders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER_STATUSES = (
     "created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled",
 )  # fmt: skip
 
-#: The transitions of crm.md, written down once more: who may make them by hand.
+#: The legal transitions, restated: who may make them by hand.
 BY_HAND = {
     ("created", "awaiting_payment"): "manager",
     ("created", "cancelled"): "manager",
@@ -32,13 +32,13 @@ BY_HAND = {
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """These tests need one connection and no clock: a rolled back transaction is much faster than a database."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
     return crm_in_transaction
 
 
 @pytest.fixture
 def customer(client: CrmClient) -> UUID:
-    """A customer without orders."""
+    """Creates a customer without orders."""
     lead = client.create_lead_safe(source="site", full_name="Olga Example", phone="+1 555 010 0100")
     return UUID(lead.data["customer_id"])
 
@@ -73,7 +73,7 @@ def bring_to(client: CrmClient, order: CrmResult, status: str, admin: UUID) -> N
 def test_every_transition(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID, old: str
 ) -> None:
-    """Without it an order could skip payment, be closed by a manager, or come back from the dead."""
+    """Each status allows exactly its transitions; an order could otherwise skip payment or come back from the dead."""
     bring_to(client, order, old, admin)
     for new in ORDER_STATUSES:
         for actor, role in ((manager, "manager"), (admin, "admin")):
@@ -98,7 +98,7 @@ def test_every_transition(
 
 
 def test_transitions_are_those_of_the_table(crm: Connection) -> None:
-    """Without it the table that people read could say something else than the rules."""
+    """The table of transitions that people read equals the rules."""
     assert {
         (old, new): role
         for old, new, role in rows(
@@ -111,7 +111,7 @@ def test_transitions_are_those_of_the_table(crm: Connection) -> None:
 def test_cancelling_with_client_money_needs_an_admin(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a manager could cancel an order whose deposit is still with us."""
+    """A manager cannot cancel an order that holds client money; an admin can."""
     pay(client, order, manager, 10)
     with pytest.raises(Forbidden) as refused:
         client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=manager)
@@ -121,7 +121,7 @@ def test_cancelling_with_client_money_needs_an_admin(
 
 
 def test_advance_order_checks_in_order(client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a wrong label would hide a wrong id, or a wrong actor both."""
+    """advance_order_status_safe checks actor, input, existence, role, state, in this order."""
     with pytest.raises(Forbidden):
         client.advance_order_status_safe(order_id=uuid4(), new_status="x", user_id=None)
     with pytest.raises(Invalid) as refused:
@@ -148,7 +148,7 @@ def test_advance_order_checks_in_order(client: CrmClient, order: CrmResult, mana
 def test_order_input(
     client: CrmClient, customer: UUID, manager: UUID, changed: dict[str, Any], field: str
 ) -> None:
-    """Without it an order could have no price, no customer, or a price that is not a number."""
+    """An order needs a customer and a price that is a number; each wrong argument is named."""
     with pytest.raises(Invalid) as refused:
         create(client, customer, manager, **changed)
     assert refused.value.detail["field"] == field
@@ -156,14 +156,14 @@ def test_order_input(
 
 @pytest.mark.parametrize("field", ["customer_id", "lead_id", "assigned_manager"])
 def test_order_refers_to_what_exists(client: CrmClient, customer: UUID, manager: UUID, field: str) -> None:
-    """Without it a wrong id would be a bare foreign-key error."""
+    """A wrong id is NotFound with the argument's name, not a bare foreign-key error."""
     with pytest.raises(NotFound) as refused:
         create(client, customer, manager, **{field: uuid4()})
     assert refused.value.detail["field"] == f"p_{field}"
 
 
 def test_order_without_a_person_is_the_systems(crm: Connection, client: CrmClient, customer: UUID) -> None:
-    """Without it an automatic order would have no author, or a caller could pass the system as a person."""
+    """An order without a user belongs to the system user, whom no caller can name."""
     order = create(client, customer, None)
     assert value(crm, "SELECT created_by FROM public.orders WHERE id = %s", order.id) == SYSTEM
     with pytest.raises(Forbidden):
@@ -171,7 +171,7 @@ def test_order_without_a_person_is_the_systems(crm: Connection, client: CrmClien
 
 
 def test_order_numbers(crm: Connection, client: CrmClient, customer: UUID, manager: UUID) -> None:
-    """Without it two orders could have one number, or a hand-written one break the counting."""
+    """Order numbers are unique, and one given by hand does not disturb the count."""
     first, second = create(client, customer, manager), create(client, customer, manager)
     pattern = r"(B\d{4}-)(\d{6})"
     matches = [re.fullmatch(pattern, order.data["order_code"]) for order in (first, second)]
@@ -189,14 +189,14 @@ def test_order_numbers(crm: Connection, client: CrmClient, customer: UUID, manag
 def test_order_numbers_beyond_a_million(
     crm: Connection, client: CrmClient, customer: UUID, manager: UUID
 ) -> None:
-    """Without it the millionth order would get the first digits of its number, and its successors the same ones."""
+    """The millionth order gets all the digits of its number, and so do those after it."""
     crm.execute("SELECT setval('crm_private.order_code_seq', 999999)")
     found = [create(client, customer, manager).data["order_code"].partition("-")[2] for _ in range(2)]
     assert found == ["1000000", "1000001"]
 
 
 def test_order_from_a_lead_takes_over(crm: Connection, client: CrmClient, manager: UUID, admin: UUID) -> None:
-    """Without it bike and manager of a lead would be typed in again, or a stranger's lead be converted."""
+    """An order from a lead takes over bike, manager and customer, and only from a lead of that customer."""
     lead = client.create_lead_safe(
         source="site",
         full_name="Olga",
@@ -222,7 +222,7 @@ def test_order_from_a_lead_takes_over(crm: Connection, client: CrmClient, manage
 
 
 def test_rejected_lead_is_not_converted(client: CrmClient, manager: UUID) -> None:
-    """Without it a rejected lead would become an order without anybody taking it back."""
+    """A rejected lead makes no order until it is taken back."""
     lead = client.create_lead_safe(source="site", full_name="Olga", phone="555 0100")
     client.advance_lead_status_safe(lead_id=lead.id, new_status="rejected", user_id=manager)
     with pytest.raises(Conflict) as refused:
@@ -233,7 +233,7 @@ def test_rejected_lead_is_not_converted(client: CrmClient, manager: UUID) -> Non
 
 
 def test_lead_transitions(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it a lead could be called converted without an order."""
+    """A lead moves by its rules and becomes converted only through an order."""
     statuses = ("new", "in_progress", "converted", "rejected")
     allowed = {
         ("new", "in_progress"), ("new", "rejected"), ("in_progress", "rejected"), ("rejected", "in_progress"),
@@ -271,7 +271,7 @@ def test_lead_transitions(crm: Connection, client: CrmClient, manager: UUID) -> 
     ],
 )
 def test_lead_input(crm: Connection, client: CrmClient, changed: dict[str, Any], field: str) -> None:
-    """Without it a lead could come in that nobody can answer."""
+    """A lead needs a source, a name and a contact by which it can be answered; each wrong argument is named."""
     with pytest.raises(Invalid) as refused:
         client.create_lead_safe(**{"source": "site", "full_name": "Olga", "phone": "555 0100", **changed})
     assert refused.value.detail["field"] == field
@@ -279,7 +279,7 @@ def test_lead_input(crm: Connection, client: CrmClient, changed: dict[str, Any],
 
 
 def test_customer_is_found_by_phone_first(client: CrmClient) -> None:
-    """Without it somebody writing from a relative's address would be taken for the relative."""
+    """The phone decides before the address; a person may write from a relative's address."""
     by_phone = client.create_lead_safe(source="s", full_name="A", phone="+1 555 010 0100")
     by_email = client.create_lead_safe(source="s", full_name="B", email="b@example.com")
     both = client.create_lead_safe(source="s", full_name="?", phone="0015550100100", email="B@example.com")
@@ -287,7 +287,7 @@ def test_customer_is_found_by_phone_first(client: CrmClient) -> None:
 
 
 def test_messenger_contact_alone_is_enough(crm: Connection, client: CrmClient) -> None:
-    """Without it leads from messengers, which have no phone, would be refused."""
+    """A messenger contact alone is enough; leads from messengers have no phone."""
     client.create_lead_safe(source="telegram", full_name="Olga", contact="@olga")
     client.create_lead_safe(source="telegram", full_name="Ivan", contact="@ivan")
     assert rows(crm, "SELECT contact FROM public.leads ORDER BY 1") == [("@ivan",), ("@olga",)]
@@ -295,7 +295,7 @@ def test_messenger_contact_alone_is_enough(crm: Connection, client: CrmClient) -
 
 
 def test_quick_order_is_all_or_nothing(crm: Connection, client: CrmClient) -> None:
-    """Without it a refused order would leave a lead and a customer behind."""
+    """A refused quick order leaves no lead and no customer behind."""
     with pytest.raises(Invalid):
         client.quick_order_safe(
             source="s", full_name="n", items=[], total_amount=-1, currency="EUR", phone="5550100"
@@ -308,7 +308,7 @@ def test_quick_order_is_all_or_nothing(crm: Connection, client: CrmClient) -> No
 def test_total_is_fixed_by_the_first_payment(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it the price could be lowered to what was paid, and the order look settled."""
+    """After the first payment total and currency are fixed; the price could otherwise be lowered to what was paid."""
     client.update_order_safe(order_id=order.id, user_id=manager, total_amount=Decimal("1200.50"))
     assert rows(crm, "SELECT total_amount, final_price_eur FROM public.orders") == [(Decimal("1200.50"),) * 2]
     client.update_order_safe(order_id=order.id, user_id=manager, currency="USD")
@@ -328,14 +328,14 @@ def test_total_is_fixed_by_the_first_payment(
         assert refused.value.detail == {
             "rule": "total_fixed", "field": field, "found": found, "accepted": accepted, "id": str(order.id),
         }  # fmt: skip
-    # everything else stays editable, and repeating the fixed total is no change
+    # Everything else stays editable, and repeating the fixed total is no change.
     client.update_order_safe(order_id=order.id, user_id=manager, total_amount=1000, commission_eur=50)
 
 
 def test_order_edits_leave_the_rest_and_are_audited(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it an edit could blank other fields, touch the status, or leave no trace of the old value."""
+    """An edit changes only the given fields, never the status, and its audit row has the old values."""
     before = rows(crm, "SELECT order_code, status, total_amount, items FROM public.orders")
     client.update_order_safe(
         order_id=order.id,
@@ -358,7 +358,7 @@ def test_order_edits_leave_the_rest_and_are_audited(
 def test_work_goes_to_active_users_only(
     crm: Connection, client: CrmClient, order: CrmResult, customer: UUID, manager: UUID
 ) -> None:
-    """Without it orders, leads and tasks would be given to people who have left."""
+    """Orders, leads and tasks are assigned to active users only."""
     gone = add_user(crm, "Gone", active=False)
     lead = client.create_lead_safe(source="s", full_name="n", phone="555 0100")
     task = client.create_task_safe(title="t", created_by=manager)
@@ -380,7 +380,7 @@ def test_work_goes_to_active_users_only(
 
 
 def test_lead_edits(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it an edit of a lead could move its status or wipe what was not given."""
+    """An edit of a lead changes only the given fields, never the status."""
     lead = client.create_lead_safe(source="site", full_name="Olga", phone="555 0100", customer_comment="blue")
     client.update_lead_safe(
         lead_id=lead.id, user_id=manager, notes=" calls back ", estimated_budget_eur=0, contact="@olga"

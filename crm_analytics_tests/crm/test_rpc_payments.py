@@ -1,4 +1,4 @@
-"""Rules of the payment RPCs, and the order in which they are checked."""
+"""The rules of the payment RPCs, and the order in which they are checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOO_LONG = "x" * 256
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """These tests need one connection and no clock: a rolled back transaction is much faster than a database."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
     return crm_in_transaction
 
 
@@ -34,7 +34,7 @@ def nothing_written(crm: Connection, before: int) -> bool:
 def test_actor_is_an_active_user(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, who: str
 ) -> None:
-    """Without it payments could be booked by nobody, a former employee or the system."""
+    """Payments are booked by active users only: not by no user, a former employee or the system user."""
     actor = {
         "nobody": None,
         "unknown": uuid4(),
@@ -68,7 +68,7 @@ def test_actor_is_an_active_user(
 def test_input(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, changed: dict[str, Any], field: str
 ) -> None:
-    """Without it an impossible payment would be booked, or a label be refused without saying which are known."""
+    """An impossible argument is refused with its name, what was found and what is accepted."""
     with pytest.raises(Invalid) as refused:
         pay(client, order, manager, 1, **changed) if "amount" not in changed else pay(
             client, order, manager, changed["amount"]
@@ -83,7 +83,7 @@ def test_input(
 def test_shipping_and_commission_go_either_way(
     client: CrmClient, order: CrmResult, manager: UUID, direction: str, role: str
 ) -> None:
-    """Without it a shipping fee from the client, or a commission to a partner, could not be booked."""
+    """Shipping payments and commissions go either way, such as a fee from the client or a commission to a partner."""
     pay(client, order, manager, 100)
     booked = pay(client, order, manager, 5, direction=direction, role=role, currency="RUB")
     assert booked.data["client_paid"] == 100
@@ -92,7 +92,7 @@ def test_shipping_and_commission_go_either_way(
 def test_order_of_checks(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it an answer would depend on luck: actor, input, existence, role, replay, state, in this order."""
+    """record_generic_payment_safe checks actor, input, existence, role, replay, state, in this order."""
     nobody = uuid4()
     missing: dict[str, Any] = {"order_id": uuid4()}
     with pytest.raises(Forbidden):  # actor before input
@@ -111,14 +111,14 @@ def test_order_of_checks(
         pay(client, order, manager, 5000, **REFUND)
     with pytest.raises(Forbidden):
         pay(client, order, manager, 10, "back-1", **REFUND)
-    # replay before state: the payment of a cancelled order comes back
+    # Replay before state: the payment of a cancelled order comes back.
     assert pay(client, order, admin, 10, "back-1", **REFUND).duplicate
 
 
 def test_part_payments_reach_the_total(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it part payments would not add up, or an overpayment would vanish."""
+    """Part payments add up to the total, and an overpayment shows in the answer."""
     assert pay(client, order, manager, Decimal("0.01")).data["order_status"] == "awaiting_payment"
     assert pay(client, order, manager, Decimal("999.98")).data["order_status"] == "awaiting_payment"
     done = pay(client, order, manager, Decimal("50.01"))
@@ -137,7 +137,7 @@ def test_part_payments_reach_the_total(
 def test_refund_before_the_total_counts_against_it(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it an order could become paid with money that went back."""
+    """Refunded money does not count toward the total; an order could otherwise become paid without money."""
     pay(client, order, manager, 600)
     pay(client, order, admin, 200, **REFUND)
     assert pay(client, order, manager, 400).data["order_status"] == "awaiting_payment"
@@ -146,7 +146,7 @@ def test_refund_before_the_total_counts_against_it(
 
 @pytest.mark.parametrize("state", ["planned", "pending", "failed", "cancelled"])
 def test_only_completed_money_counts(client: CrmClient, order: CrmResult, manager: UUID, state: str) -> None:
-    """Without it a planned or failed payment would pay an order, or open it for payouts."""
+    """Only completed payments pay an order or open it for payouts."""
     assert pay(client, order, manager, 1000, status=state, method="card").data["order_status"] == "created"
     with pytest.raises(Conflict) as refused:
         pay(client, order, manager, 1, **SUPPLIER)
@@ -166,7 +166,7 @@ def test_only_completed_money_counts(client: CrmClient, order: CrmResult, manage
 def test_repeat_with_other_facts(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, changed: dict[str, Any], field: str
 ) -> None:
-    """Without it one provider's reference could stand for two different facts."""
+    """A repeated reference with another fact is a Conflict that names the field."""
     first = pay(client, order, manager, 100, "r-1")
     before = value(crm, "SELECT max(id) FROM public.audit_log")
     with pytest.raises(Conflict) as refused:
@@ -178,7 +178,7 @@ def test_repeat_with_other_facts(
 def test_repeat_on_another_order_and_with_another_relation(
     client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a reference could be used up on one order and pay another as well."""
+    """A reference of one order is refused on another order, and with another related payment."""
     other = client.quick_order_safe(
         source="s",
         full_name="n",
@@ -197,10 +197,10 @@ def test_repeat_on_another_order_and_with_another_relation(
     assert refused.value.detail["field"] == "related_payment_id"
 
 
-def test_repeat_by_somebody_else_and_of_another_status(
+def test_repeat_by_another_user_and_with_another_status(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a provider's second message would be booked twice, or a confirmation be swallowed."""
+    """A repeat by another user returns the first payment; confirming a pending payment is a Conflict with its id."""
     stored = pay(client, order, manager, 100, "r-1", status="pending")
     assert pay(client, order, admin, 100, "r-1", status="pending").id == stored.id
     with pytest.raises(Conflict) as refused:
@@ -218,7 +218,7 @@ def test_repeat_by_somebody_else_and_of_another_status(
 def test_payments_without_reference_are_all_booked(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a second cash payment of the same amount would be taken for the first."""
+    """Payments without a reference are all booked, even if they are equal: two cash payments are two payments."""
     for reference in (None, "", "  "):
         pay(client, order, manager, 100, reference, method="cash")
     assert rows(crm, "SELECT DISTINCT count(*), external_reference FROM public.payments GROUP BY 2") == [
@@ -229,7 +229,7 @@ def test_payments_without_reference_are_all_booked(
 def test_refunds_stay_within_what_was_paid(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it refunds that are planned or pending could together exceed what the client paid."""
+    """Completed, pending and planned refunds together stay within what the client paid."""
     with pytest.raises(Conflict):
         pay(client, order, admin, 1, **REFUND)
     pay(client, order, manager, 100)
@@ -240,7 +240,7 @@ def test_refunds_stay_within_what_was_paid(
         pay(client, order, admin, Decimal("10.01"), **REFUND)
     assert refused.value.detail["accepted"] == 10
     pay(client, order, admin, 10, **REFUND)
-    # completing what is reserved already needs no new room; a failed one gives its room back
+    # Completing a reserved refund needs no new room; a failed one returns its room.
     client.update_payment_status_safe(payment_id=pending.id, new_status="failed", user_id=admin)
     assert pay(client, order, admin, 30, **REFUND).data["client_paid"] == 40
 
@@ -248,7 +248,7 @@ def test_refunds_stay_within_what_was_paid(
 def test_payout_ends_with_the_client_money(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a supplier could be paid after everything went back to the client."""
+    """No supplier is paid after all money went back to the client."""
     pay(client, order, manager, 100)
     pay(client, order, manager, 1, **SUPPLIER, currency="USD")
     pay(client, order, admin, 100, **REFUND)
@@ -261,7 +261,7 @@ def test_payout_ends_with_the_client_money(
 def test_after_the_end(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID, end: str
 ) -> None:
-    """Without it late money would be lost or reopen an order, or payouts go on after the end."""
+    """After the end late money is booked without reopening the order, admins may refund, and all else is refused."""
     pay(client, order, manager, 1000)
     planned = pay(client, order, manager, 7, **SUPPLIER, status="planned")
     for step in ("in_delivery", "delivered", "closed") if end == "closed" else ("cancelled",):
@@ -283,7 +283,7 @@ def test_after_the_end(
 
 
 def test_currency_is_the_orders(client: CrmClient, order: CrmResult, manager: UUID, admin: UUID) -> None:
-    """Without it 1000 roubles would pay an order of 1000 euros."""
+    """Client payments and refunds have the order's currency; 1000 roubles must not pay an order of 1000 euros."""
     with pytest.raises(Conflict) as refused:
         pay(client, order, manager, 1000, currency="RUB")
     assert refused.value.detail == {
@@ -295,7 +295,7 @@ def test_currency_is_the_orders(client: CrmClient, order: CrmResult, manager: UU
 
 
 def test_related_payment_is_of_the_same_order(client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a refund could point to a stranger's payment."""
+    """A related payment belongs to the same order."""
     other = client.quick_order_safe(
         source="s", full_name="n", items=[], total_amount=9, currency="EUR", phone="5550101", user_id=manager
     )
@@ -312,7 +312,7 @@ STATUSES = ("planned", "pending", "completed", "failed", "cancelled")
 
 
 def test_payment_transitions(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a failed payment could become completed, or a completed one disappear."""
+    """A payment moves by its rules: failed and completed payments are final."""
     for old in STATUSES:
         for new in STATUSES:
             payment = pay(client, order, manager, 1, status=old)
@@ -330,7 +330,7 @@ def test_payment_transitions(crm: Connection, client: CrmClient, order: CrmResul
 def test_completing_a_planned_payment_pays_the_order(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it an order paid by a bank transfer announced earlier would stay unpaid, or lose its reference."""
+    """Completing a planned payment moves the order and keeps or takes its reference."""
     payment = pay(client, order, manager, 1000, status="planned", method="card")
     with pytest.raises(Invalid) as refused:
         client.update_payment_status_safe(payment_id=payment.id, new_status="completed", user_id=manager)
@@ -346,7 +346,7 @@ def test_completing_a_planned_payment_pays_the_order(
 
 
 def test_a_reference_is_never_changed_or_taken(client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a second payment could take over the reference of the first."""
+    """A payment's reference never changes, and no other payment can take it."""
     first = pay(client, order, manager, 1, "r-1")
     second = pay(client, order, manager, 1, "r-2", status="pending")
     third = pay(client, order, manager, 1, status="pending")
@@ -364,7 +364,7 @@ def test_a_reference_is_never_changed_or_taken(client: CrmClient, order: CrmResu
 def test_refund_and_payout_rules_hold_when_completed_later(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a payout planned while there was money could be completed after it went back."""
+    """The rules for refunds and payouts hold again when a planned payment is completed."""
     pay(client, order, manager, 100)
     payout = pay(client, order, manager, 50, **SUPPLIER, status="planned")
     refund = pay(client, order, admin, 100, **REFUND, status="pending")
@@ -380,7 +380,7 @@ def test_refund_and_payout_rules_hold_when_completed_later(
 def test_payout_is_not_even_announced_without_client_money(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a payout planned while there was money could be sent to the bank (pending) after it went back."""
+    """A planned payout does not become pending once the client's money went back; pending means sent to the bank."""
     pay(client, order, manager, 100)
     payout = pay(client, order, manager, 50, **SUPPLIER, status="planned")
     pay(client, order, admin, 100, **REFUND)
@@ -393,18 +393,16 @@ def test_payout_is_not_even_announced_without_client_money(
 def test_remedy_for_the_reference_of_a_failed_payment(
     client: CrmClient, order: CrmResult, manager: UUID, over: str
 ) -> None:
-    """Without it the remedy would be a call that is refused: a failed payment is never completed."""
+    """The remedy for the reference of a failed payment is a new reference, because failed payments are final."""
     pay(client, order, manager, 100, "r-1", status=over)
     with pytest.raises(Conflict) as refused:
         pay(client, order, manager, 100, "r-1")
     assert refused.value.detail["accepted"] == over
-    assert (
-        refused.value.hint == "That payment is over, and its reference with it: a new attempt has a new one."
-    )
+    assert refused.value.hint == "That payment is final. Use a new reference for a new attempt."
 
 
 def test_unknown_payment(client: CrmClient, manager: UUID) -> None:
-    """Without it a wrong id would look like success."""
+    """An unknown payment is NotFound."""
     with pytest.raises(NotFound):
         client.update_payment_status_safe(payment_id=uuid4(), new_status="completed", user_id=manager)
 
@@ -412,7 +410,7 @@ def test_unknown_payment(client: CrmClient, manager: UUID) -> None:
 def test_refused_calls_change_nothing_inside_a_transaction(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a refused call would end the caller's own transaction, or leave half of itself in it."""
+    """A refused call leaves the caller's transaction usable and nothing of itself in it."""
     with crm.transaction():
         pay(client, order, manager, 10, "r-1")
         with pytest.raises(CrmError):
@@ -422,13 +420,13 @@ def test_refused_calls_change_nothing_inside_a_transaction(
 
 
 def test_money_is_never_a_float(client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it 0.1 + 0.2 would be booked."""
+    """The client refuses floats; 0.1 + 0.2 must not be booked."""
     with pytest.raises(TypeError, match="pass a Decimal"):
         pay(client, order, manager, 0.3)
 
 
 def test_reference_is_not_too_long(client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a reference too long for the index would be an error of the database's, not of the argument."""
+    """A reference that is too long is Invalid, not an error of the index."""
     longest = "я" * 255
     assert pay(client, order, manager, 1, longest).id == pay(client, order, manager, 1, f" {longest} ").id
     pending = pay(client, order, manager, 1, status="pending")
@@ -451,7 +449,7 @@ def test_reference_is_not_too_long(client: CrmClient, order: CrmResult, manager:
 def test_errors_show_the_beginning_of_long_arguments(
     client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a wrong label of three megabytes would come back twice, and into every log."""
+    """Errors show the first 200 characters of an argument; a label of three megabytes must not fill the logs."""
     with pytest.raises(Invalid) as refused:
         pay(client, order, manager, 1, role="b" * 3_000_000)
     assert refused.value.detail["found"] == "b" * 200 + "…"
@@ -464,7 +462,7 @@ def test_errors_show_the_beginning_of_long_arguments(
 def test_checkout_repeated_with_something_else(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a second basket would be answered with the first one's order, or a call without customer with anybody's."""
+    """A repeated checkout with another basket or customer is a Conflict, not the first order."""
     wanted: dict[str, Any] = {
         "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A"}], "total_amount": 10,
         "currency": "EUR", "method": "card", "external_reference": "c-1", "user_id": manager,
@@ -479,6 +477,6 @@ def test_checkout_repeated_with_something_else(
         "rule": "reference_taken", "field": "p_items", "found": '[{"model": "B"}]', "accepted": '[{"model": "A"}]',
         "id": value(crm, "SELECT id::text FROM public.payments WHERE reference_key = 'c-1'"),
     }  # fmt: skip
-    # what became of the order since does not make the repeat another one
+    # What happened to the order since does not make the repeat a different one.
     client.update_order_safe(order_id=first.id, user_id=manager, items=[{"model": "A", "color": "blue"}])
     assert client.checkout_order_safe(**wanted).duplicate

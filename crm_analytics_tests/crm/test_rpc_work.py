@@ -1,4 +1,4 @@
-"""Rules of the RPCs for people, documents, tasks and shipments."""
+"""The rules of the RPCs for people, documents, tasks and shipments."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """These tests need one connection and no clock: a rolled back transaction is much faster than a database."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
     return crm_in_transaction
 
 
 def test_admin_rpcs_are_for_admins(client: CrmClient, manager: UUID, admin: UUID) -> None:
-    """Without it a manager could make himself an admin, or an account act as somebody else."""
+    """A manager cannot create users, activate them or map their logins."""
     for actor in (manager, None):
         for call in (
             lambda who: client.create_user_safe(
@@ -40,7 +40,7 @@ def test_admin_rpcs_are_for_admins(client: CrmClient, manager: UUID, admin: UUID
 
 
 def test_user_is_created_once(crm: Connection, client: CrmClient, admin: UUID) -> None:
-    """Without it one person could have two accounts, differing in the case of the address."""
+    """One address makes one account, whatever its case."""
     user = client.create_user_safe(name=" Eve ", email="Eve@Example.com ", role="manager", user_id=admin)
     assert rows(crm, "SELECT name, email, role::text, active FROM public.users WHERE id = %s", user.id) == [
         ("Eve", "eve@example.com", "manager", True)
@@ -63,10 +63,10 @@ def test_user_is_created_once(crm: Connection, client: CrmClient, admin: UUID) -
         assert invalid.value.detail["field"] == field
 
 
-def test_deactivated_user_acts_no_more(
+def test_deactivated_user_can_no_longer_act(
     crm: Connection, client: CrmClient, admin: UUID, manager: UUID
 ) -> None:
-    """Without it a dismissed employee would keep his rights, or the last admin lock everybody out."""
+    """A deactivated user cannot act, and the last admin cannot be deactivated."""
     client.resolve_crm_user(provider="auth", external_id="1", email="max@example.com")
     assert client.set_user_active_safe(crm_user_id=manager, active=False, user_id=admin).id == manager
     with pytest.raises(Forbidden):
@@ -89,7 +89,7 @@ def test_deactivated_user_acts_no_more(
 
 
 def test_address_with_blanks_is_the_same_address(crm: Connection, client: CrmClient, admin: UUID) -> None:
-    """Without it a user whom the owner wrote with a blank too many could not log in, and would get a second account."""
+    """Blanks around an address do not matter, even if the owner wrote them into the table."""
     user = value(
         crm, "INSERT INTO public.users (name, email) VALUES ('Eve', ' Eve@example.com ') RETURNING id"
     )
@@ -102,7 +102,7 @@ def test_address_with_blanks_is_the_same_address(crm: Connection, client: CrmCli
 def test_identifiers_are_not_too_long(
     client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a text too long for its index would be an error of the database's, not of the argument."""
+    """An identifier that is too long for its index is Invalid, not an error of the index."""
     longest, too_long = "я" * 255, "x" * 256
     client.map_identity_safe(provider=longest, external_id=longest, crm_user_id=manager, user_id=admin)
     client.upsert_shipment_safe(order_id=order.id, user_id=manager, tracking_number=longest)
@@ -127,7 +127,7 @@ def test_identifiers_are_not_too_long(
 
 
 def test_identity_is_never_remapped(crm: Connection, client: CrmClient, admin: UUID, manager: UUID) -> None:
-    """Without it an account could be handed from one user to another, and the trail lie."""
+    """A mapped identity stays with its user; the trail would otherwise name the wrong person."""
     wanted: dict[str, Any] = {"provider": " auth ", "external_id": "1", "user_id": admin}
     for _ in range(2):
         assert client.map_identity_safe(crm_user_id=manager, **wanted).id == manager
@@ -146,7 +146,7 @@ def test_identity_is_never_remapped(crm: Connection, client: CrmClient, admin: U
 
 
 def test_customer_edits(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it an address for the invoice could not be kept, or an edit wipe the phone."""
+    """An edit of a customer changes only the given fields; addresses are objects."""
     customer = UUID(order.data["customer_id"])
     client.update_customer_safe(
         customer_id=customer, user_id=manager, email="OLGA@example.com", billing_address={"city": "Riga"},
@@ -178,7 +178,7 @@ def test_customer_edits(crm: Connection, client: CrmClient, order: CrmResult, ma
 def test_document_belongs_to_an_order_or_a_lead(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it files would hang in the air."""
+    """A document belongs to an existing order or lead."""
     base: dict[str, Any] = {"document_type": "contract", "storage_url": "s3://x", "uploaded_by": manager}
     lead = client.create_lead_safe(source="s", full_name="n", phone="555 0100")
     client.attach_document_safe(**base, lead_id=lead.id)
@@ -197,7 +197,7 @@ def test_document_belongs_to_an_order_or_a_lead(
 
 
 def test_task_life(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it a task could not be put off, reopened or handed on, or its status and completed differ."""
+    """A task can be postponed, completed, reopened and handed on; its status follows completed."""
     due = datetime(2026, 3, 1, 12, tzinfo=UTC)
     task = client.create_task_safe(title=" Call ", created_by=manager, due_at=due)
     assert rows(crm, "SELECT title, due_at, status FROM public.tasks") == [("Call", due, "open")]
@@ -217,7 +217,7 @@ def test_task_life(crm: Connection, client: CrmClient, manager: UUID) -> None:
 
 @pytest.mark.parametrize("infinite", ["infinity", "-infinity"])
 def test_times_are_finite(crm: Connection, order: CrmResult, manager: UUID, infinite: str) -> None:
-    """Without it a task due at infinity would break whatever reckons with its time."""
+    """Infinite times and dates are refused; programs that compute with them would fail."""
     for call, field in (
         ("create_task_safe(p_title => 't', p_created_by => %(who)s, p_due_at => %(at)s)", "p_due_at"),
         ("update_task_safe(p_task_id => %(who)s, p_user_id => %(who)s, p_due_at => %(at)s)", "p_due_at"),
@@ -235,7 +235,7 @@ def test_times_are_finite(crm: Connection, order: CrmResult, manager: UUID, infi
 def test_parcel_is_found_without_its_carrier(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it news of a parcel that names no carrier would make a second row of the standard one."""
+    """News of a parcel without its carrier finds the parcel by its number."""
     parcel = client.upsert_shipment_safe(
         order_id=order.id, user_id=manager, tracking_number="T-1", provider="cdek"
     )
@@ -247,7 +247,7 @@ def test_parcel_is_found_without_its_carrier(
 
 
 def test_shipment_rules(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a parcel could move to another order, or two carriers' numbers be mixed up."""
+    """A parcel stays with its order, and one carrier's number is not another's."""
     first = client.upsert_shipment_safe(
         order_id=order.id, user_id=manager, tracking_number="T-1", provider="rusbid"
     )
@@ -284,7 +284,7 @@ def test_shipment_rules(crm: Connection, client: CrmClient, order: CrmResult, ma
 
 
 def test_client_has_every_rpc(crm: Connection) -> None:
-    """Without it a new RPC, or a renamed argument, would be missing from the client."""
+    """The client has every RPC with all its arguments."""
     found = {
         name: set(arguments)
         for name, arguments in rows(

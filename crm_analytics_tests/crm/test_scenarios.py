@@ -1,4 +1,4 @@
-"""The seed's scenarios 1 to 9 and its typical sequences, through the RPCs: exactly the rows that the seed says."""
+"""The business scenarios 1 to 9 and their typical sequences, through the RPCs: exactly the rows that each must leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ITEMS = [{"model": "Gravel 54", "quantity": 1}]
 
 
 def counts(crm: Connection) -> dict[str, int]:
-    """Rows per table, without the system user and its audit row."""
+    """Returns the number of rows per table, without the system user and its audit row."""
     tables = (
         "customers", "leads", "orders", "payments", "documents", "tasks", "shipments", "order_status_events",
         "user_identity_map",
@@ -45,7 +45,7 @@ def events(crm: Connection, order: CrmResult) -> list[tuple[Any, ...]]:
 
 
 def test_1_lead_arrives(crm: Connection, client: CrmClient) -> None:
-    """Without it a form on the site could leave a lead without contact, status or customer."""
+    """A form on the site leaves a new lead with its contact and its customer."""
     before = last_audit(crm)
     lead = client.create_lead_safe(
         source="site", full_name="Olga Example", phone="+1 (555) 010-0100", email="Olga@Example.com",
@@ -80,7 +80,7 @@ def test_1_lead_arrives(crm: Connection, client: CrmClient) -> None:
     ],
 )
 def test_1_known_customer_is_found(crm: Connection, client: CrmClient, again: dict[str, str]) -> None:
-    """Without it the same person writing twice would become two customers."""
+    """A person who writes again stays one customer."""
     first = client.create_lead_safe(
         source="site", full_name="Olga Example", phone="+1 555 010 0100", email="olga@example.com"
     )
@@ -90,14 +90,14 @@ def test_1_known_customer_is_found(crm: Connection, client: CrmClient, again: di
 
 
 def test_1_russian_eight_is_seven(crm: Connection, client: CrmClient) -> None:
-    """Without it 8 916… and +7 916… of one phone would be two customers."""
+    """8 916… and +7 916… are one phone, so one customer."""
     first = client.create_lead_safe(source="avito", full_name="Ivan Example", phone="8 (916) 555-01-23")
     second = client.create_lead_safe(source="site", full_name="Ivan Example", phone="+7 916 555 0123")
     assert second.data["customer_id"] == first.data["customer_id"]
 
 
 def test_2_operator_works_on_lead(crm: Connection, client: CrmClient, manager: UUID, admin: UUID) -> None:
-    """Without it who took a lead, when, and with which notes would be lost."""
+    """Taking a lead records who took it, when, and the notes."""
     lead = client.create_lead_safe(source="telegram", full_name="Olga Example", contact="@olga")
     before = last_audit(crm)
     client.advance_lead_status_safe(
@@ -124,7 +124,7 @@ def test_2_operator_works_on_lead(crm: Connection, client: CrmClient, manager: U
 
 
 def test_3_order_from_lead(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it an order made from a lead would lose the lead, its customer or its first event."""
+    """An order from a lead keeps the lead and its customer, and has its first event."""
     lead = client.create_lead_safe(
         source="site", full_name="Olga Example", email="olga@example.com", bike_url="https://example.com/b/1"
     )
@@ -158,7 +158,7 @@ def test_3_order_from_lead(crm: Connection, client: CrmClient, manager: UUID) ->
 
 
 def test_4_client_pays(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a confirmed payment could leave the order unpaid, or be booked without its provider's reference."""
+    """A confirmed payment makes the order paid and keeps its provider's reference."""
     before = last_audit(crm)
     payment = pay(client, order, manager, 1000, "prov-1", method="online_cashbox")
     assert payment.data == {
@@ -190,7 +190,7 @@ def test_4_client_pays(crm: Connection, client: CrmClient, order: CrmResult, man
 def test_5_payout_and_refund(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a supplier could be paid before the client paid, or anybody could refund."""
+    """Payouts follow the client's money, and only admins refund."""
     supplier = {"direction": "outgoing", "role": "supplier_payment"}
     refund = {"direction": "outgoing", "role": "refund"}
     with pytest.raises(Conflict) as refused:
@@ -218,7 +218,7 @@ def test_5_payout_and_refund(
 def test_6_manager_moves_order(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a status could change without event and audit, or be closed by a manager."""
+    """Every status change has an event and an audit row, and only an admin closes an order."""
     pay(client, order, manager, 1000)
     before = last_audit(crm)
     client.advance_order_status_safe(
@@ -245,7 +245,7 @@ def test_6_manager_moves_order(
 
 
 def test_7_document(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it a passport or waybill would lack its order, its uploader or its trace."""
+    """A document has its order, its uploader and its audit row."""
     document = client.attach_document_safe(
         document_type="passport", storage_url="s3://crm/passport.pdf", uploaded_by=manager, order_id=order.id
     )
@@ -257,7 +257,7 @@ def test_7_document(crm: Connection, client: CrmClient, order: CrmResult, manage
 
 
 def test_8_task(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID) -> None:
-    """Without it a task would lack who gave it to whom until when, or stay open for ever."""
+    """A task names who gave it to whom until when, and can be completed."""
     task = client.create_task_safe(
         title="Pack the bike",
         created_by=manager,
@@ -278,7 +278,7 @@ def test_8_task(crm: Connection, client: CrmClient, order: CrmResult, manager: U
 
 
 def test_9_identity(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it a signed-in person would act as nobody, or as another user after a change of address."""
+    """A signed-in person acts as one user, even after a change of address."""
     with pytest.raises(Forbidden):
         client.resolve_crm_user(provider="auth", external_id="a-1", email="nobody@example.com")
     assert client.resolve_crm_user(provider="auth", external_id="a-1", email="MAX@example.com").id == manager
@@ -289,13 +289,13 @@ def test_9_identity(crm: Connection, client: CrmClient, manager: UUID) -> None:
         "INSERT INTO public.users (name, email) VALUES ('Eve', 'eve@example.com') RETURNING id"
     ).fetchone()
     assert other is not None
-    # mapped once, the address no longer counts
+    # Once mapped, the address no longer matters.
     assert client.resolve_crm_user(provider="auth", external_id="a-1", email="eve@example.com").id == manager
     assert counts(crm) == {"user_identity_map": 1}
 
 
 def test_sequence_quick_order_of_a_guest(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it a guest's order would leave lead, customer, order and payment unconnected."""
+    """A guest's lead, customer, order and payment are connected."""
     order = client.quick_order_safe(
         source="landing", full_name="Guest Example", items=ITEMS, total_amount=900, currency="EUR",
         phone="+1 555 010 0177",
@@ -322,7 +322,7 @@ def test_sequence_quick_order_of_a_guest(crm: Connection, client: CrmClient, man
 
 
 def test_sequence_checkout(crm: Connection, client: CrmClient, manager: UUID) -> None:
-    """Without it a checkout could leave an order without its payment, or two orders when the shop repeats it."""
+    """A checkout leaves one order with its payment, even if the shop repeats the call."""
     customer = UUID(
         client.create_lead_safe(source="shop", full_name="Olga", email="olga@example.com").data["customer_id"]
     )
@@ -352,7 +352,7 @@ def test_sequence_checkout(crm: Connection, client: CrmClient, manager: UUID) ->
 def test_sequence_admin_refund_after_cancellation(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it the money of a cancelled order could not go back, or more than it."""
+    """The money of a cancelled order can go back, and no more than that."""
     pay(client, order, manager, 1000)
     with pytest.raises(Forbidden):
         client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=manager)
@@ -366,7 +366,7 @@ def test_sequence_admin_refund_after_cancellation(
 
 
 def test_shipment_is_followed(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """Without it one parcel reported twice would become two shipments."""
+    """News of one parcel, reported twice, updates one shipment."""
     first = client.upsert_shipment_safe(
         order_id=order.id, user_id=manager, provider="cdek", tracking_number="T-1", status="shipped"
     )

@@ -1,4 +1,4 @@
-"""Settings that any caller may change for his session, and that change nothing about what the RPCs do."""
+"""Settings that any caller may change for their session, which must not change what the RPCs do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 def test_standard_conforming_strings_off(
     crm_url: str, crm: Connection, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """Without it a session that reads backslashes in literals differently would book a reference twice and corrupt indexes."""
+    """A session that reads backslashes differently finds the same references; otherwise it would book one twice."""
     with psycopg.connect(
         crm_url, autocommit=True, options="-c standard_conforming_strings=off"
     ) as connection:
@@ -38,7 +38,7 @@ def test_standard_conforming_strings_off(
         client.create_user_safe(name="s", email="ross@sss.example", role="manager", user_id=admin)
     assert value(crm, "SELECT full_name FROM public.customers WHERE id = %s", people[0]) == "s. Ross"
     assert value(crm, "SELECT email FROM public.users WHERE name = 's'") == "ross@sss.example"
-    # what another session computes is what stands in the index
+    # What another session computes is what the index holds.
     crm.execute("SET enable_seqscan = off")
     assert value(
         crm,
@@ -47,7 +47,7 @@ def test_standard_conforming_strings_off(
 
 
 def test_no_literal_depends_on_a_setting(crm: Connection) -> None:
-    """Without it a new function with a backslash in a plain literal would mean one thing here and another there."""
+    """No function has a backslash in a plain literal, whose meaning would depend on the session."""
     bodies = rows(
         crm,
         "SELECT oid::regprocedure::text, prosrc FROM pg_proc"
@@ -61,7 +61,7 @@ def test_no_literal_depends_on_a_setting(crm: Connection) -> None:
 def test_invariants_with_standard_conforming_strings_off(
     crm_url: str, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """Without it a database with that setting would have red checks for ever: references would lose their letters."""
+    """The invariants hold in a session with that setting; references would otherwise lose letters and turn checks red."""
     pay(client, order, manager, 10, "s-1-s")
     with psycopg.connect(
         crm_url, autocommit=True, options="-c standard_conforming_strings=off"

@@ -1,4 +1,4 @@
-"""Random RPC calls and direct attacks against an independent model in Python, invariants after each step."""
+"""Random RPC calls and direct attacks against an independent model in Python, with the invariants after each step."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from crm_analytics.crm import CrmClient, CrmError, CrmResult
 from crm_analytics.crm.proof import attacks, invariants
 
 AMOUNTS = ("50", "100", "100.00", "250.50", "400", "NaN", "0", "-5", "1.001")
@@ -31,7 +32,7 @@ ROLES = ("client_payment", "supplier_payment", "refund", "shipping_payment", "co
 PAYMENT_STATUSES = ("planned", "pending", "completed", "failed", "cancelled", None)
 ORDER_STATUSES = ("created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled")
 LEAD_STATUSES = ("new", "in_progress", "converted", "rejected")
-#: crm.md "Transitions": what a person may do, and who.
+#: Which transitions people may make, and with which role (docs/crm-rpc.md).
 BY_PEOPLE = {
     ("created", "awaiting_payment"): "manager",
     ("created", "cancelled"): "manager",
@@ -80,7 +81,7 @@ class Refused(Exception):
 
 
 class Model:
-    """What crm.md says must happen, written down without looking at the SQL."""
+    """What must happen by the rules of docs/crm-rpc.md, written down without looking at the SQL."""
 
     def __init__(self, people: dict[Any, str]) -> None:
         self.people = people  # active users only: id -> role
@@ -132,7 +133,7 @@ class Model:
         self.orders[order].move(new)
 
     def record(self, p: Payment, raw_amount: str, user: Any) -> Any:
-        """The id of the first payment if this is a repeat; None if it is new (the caller adds it)."""
+        """Returns the id of the first payment if this is a repeat, None if it is new (the caller adds it)."""
         role = self.actor(user)
         wrong_way = {"client_payment": "outgoing", "refund": "incoming", "supplier_payment": "incoming"}
         provider = (
@@ -172,7 +173,7 @@ class Model:
             raise Refused("PT409")
 
     def settle(self, p: Payment) -> None:
-        """Effects of a completed client payment on its order."""
+        """Applies a completed client payment to its order."""
         order = self.orders[p.order]
         if (
             p.role != "client_payment"
@@ -224,8 +225,8 @@ class Crm(RuleBasedStateMachine):
 
     def agree(
         self, expectation: Callable[[], Any], rpc: str, **arguments: Any
-    ) -> tuple[Any, dict[str, Any] | None]:
-        """The model's answer and the database's, both refusals or both not."""
+    ) -> tuple[Any, CrmResult | None]:
+        """Returns the model's answer and the database's; both must refuse or both accept."""
         expected, answer, wanted, got = None, None, "accepted", "accepted"
         try:
             expected = expectation()
@@ -234,11 +235,11 @@ class Crm(RuleBasedStateMachine):
         try:
             with self.lab.connection.transaction():
                 self.lab.connection.execute("SET LOCAL ROLE crm_app")
-                answer = self.lab.call(rpc, **arguments)
+                answer = getattr(CrmClient(self.lab.connection), rpc)(**arguments)
                 self.lab.connection.execute("RESET ROLE")
-        except psycopg.Error as error:
-            got = str(error.sqlstate)
-        assert got == wanted, f"{rpc}({arguments}): the database says {got}, the model {wanted}"
+        except CrmError as error:
+            got = error.sqlstate
+        assert got == wanted, f"{rpc}({arguments}): the database answers {got}, the model {wanted}"
         return expected, answer
 
     @initialize(target=orders)
@@ -251,7 +252,7 @@ class Crm(RuleBasedStateMachine):
             currency=currency, user_id=user,
         )  # fmt: skip
         assert answer is not None
-        order = uuid.UUID(answer["id"])
+        order = answer.id
         self.model.orders[order] = Order(total, currency)
         return order
 
@@ -269,7 +270,7 @@ class Crm(RuleBasedStateMachine):
             email=f"{uuid.uuid4()}@example.com",
         )
         assert answer is not None
-        lead = uuid.UUID(answer["id"])
+        lead = answer.id
         self.model.leads[lead] = "new"
         return lead
 
@@ -299,7 +300,7 @@ class Crm(RuleBasedStateMachine):
             user_id=self.users["manager"],
         )  # fmt: skip
         if answer is not None:
-            self.model.orders[uuid.UUID(answer["id"])] = Order(Decimal("50"), "EUR")
+            self.model.orders[answer.id] = Order(Decimal("50"), "EUR")
 
     @rule(
         order=orders | st.just(UNKNOWN),
@@ -315,7 +316,7 @@ class Crm(RuleBasedStateMachine):
 
     @rule(order=orders)
     def walk_on(self, order: Any) -> None:
-        """The next legal step by an admin, so that late statuses are reached often."""
+        """Takes the next legal step as an admin, so that late statuses are reached often."""
         steps = [
             new for (old, new) in BY_PEOPLE if old == self.model.orders[order].status and new != "cancelled"
         ]
@@ -348,8 +349,8 @@ class Crm(RuleBasedStateMachine):
         )  # fmt: skip
         if answer is None:
             return UNKNOWN
-        found = uuid.UUID(answer["id"])
-        assert answer["duplicate"] is (first is not None)
+        found = answer.id
+        assert answer.duplicate is (first is not None)
         if first is not None:
             assert found == first
         else:
@@ -378,7 +379,7 @@ class Crm(RuleBasedStateMachine):
         user = self.users[who]
         known = self.model.payments.get(payment)
         if known and known.method in ("card", "online_cashbox") and not known.reference:
-            return  # completing these asks for the reference: test_rpc covers it
+            return  # completing these asks for the reference: test_rpc_payments covers it
         self.agree(
             lambda: self.model.update_payment(payment, new, user), "update_payment_status_safe", payment_id=payment,
             new_status=new, user_id=user,
@@ -436,7 +437,7 @@ def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
 
 
 def test_the_database_agrees_with_the_model(lab: attacks.Lab) -> None:
-    """Without it, a rule that holds for each RPC alone could break in a sequence nobody thought of."""
+    """Database and model agree after any sequence of calls; a rule that each RPC keeps could break in an odd sequence."""
     Crm.lab = lab
     run_state_machine_as_test(
         Crm,

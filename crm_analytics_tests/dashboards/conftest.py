@@ -1,4 +1,4 @@
-"""A warehouse filled through raw rows, and connections as grafana_reader, as Grafana makes them."""
+"""A warehouse filled through its raw tables, and connections as grafana_reader."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from crm_analytics.analytics.warehouse.refresh import refresh
-from crm_analytics.dashboards import reader_role as reader
-from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics.dashboards import reader_role
+from crm_analytics_tests.analytics import reference_model as model
 from crm_analytics_tests.conftest import STATE_VARIABLE
 
 PASSWORD = "a-test-password"
@@ -28,29 +28,30 @@ LEAP = date(2024, 2, 1)
 
 
 def as_reader(url: str, database: str) -> psycopg.Connection[Any]:
-    """Log in to the database as grafana_reader, with the settings that the operator's command gives it."""
+    """Logs in to the database as grafana_reader, with the settings that the operator's command sets."""
     with (
         (Path(os.environ[STATE_VARIABLE]) / "grafana_reader.lock").open("a") as lock,
         psycopg.connect(url, autocommit=True) as connection,
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers altering one role at once would fail
-        reader.set_up(connection, database, PASSWORD)
+        # two workers that alter one role at once would fail
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        reader_role.set_up(connection, database, PASSWORD)
     return psycopg.connect(make_conninfo(url, user="grafana_reader", password=PASSWORD), autocommit=True)
 
 
 def plus_months(month: date, count: int) -> date:
-    """The first day of the month `count` months later."""
+    """Returns the first day of the month `count` months later."""
     number = month.year * 12 + month.month - 1 + count
     return date(number // 12, number % 12 + 1, 1)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was put into the raw tables, and what the oracle makes of it."""
+    """The contents of the raw tables, and the metrics that the reference model computes from them."""
 
     url: str
     today: date
-    daily: oracle.Metrics
+    daily: model.Metrics
     targets: dict[tuple[date, str, str], tuple[int | None, Decimal | None, Decimal | None, Decimal | None]]
 
     @property
@@ -65,14 +66,14 @@ class Sample:
 
     @property
     def sources(self) -> list[str]:
-        """Every source that a dashboard offers, in order."""
-        known = {source for _, source, _ in self.daily} | {rule.source for rule in oracle.SEED_CHANNELS}
+        """Every source that dashboards offer, in order."""
+        known = {source for _, source, _ in self.daily} | {rule.source for rule in model.SEED_CHANNELS}
         return sorted(known | {source for _, source, _ in self.targets if source != "ALL"})
 
 
 @pytest.fixture(scope="session")
 def sample(new_database: Callable[..., str]) -> Sample:
-    """Four months up to yesterday, February 2024, and targets for some of them; refreshed."""
+    """Four months up to yesterday, February 2024, and targets for some of them, refreshed."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         row = connection.execute("SELECT analytics.today()").fetchone()
@@ -96,65 +97,65 @@ def sample(new_database: Callable[..., str]) -> Sample:
             )
         refresh(connection, LEAP, plus_months(LEAP, 1), "run-of-february")
         refresh(connection, plus_months(month, -3), plus_months(month, 1), "run-of-today")
-    return Sample(url, today, oracle.daily_metrics(warehouse), targets)
+    return Sample(url, today, model.daily_metrics(warehouse), targets)
 
 
 @pytest.fixture
 def grafana(sample: Sample) -> Iterator[psycopg.Connection[Any]]:
-    """The sample's database as Grafana sees it."""
+    """A connection to the sample's database as grafana_reader."""
     with as_reader(sample.url, "analytics") as connection:
         yield connection
 
 
 def moment(day: date) -> datetime:
-    """Midnight UTC: how a dashboard's time range begins and ends here."""
+    """Returns midnight UTC, where time ranges begin and end in these tests."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _days(today: date) -> list[date]:
     start = plus_months(today.replace(day=1), -3)
-    recent = [start + timedelta(n) for n in range((today - start).days)]  # up to yesterday
-    return [date(2024, 2, n) for n in range(1, 30)] + recent
+    until_yesterday = [start + timedelta(n) for n in range((today - start).days)]
+    return [date(2024, 2, n) for n in range(1, 30)] + until_yesterday
 
 
-def _warehouse(today: date) -> oracle.Warehouse:
+def _warehouse(today: date) -> model.Warehouse:
     dice = random.Random(20240229)
-    jobs: list[oracle.Job] = []
-    payments: list[oracle.Payment] = []
-    calls: list[oracle.Call] = []
-    elocals: list[oracle.ElocalsLead] = []
-    proref: list[oracle.ProrefLead] = []
+    jobs: list[model.Job] = []
+    payments: list[model.Payment] = []
+    calls: list[model.Call] = []
+    elocals: list[model.ElocalsLead] = []
+    proref: list[model.ProrefLead] = []
     for day in _days(today):
         for _ in range(dice.randint(2, 6)):
             number = len(jobs)
             jobs.append(
-                oracle.Job(f"job-{number}", None, dice.choice(TYPES), dice.choice(SOURCES), "Done", day)
+                model.Job(f"job-{number}", None, dice.choice(TYPES), dice.choice(SOURCES), "Done", day)
             )
             for _ in range(dice.randint(0, 2)):
                 amount = Decimal(dice.randint(-2000, 40000)) / 100
-                payments.append(oracle.Payment(f"paid-{len(payments)}", f"job-{number}", day, amount, dice.choice(("", "failed"))))  # fmt: skip
+                payments.append(model.Payment(f"paid-{len(payments)}", f"job-{number}", day, amount, dice.choice(("", "failed"))))  # fmt: skip
         for _ in range(dice.randint(0, 3)):
-            calls.append(oracle.Call(day, dice.choice(("GoogleAds", "Rely", None))))
+            calls.append(model.Call(day, dice.choice(("GoogleAds", "Rely", None))))
             elocals.append(
-                oracle.ElocalsLead(f"e-{len(elocals)}", day, Decimal(dice.randint(0, 3) * 2175) / 100)
+                model.ElocalsLead(f"e-{len(elocals)}", day, Decimal(dice.randint(0, 3) * 2175) / 100)
             )
-            proref.append(oracle.ProrefLead(f"p-{len(proref)}", day, dice.choice(("Passed", "Booked", None))))
-    payments.append(oracle.Payment("waiting", None, jobs[-1].job_date, Decimal("75.00"), None))
+            proref.append(model.ProrefLead(f"p-{len(proref)}", day, dice.choice(("Passed", "Booked", None))))
+    payments.append(model.Payment("waiting", None, jobs[-1].job_date, Decimal("75.00"), None))
     first = today.replace(day=1)
     spend = [
-        oracle.Spend(
+        model.Spend(
             plus_months(first, n), "all", Decimal("1234.57"), plus_months(first, n + 1) - timedelta(1)
         )
         for n in (-3, -2, -1)
     ]
     if today.day > 1:
-        spend.append(oracle.Spend(first, "all", Decimal("500.01"), today - timedelta(1)))
-    return oracle.Warehouse(
-        jobs, payments, calls, elocals, proref, spend, oracle.SEED_CHANNELS, oracle.SEED_ALIASES
+        spend.append(model.Spend(first, "all", Decimal("500.01"), today - timedelta(1)))
+    return model.Warehouse(
+        jobs, payments, calls, elocals, proref, spend, model.SEED_CHANNELS, model.SEED_ALIASES
     )
 
 
-def _insert(connection: psycopg.Connection[Any], warehouse: oracle.Warehouse) -> None:
+def _insert(connection: psycopg.Connection[Any], warehouse: model.Warehouse) -> None:
     noon = "{}T12:00:00-05:00".format
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(

@@ -1,4 +1,4 @@
-"""The CRM dashboard: every query as grafana_reader, counted by hand after a few orders made through the RPCs."""
+"""The CRM dashboard: every query as grafana_reader, counted by hand after a few orders through the RPCs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def now() -> Choice:
 
 
 def test_every_query_answers_and_has_the_columns_that_its_panel_names(grafana, now):
-    """A misspelt column would be an empty chart."""
+    """Every query runs and has its panel's columns: a misspelled column would be an empty chart."""
     (board,) = [board for board in BOARDS if board["title"] == "CRM"]
     tried = 0
     for _, source, sql in queries_of(board):
@@ -82,7 +82,7 @@ def test_every_query_answers_and_has_the_columns_that_its_panel_names(grafana, n
 
 
 def test_leads_and_orders_by_month_and_status(grafana, now):
-    """Counts by present status; quick orders bring converted leads of their own."""
+    """Leads and orders are counted by current status; quick orders add converted leads."""
     (leads,) = rows(grafana, "crm_leads_by_month", now)
     assert leads == {
         "month": f"{now.month:%Y-%m}", "new": 2, "in_progress": 1, "converted": 2, "rejected": 1, "other": 0,
@@ -95,7 +95,7 @@ def test_leads_and_orders_by_month_and_status(grafana, now):
 
 
 def test_age_counts_what_is_unfinished(grafana, now):
-    """A rejected lead that lies for a year is no reason to worry."""
+    """Time in status covers only unfinished leads and orders."""
     found = rows(grafana, "crm_age_in_status", now)
     assert {(r["entity"], r["status"], r["rows"]) for r in found} >= {
         ("lead", "new", 2), ("lead", "in_progress", 1), ("order", "paid", 1),
@@ -105,7 +105,7 @@ def test_age_counts_what_is_unfinished(grafana, now):
 
 
 def test_age_leaves_out_what_began_at_infinity(new_database, now):
-    """One adopted row without a real date would be an error, or an infinite mean, for all."""
+    """A row created at infinity is left out: it would be an error, or make the mean infinite."""
     url = new_database("crm")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
@@ -119,7 +119,7 @@ def test_age_leaves_out_what_began_at_infinity(new_database, now):
 
 
 def test_money_counts_completed_payments_only(grafana, now):
-    """A planned payment is not money."""
+    """Only completed payments count as money."""
     (money,) = rows(grafana, "crm_money_by_month", now)
     assert (money["currency"], money["money_in"], money["money_out"], money["net"], money["payments"]) == (
         "EUR", Decimal("1000.00"), Decimal("400.50"), Decimal("599.50"), 2,
@@ -127,7 +127,7 @@ def test_money_counts_completed_payments_only(grafana, now):
 
 
 def test_audit_is_newest_first_without_contents(grafana, now):
-    """Names and telephone numbers stand in the payload, which dashboards must not show."""
+    """Audit entries are newest first, without their payload, which has names and phone numbers."""
     found = rows(grafana, "crm_latest_audit", now)
     assert (found[0]["action"], found[0]["entity"], found[0]["actor"], found[0]["sealed"]) == (
         "create", "leads", "Ada", False,

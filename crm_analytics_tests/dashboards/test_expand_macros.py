@@ -1,4 +1,4 @@
-"""The expander does what Grafana does, and refuses what it does not know; previews draw every dashboard."""
+"""Expanding macros as Grafana does, refusing everything else, and drawing previews."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ END = datetime(2024, 10, 31, 20, 30, tzinfo=timezone(timedelta(hours=-4)))
     ],
 )
 def test_expands_as_grafana_does(sql, expected):
-    """The tests of the queries would test other queries than Grafana sends."""
+    """Macros expand as in Grafana, so that tests run the same SQL as Grafana."""
     values = {"many": ["a", "O'Brien"], "none": [], "one": "2024-10"}
     assert expand(sql, START, END, values) == expected
 
@@ -42,16 +42,16 @@ def test_expands_as_grafana_does(sql, expected):
      "${unknown:sqlstring}"],
 )  # fmt: skip
 def test_refuses_what_grafana_would_expand_otherwise(sql):
-    """A query that passes here and fails in Grafana is worse than no test."""
+    """Anything that Grafana would expand in another way is refused."""
     with pytest.raises(ValueError, match=r"not expanded|no variable"):
         expand(sql, START, END, {"source": "Google"})
 
 
-def test_words_are_names_only():
-    """A word comes from our code, and must stay a column's name."""
+def test_words_in_a_query_are_plain_names():
+    """Only plain names replace words in a query, and each word must occur in it."""
     assert "sum(m.leads) AS leads" in query("monthly_series_by_source", measure="leads")
     for words in ({"measure": "1; DROP TABLE x"}, {"other": "leads"}):
-        with pytest.raises(ValueError, match="cannot put"):
+        with pytest.raises(ValueError, match="cannot replace"):
             query("monthly_series_by_source", **words)
 
 
@@ -69,13 +69,13 @@ def test_words_are_names_only():
         (date(2024, 2, 29), "time:YYYY-MM", None, "2024-02"),
     ],
 )
-def test_previews_write_numbers_as_grafana_does(value, unit, decimals, shown):
-    """Expected texts were made with Grafana's own formatter (@grafana/data 12.4.0, locale en-US)."""
+def test_previews_format_numbers_as_grafana_does(value, unit, decimals, shown):
+    """Numbers look as in Grafana: its own formatter produced these texts (@grafana/data 12.4.0, en-US)."""
     assert text_of(value, unit, decimals) == shown
 
 
 def test_previews_draw_every_dashboard(sample, new_database, tmp_path):
-    """The pictures in the documentation could not be made again."""
+    """Every dashboard can be drawn for the documentation."""
     readers = {
         "crm-analytics-warehouse": as_reader(sample.url, "analytics"),
         "crm-analytics-crm": as_reader(new_database("crm"), "crm"),

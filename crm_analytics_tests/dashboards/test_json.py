@@ -1,4 +1,4 @@
-"""The committed dashboard files: generated from the code, in order by the lint, and the lint itself finds what it must."""
+"""The committed dashboard files: equal to the code and clean by the lint, which itself finds every mistake."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def boards() -> list[dict[str, Any]]:
 
 
 def test_committed_files_are_what_the_code_generates():
-    """Without it Grafana would show dashboards that nobody can regenerate."""
+    """The committed files equal what the code generates."""
     committed = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
-    assert committed == generated(), "run python -m crm_analytics.dashboards.generate and commit"
+    assert committed == generated(), "run make generate and commit"
 
 
-def test_dashboards_keep_the_lint(boards):
-    """Without it overlapping panels, missing definitions or dead links would reach people."""
+def test_dashboards_pass_the_lint(boards):
+    """All dashboards pass the lint: no overlapping panels, missing definitions or dead links."""
     assert len(boards) == 6
     assert problems(boards) == []
 
 
 def test_a_missing_value_says_why_it_is_missing(boards):
-    """A source without leads has no cost per lead: to say of it that no target is set would mislead."""
+    """Missing values say why: a source without leads has no cost per lead, which isn't a missing target."""
     ask_targets = re.compile(r"target|_pace$|_attainment$|_needed_per_day$|^cpl_maximum$")
     tried = set()
     for board in boards:
@@ -54,14 +54,14 @@ def test_a_missing_value_says_why_it_is_missing(boards):
     }  # fmt: skip
 
 
-def test_the_first_day_of_a_month_is_seen(boards):
-    """A line needs two points: on the first day the actual would be missing."""
+def test_the_first_day_of_a_month_shows(boards):
+    """On the first day of a month the actual is one point, which a line alone wouldn't show."""
     panels = [panel for board in boards for panel in panels_of(board) if panel["type"] == "trend"]
     assert [properties_of(panel)["actual"]["custom.showPoints"] for panel in panels] == ["auto", "auto"]
 
 
 def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Puts `value` at a dotted path; digits are list positions."""
+    """Returns a change that puts `value` at a dotted path; digits are list positions."""
 
     def change(board: dict[str, Any]) -> None:
         *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
@@ -88,24 +88,24 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (_set("panels.2.options.reduceOptions.fields", "/^(Repairs)$/"), "must match the display names"),
         (_set("panels.2.fieldConfig.overrides.1.properties.0.value", "Repairs"), "'Repairs' is used 2 times"),
-        (_set("panels.1.fieldConfig.defaults.mappings", []), "column units says nothing of NULL"),
+        (_set("panels.1.fieldConfig.defaults.mappings", []), "column units has no text for NULL"),
         (_set("panels.1.fieldConfig.defaults.unit", "currencyUSD"), "unit 'currencyUSD'"),
-        (_set("panels.1.type", "trend"), "give xField a unit of its own"),
+        (_set("panels.1.type", "trend"), "give xField its own unit"),
         (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE 'a' IN ($source)"), "bare $variable"),
         (_set("panels.1.targets.0.rawSql", "SELECT ${source:singlequote}"), "${source:sqlstring}"),
         (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE $__timeFilter(lower(a))"), "nests parentheses"),
         (_set("panels.1.targets.0.rawSql", "SELECT $__timeGroup(a, '1M')"), "$__timeGroup"),
         (_set("panels.1.targets.0.rawSql", "SELECT 1 WHERE a IN (${source:sqlstring})"), "nothing is chosen"),
-        (_set("panels.1.targets.0.rawSql", "SELECT ${other:sqlstring}"), "used and not defined"),
+        (_set("panels.1.targets.0.rawSql", "SELECT ${other:sqlstring}"), "used but not defined"),
         (_set("panels.1.targets.0.datasource", {"type": "postgres", "uid": "x"}), "data source"),
-        (_set("templating.list.0.name", "unused"), "variable unused is not used"),
+        (_set("templating.list.0.name", "unused"), "variable unused isn't used"),
         (_set("templating.list.3.skipUrlSync", False), "dagster_url takes its value from the URL"),
         (_set("links.0.tags", ["nobody"]), "no dashboard has the tags"),
         (_set("timezone", "browser"), "timezone 'browser'"),
     ],
 )
 def test_lint_finds(boards, change, complaint):
-    """Without it a rule of the lint could stop working unseen."""
+    """Every rule of the lint finds its mistake."""
     broken = copy.deepcopy(next(board for board in boards if board["title"] == "Executive"))
     change(broken)
     found = problems([broken])
@@ -113,12 +113,12 @@ def test_lint_finds(boards, change, complaint):
 
 
 def test_lint_finds_a_repeated_uid(boards):
-    """Grafana would silently keep one of the two dashboards."""
+    """A repeated uid is found: Grafana would silently keep one of the two dashboards."""
     assert any("uid" in line for line in problems([boards[0], boards[0]]))
 
 
 def test_provisioning_files_name_the_same_data_sources_and_the_folder_of_the_dashboards():
-    """Without it dashboards would come up without data, or not at all."""
+    """Provisioning, compose file, guide and dashboards agree, so that dashboards appear and have data."""
     folder = PROJECT_DIR / "grafana" / "provisioning"
     sources = yaml.safe_load((folder / "datasources" / "databases.yaml").read_text())
     assert sources["apiVersion"] == 1

@@ -1,4 +1,4 @@
-"""Every query of every dashboard, run as grafana_reader; the numbers against plain Python over the oracle's metrics."""
+"""Every query of every dashboard as grafana_reader, compared with plain Python over the reference model's metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANALYTICS_QUERIES = sorted(
 
 @dataclass(frozen=True)
 class Choice:
-    """What a viewer chose: sources, segments, month and time range."""
+    """A viewer's selection: sources, segments, month and time range."""
 
     sources: tuple[str, ...]
     segments: tuple[str, ...]
@@ -48,7 +48,7 @@ class Choice:
 
 
 def choices(sample: Sample) -> dict[str, Choice]:
-    """The cases that grafana.md names."""
+    """Returns the selections that every query is tried with, by name."""
     everything, current, closed = tuple(sample.sources), sample.month, plus_months(sample.month, -1)
     window = (plus_months(current, -2), sample.today + timedelta(1))
     return {
@@ -83,7 +83,7 @@ def choice(request, sample) -> Choice:
 def run(
     connection: psycopg.Connection[Any], sql: str, choice: Choice
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows, as Grafana would get them."""
+    """Returns the column names and rows that Grafana would get."""
     text = expand(
         sql,
         moment(choice.time_from),
@@ -103,7 +103,7 @@ def run(
 def rows(
     connection: psycopg.Connection[Any], name: str, choice: Choice, **words: str
 ) -> list[dict[str, Any]]:
-    """The rows of sql/grafana/<name>.sql."""
+    """Returns the rows of sql/grafana/<name>.sql."""
     columns, found = run(connection, query(name, **words), choice)
     return [dict(zip(columns, row, strict=True)) for row in found]
 
@@ -114,7 +114,7 @@ def rows(
 def total(
     sample: Sample, choice: Choice, start: date, end: date, only: Iterable[str] | None = None
 ) -> Measures:
-    """Measures of the chosen sources and segments over [start, end)."""
+    """Adds up the measures of the selected sources and segments over [start, end)."""
     result = Measures()
     wanted = choice.sources if only is None else only
     for (day, source, segment), measures in sample.daily.items():
@@ -124,7 +124,7 @@ def total(
 
 
 def shown(sample: Sample, choice: Choice, start: date, end: date) -> set[str]:
-    """Sources with at least one row in [start, end)."""
+    """Returns the sources with at least one row in [start, end)."""
     return {
         source
         for (day, source, segment) in sample.daily
@@ -137,7 +137,7 @@ def length(month: date) -> int:
 
 
 def elapsed(sample: Sample, month: date) -> int:
-    """Days of the month up to the last loaded day."""
+    """Counts the days of the month up to the last loaded day."""
     return max(0, min((sample.last_loaded - month).days + 1, length(month)))
 
 
@@ -150,7 +150,7 @@ def months_in(choice: Choice) -> list[date]:
 
 
 def target(sample: Sample, choice: Choice, month: date) -> tuple[Any, ...]:
-    """The four targets of exactly this selection, None where there is none."""
+    """Returns the four targets of exactly this selection; None for each that isn't set."""
     source = (
         "ALL"
         if set(choice.sources) >= set(sample.sources)
@@ -169,7 +169,7 @@ def target(sample: Sample, choice: Choice, month: date) -> tuple[Any, ...]:
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Equal, ratios and divisions to ten places; None only equals None."""
+    """Compares two values, ratios and divisions to ten places; None equals only None."""
     if found is None or expected is None:
         return found is None and expected is None
     if isinstance(expected, int | Decimal | Fraction) and not isinstance(expected, bool):
@@ -186,7 +186,7 @@ def change(now: Any, before: Any) -> Fraction | None:
 
 
 def assert_rows(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
-    """The same rows in the same order, at the columns that `expected` has."""
+    """Asserts equal rows in equal order, in the columns that `expected` has."""
     assert len(found) == len(expected), (found, expected)
     for have, want in zip(found, expected, strict=True):
         wrong = {name: (have[name], value) for name, value in want.items() if not same(have[name], value)}
@@ -198,7 +198,7 @@ def assert_rows(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, An
 
 @pytest.mark.parametrize("where", [f"{board}: {place}" for board, place, _ in ANALYTICS_QUERIES])
 def test_every_query_answers_as_grafana_reader_whatever_is_chosen(grafana, sample, where):
-    """Without it a panel could show an error for a choice that nobody tried."""
+    """No query fails, whatever a viewer selects."""
     sql = next(text for board, place, text in ANALYTICS_QUERIES if f"{board}: {place}" == where)
     columns: set[tuple[str, ...]] = set()
     for choice in choices(sample).values():
@@ -209,7 +209,7 @@ def test_every_query_answers_as_grafana_reader_whatever_is_chosen(grafana, sampl
 
 
 def test_panels_name_only_columns_that_their_query_has(grafana, sample):
-    """An override for a misspelt column does nothing, and nobody notices."""
+    """Panels name only columns of their query: an override for a misspelled column does nothing, silently."""
     choice = choices(sample)["all, current month"]
     for board in BOARDS:
         for panel in panels_of(board):
@@ -226,7 +226,7 @@ def test_panels_name_only_columns_that_their_query_has(grafana, sample):
 
 
 def test_series_have_a_time_column_in_ascending_order(grafana, sample):
-    """Grafana refuses a time series without a time, and draws an unordered one wrongly."""
+    """Series have a time column in ascending order: Grafana refuses them without it, and draws others wrong."""
     choice = choices(sample)["all, current month"]
     tried = 0
     for board in BOARDS:
@@ -243,7 +243,7 @@ def test_series_have_a_time_column_in_ascending_order(grafana, sample):
 
 
 def test_numbers_of_stat_panels_come_in_one_row(grafana, choice):
-    """A stat panel takes the last row: with more than one it would show any of them."""
+    """Queries of stat panels return one row, because the panels show the last."""
     for name in ("month_scorecard", "trust_summary"):
         assert len(rows(grafana, name, choice)) == 1
 
@@ -252,7 +252,7 @@ def test_numbers_of_stat_panels_come_in_one_row(grafana, choice):
 
 
 def test_month_to_month_by_source(grafana, sample, choice):
-    """The seed's first dashboard: wrong totals or a partial month compared with a whole one would mislead."""
+    """Totals, ratios and changes are right, and a partial month is compared with the same days."""
     expected = []
     for month in reversed(months_in(choice)):
         before, after = plus_months(month, -1), plus_months(month, 1)
@@ -284,7 +284,7 @@ def test_month_to_month_by_source(grafana, sample, choice):
 
 @pytest.mark.parametrize("measure", ["repairs", "revenue40"])
 def test_daily_cumulative_against_target(grafana, sample, choice, measure):
-    """The seed's second dashboard: actual, pace, target, last month and projection of every day."""
+    """Actual, pace, target, month before and projection are right on every day."""
     month, days = choice.month, length(choice.month)
     done = elapsed(sample, month)
     goal = target(sample, choice, month)[0 if measure == "repairs" else 1]
@@ -315,7 +315,7 @@ def test_daily_cumulative_against_target(grafana, sample, choice, measure):
 
 
 def test_scorecard(grafana, sample, choice):
-    """The executive page: every number of the month so far."""
+    """Every number of the Executive dashboard is right."""
     month, days, done = choice.month, length(choice.month), elapsed(sample, choice.month)
     earlier = plus_months(month, -1)
     until = month if done == days else min(earlier + timedelta(done), month)
@@ -346,7 +346,7 @@ def test_scorecard(grafana, sample, choice):
 
 @pytest.mark.parametrize("measure", ["leads", "units", "repairs", "revenue40", "cost", "profit", "calls"])
 def test_series_by_month_and_source(grafana, sample, choice, measure):
-    """The stacked charts: one value a month and source."""
+    """The stacked charts have one value per month and source."""
     expected = [
         {"time": datetime(month.year, month.month, 1), "metric": name,
          measure: getattr(total(sample, choice, month, plus_months(month, 1), [name]), measure)}
@@ -357,7 +357,7 @@ def test_series_by_month_and_source(grafana, sample, choice, measure):
 
 
 def test_money_conversions_and_costs_by_month(grafana, sample, choice):
-    """The lines over months, ratios of sums, and targets beside them."""
+    """Lines over months are right: sums, ratios of sums, and targets."""
     months = [month for month in months_in(choice) if shown(sample, choice, month, plus_months(month, 1))]
     sums = {month: total(sample, choice, month, plus_months(month, 1)) for month in months}
     when = {month: datetime(month.year, month.month, 1) for month in months}
@@ -387,7 +387,7 @@ def test_money_conversions_and_costs_by_month(grafana, sample, choice):
 
 
 def test_targets_by_month(grafana, sample, choice):
-    """A month without a target must say so, not show 0."""
+    """A month without a target shows none instead of 0."""
     expected = []
     for month in reversed(months_in(choice)):
         goals = target(sample, choice, month)
@@ -410,7 +410,7 @@ def test_targets_by_month(grafana, sample, choice):
 
 @pytest.mark.parametrize("by", ["source", "segment"])
 def test_funnel(grafana, sample, choice, by):
-    """Totals and unit economics; the total's ratios are its own, not the mean of its parts."""
+    """Totals and unit economics are right; the total's ratios aren't means of its parts."""
     start, end = months_in(choice)[0], plus_months(months_in(choice)[-1], 1)
     groups: defaultdict[str, Measures] = defaultdict(Measures)
     for (day, source, segment), measures in sample.daily.items():
@@ -427,15 +427,15 @@ def test_funnel(grafana, sample, choice, by):
         }
         for name, m in sorted(groups.items(), key=lambda item: (item[0] != "Total", item[0]))
     ]  # fmt: skip
-    assert_rows(rows(grafana, f"funnel_by_{by}", choice), expected)
+    assert_rows(rows(grafana, "funnel", choice, by=by), expected)
     whole = groups["Total"]
     assert [(row["stage"], row["count"]) for row in rows(grafana, "funnel_stages", choice)] == [
         ("Leads", whole.leads), ("Units", whole.units), ("Repairs", whole.repairs),
     ]  # fmt: skip
 
 
-def test_variables_offer_what_there_is(grafana, sample):
-    """The current month must come first, or dashboards would open on another one."""
+def test_variables_offer_existing_months_and_sources(grafana, sample):
+    """Variables offer what exists, the current month first, because dashboards open on the first."""
     choice = choices(sample)["all, current month"]
     assert [row["source"] for row in rows(grafana, "variable_source", choice)] == sample.sources
     months = {day.replace(day=1) for day, _, _ in sample.daily} | {sample.month}
@@ -445,7 +445,7 @@ def test_variables_offer_what_there_is(grafana, sample):
 
 
 def test_refreshes_are_annotated_once_each(grafana, sample):
-    """Two refreshes of the sample: one annotation each, over the range that contains them."""
+    """Each refresh in the time range is one annotation."""
     now = Choice((), (), sample.month, sample.today - timedelta(1), sample.today + timedelta(2))
     found = rows(grafana, "refresh_annotations", now)
     assert [row["text"].split(",")[0] for row in found] == ["Refreshed 1 month(s)", "Refreshed 4 month(s)"]
@@ -455,7 +455,7 @@ def test_refreshes_are_annotated_once_each(grafana, sample):
 
 
 def test_rows_come_in_whole_months(grafana, sample):
-    """A range that begins inside a month must not lose that month."""
+    """A range that begins within a month includes that whole month."""
     middle = Choice(tuple(sample.sources), SEGMENTS, sample.month, sample.month + timedelta(0), sample.today)
     late = Choice(
         tuple(sample.sources),

@@ -1,4 +1,4 @@
-"""grafana_reader sees reporting tables and nothing else; its settings hold; making it is safe from many sides."""
+"""The role grafana_reader: what it can read and do, its settings, and how it is set up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from crm_analytics.core import migrations
 from crm_analytics.core.settings import Settings
-from crm_analytics.dashboards import reader_role as reader
+from crm_analytics.dashboards import reader_role
 from crm_analytics_tests.dashboards.conftest import as_reader
 
 READABLE_ANALYTICS = {
@@ -39,7 +39,7 @@ RELATIONS = """
 
 @pytest.mark.parametrize(("database", "readable"), [("analytics", READABLE_ANALYTICS), ("crm", READABLE_CRM)])
 def test_reads_reporting_and_nothing_else(new_database, database, readable):
-    """A new table must not become readable by accident, nor a dashboard lose its own; nothing may be written."""
+    """It reads exactly the tables listed here, and can write nothing."""
     with psycopg.connect(new_database(database), autocommit=True) as connection:
         found = connection.execute(RELATIONS).fetchall()
         assert {name for name, may_read, _ in found if may_read} == readable
@@ -49,8 +49,8 @@ def test_reads_reporting_and_nothing_else(new_database, database, readable):
         ).fetchall() == []  # fmt: skip
 
 
-def test_runs_no_function_of_the_owner_but_the_reconciliation(new_database):
-    """A function with the owner's rights is a door; only this one is meant to be open."""
+def test_runs_no_security_definer_function_except_the_reconciliation(new_database):
+    """Only the reconciliation runs with the owner's rights; any other such function would bypass the grants."""
     query = (
         "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
         " WHERE p.prosecdef AND has_function_privilege('grafana_reader', p.oid, 'EXECUTE')"
@@ -76,8 +76,8 @@ def test_runs_no_function_of_the_owner_but_the_reconciliation(new_database):
         "SET ROLE postgres",
     ],
 )
-def test_what_a_viewer_may_type_does_no_harm(analytics_url, statement):
-    """Grafana passes on several statements at once, so the settings can be switched off; the grants cannot."""
+def test_statements_typed_by_a_viewer_do_no_harm(analytics_url, statement):
+    """Grants hold even if a viewer switches off the settings, which Grafana lets a viewer do."""
     with (
         as_reader(analytics_url, "analytics") as connection,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
@@ -85,8 +85,8 @@ def test_what_a_viewer_may_type_does_no_harm(analytics_url, statement):
         connection.execute(statement.encode())
 
 
-def test_settings_keep_accidents_small(analytics_url):
-    """A forgotten filter must end by itself, and the seed's unqualified queries must work."""
+def test_settings_limit_accidents(analytics_url):
+    """Statements are read-only and time out, and queries with unqualified names work."""
     with as_reader(analytics_url, "analytics") as connection:
         values = [
             connection.execute(f"SHOW {name}".encode()).fetchone()
@@ -98,7 +98,7 @@ def test_settings_keep_accidents_small(analytics_url):
         connection.execute("SELECT count(*) FROM monthly_metrics")
 
 
-def test_quarantine_masks_what_was_found(analytics, analytics_url):
+def test_quarantine_leaves_out_what_was_found(analytics, analytics_url):
     """A reason quotes the cell, and the cell may be a customer's telephone number."""
     analytics.execute(
         "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
@@ -139,13 +139,14 @@ def test_quarantine_masks_what_was_found(analytics, analytics_url):
 
 
 def test_role_has_no_password_until_the_operator_gives_one(analytics_url, monkeypatch, new_database):
-    """A default password would be a hole; the command must set the password, the settings and the link."""
+    """The operator's command sets the password, the settings and the link; there is no default password."""
     crm_url = new_database("crm")
     monkeypatch.setenv("ANALYTICS_DATABASE_URL", analytics_url)
     monkeypatch.setenv("CRM_DATABASE_URL", crm_url)
     monkeypatch.setenv("DAGSTER_URL", "https://dagster.example.com/")
-    as_reader(analytics_url, "analytics").close()  # the session's password, which must survive
-    reader.apply(Settings(_env_file=None))
+    # sets the test session's password, which must survive
+    as_reader(analytics_url, "analytics").close()
+    reader_role.apply(Settings(_env_file=None))
     paths = {"analytics": "analytics, reporting", "crm": "reporting"}
     for url, database in ((analytics_url, "analytics"), (crm_url, "crm")):
         with as_reader(url, database) as connection:
@@ -159,13 +160,13 @@ def test_role_has_no_password_until_the_operator_gives_one(analytics_url, monkey
 
 
 def test_short_password_is_refused(analytics):
-    """A guessable reader would open all numbers to whoever reaches the port."""
+    """A short password is refused, because anyone who reaches the port could guess it and read all numbers."""
     with pytest.raises(ValueError, match="12 or more"):
-        reader.set_up(analytics, "analytics", "short")
+        reader_role.set_up(analytics, "analytics", "short")
 
 
 def test_databases_migrated_at_once_share_the_role(server):
-    """Roles belong to the server: the second of two migrations at once must not fail on the first one's role."""
+    """Migrations of several databases at once share the server's role without failing."""
     names = [f"t_at_once_{os.getpid()}_{number}" for number in range(3)]
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         for name in names:

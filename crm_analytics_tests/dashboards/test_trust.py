@@ -1,4 +1,4 @@
-"""The Data trust dashboard: files, quarantine, stale months and reconciliation as the tables say, counted by hand."""
+"""The Data trust dashboard: files, quarantine, stale months and reconciliation, counted by hand."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def grafana(world, analytics_url):
 
 
 def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
-    """An export that stopped coming must be seen."""
+    """Freshness names the newest file and last day of each source, so that a stopped export shows."""
     found = {row["source"]: row for row in rows(grafana, "freshness", choice)}
     assert set(found) == {"jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend"}
     assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", date(2024, 3, 8))
@@ -84,8 +84,8 @@ def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
     assert found["payments"]["days_behind"] == (today - date(2024, 3, 5)).days
 
 
-def test_files_not_loaded_are_those_of_today(grafana, choice):
-    """A file that was replaced by a good one must not stay red."""
+def test_files_not_loaded_are_judged_by_their_current_content(grafana, choice):
+    """A refused file that a good one replaced isn't listed."""
     assert {(row["path"], row["status"]) for row in rows(grafana, "files_not_loaded", choice)} == {
         ("calls/a.csv", "refused"),
         ("notes.txt", "unrecognized"),
@@ -95,13 +95,13 @@ def test_files_not_loaded_are_those_of_today(grafana, choice):
 
 
 def test_quarantine_counts_open_records(grafana, choice):
-    """A dismissed record is done with."""
+    """Dismissed records aren't counted."""
     found = [(r["source"], r["reason"], r["records"]) for r in rows(grafana, "quarantine_by_reason", choice)]
     assert found == [("jobs", "created_at is empty", 1), ("payments", "amount … is no amount", 1)]
 
 
 def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, world, choice):
-    """The one number that must be 0: a metric changed behind the raw tables' back must show."""
+    """The reconciliation is 0 until a metric is changed without its raw rows, which it shows."""
     (summary,) = rows(grafana, "trust_summary", choice)
     assert {name: summary[name] for name in summary if name != "seconds_since_refresh"} == {
         "stale_months": 0, "quarantined": 2, "refused_files": 1, "unrecognized_files": 1, "sources_without_rule": 1,
@@ -122,7 +122,7 @@ def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, wo
 
 
 def test_stale_months_appear_and_go(grafana, world, choice):
-    """What a correction by hand made stale must be seen until a refresh has answered it."""
+    """A correction by hand makes its month stale until the next refresh."""
     world.execute("UPDATE raw.payments SET amount = 500 WHERE payment_id = 'p0'")
     (stale,) = rows(grafana, "stale_months", choice)
     assert (stale["month"], stale["causes"]) == (MARCH, "payments update")
@@ -139,7 +139,7 @@ def test_stale_months_appear_and_go(grafana, world, choice):
 
 
 def test_sources_without_a_rule(grafana, choice):
-    """A new channel whose leads nobody counts would look free of cost."""
+    """Sources without a rule are listed, because their leads and cost count as 0."""
     found = rows(grafana, "sources_without_rule", choice)
     assert [(r["source"], r["jobs"], r["first_month"], r["last_month_seen"]) for r in found] == [
         ("Angi", 2, MARCH, MARCH)
@@ -147,7 +147,7 @@ def test_sources_without_a_rule(grafana, choice):
 
 
 def test_clock_before_the_first_job(analytics_url, analytics, choice):
-    """A fresh installation must show empty panels, not errors."""
+    """A fresh installation shows empty panels instead of errors."""
     everything = Choice(("Google",), SEGMENTS, MARCH, MARCH, MARCH + timedelta(30))
     with as_reader(analytics_url, "analytics") as connection:
         (row,) = rows(connection, "month_scorecard", everything)

@@ -1,1 +1,1 @@
-"""Tests of demo."""
+"""Tests of the demo: the sample exports and the CRM's activity."""

@@ -1,4 +1,4 @@
-"""The demo's months: deterministic, idempotent, and nothing that the rules forbid."""
+"""The demo's months of business: deterministic, idempotent, and within the rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTS = (
 def test_a_second_call_adds_nothing_and_the_same_seed_plays_the_same(
     new_database: Callable[..., str],
 ) -> None:
-    """Without it, every `make demo` would add another three months, or no two demos would agree."""
+    """Playing a seed again adds nothing, and the same seed plays the same business in another database."""
     urls = [new_database("crm"), new_database("crm")]
     first = play(urls[0], months=1, seed=3)
     with psycopg.connect(urls[0]) as connection:
@@ -40,7 +40,7 @@ def test_a_second_call_adds_nothing_and_the_same_seed_plays_the_same(
 
 
 def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> None:
-    """Without it, the demo's checks would run on tables that are empty."""
+    """Rows of every kind, refusals and statuses are played; the demo's checks must not run on empty tables."""
     summary = play(new_database("crm"), months=2, seed=1)
     kinds = {
         "leads",

@@ -1,4 +1,4 @@
-"""The sample landing folder: reproducible, in the real formats, with every oddity it promises, never among real files."""
+"""The sample landing folder: reproducible, in the real formats, with every promised oddity, apart from real files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNTIL = date(2025, 12, 16)
 
 
 def test_demo_stays_out_of_the_users_landing_folder(new_database, tmp_path, monkeypatch):
-    """The sample in the folder that Compose mounts would be loaded into the real warehouse."""
+    """The demo writes into its own folder: in the folder that Compose mounts, the real warehouse would load the sample."""
     theirs, state = tmp_path / "landing", tmp_path / "state"
     theirs.mkdir()
     (state / "sample_landing").mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_demo_stays_out_of_the_users_landing_folder(new_database, tmp_path, monk
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> LandingSummary:
-    """The whole sample as `make demo` writes it, on a fixed day."""
+    """The whole sample of `make demo`, on a fixed day."""
     return write_landing(tmp_path_factory.mktemp("landing"), until=UNTIL)
 
 
@@ -63,7 +63,7 @@ def records(path: Path) -> list[dict[str, str]]:
 
 
 def test_same_day_and_seed_give_the_same_bytes(sample: LandingSummary, tmp_path: Path) -> None:
-    """Otherwise screenshots, docs and tests of the demo would differ from run to run."""
+    """Equal day and seed give equal bytes, so that pictures, documents and tests don't differ from run to run."""
     again = write_landing(tmp_path, until=UNTIL)
     assert contents(tmp_path) == contents(sample.folder)
     assert (again.records, again.planted) == (sample.records, sample.planted)
@@ -73,7 +73,7 @@ def test_same_day_and_seed_give_the_same_bytes(sample: LandingSummary, tmp_path:
 
 
 def test_the_next_day_leaves_closed_months_alone(tmp_path: Path) -> None:
-    """Otherwise every morning's demo would re-load two years, and no file would be skipped by its hash."""
+    """The next day only the current month changes, so that the demo doesn't load two years again every morning."""
     before = write_landing(tmp_path, months=4, until=UNTIL)
     first = contents(tmp_path)
     after = write_landing(tmp_path, months=4, until=UNTIL + timedelta(days=1))
@@ -85,7 +85,7 @@ def test_the_next_day_leaves_closed_months_alone(tmp_path: Path) -> None:
 
 
 def test_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
-    """Otherwise invented jobs would be loaded among somebody's real ones."""
+    """A folder with other files is refused: invented jobs must not mix with real ones."""
     own = tmp_path / "jobs" / "my export.csv"
     own.parent.mkdir()
     own.write_text("Job #\n1\n")
@@ -95,7 +95,7 @@ def test_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
 
 
 def test_refuses_a_changed_sample_and_another_seed(tmp_path: Path) -> None:
-    """Otherwise a user's edit would be overwritten, or two invented worlds mixed in one database."""
+    """A changed sample or another seed is refused, so that no edit is overwritten and no two samples mix."""
     summary = write_landing(tmp_path, months=1, until=UNTIL)
     with pytest.raises(ForeignFiles, match="seed 7"):
         write_landing(tmp_path, months=1, until=UNTIL, seed=8)
@@ -106,14 +106,14 @@ def test_refuses_a_changed_sample_and_another_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("until", [date(2024, 3, 1), date(2024, 2, 29), date(2025, 1, 1)])
 def test_any_day_will_do(tmp_path: Path, until: date) -> None:
-    """Otherwise the demo would break on the first or last day of some month."""
+    """The sample can be written on any day, including the first and last of a month."""
     summary = write_landing(tmp_path, months=2, until=until)
     assert summary.last_month == until.replace(day=1)
     assert summary.records["jobs"] > 200
 
 
 def test_exports_are_never_from_the_future(sample: LandingSummary) -> None:
-    """Otherwise a file dropped into the running demo would count as older than the sample."""
+    """No export is from the future: a file dropped into the running demo would count as older than the sample."""
     latest = datetime(UNTIL.year, UNTIL.month, UNTIL.day, 6, tzinfo=UTC)
     for path in sample.files:
         named = re.search(r"(\d{4}-\d\d-\d\d)T(\d\d)_(\d\d)_(\d\d)\.\d+Z", path.name)
@@ -125,7 +125,7 @@ def test_exports_are_never_from_the_future(sample: LandingSummary) -> None:
 
 
 def test_jobs_look_like_the_field_service_export(sample: LandingSummary) -> None:
-    """Otherwise the demo would prove nothing about real exports."""
+    """Jobs have the format of the field-service export, so that the demo resembles real exports."""
     path = max((sample.folder / "jobs").iterdir())
     rows = records(path)
     assert len(JOB_HEADER) == 44
@@ -134,12 +134,13 @@ def test_jobs_look_like_the_field_service_export(sample: LandingSummary) -> None
     assert {row["Created"] for row in rows} >= {"Tue Dec 16 2025", "Sat Nov 01 2025"}
     assert all(re.fullmatch("[A-Z0-9]{6}", row["UUID"]) for row in rows if row["Job #"])
     assert rows[0]["Created"] == "Tue Dec 16 2025", "newest first"
-    a_month = sample.records["jobs"] / 2 / 24  # every job is exported twice
-    assert 200 < a_month < 300
+    # every job is exported twice
+    per_month = sample.records["jobs"] / 2 / 24
+    assert 200 < per_month < 300
 
 
 def test_a_moved_job_changes_its_date_in_a_later_export(sample: LandingSummary) -> None:
-    """Otherwise the demo would never show a job leaving one day for another."""
+    """A later export moves some jobs to another date, which the demo must show."""
     dates: dict[str, set[str]] = {}
     for path in (sample.folder / "jobs").iterdir():
         for row in records(path):
@@ -151,12 +152,12 @@ def test_a_moved_job_changes_its_date_in_a_later_export(sample: LandingSummary) 
 
 
 def test_everything_promised_is_planted(sample: LandingSummary) -> None:
-    """Otherwise `make demo` would announce oddities that are not there."""
+    """Every oddity that `make demo` announces is in the files."""
     assert set(sample.planted) == {
         "moved job", "job listed twice", "job without id", "impossible date", "late payment", "refund",
         "payment without known job", "unknown payment status", "payment listed twice", "ambiguous amount",
-        "amount that is no number", "conflicting payment", "call without a time",
-        "lead credited in a later export", "id spoilt by a spreadsheet",
+        "amount that isn't a number", "conflicting payment", "call without a time",
+        "lead credited in a later export", "id damaged by a spreadsheet",
     }  # fmt: skip
     statuses = {row["Status"] for path in (sample.folder / "payments").glob("*.csv") for row in records(path)}
     assert statuses == {"Paid", "Failed", "Declined", "Pending", "Voided", "Settled offline"}
@@ -169,7 +170,7 @@ def test_everything_promised_is_planted(sample: LandingSummary) -> None:
 def test_the_loader_finds_exactly_what_was_planted(
     tmp_path: Path, analytics: psycopg.Connection[Any]
 ) -> None:
-    """Otherwise the sample would not be in the formats that the loader reads, or oddities would pass unnoticed."""
+    """The loader reads every file and quarantines exactly the planted oddities."""
     summary = write_landing(tmp_path, months=8, until=UNTIL)
     planted = summary.planted
     loaded = {
@@ -182,10 +183,10 @@ def test_the_loader_finds_exactly_what_was_planted(
     assert quarantined == {
         "jobs": planted["job without id"] + planted["impossible date"],
         "payments": planted["ambiguous amount"]
-        + planted["amount that is no number"]
+        + planted["amount that isn't a number"]
         + 2 * planted["conflicting payment"],
         "calls": planted["call without a time"],
-        "elocals_leads": planted["id spoilt by a spreadsheet"],
+        "elocals_leads": planted["id damaged by a spreadsheet"],
         "proref_leads": 0,
         "google_spend": 0,
         "targets": 0,
@@ -200,7 +201,7 @@ def test_the_loader_finds_exactly_what_was_planted(
 
 
 def test_the_current_payments_come_as_a_workbook(sample: LandingSummary) -> None:
-    """Otherwise no spreadsheet would go through the demo."""
+    """The current month's payments are a workbook, so that the demo reads a spreadsheet, too."""
     (path,) = (sample.folder / "payments").glob("*.xlsx")
     sheet = openpyxl.load_workbook(path).active
     assert sheet is not None
@@ -211,12 +212,12 @@ def test_the_current_payments_come_as_a_workbook(sample: LandingSummary) -> None
 
 
 def test_uuids_never_collide() -> None:
-    """Otherwise two jobs would be one."""
+    """UUIDs never collide: two jobs would become one."""
     assert len({uuid_of(number, 7) for number in range(100_000, 140_000)}) == 40_000
 
 
 def test_quick_enough(tmp_path: Path) -> None:
-    """Otherwise `make demo` would keep people waiting before it starts; measured in CPU seconds of this process."""
+    """Writing the sample takes few CPU seconds, so that `make demo` starts soon."""
     before = os.times()
     write_landing(tmp_path, months=24, until=UNTIL)
     after = os.times()

@@ -1,1 +1,1 @@
-"""Tests of the deployment: the compose file, and its processes run on this machine."""
+"""Tests of the deployment: the compose file, and its services run as processes of this machine."""

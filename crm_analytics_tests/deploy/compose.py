@@ -1,7 +1,7 @@
-"""docker-compose.yml read as Compose reads it, and its services run as local processes without an engine.
+"""A reader of docker-compose.yml that needs no Docker, and a stack that runs its services as local processes.
 
-What changes on the way: the image's folder, the volumes and the landing folder become folders of the test, host
-names become 127.0.0.1 and ports free ones. Commands, order, environment and health checks are the file's own.
+The image's folder, the volumes and the landing folder become folders of the test, host names become 127.0.0.1, and
+ports become free ones. Commands, order, environment and health checks are the file's own.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
+from crm_analytics.core import locks
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.core.migrations import LOCK_KEY
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.conftest import PG_VERSION
 
@@ -42,10 +42,10 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:?[-?])([^}]*))?\})")
 
 
 def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
-    """Compose's `${NAME}`, `${NAME:-default}` and `${NAME:?error}`, everywhere in a structure.
+    """Expands Compose's `${NAME}`, `${NAME:-default}` and `${NAME:?error}` everywhere in a structure.
 
     Raises:
-        ValueError: with the message of `:?` where the variable is missing or empty.
+        ValueError: with the message after `:?`, if the variable is missing or empty.
     """
     if isinstance(value, dict):
         return {key: interpolated(item, environment) for key, item in value.items()}
@@ -69,25 +69,25 @@ def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
 
 
 def services(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The services, interpolated."""
+    """Returns the services with their variables expanded."""
     return dict(interpolated(yaml.safe_load(COMPOSE_FILE.read_text()), environment)["services"])
 
 
 def start_order(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The services in the order in which `depends_on` lets them start."""
+    """Returns the services in the order in which `depends_on` lets them start."""
     graph = {name: set(service.get("depends_on", {})) for name, service in found.items()}
     return list(TopologicalSorter(graph).static_order())
 
 
 def image_environment(dockerfile: Path) -> dict[str, str]:
-    """What the Dockerfile's ENV lines set."""
+    """Returns the variables that the Dockerfile's ENV lines set."""
     text = dockerfile.read_text().replace("\\\n", " ")
     pairs = [part for line in re.findall(r"^ENV (.*)$", text, re.M) for part in shlex.split(line)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def build_image(target: Path) -> None:
-    """What `COPY . .` puts into the image: the files that .dockerignore lets through."""
+    """Copies what `COPY . .` puts into the image: the files that .dockerignore lets through."""
     lines = [
         line for line in (PROJECT_DIR / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
     ]
@@ -104,28 +104,29 @@ def build_image(target: Path) -> None:
 
 
 def _seconds(duration: str) -> int:
-    """A Compose duration of one unit, `40s` or `5m`."""
+    """Converts a Compose duration of one unit, such as `40s` or `5m`."""
     return int(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a port that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start_postgres(folder: Path, environment: Mapping[str, str]) -> EmbeddedPostgres:
-    """The postgres service: the image's server is the wheel's here, with the service's own settings."""
+    """Starts the postgres service: the embedded server, with the settings from the service's command."""
     command = services(environment)["postgres"]["command"]
     options = dict(word.split("=", 1) for word in command if "=" in word)
     return EmbeddedPostgres(folder / "postgres-data", PG_VERSION, {**options, "fsync": "off"}).start()
 
 
 def init_databases(server: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
-    """What the image does on an empty volume: its init file, with the service's environment."""
+    """Does what the image does on an empty volume: runs its init file with the service's environment."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        for name in ("analytics", "crm", "dagster"):  # the embedded server's own; the image has none
+        # the embedded server creates these; the image doesn't
+        for name in ("analytics", "crm", "dagster"):
             connection.execute(f"DROP DATABASE {name}".encode())
     service = services(environment)["postgres"]
     (init,) = [volume.split(":")[0] for volume in service["volumes"] if "initdb.d" in volume]
@@ -138,7 +139,7 @@ def init_databases(server: EmbeddedPostgres, environment: Mapping[str, str]) -> 
 
 
 def assert_readers_cannot_write_or_lock(url: str, password: str) -> None:
-    """What a viewer of dashboards could type where functions of PUBLIC are open, as grafana_reader in every database."""
+    """Tries, as grafana_reader in every database, what a viewer could do if functions were open to PUBLIC."""
     for database in ("analytics", "crm"):
         login = make_conninfo(url, dbname=database, user="grafana_reader", password=password)
         with psycopg.connect(login, autocommit=True) as connection:
@@ -147,8 +148,8 @@ def assert_readers_cannot_write_or_lock(url: str, password: str) -> None:
                 "SELECT lo_from_bytea(0, 'x')",
                 "SELECT lo_create(0)",
                 "SELECT lo_creat(-1)",
-                f"SELECT pg_advisory_lock({LOCK_KEY})",
-                f"SELECT pg_try_advisory_lock_shared({LOCK_KEY})",
+                f"SELECT pg_advisory_lock(hashtextextended('{locks.MIGRATION}', 0))",
+                f"SELECT pg_try_advisory_lock_shared(hashtextextended('{locks.MIGRATION}', 0))",
                 "SELECT pg_advisory_xact_lock(1, 2)",
                 "CREATE TEMP TABLE mine (a int)",
             ):
@@ -167,7 +168,7 @@ def assert_readers_cannot_write_or_lock(url: str, password: str) -> None:
 
 
 class LocalStack:
-    """The application's services as processes of this machine; `folder` stands for the containers' file systems."""
+    """The application's services as local processes; `folder` takes the place of the containers' file systems."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], postgres_port: int) -> None:
         self.folder = folder
@@ -181,7 +182,7 @@ class LocalStack:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, name: str, command: list[str] | None = None) -> str:
-        """Run a service that ends by itself, or `command` in its place; raises with its output unless it succeeds."""
+        """Runs a service that exits, or `command` instead of its own; raises with its output if it fails."""
         done = subprocess.run(
             self._words(command or self.services[name]["command"]), env=self._environment(name), cwd=self.app, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
@@ -190,25 +191,26 @@ class LocalStack:
         return done.stdout.decode()
 
     def start(self, name: str) -> None:
-        """Start a service that stays."""
+        """Starts a service that keeps running."""
         log = (self.folder / f"{name}.log").open("ab")
         self.running[name] = subprocess.Popen(
             self._words(self.services[name]["command"]), env=self._environment(name), cwd=self.app,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            # a container begins with every signal at its default; a test run in the background of a script does not
+            # A container starts with default signal handlers, but a test that a script runs in the background doesn't.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         log.close()
 
     def wait_until_healthy(self, name: str, timeout: float = 150) -> None:
-        """Repeat the service's own health check until it passes; raises with the log if it does not."""
+        """Repeats the service's own health check until it passes; raises with its log on timeout."""
         check = self.services[name]["healthcheck"]["test"]
         assert check[0] == "CMD"
         deadline = time.monotonic() + timeout
         reason = "its port is closed"
         while time.monotonic() < deadline:
             assert self.running[name].poll() is None, f"{name} ended:\n{self.log(name)}"
-            if not self._listens(name):  # each check is a process of some seconds: not before there is hope
+            # a check is a process of some seconds, so wait until it can pass
+            if not self._listens(name):
                 time.sleep(0.2)
                 continue
             done = subprocess.run(
@@ -225,7 +227,7 @@ class LocalStack:
         raise AssertionError(f"{name} is not healthy: {reason}\n{self.log(name)}")
 
     def stop(self, name: str) -> None:
-        """SIGTERM, as Compose does; raises if the service needs to be killed after its own period of grace."""
+        """Sends SIGTERM, as Compose does; raises if the service has to be killed after its grace period."""
         process = self.running.pop(name)
         process.send_signal(signal.SIGTERM)
         try:
@@ -235,13 +237,13 @@ class LocalStack:
             raise AssertionError(f"{name} did not stop on SIGTERM:\n{self.log(name)}") from None
 
     def kill_all(self) -> None:
-        """For a test that failed: leave nothing behind."""
+        """Kills what a failed test left running."""
         for process in self.running.values():
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def log(self, name: str) -> str:
-        """The end of a service's output."""
+        """Returns the end of a service's output."""
         return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
 
     def _listens(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the tests of the deployment share."""
+"""Fixtures shared by the tests of the deployment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short-lived folder of its own: pytest takes rights from its folders when a second session begins."""
+    """A folder of its own: pytest removes permissions from its own temporary folders when a second session begins."""
     path = Path(tempfile.mkdtemp(prefix="crm_analytics_compose_"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

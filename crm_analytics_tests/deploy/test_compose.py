@@ -1,4 +1,4 @@
-"""The compose file: in order by itself, and its processes up, fed, down and up again on this machine."""
+"""The compose file itself, and its services started, used, stopped and started again on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def raw() -> dict[str, Any]:
 
 
 def test_compose_specification_allows_the_file(tmp_path):
-    """Compose refuses a key that it does not know, and here no engine would say so."""
+    """The file follows the Compose specification: Compose would refuse an unknown key."""
 
     def problems(file: Path) -> str:
         command = [
@@ -62,7 +62,7 @@ def test_compose_specification_allows_the_file(tmp_path):
 
 
 def test_no_secret_has_a_default(raw):
-    """A password that works without being chosen is no password: each missing one must stop `up` with the remedy."""
+    """A missing secret stops `up` and names the remedy; a default password would protect nothing."""
     for name in SECRETS:
         others = {key: value for key, value in SECRETS.items() if key != name}
         with pytest.raises(ValueError, match=f"{name}: run deploy/make-env.sh"):
@@ -75,7 +75,7 @@ def test_no_secret_has_a_default(raw):
 
 
 def test_make_env_writes_random_passwords_once(tmp_path):
-    """The first step of the installation must work, and must not throw away the passwords of a running one."""
+    """make-env.sh writes random secrets, and never overwrites those of a running installation."""
     (tmp_path / "deploy").mkdir()
     for name in ("deploy/make-env.sh", ".env.example"):
         (tmp_path / name).write_bytes((PROJECT_DIR / name).read_bytes())
@@ -96,8 +96,8 @@ def test_make_env_writes_random_passwords_once(tmp_path):
     services(values)
 
 
-def test_order_health_and_pins(raw):
-    """Without it a service could start before the databases are migrated, or a new image break a running system."""
+def test_start_order_health_checks_and_pinned_images(raw):
+    """Services start after what they need, and images are pinned: a new one could break a running system."""
     found = services(SECRETS)
     order = start_order(found)
     assert order.index("postgres") < order.index("migrate") < order.index("code")
@@ -115,7 +115,12 @@ def test_order_health_and_pins(raw):
         ("daemon", "code"): "service_healthy",
     }
     for name, service in found.items():
-        assert re.fullmatch(r"[\w/-]+:\d+\.\d+\.?\d*[\w.-]*", service["image"]), f"{name}: pin the version"
+        if "build" in service:
+            assert service["image"] == "crm-analytics:local", f"{name}: the checkout is the version"
+        else:
+            assert re.fullmatch(r"[\w/-]+:\d+\.\d+\.?\d*[\w.-]*", service["image"]), (
+                f"{name}: pin the version"
+            )
         assert name == "migrate" or {"test", "interval", "retries"} <= set(service["healthcheck"])
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name}: no port may face the network without a login"
@@ -126,19 +131,19 @@ def test_order_health_and_pins(raw):
 
 
 def test_grafana_encrypts_with_a_key_of_this_installation():
-    """Without it the data source's password is stored under the key that stands in Grafana's public defaults."""
+    """Grafana encrypts the data source's password with a key of this installation, not with its public default."""
     environment = services(SECRETS)["grafana"]["environment"]
     assert environment["GF_SECURITY_SECRET_KEY"] == SECRETS["GRAFANA_SECRET_KEY"]
 
 
-def test_logs_of_every_service_have_an_end():
-    """Docker's default log file grows until the disk is full, and the databases stop."""
+def test_logs_of_every_service_are_limited():
+    """Every service's log is limited: Docker's default grows until the disk is full and the databases stop."""
     for name, service in services(SECRETS).items():
         assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
 
 
-def test_volumes_hold_what_must_survive(raw):
-    """postgres:18 keeps its data below /var/lib/postgresql: mounted elsewhere it would be lost with the container."""
+def test_volumes_contain_what_must_survive(raw):
+    """Volumes are mounted where the data is: postgres:18 keeps it below /var/lib/postgresql."""
     found = services(SECRETS)
     assert "postgres-data:/var/lib/postgresql" in found["postgres"]["volumes"]
     assert "grafana-data:/var/lib/grafana" in found["grafana"]["volumes"]
@@ -151,8 +156,8 @@ def test_volumes_hold_what_must_survive(raw):
                 assert (PROJECT_DIR / volume.split(":")[0]).exists(), volume
 
 
-def test_landing_folder_goes_to_the_process_that_runs(raw):
-    """Only the code server mounts the exports, because runs execute there; elsewhere they would do nothing."""
+def test_landing_folder_goes_to_the_code_server(raw):
+    """Only the code server gets the landing folder, because runs execute there."""
     found = services(SECRETS)
     for name, service in found.items():
         has_landing = any(":/landing" in volume for volume in service.get("volumes", []))
@@ -162,8 +167,8 @@ def test_landing_folder_goes_to_the_process_that_runs(raw):
     )
 
 
-def test_grafana_and_the_uis_have_no_owner_password():
-    """A stolen Grafana or UI container must not hold the keys to write the numbers."""
+def test_grafana_and_the_ui_have_no_owner_password():
+    """Grafana and the UI processes have no owner's password, so a stolen container can't change the numbers."""
     found = services(SECRETS)
     for name in ("grafana", "webserver", "daemon"):
         text = json.dumps(found[name].get("environment", {}))
@@ -172,8 +177,8 @@ def test_grafana_and_the_uis_have_no_owner_password():
         assert SECRETS["POSTGRES_PASSWORD"] not in text
 
 
-def test_image_has_no_secrets_and_no_root(tmp_path):
-    """The image is built from what .dockerignore lets through; a .env in it would travel to every registry."""
+def test_image_has_no_secrets_and_runs_without_root(tmp_path):
+    """The image contains no secrets, which every registry would get, and doesn't run as root."""
     build_image(tmp_path / "app")
     names = {
         str(path.relative_to(tmp_path / "app")) for path in (tmp_path / "app").rglob("*") if path.is_file()
@@ -196,7 +201,7 @@ def test_image_has_no_secrets_and_no_root(tmp_path):
 
 
 def _jobs_shown(port: int, sources: list[str], month: date) -> int:
-    """The jobs that the panel Month to month by source shows for the month."""
+    """Counts the jobs that the panel Month to month by source shows for the month."""
     url = f"postgresql://grafana_reader:{SECRETS['GRAFANA_READER_PASSWORD']}@127.0.0.1:{port}/analytics"
     first = datetime(month.year, month.month, 1, tzinfo=UTC)
     text = expand(
@@ -211,7 +216,7 @@ def _jobs_shown(port: int, sources: list[str], month: date) -> int:
 
 
 def _drop_file(folder: Path, name: str, jobs: list[tuple[str, str]], day: date) -> None:
-    """An export appears in the landing volume (with an age, so that it counts as written to its end)."""
+    """Puts an export into the landing volume, old enough to count as completely written."""
     path = folder / "landing" / "jobs" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["UUID,Job #,Job Type,Created,Status,Source,Total"]
@@ -228,8 +233,8 @@ def _until(condition: Any, timeout: float, stack: LocalStack) -> None:
         time.sleep(0.5)
 
 
-def test_up_feed_down_and_up_again(folder):
-    """`docker compose up` must be all: from empty volumes to a number in a panel, and the data outlives a restart."""
+def test_services_start_load_a_file_stop_and_start_again(folder):
+    """`docker compose up` is all it takes from empty volumes to a number in a panel, and data survives a restart."""
     month = datetime.now(UTC).date().replace(day=1) - timedelta(1)  # a closed month
     environment = {**SECRETS, "START_MONTH": f"{month:%Y-%m}"}
     postgres = start_postgres(folder, SECRETS)

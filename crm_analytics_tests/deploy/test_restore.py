@@ -1,4 +1,4 @@
-"""The round trip that docs/operations.md prints: back-up, a new server, restore, migrate, proofs."""
+"""Backup and restore as docs/operations.md describes them: dump, a new server, restore, migrate, proofs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ IN_MIGRATE = "docker compose run --rm migrate "
 
 
 def printed_commands() -> tuple[list[str], list[str]]:
-    """The commands of the page's section: those of the back-up, and those of the restore."""
+    """Reads the page's commands: those of the backup, and those of the restore."""
     page = (PROJECT_DIR / "docs" / "operations.md").read_text()
-    section = page.split("## Back-up and restore\n")[1].split("\n## ")[0]
+    section = page.split("## Backup and restore\n")[1].split("\n## ")[0]
     blocks, block = [], list[str]()
     for line in [*section.splitlines(), ""]:
         if line.startswith("    "):
@@ -42,7 +42,7 @@ def printed_commands() -> tuple[list[str], list[str]]:
 
 
 def in_postgres(server: EmbeddedPostgres, line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A line of the page that runs in the container of postgres, on the test's server."""
+    """Runs a line of the page on the test's server instead of the postgres container."""
     known = conninfo_to_dict(server.url("postgres"))
     environment = {
         **os.environ, "PATH": f"{server.bin}:{os.environ['PATH']}", "PGHOST": str(known["host"]),
@@ -64,7 +64,7 @@ def login(server: EmbeddedPostgres, role: str, password: str, database: str) -> 
 
 
 def test_restored_databases_are_as_guarded_and_readable_as_before(folder):
-    """A back-up is worth what its restore is: with a role or a setting lost, the CRM's guards and every dashboard fail."""
+    """The page's commands restore everything: a lost role or setting would disable guards or break every dashboard."""
     backup, restore = printed_commands()
     old = start_postgres(folder / "old", SECRETS)
     try:

@@ -1,4 +1,4 @@
-"""The CRM in Dagster: assets, checks by tier, schedules; a broken guard turns exactly its checks red."""
+"""The CRM in Dagster: assets, checks, schedules; a broken guard turns exactly its own checks red."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.crm.proof import attacks, manifest
+from crm_analytics.crm.proof import attacks
+from crm_analytics.crm.schema import manifest
 from crm_analytics.demo.crm_activity import play
-from crm_analytics.orchestration.crm import checks as checks
+from crm_analytics.orchestration.crm import checks
 from crm_analytics.orchestration.crm.assets import SEALS_KEY, crm_assets, crm_schema
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
 from crm_analytics.orchestration.crm.resources import crm_resources
@@ -45,7 +46,7 @@ def definitions(url: str) -> dg.Definitions:
 
 
 def run(job: str, url: str, instance: dg.DagsterInstance) -> dict[str, tuple[bool, Metadata]]:
-    """Check name -> (passed, metadata) of one run of a job."""
+    """Runs a job once; returns (passed, metadata) by check name."""
     result = definitions(url).resolve_job_def(job).execute_in_process(instance=instance)
     assert result.success
     return {
@@ -59,7 +60,7 @@ def red(evaluations: dict[str, tuple[bool, Metadata]]) -> set[str]:
 
 
 def test_everything_is_scheduled_and_runs_by_default() -> None:
-    """Without it, a tier of checks could exist and never run."""
+    """Drift, invariants, attacks and seals each have a running schedule; a check could otherwise exist and never run."""
     crons = {schedule.job_name: schedule.cron_schedule for schedule in crm_schedules}
     assert set(crons) == {"crm_guards", "crm_seal", "crm_invariants", "crm_attacks"}
     assert crons["crm_guards"] == "*/5 * * * *"
@@ -70,7 +71,7 @@ def test_everything_is_scheduled_and_runs_by_default() -> None:
 def test_materializing_the_schema_migrates(
     new_database: Callable[..., str], instance: dg.DagsterInstance
 ) -> None:
-    """Without it, a deployment through Dagster would leave the database behind the code."""
+    """Materializing crm/schema migrates the database and records what it is now."""
     result = dg.materialize(
         [crm_schema],
         instance=instance,
@@ -83,7 +84,7 @@ def test_materializing_the_schema_migrates(
 
 
 def test_all_is_green_on_a_sound_database(url: str, instance: dg.DagsterInstance) -> None:
-    """Without it, red would be the normal color."""
+    """All checks are green on a sound database; red must not be the normal color."""
     guards = run("crm_guards", url, instance)
     assert red(guards) == set()
     assert set(guards) == {
@@ -110,7 +111,7 @@ BROKEN = {
 def test_a_broken_guard_turns_exactly_its_checks_red_and_the_remedy_repairs_it(
     url: str, instance: dg.DagsterInstance, guard: str
 ) -> None:
-    """Without it, an alarm would not say what is broken, or its remedy would not mend it."""
+    """A broken guard turns exactly its checks red, and the remedy in the metadata repairs it."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(BROKEN[guard].encode())
         evaluations = run("crm_guards", url, instance)
@@ -123,7 +124,7 @@ def test_a_broken_guard_turns_exactly_its_checks_red_and_the_remedy_repairs_it(
 
 
 def test_a_grant_turns_the_writers_check_red(url: str, instance: dg.DagsterInstance) -> None:
-    """Without it, a role that can write would only show as a difference of catalogs."""
+    """A role that can write is named by a check of its own, not only as a difference of catalogs."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("GRANT UPDATE ON public.orders TO crm_app")
         evaluations = run("crm_guards", url, instance)
@@ -132,7 +133,7 @@ def test_a_grant_turns_the_writers_check_red(url: str, instance: dg.DagsterInsta
 
 
 def test_tampered_rows_turn_their_invariants_red(url: str, instance: dg.DagsterInstance) -> None:
-    """Without it, an amount changed by a superuser would stay in the books."""
+    """A row changed by a superuser turns its invariant red, with the row and the column in the metadata."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "BEGIN; ALTER TABLE public.customers DISABLE TRIGGER USER; UPDATE public.customers SET full_name = 'Forged'"
@@ -143,7 +144,7 @@ def test_tampered_rows_turn_their_invariants_red(url: str, instance: dg.DagsterI
         assert red(evaluations) == {name}
         assert evaluations[name][1]["offenders"] == 1
         assert "full_name" in evaluations[name][1]["examples"][0]
-        # put back by the newest audit image, as its remedy says: past the guard, then the guard ALWAYS again
+        # Restored from the newest audit image, as the remedy says: past the guard, then the guard ALWAYS again.
         connection.execute(
             "BEGIN; UPDATE public.customers c SET full_name = a.payload -> 'row' ->> 'full_name' FROM public.audit_log a"
             " WHERE a.entity = 'customers' AND a.entity_id = c.id AND c.full_name = 'Forged';"
@@ -158,7 +159,7 @@ def test_tampered_rows_turn_their_invariants_red(url: str, instance: dg.DagsterI
 def test_a_rewritten_chain_does_not_match_the_published_head(
     new_database: Callable[..., str], instance: dg.DagsterInstance
 ) -> None:
-    """Without it, whoever rewrites the audit log and all seals with it would leave no trace."""
+    """An audit log rewritten together with all its seals no longer matches the head that Dagster has."""
     url = new_database("crm")
     play(url, months=1, seed=6)
     run("crm_seal", url, instance)
@@ -171,15 +172,15 @@ def test_a_rewritten_chain_does_not_match_the_published_head(
         connection.execute("ALTER TABLE public.audit_seals DISABLE TRIGGER USER")
         connection.execute("ALTER TABLE public.audit_log DISABLE TRIGGER USER")
         connection.execute("DELETE FROM public.audit_seals")
-        connection.execute("UPDATE public.audit_log SET \"session_user\" = 'somebody else'")
+        connection.execute("UPDATE public.audit_log SET \"session_user\" = 'another login'")
         connection.execute("SELECT crm_private.seal_audit_safe()")
     assert red(run("crm_invariants", url, instance)) == {checks.PUBLISHED_HEAD}
 
 
-def test_checks_that_cannot_run_fail_and_say_why(
+def test_checks_that_cannot_run_fail_with_the_reason(
     instance: dg.DagsterInstance, new_database: Callable[..., str]
 ) -> None:
-    """Without it, a database that is down or not migrated would look as if all were well."""
+    """A database that is down or not migrated turns every check red, with the reason."""
     for job, url in (
         ("crm_guards", "postgresql://127.0.0.1:1/nowhere"),
         ("crm_invariants", "postgresql://127.0.0.1:1/nowhere"),
@@ -196,7 +197,7 @@ def test_checks_that_cannot_run_fail_and_say_why(
 def test_every_attack_has_a_check_and_one_that_gets_through_turns_it_red(
     url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it, tier D could be green because nothing was tried (the scratch server itself: test_attacks)."""
+    """Every attack that is tried belongs to a check, and one that gets through turns it red."""
 
     def on_scratch_server(version: int, only: list[str]) -> list[attacks.Outcome]:
         return [

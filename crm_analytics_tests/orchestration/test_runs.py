@@ -226,7 +226,7 @@ def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) ->
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
     platform.execute(
-        "ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update, DISABLE TRIGGER understand_updated"
+        "ALTER TABLE raw.payments DISABLE TRIGGER a_relink_update, DISABLE TRIGGER resolve_updated"
     )
     platform.execute("UPDATE raw.payments SET job_id = NULL")
     result = platform.run(OCTOBER, OCTOBER)

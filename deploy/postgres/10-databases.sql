@@ -1,12 +1,12 @@
--- Run once by the postgres image on an empty volume: three databases, each with an owner of its own, who is no
--- superuser, and every role that their dumps mention, so that a dump can be restored. Passwords come from the environment.
+-- The postgres image runs this once, on an empty volume. It creates three databases, each with its own owner (not a
+-- superuser), and every role that their dumps mention, so that dumps can be restored. The environment has the passwords.
 \set ON_ERROR_STOP on
 \getenv analytics_password ANALYTICS_DB_PASSWORD
 \getenv crm_password CRM_DB_PASSWORD
 \getenv dagster_password DAGSTER_DB_PASSWORD
 
--- Grafana passes on whatever a viewer types. Large objects are written past all grants, and an advisory lock of
--- anybody makes migrations and loads wait: only the owner of a database may use them (new databases copy this).
+-- Grafana forwards any SQL that a viewer types. Large objects bypass all grants, and anyone's advisory lock can make
+-- migrations and loads wait. So only a database's owner may use both. New databases copy this from template1.
 \connect template1
 SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure),
     format('GRANT EXECUTE ON FUNCTION %s TO pg_database_owner', oid::regprocedure)
@@ -24,7 +24,7 @@ CREATE DATABASE analytics OWNER analytics_owner;
 CREATE DATABASE crm OWNER crm_owner;
 CREATE DATABASE dagster OWNER dagster_owner;
 
--- The migrations set them up; no owner may act as them.
+-- The migrations set these roles up; no owner may act as them.
 CREATE ROLE grafana_reader LOGIN;
 CREATE ROLE crm_rpc;
 CREATE ROLE crm_app;
@@ -34,6 +34,6 @@ GRANT crm_rpc, crm_app TO crm_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 REVOKE ALL ON DATABASE analytics, crm, dagster, postgres, template1 FROM PUBLIC;
 GRANT CONNECT ON DATABASE analytics, crm TO grafana_reader;
 
--- the RPCs run as crm_rpc, and let two calls about one customer wait for each other
+-- The RPCs run as crm_rpc, and use this lock so that two calls about one customer wait for each other.
 \connect crm
 GRANT EXECUTE ON FUNCTION pg_advisory_xact_lock(bigint) TO crm_rpc;

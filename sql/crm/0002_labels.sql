@@ -1,5 +1,5 @@
--- Labels: every label the prose names. A file of their own, because a label can't be used in the transaction that adds it.
--- An adopted database may have some of them, in any order, and others besides: those stay.
+-- Labels: every label that the requirements name, in a file of its own because a label can't be used in the transaction
+-- that adds it. An adopted database may have some of them, in any order, and others as well, which stay.
 
 ALTER TYPE public.preferred_channel_enum ADD VALUE IF NOT EXISTS 'telegram';
 ALTER TYPE public.preferred_channel_enum ADD VALUE IF NOT EXISTS 'whatsapp';

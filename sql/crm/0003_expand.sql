@@ -1,43 +1,48 @@
--- Expand: what the prose names and the DDL lacks. Rows stay as they are; what is filled in adopted ones is filled by
--- 0011, together with the guards, so that nothing that is still written meanwhile is missed.
--- Every ADD COLUMN stands on one line of its own: adoption reads them to compare columns that exist already.
+-- Expand: what the requirements name and the DDL lacks. Rows stay as they are; 0011 fills adopted ones, together with
+-- the guards, so that rows written in between are not missed.
+-- Keep every ADD COLUMN on one line: adoption reads them to compare columns that exist already.
 
-SET LOCAL statement_timeout = 0;     -- long tables take their time …
-SET LOCAL lock_timeout = '30s';      -- … but a waiting ALTER TABLE holds everybody up: rather fail, and be run again
+-- Long tables take their time, but a waiting ALTER TABLE blocks everyone else: better to fail and be run again.
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = '30s';
 
 CREATE SCHEMA IF NOT EXISTS crm_private;
 
 -- helpers that indexes need -------------------------------------------------------------------------
--- No backslash in a plain literal, in any function: it means what the calling session's standard_conforming_strings
--- says, and anybody may set that.
+-- No function has a backslash in a plain literal: its meaning depends on standard_conforming_strings, which any calling
+-- session may set.
 
 CREATE FUNCTION crm_private.trimmed(p_text text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT NULLIF(regexp_replace(p_text, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') $$;
-COMMENT ON FUNCTION crm_private.trimmed(text) IS
-'The text without white space around it; NULL where nothing is left. Payment references are compared in this form.';
+AS $$ SELECT nullif(regexp_replace(p_text, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') $$;
+COMMENT ON FUNCTION crm_private.trimmed IS
+    'The text without surrounding white space; NULL if nothing is left. Payment references are compared in this '
+    'form.';
 
 CREATE FUNCTION crm_private.phone_digits(p_phone text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-  SELECT NULLIF(regexp_replace(regexp_replace(regexp_replace(p_phone, '[^0-9]', '', 'g'), '^00', ''), '^8(?=[0-9]{10}$)', '7'), '')
+    SELECT nullif(
+        regexp_replace(regexp_replace(regexp_replace(p_phone, '[^0-9]', '', 'g'), '^00', ''), '^8(?=[0-9]{10}$)', '7'),
+        ''
+    )
 $$;
-COMMENT ON FUNCTION crm_private.phone_digits(text) IS
-'The digits by which phones are compared: 00 in front is dropped, a Russian 8XXXXXXXXXX becomes 7XXXXXXXXXX.';
+COMMENT ON FUNCTION crm_private.phone_digits IS
+    'The digits by which phones are compared: a leading 00 is dropped, a Russian 8XXXXXXXXXX becomes 7XXXXXXXXXX.';
 
 CREATE FUNCTION crm_private.folded_email(p_email text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT lower(crm_private.trimmed(p_email)) $$;
-COMMENT ON FUNCTION crm_private.folded_email(text) IS 'The form in which e-mail addresses are compared: trimmed, lower case.';
+COMMENT ON FUNCTION crm_private.folded_email IS 'The form in which e-mail addresses are compared: trimmed, lower case.';
 
 CREATE FUNCTION crm_private.system_user_id() RETURNS uuid
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT '00000000-0000-0000-0000-000000000001'::uuid $$;
-COMMENT ON FUNCTION crm_private.system_user_id() IS 'The inactive users row that acts where no person does.';
+COMMENT ON FUNCTION crm_private.system_user_id IS 'The inactive user that acts when no person does.';
 
 CREATE SEQUENCE crm_private.order_code_seq;
 
@@ -63,7 +68,9 @@ ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS uploaded_by uuid;
 ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS lead_id uuid;
 ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS created_by uuid;
 ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS lead_id uuid;
+-- noqa: disable=LT05
 ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS status text GENERATED ALWAYS AS (CASE WHEN completed THEN 'done' ELSE 'open' END) STORED;
+-- noqa: enable=LT05
 ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS status text;
 ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS created_by uuid;
 ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS seq integer;
@@ -75,81 +82,87 @@ ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.orders ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT now();
 
-COMMENT ON COLUMN public.orders.order_code IS 'Order number, the one told to the client.';
-COMMENT ON COLUMN public.orders.created_by IS 'Who created the order; NULL only on rows adopted from before the guards.';
-COMMENT ON COLUMN public.payments.created_by IS 'Who booked the payment; NULL only on rows adopted from before the guards.';
+COMMENT ON COLUMN public.orders.order_code IS 'Order number, as told to the client.';
+COMMENT ON COLUMN public.orders.created_by IS 'User who created the order; NULL only on adopted rows.';
+COMMENT ON COLUMN public.payments.created_by IS 'User who booked the payment; NULL only on adopted rows.';
 COMMENT ON COLUMN public.payments.reference_key IS
-'external_reference without white space around it, unique for ever; NULL on adopted duplicates of an older payment.';
+    'external_reference without surrounding white space, unique forever; NULL on adopted duplicates of an older '
+    'payment.';
 COMMENT ON COLUMN public.shipments.status IS
-'created, shipped, in_transit, customs, delivered or lost; NULL (unknown) only on adopted rows not yet received.';
+    'created, shipped, in_transit, customs, delivered or lost; NULL (unknown) only on adopted rows not yet '
+    'received.';
 COMMENT ON COLUMN public.order_status_events.seq IS
-'1, 2, 3 … within an order, without gaps; NULL only on adopted events that belong to no order.';
+    '1, 2, 3 … within an order, without gaps; NULL only on adopted events without an order.';
 
 -- new tables --------------------------------------------------------------------------------------------------
 
 CREATE TABLE public.audit_log (
-  id bigint GENERATED ALWAYS AS IDENTITY,
-  actor_id uuid NULL,
-  action text NOT NULL,
-  entity text NOT NULL,
-  entity_id uuid NULL,
-  payload jsonb NOT NULL DEFAULT '{}'::jsonb,
-  "session_user" text NOT NULL DEFAULT SESSION_USER,
-  created_at timestamp with time zone NOT NULL DEFAULT now(),
-  CONSTRAINT audit_log_pkey PRIMARY KEY (id),
-  CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    actor_id uuid NULL,
+    action text NOT NULL,
+    entity text NOT NULL,
+    entity_id uuid NULL,
+    payload jsonb NOT NULL DEFAULT '{}'::jsonb,
+    "session_user" text NOT NULL DEFAULT SESSION_USER,
+    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    CONSTRAINT audit_log_pkey PRIMARY KEY (id),
+    CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
 );
 CREATE INDEX idx_audit_log_entity ON public.audit_log USING btree (entity, entity_id);
 COMMENT ON TABLE public.audit_log IS
-'Every change of a business row: who (actor_id; NULL where the table owner wrote directly), what, and which login.';
+    'Every change of a business row: the acting user (actor_id; NULL if the table owner wrote directly), the action '
+    'and the login.';
 COMMENT ON COLUMN public.audit_log.entity IS 'Name of the table that the row is in.';
-COMMENT ON COLUMN public.audit_log.payload IS 'row: the row as it stood after the change; beside it what the action says: changes, old and new status, reason …';
+COMMENT ON COLUMN public.audit_log.payload IS
+    'row: the row after the change; besides, what the action adds: changes, old and new status, reason …';
 
 CREATE TABLE public.audit_seals (
-  seq bigint NOT NULL,
-  last_audit_id bigint NOT NULL,
-  row_count bigint NOT NULL,
-  previous_hash text NOT NULL,
-  hash text NOT NULL,
-  created_at timestamp with time zone NOT NULL DEFAULT now(),
-  CONSTRAINT audit_seals_pkey PRIMARY KEY (seq),
-  CONSTRAINT audit_seals_last_audit_id_key UNIQUE (last_audit_id),
-  CONSTRAINT audit_seals_seq_check CHECK (seq > 0),
-  CONSTRAINT audit_seals_row_count_check CHECK (row_count > 0),
-  CONSTRAINT audit_seals_hash_check CHECK (hash ~ '^[0-9a-f]{64}$' AND previous_hash ~ '^[0-9a-f]{64}$')
+    seq bigint NOT NULL,
+    last_audit_id bigint NOT NULL,
+    row_count bigint NOT NULL,
+    previous_hash text NOT NULL,
+    hash text NOT NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    CONSTRAINT audit_seals_pkey PRIMARY KEY (seq),
+    CONSTRAINT audit_seals_last_audit_id_key UNIQUE (last_audit_id),
+    CONSTRAINT audit_seals_seq_check CHECK (seq > 0),
+    CONSTRAINT audit_seals_row_count_check CHECK (row_count > 0),
+    CONSTRAINT audit_seals_hash_check CHECK (hash ~ '^[0-9a-f]{64}$' AND previous_hash ~ '^[0-9a-f]{64}$')
 );
 COMMENT ON TABLE public.audit_seals IS
-'Hash chain over audit_log: each seal covers the rows after the last one. Sealed rows cannot change unnoticed.';
+    'Hash chain over audit_log: each seal covers the rows since the previous one. Sealed rows cannot change '
+    'undetected.';
 
 CREATE TABLE public.user_identity_map (
-  provider text NOT NULL,
-  external_id text NOT NULL,
-  crm_user_id uuid NOT NULL,
-  created_at timestamp with time zone NOT NULL DEFAULT now(),
-  CONSTRAINT user_identity_map_pkey PRIMARY KEY (provider, external_id),
-  CONSTRAINT user_identity_map_crm_user_id_fkey FOREIGN KEY (crm_user_id) REFERENCES public.users (id)
+    provider text NOT NULL,
+    external_id text NOT NULL,
+    crm_user_id uuid NOT NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    CONSTRAINT user_identity_map_pkey PRIMARY KEY (provider, external_id),
+    CONSTRAINT user_identity_map_crm_user_id_fkey FOREIGN KEY (crm_user_id) REFERENCES public.users (id)
 );
-COMMENT ON TABLE public.user_identity_map IS 'Which CRM user an account of an identity provider is.';
+COMMENT ON TABLE public.user_identity_map IS 'Maps an identity provider''s accounts to CRM users.';
 
 CREATE TABLE public.order_status_transitions (
-  from_status public.order_status_enum NOT NULL,
-  to_status public.order_status_enum NOT NULL,
-  required_role public.user_role_enum NOT NULL,
-  CONSTRAINT order_status_transitions_pkey PRIMARY KEY (from_status, to_status),
-  CONSTRAINT order_status_transitions_check CHECK (from_status <> to_status AND to_status <> 'paid')
+    from_status public.order_status_enum NOT NULL,
+    to_status public.order_status_enum NOT NULL,
+    required_role public.user_role_enum NOT NULL,
+    CONSTRAINT order_status_transitions_pkey PRIMARY KEY (from_status, to_status),
+    CONSTRAINT order_status_transitions_check CHECK (from_status <> to_status AND to_status <> 'paid')
 );
 COMMENT ON TABLE public.order_status_transitions IS
-'The transitions that people may make; manager means every active user. To paid lead payments only. Changed by migration.';
+    'The transitions that people may make; manager means every active user. Only payments lead to paid. Changed by '
+    'migrations.';
 
 INSERT INTO public.order_status_transitions (from_status, to_status, required_role) VALUES
-  ('created', 'awaiting_payment', 'manager'),
-  ('created', 'cancelled', 'manager'),
-  ('awaiting_payment', 'cancelled', 'manager'),
-  ('paid', 'in_delivery', 'manager'),
-  ('paid', 'cancelled', 'admin'),
-  ('in_delivery', 'delivered', 'manager'),
-  ('in_delivery', 'cancelled', 'admin'),
-  ('delivered', 'closed', 'admin');
+    ('created', 'awaiting_payment', 'manager'),
+    ('created', 'cancelled', 'manager'),
+    ('awaiting_payment', 'cancelled', 'manager'),
+    ('paid', 'in_delivery', 'manager'),
+    ('paid', 'cancelled', 'admin'),
+    ('in_delivery', 'delivered', 'manager'),
+    ('in_delivery', 'cancelled', 'admin'),
+    ('delivered', 'closed', 'admin');
 
 INSERT INTO public.users (id, name, role, active) VALUES (crm_private.system_user_id(), 'system', 'manager', false)
 ON CONFLICT (id) DO NOTHING;
@@ -166,40 +179,43 @@ ALTER TABLE public.payments ADD CONSTRAINT payments_reference_key_key UNIQUE (re
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_order_seq_key UNIQUE (order_id, seq);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_seq_check CHECK (seq > 0);
 ALTER TABLE public.shipments ADD CONSTRAINT shipments_status_check
-  CHECK (status IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost'));
+    CHECK (status IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost'));
 
--- A foreign-key action would change rows past the RPCs; NO ACTION refuses the delete instead.
+-- A foreign-key action would change rows behind the RPCs' backs; NO ACTION refuses the delete instead.
 DO $$
 DECLARE
-  v_key record;
+    v_key record;
 BEGIN
-  FOR v_key IN
-    SELECT * FROM (VALUES
-      ('leads', 'customer_id', 'customers'),
-      ('leads', 'assigned_to', 'users'),
-      ('orders', 'assigned_manager', 'users'),
-      ('orders', 'customer_id', 'customers'),
-      ('orders', 'lead_id', 'leads'),
-      ('orders', 'created_by', 'users'),
-      ('orders', 'updated_by', 'users'),
-      ('payments', 'order_id', 'orders'),
-      ('payments', 'related_payment_id', 'payments'),
-      ('payments', 'created_by', 'users'),
-      ('documents', 'order_id', 'orders'),
-      ('documents', 'lead_id', 'leads'),
-      ('documents', 'uploaded_by', 'users'),
-      ('tasks', 'order_id', 'orders'),
-      ('tasks', 'lead_id', 'leads'),
-      ('tasks', 'assigned_to', 'users'),
-      ('tasks', 'created_by', 'users'),
-      ('shipments', 'order_id', 'orders'),
-      ('shipments', 'created_by', 'users'),
-      ('order_status_events', 'order_id', 'orders'),
-      ('order_status_events', 'changed_by', 'users')
-    ) AS keys (tab, col, target)
-  LOOP
-    EXECUTE format('ALTER TABLE public.%I DROP CONSTRAINT IF EXISTS %I, ADD CONSTRAINT %I FOREIGN KEY (%I) REFERENCES public.%I (id)',
-                   v_key.tab, v_key.tab || '_' || v_key.col || '_fkey', v_key.tab || '_' || v_key.col || '_fkey', v_key.col, v_key.target);
-  END LOOP;
+    FOR v_key IN
+        SELECT * FROM (VALUES
+            ('leads', 'customer_id', 'customers'),
+            ('leads', 'assigned_to', 'users'),
+            ('orders', 'assigned_manager', 'users'),
+            ('orders', 'customer_id', 'customers'),
+            ('orders', 'lead_id', 'leads'),
+            ('orders', 'created_by', 'users'),
+            ('orders', 'updated_by', 'users'),
+            ('payments', 'order_id', 'orders'),
+            ('payments', 'related_payment_id', 'payments'),
+            ('payments', 'created_by', 'users'),
+            ('documents', 'order_id', 'orders'),
+            ('documents', 'lead_id', 'leads'),
+            ('documents', 'uploaded_by', 'users'),
+            ('tasks', 'order_id', 'orders'),
+            ('tasks', 'lead_id', 'leads'),
+            ('tasks', 'assigned_to', 'users'),
+            ('tasks', 'created_by', 'users'),
+            ('shipments', 'order_id', 'orders'),
+            ('shipments', 'created_by', 'users'),
+            ('order_status_events', 'order_id', 'orders'),
+            ('order_status_events', 'changed_by', 'users')
+        ) AS keys (tab, col, target)
+    LOOP
+        EXECUTE format(
+            'ALTER TABLE public.%1$I DROP CONSTRAINT IF EXISTS %2$I,
+            ADD CONSTRAINT %2$I FOREIGN KEY (%3$I) REFERENCES public.%4$I (id)',
+            v_key.tab, v_key.tab || '_' || v_key.col || '_fkey', v_key.col, v_key.target
+        );
+    END LOOP;
 END
 $$;

@@ -1,100 +1,136 @@
--- Roles and table privileges, and the helpers by which later files create functions as crm_rpc and close them.
--- Roles are shared by all databases of a server, so making them must be harmless when they exist.
+-- Roles and table privileges, and the helpers by which later files restrict who may execute their functions.
+-- All databases of a server share roles, so creating them must be harmless when they exist.
+-- See docs/decisions/guards-by-role.md.
 
 -- crm_rpc owns the RPCs and has the DML grants; crm_app may call them. Neither can log in.
 DO $$
 DECLARE
-  v_role text;
+    v_role text;
 BEGIN
-  FOREACH v_role IN ARRAY ARRAY['crm_rpc', 'crm_app'] LOOP
-    BEGIN
-      IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = v_role) THEN
-        EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
-      END IF;
-    EXCEPTION WHEN duplicate_object OR unique_violation THEN
-      NULL;  -- another database of this server was migrated at the same moment
-    END;
-    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = v_role
-               AND (rolsuper OR rolcanlogin OR rolcreaterole OR rolcreatedb OR rolbypassrls OR rolreplication)) THEN
-      RAISE EXCEPTION 'role % exists with attributes that break the guards', v_role
-        USING HINT = format('As a superuser: ALTER ROLE %I NOLOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOBYPASSRLS NOREPLICATION;', v_role);
+    FOREACH v_role IN ARRAY ARRAY['crm_rpc', 'crm_app'] LOOP
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = v_role) THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
+            END IF;
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            -- another database of this server was migrated at the same moment
+            NULL;
+        END;
+        IF EXISTS (
+            SELECT FROM pg_catalog.pg_roles
+            WHERE rolname = v_role
+                AND (rolsuper OR rolcanlogin OR rolcreaterole OR rolcreatedb OR rolbypassrls OR rolreplication)
+        ) THEN
+            RAISE EXCEPTION 'role % exists with attributes that break the guards', v_role
+                USING HINT = format(
+                    'As a superuser: ALTER ROLE %I '
+                    'NOLOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOBYPASSRLS NOREPLICATION;',
+                    v_role
+                );
+        END IF;
+        IF NOT EXISTS (
+            SELECT FROM pg_catalog.pg_roles WHERE rolname = CURRENT_USER AND rolsuper
+            UNION ALL
+            SELECT FROM pg_catalog.pg_auth_members m
+            WHERE m.roleid = v_role::regrole AND m.member = CURRENT_USER::regrole AND m.admin_option
+        ) THEN
+            RAISE EXCEPTION 'role % exists and % may not administer it', v_role, CURRENT_USER
+                USING HINT = format(
+                    'As a superuser: GRANT %I TO %I WITH ADMIN TRUE, SET FALSE, INHERIT FALSE;', v_role, CURRENT_USER
+                );
+        END IF;
+    END LOOP;
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'service_role') THEN
+        GRANT crm_app TO service_role;
     END IF;
-    IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = CURRENT_USER)
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m
-                       WHERE m.roleid = v_role::regrole AND m.member = CURRENT_USER::regrole AND m.admin_option) THEN
-      RAISE EXCEPTION 'role % exists and % may not administer it', v_role, CURRENT_USER
-        USING HINT = format('As a superuser: GRANT %I TO %I WITH ADMIN TRUE, SET FALSE, INHERIT FALSE;', v_role, CURRENT_USER);
-    END IF;
-  END LOOP;
-  IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'service_role') THEN
-    GRANT crm_app TO service_role;
-  END IF;
 END
 $$;
 
--- All overloads of our names: a changed signature beside the old one would make calls ambiguous.
+-- Drops all overloads of our names: a changed signature next to the old one would make calls ambiguous.
 DO $$
 DECLARE
-  v_function regprocedure;
+    v_function regprocedure;
 BEGIN
-  FOR v_function IN
-    SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN (
-      'resolve_crm_user', 'create_lead_safe', 'advance_lead_status_safe', 'create_order_safe', 'quick_order_safe',
-      'checkout_order_safe', 'record_generic_payment_safe', 'update_payment_status_safe', 'advance_order_status_safe',
-      'attach_document_safe', 'create_task_safe', 'update_task_safe', 'upsert_shipment_safe', 'update_order_safe',
-      'update_lead_safe', 'update_customer_safe', 'create_user_safe', 'set_user_active_safe', 'map_identity_safe')
-  LOOP
-    EXECUTE format('DROP ROUTINE %s', v_function);
-  END LOOP;
+    FOR v_function IN
+        SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace
+            AND p.proname IN (
+                'resolve_crm_user', 'create_lead_safe', 'advance_lead_status_safe', 'create_order_safe',
+                'quick_order_safe', 'checkout_order_safe', 'record_generic_payment_safe', 'update_payment_status_safe',
+                'advance_order_status_safe', 'attach_document_safe', 'create_task_safe', 'update_task_safe',
+                'upsert_shipment_safe', 'update_order_safe', 'update_lead_safe', 'update_customer_safe',
+                'create_user_safe', 'set_user_active_safe', 'map_identity_safe'
+            )
+    LOOP
+        EXECUTE format('DROP ROUTINE %s', v_function);
+    END LOOP;
 END
 $$;
 
 -- Privileges -----------------------------------------------------------------------------------------------
 
--- Whatever broad or default grants gave to others goes: roles by name, because default privileges are not PUBLIC's.
+-- Removes what broad or default grants gave to others, role by role, because default privileges are not PUBLIC's.
 CREATE FUNCTION crm_private.revoke_others(p_keep text[]) RETURNS void
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_grant record;
+    v_grant record;
 BEGIN
-  FOR v_grant IN
-    SELECT DISTINCT g.kind, g.object, CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS grantee
-    FROM (
-      SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS object, a.grantee, c.relowner AS owner
-      FROM pg_class c, LATERAL (
-        SELECT x.grantee FROM aclexplode(c.relacl) x
-        UNION SELECT x.grantee FROM pg_attribute t, aclexplode(t.attacl) x WHERE t.attrelid = c.oid AND NOT t.attisdropped
-      ) a
-      WHERE c.relkind IN ('r', 'S') AND (
-        c.relnamespace = 'crm_private'::regnamespace
-        OR c.oid IN (SELECT crm_private.tables())
-        OR c.oid IN (SELECT d.objid FROM pg_depend d WHERE d.refobjid IN (SELECT crm_private.tables())
-                     AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'))
-      UNION ALL
-      SELECT 'SCHEMA', 'crm_private', a.grantee, n.nspowner
-      FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'crm_private'
-    ) g LEFT JOIN pg_roles r ON r.oid = g.grantee
-    WHERE g.grantee <> g.owner AND (r.rolname IS NULL OR r.rolname <> ALL (p_keep))
-  LOOP
-    EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', v_grant.kind, v_grant.object, v_grant.grantee);
-  END LOOP;
+    FOR v_grant IN
+        SELECT DISTINCT
+            g.kind, g.object, CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS grantee
+        FROM (
+            SELECT
+                CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS object,
+                a.grantee, c.relowner AS owner
+            FROM pg_class c
+            CROSS JOIN LATERAL (
+                SELECT x.grantee FROM aclexplode(c.relacl) x
+                UNION
+                SELECT x.grantee
+                FROM pg_attribute t
+                CROSS JOIN aclexplode(t.attacl) x
+                WHERE t.attrelid = c.oid AND NOT t.attisdropped
+            ) a
+            WHERE c.relkind IN ('r', 'S') AND (
+                c.relnamespace = 'crm_private'::regnamespace
+                OR c.oid IN (SELECT crm_private.tables())
+                OR c.oid IN (
+                    SELECT d.objid
+                    FROM pg_depend d
+                    WHERE d.refobjid IN (SELECT crm_private.tables())
+                        AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'
+                )
+            )
+            UNION ALL
+            SELECT 'SCHEMA', 'crm_private', a.grantee, n.nspowner
+            FROM pg_namespace n
+            CROSS JOIN aclexplode(n.nspacl) a
+            WHERE n.nspname = 'crm_private'
+        ) g
+        LEFT JOIN pg_roles r ON r.oid = g.grantee
+        WHERE g.grantee <> g.owner AND (r.rolname IS NULL OR r.rolname <> ALL (p_keep))
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', v_grant.kind, v_grant.object, v_grant.grantee);
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION crm_private.revoke_others(text[]) IS
-'Takes every privilege on the CRM tables, their sequences and crm_private from all but the owner and the roles named.';
+COMMENT ON FUNCTION crm_private.revoke_others IS
+    'Revokes every privilege on the CRM tables, their sequences and crm_private from all but the owner and these '
+    'roles.';
 
 CREATE FUNCTION crm_private.tables() RETURNS SETOF regclass
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-  SELECT ('public.' || t)::regclass FROM unnest(ARRAY[
-    'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments', 'order_status_events',
-    'audit_log', 'audit_seals', 'user_identity_map', 'order_status_transitions']) t
+    SELECT ('public.' || t)::regclass
+    FROM unnest(ARRAY[
+        'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments', 'order_status_events',
+        'audit_log', 'audit_seals', 'user_identity_map', 'order_status_transitions'
+    ]) t
 $$;
-COMMENT ON FUNCTION crm_private.tables() IS 'The CRM tables: the list that privileges, policies and guards go by.';
+COMMENT ON FUNCTION crm_private.tables IS 'The CRM tables, for privileges, policies and guards.';
 
 SELECT crm_private.revoke_others(ARRAY[]::text[]);
 
@@ -102,16 +138,17 @@ GRANT USAGE ON SCHEMA public TO crm_rpc, crm_app;
 GRANT USAGE ON SCHEMA crm_private TO crm_rpc;
 GRANT USAGE ON SEQUENCE crm_private.order_code_seq TO crm_rpc;
 
--- What the RPCs need and nothing more; no DELETE anywhere, no UPDATE of what is append-only.
-GRANT SELECT, INSERT, UPDATE ON public.customers, public.leads, public.orders, public.tasks, public.shipments TO crm_rpc;
+-- What the RPCs need and nothing more: no DELETE, and no UPDATE of append-only tables.
+GRANT SELECT, INSERT, UPDATE
+    ON public.customers, public.leads, public.orders, public.tasks, public.shipments TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (active) ON public.users TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated_at) ON public.payments TO crm_rpc;
 GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals,
-  public.user_identity_map TO crm_rpc;
+    public.user_identity_map TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions TO crm_rpc;
 GRANT SELECT ON public.users, public.customers, public.leads, public.orders, public.payments, public.documents,
-  public.tasks, public.shipments, public.order_status_events, public.audit_log, public.audit_seals,
-  public.user_identity_map, public.order_status_transitions TO crm_app;
+    public.tasks, public.shipments, public.order_status_events, public.audit_log, public.audit_seals,
+    public.user_identity_map, public.order_status_transitions TO crm_app;
 
 -- Creating functions as crm_rpc ------------------------------------------------------------------------------
 
@@ -120,33 +157,34 @@ LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_function record;
-  v_grantee text;
+    v_function record;
+    v_grantee text;
 BEGIN
-  FOR v_function IN
-    SELECT p.oid, p.oid::regprocedure AS signature, p.proowner FROM pg_proc p
-    WHERE p.proowner = CURRENT_USER::regrole AND p.pronamespace = p_schema::regnamespace
-  LOOP
-    FOR v_grantee IN
-      SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
-      FROM pg_proc p, aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a
-      WHERE p.oid = v_function.oid AND a.grantee <> p.proowner
+    FOR v_function IN
+        SELECT p.oid, p.oid::regprocedure AS signature, p.proowner FROM pg_proc p
+        WHERE p.proowner = CURRENT_USER::regrole AND p.pronamespace = p_schema::regnamespace
     LOOP
-      EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', v_function.signature, v_grantee);
+        FOR v_grantee IN
+            SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+            FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+            WHERE p.oid = v_function.oid AND a.grantee <> p.proowner
+        LOOP
+            EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', v_function.signature, v_grantee);
+        END LOOP;
+        FOREACH v_grantee IN ARRAY p_grantees LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', v_function.signature, v_grantee);
+        END LOOP;
     END LOOP;
-    FOREACH v_grantee IN ARRAY p_grantees LOOP
-      EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', v_function.signature, v_grantee);
-    END LOOP;
-  END LOOP;
 END
 $$;
-COMMENT ON FUNCTION crm_private.close_functions(text, text[]) IS
-'Leaves EXECUTE on the schema''s functions of the current role to the roles named, whatever default privileges gave to others.';
+COMMENT ON FUNCTION crm_private.close_functions IS
+    'Leaves EXECUTE on the current role''s functions in a schema to these roles only, whatever default privileges '
+    'granted.';
 
 CREATE FUNCTION crm_private.owner() RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = 'public.orders'::regclass $$;
-COMMENT ON FUNCTION crm_private.owner() IS 'The owner of the CRM tables: the migrating login.';
+COMMENT ON FUNCTION crm_private.owner IS 'The owner of the CRM tables: the migrating login.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);

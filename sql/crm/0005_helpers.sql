@@ -1,58 +1,78 @@
--- Helpers that the RPCs share: each rule stands here once. They run with the caller's rights, so that called by
--- anybody but an RPC they can do nothing, and with its search_path: a SET of their own would cost a tenth of a call.
+-- Helpers that the RPCs share: each rule is written here once. They run with the caller's rights, so that they can do
+-- nothing unless an RPC calls them, and with its search_path: a SET of their own would cost a tenth of a call.
 
 CREATE FUNCTION crm_private.refuse(p_sqlstate text, p_message text, p_detail jsonb, p_hint text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  RAISE EXCEPTION USING ERRCODE = p_sqlstate, MESSAGE = p_message, DETAIL = p_detail::text, HINT = p_hint;
+    RAISE EXCEPTION USING ERRCODE = p_sqlstate, MESSAGE = p_message, DETAIL = p_detail::text, HINT = p_hint;
 END
 $$;
-COMMENT ON FUNCTION crm_private.refuse(text, text, jsonb, text) IS
-'Ends a call with an error: SQLSTATE, message, machine-readable detail and remedy.';
+COMMENT ON FUNCTION crm_private.refuse IS
+    'Ends a call with an error: SQLSTATE, message, machine-readable detail and remedy.';
 
 -- actors and roles -----------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.require_read_committed(p_what text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_found text := current_setting('transaction_isolation');
+BEGIN
+    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
+    IF v_found <> 'read committed' THEN
+        PERFORM crm_private.refuse(
+            '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(v_found)),
+            jsonb_build_object('rule', 'isolation', 'found', v_found, 'accepted', 'read committed'),
+            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.require_read_committed IS 'Refuses (25001) every other isolation level.';
 
 CREATE FUNCTION crm_private.actor(p_user_id uuid, p_or_system boolean DEFAULT false) RETURNS public.users
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  v_user public.users;
+    v_user public.users;
 BEGIN
-  -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    PERFORM crm_private.refuse('25001', 'the RPCs run at READ COMMITTED, not at ' || upper(current_setting('transaction_isolation')),
-      jsonb_build_object('rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'),
-      'Start the transaction with ISOLATION LEVEL READ COMMITTED.');
-  END IF;
-  IF p_user_id IS NULL AND p_or_system THEN
-    SELECT * INTO STRICT v_user FROM public.users u WHERE u.id = crm_private.system_user_id();
+    PERFORM crm_private.require_read_committed('the RPCs run');
+    IF p_user_id IS NULL AND p_or_system THEN
+        SELECT * INTO STRICT v_user FROM public.users u WHERE u.id = crm_private.system_user_id();
+        RETURN v_user;
+    END IF;
+    SELECT * INTO v_user FROM public.users u WHERE u.id = p_user_id AND u.active;
+    IF NOT FOUND THEN
+        PERFORM crm_private.refuse(
+            '42501', 'the actor is not an active CRM user',
+            jsonb_build_object(
+                'rule', 'actor', 'field', 'p_user_id', 'found', p_user_id, 'accepted', 'id of an active row of users'
+            ),
+            'Pass the id that resolve_crm_user returned for the acting person.'
+        );
+    END IF;
     RETURN v_user;
-  END IF;
-  SELECT * INTO v_user FROM public.users u WHERE u.id = p_user_id AND u.active;
-  IF NOT FOUND THEN
-    PERFORM crm_private.refuse('42501', 'the actor is not an active CRM user',
-      jsonb_build_object('rule', 'actor', 'field', 'p_user_id', 'found', p_user_id, 'accepted', 'id of an active row of users'),
-      'Pass the id that resolve_crm_user returned for the person who acts.');
-  END IF;
-  RETURN v_user;
 END
 $$;
-COMMENT ON FUNCTION crm_private.actor(uuid, boolean) IS
-'The active user who acts; with p_or_system the system user where none is given. Errors: 42501; 25001 above READ COMMITTED.';
+COMMENT ON FUNCTION crm_private.actor IS
+    'Returns the active user who acts; with p_or_system the system user if none is given. Errors: 42501; 25001 '
+    'above READ COMMITTED.';
 
 CREATE FUNCTION crm_private.require_admin(p_actor public.users, p_what text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  IF p_actor.role <> 'admin' THEN
-    PERFORM crm_private.refuse('42501', p_what || ' needs an admin',
-      jsonb_build_object('rule', 'role', 'found', p_actor.role, 'accepted', 'admin', 'actor', p_actor.id),
-      'Let an admin do it.');
-  END IF;
+    IF p_actor.role <> 'admin' THEN
+        PERFORM crm_private.refuse(
+            '42501', p_what || ' needs an admin',
+            jsonb_build_object('rule', 'role', 'found', p_actor.role, 'accepted', 'admin', 'actor', p_actor.id),
+            'Ask an admin to do it.'
+        );
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION crm_private.require_admin(public.users, text) IS 'Refuses (42501) everybody but admins.';
+COMMENT ON FUNCTION crm_private.require_admin IS 'Refuses (42501) everyone but admins.';
 
 -- input ----------------------------------------------------------------------------------------------------
 
@@ -60,123 +80,140 @@ CREATE FUNCTION crm_private.invalid(p_field text, p_found text, p_accepted text)
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  p_found := CASE WHEN length(p_found) > 200 THEN left(p_found, 200) || '…' ELSE p_found END;
-  PERFORM crm_private.refuse('PT422', format('%s: %s is not accepted', p_field, COALESCE(quote_literal(p_found), 'nothing')),
-    jsonb_build_object('rule', 'input', 'field', p_field, 'found', p_found, 'accepted', p_accepted),
-    format('%s must be %s.', p_field, p_accepted));
+    p_found := CASE WHEN length(p_found) > 200 THEN left(p_found, 200) || '…' ELSE p_found END;
+    PERFORM crm_private.refuse(
+        'PT422', format('%s: %s is not accepted', p_field, coalesce(quote_literal(p_found), 'nothing')),
+        jsonb_build_object('rule', 'input', 'field', p_field, 'found', p_found, 'accepted', p_accepted),
+        format('%s must be %s.', p_field, p_accepted)
+    );
 END
 $$;
-COMMENT ON FUNCTION crm_private.invalid(text, text, text) IS 'Refuses an argument: PT422 with field, found (the first 200 characters), accepted.';
+COMMENT ON FUNCTION crm_private.invalid IS
+    'Refuses an argument: PT422 with field, found (the first 200 characters) and accepted.';
 
 CREATE FUNCTION crm_private.label(p_field text, p_value text, p_type regtype, p_required boolean) RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
-  IF p_value IS NULL AND NOT p_required THEN
-    RETURN NULL;
-  END IF;
-  -- an expression, not a plain variable: of that PostgreSQL would remember the type of the call before
-  IF p_value IS NULL OR NOT pg_input_is_valid(p_value, p_type::text) THEN
-    PERFORM crm_private.invalid(p_field, p_value,
-      'one of ' || (SELECT string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = p_type));
-  END IF;
-  RETURN p_value;
+    IF p_value IS NULL AND NOT p_required THEN
+        RETURN NULL;
+    END IF;
+    -- an expression, because PostgreSQL would remember the type of a plain variable from the previous call
+    IF p_value IS NULL OR NOT pg_input_is_valid(p_value, p_type::text) THEN
+        PERFORM crm_private.invalid(
+            p_field, p_value,
+            'one of ' || (
+                SELECT string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder)
+                FROM pg_enum e
+                WHERE e.enumtypid = p_type
+            )
+        );
+    END IF;
+    RETURN p_value;
 END
 $$;
-COMMENT ON FUNCTION crm_private.label(text, text, regtype, boolean) IS 'The text if it is a label of the enum; otherwise PT422 naming the labels.';
+COMMENT ON FUNCTION crm_private.label IS
+    'Returns the text if it is a label of the enum; otherwise PT422 with the labels.';
 
 CREATE FUNCTION crm_private.required_text(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  IF crm_private.trimmed(p_value) IS NULL THEN
-    PERFORM crm_private.invalid(p_field, p_value, 'a text that is not blank');
-  END IF;
-  RETURN crm_private.trimmed(p_value);
+    IF crm_private.trimmed(p_value) IS NULL THEN
+        PERFORM crm_private.invalid(p_field, p_value, 'a text that is not blank');
+    END IF;
+    RETURN crm_private.trimmed(p_value);
 END
 $$;
-COMMENT ON FUNCTION crm_private.required_text(text, text) IS 'The trimmed text; PT422 where it is missing or blank.';
+COMMENT ON FUNCTION crm_private.required_text IS 'Returns the trimmed text; PT422 if it is missing or blank.';
 
 CREATE FUNCTION crm_private.required_id(p_field text, p_value uuid) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  IF p_value IS NULL THEN
-    PERFORM crm_private.invalid(p_field, NULL, 'a uuid');
-  END IF;
+    IF p_value IS NULL THEN
+        PERFORM crm_private.invalid(p_field, NULL, 'a uuid');
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION crm_private.required_id(text, uuid) IS 'PT422 where an id is missing.';
+COMMENT ON FUNCTION crm_private.required_id IS 'Refuses a missing id: PT422.';
 
 CREATE FUNCTION crm_private.short_text(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-  v_text text := crm_private.trimmed(p_value);
+    v_text text := crm_private.trimmed(p_value);
 BEGIN
-  IF length(v_text) > 255 THEN
-    PERFORM crm_private.invalid(p_field, v_text, 'at most 255 characters');
-  END IF;
-  RETURN v_text;
+    IF length(v_text) > 255 THEN
+        PERFORM crm_private.invalid(p_field, v_text, 'at most 255 characters');
+    END IF;
+    RETURN v_text;
 END
 $$;
-COMMENT ON FUNCTION crm_private.short_text(text, text) IS
-'The trimmed text, NULL where none is given; PT422 where it is too long for the index that it goes into.';
+COMMENT ON FUNCTION crm_private.short_text IS
+    'Returns the trimmed text, NULL if none is given; PT422 if it is too long for its index.';
 
 CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-  v_email text := crm_private.folded_email(crm_private.short_text(p_field, p_value));
+    v_email text := crm_private.folded_email(crm_private.short_text(p_field, p_value));
 BEGIN
-  IF v_email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
-    PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
-  END IF;
-  RETURN v_email;
+    IF v_email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
+        PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
+    END IF;
+    RETURN v_email;
 END
 $$;
-COMMENT ON FUNCTION crm_private.email(text, text) IS 'The folded address, NULL where none is given; PT422 where it is not one.';
+COMMENT ON FUNCTION crm_private.email IS 'Returns the folded address, NULL if none is given; PT422 if it is not one.';
 
 CREATE FUNCTION crm_private.phone(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-  v_phone text := crm_private.short_text(p_field, p_value);
+    v_phone text := crm_private.short_text(p_field, p_value);
 BEGIN
-  IF v_phone IS NOT NULL AND COALESCE(length(crm_private.phone_digits(v_phone)), 0) < 5 THEN
-    PERFORM crm_private.invalid(p_field, v_phone, 'a phone number (at least five digits)');
-  END IF;
-  RETURN v_phone;
+    IF v_phone IS NOT NULL AND coalesce(length(crm_private.phone_digits(v_phone)), 0) < 5 THEN
+        PERFORM crm_private.invalid(p_field, v_phone, 'a phone number (at least five digits)');
+    END IF;
+    RETURN v_phone;
 END
 $$;
-COMMENT ON FUNCTION crm_private.phone(text, text) IS 'The trimmed phone, NULL where none is given; PT422 where it has fewer than five digits.';
+COMMENT ON FUNCTION crm_private.phone IS
+    'Returns the trimmed phone number, NULL if none is given; PT422 if it has fewer than five digits.';
 
 CREATE FUNCTION crm_private.amount(p_field text, p_value numeric, p_or_zero boolean DEFAULT false) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  -- NaN is greater than every number, so it has to be named
-  IF p_value IS NULL OR p_value = 'NaN' OR p_value >= 10000000000 OR p_value < 0
-     OR (p_value = 0 AND NOT p_or_zero) OR p_value <> round(p_value, 2) THEN
-    PERFORM crm_private.invalid(p_field, p_value::text,
-      CASE WHEN p_or_zero THEN 'zero or more' ELSE 'more than zero' END || ', below 10000000000, with at most two decimals');
-  END IF;
-  RETURN p_value;
+    -- NaN is greater than every number, so it needs a condition of its own
+    IF p_value IS NULL OR p_value = 'NaN' OR p_value >= 10000000000 OR p_value < 0
+        OR (p_value = 0 AND NOT p_or_zero) OR p_value <> round(p_value, 2)
+    THEN
+        PERFORM crm_private.invalid(
+            p_field, p_value::text,
+            CASE WHEN p_or_zero THEN 'zero or more' ELSE 'more than zero' END
+                || ', below 10000000000, with at most two decimals'
+        );
+    END IF;
+    RETURN p_value;
 END
 $$;
-COMMENT ON FUNCTION crm_private.amount(text, numeric, boolean) IS 'The amount if it is positive, finite and has at most two decimals; otherwise PT422.';
+COMMENT ON FUNCTION crm_private.amount IS
+    'Returns the amount if it is positive, finite and has at most two decimals; otherwise PT422.';
 
 CREATE FUNCTION crm_private.json_of_type(p_field text, p_value jsonb, p_type text) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-  IF jsonb_typeof(p_value) <> p_type THEN
-    PERFORM crm_private.invalid(p_field, p_value::text, 'a JSON ' || p_type);
-  END IF;
-  RETURN p_value;
+    IF jsonb_typeof(p_value) <> p_type THEN
+        PERFORM crm_private.invalid(p_field, p_value::text, 'a JSON ' || p_type);
+    END IF;
+    RETURN p_value;
 END
 $$;
-COMMENT ON FUNCTION crm_private.json_of_type(text, jsonb, text) IS 'The JSON value, NULL where none is given; PT422 where it is of another type (array, object).';
+COMMENT ON FUNCTION crm_private.json_of_type IS
+    'Returns the JSON value, NULL if none is given; PT422 if it is not of this type (array, object).';
 
 -- existence and state --------------------------------------------------------------------------------------
 
@@ -184,139 +221,158 @@ CREATE FUNCTION crm_private.not_found(p_entity text, p_field text, p_id uuid) RE
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  PERFORM crm_private.refuse('PT404', format('%s: no row of %s has this id', p_field, p_entity),
-    jsonb_build_object('rule', 'existence', 'entity', p_entity, 'field', p_field, 'found', p_id, 'accepted', 'id of a row of ' || p_entity),
-    'Check the id.');
+    PERFORM crm_private.refuse(
+        'PT404', format('%s: no row of %s has this id', p_field, p_entity),
+        jsonb_build_object(
+            'rule', 'existence', 'entity', p_entity, 'field', p_field, 'found', p_id,
+            'accepted', 'id of a row of ' || p_entity
+        ),
+        'Check the id.'
+    );
 END
 $$;
-COMMENT ON FUNCTION crm_private.not_found(text, text, uuid) IS 'Refuses an id that no row has: PT404.';
+COMMENT ON FUNCTION crm_private.not_found IS 'Refuses an id that no row has: PT404.';
 
 CREATE FUNCTION crm_private.conflict(p_rule text, p_message text, p_detail jsonb, p_hint text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  PERFORM crm_private.refuse('PT409', p_message, jsonb_build_object('rule', p_rule) || p_detail, p_hint);
+    PERFORM crm_private.refuse('PT409', p_message, jsonb_build_object('rule', p_rule) || p_detail, p_hint);
 END
 $$;
-COMMENT ON FUNCTION crm_private.conflict(text, text, jsonb, text) IS 'Refuses what the state of the rows does not allow: PT409.';
+COMMENT ON FUNCTION crm_private.conflict IS 'Refuses what the current rows do not allow: PT409.';
 
 CREATE FUNCTION crm_private.locked_order(p_order_id uuid) RETURNS public.orders
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  v_order public.orders;
+    v_order public.orders;
 BEGIN
-  -- before anything else, and not FOR UPDATE: that deadlocks with the foreign-key locks of child inserts
-  SELECT * INTO v_order FROM public.orders o WHERE o.id = p_order_id FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
-    PERFORM crm_private.not_found('orders', 'p_order_id', p_order_id);
-  END IF;
-  RETURN v_order;
+    -- locked first, and not FOR UPDATE, which deadlocks with the foreign-key locks of child inserts
+    SELECT * INTO v_order FROM public.orders o WHERE o.id = p_order_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_found('orders', 'p_order_id', p_order_id);
+    END IF;
+    RETURN v_order;
 END
 $$;
-COMMENT ON FUNCTION crm_private.locked_order(uuid) IS 'The order, locked until the transaction ends; PT404 where there is none.';
+COMMENT ON FUNCTION crm_private.locked_order IS
+    'Returns the order, locked until the transaction ends; PT404 if there is none.';
 
 CREATE FUNCTION crm_private.locked_lead(p_lead_id uuid) RETURNS public.leads
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  v_lead public.leads;
+    v_lead public.leads;
 BEGIN
-  SELECT * INTO v_lead FROM public.leads l WHERE l.id = p_lead_id FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
-    PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
-  END IF;
-  RETURN v_lead;
+    SELECT * INTO v_lead FROM public.leads l WHERE l.id = p_lead_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
+    END IF;
+    RETURN v_lead;
 END
 $$;
-COMMENT ON FUNCTION crm_private.locked_lead(uuid) IS 'The lead, locked until the transaction ends; PT404 where there is none.';
+COMMENT ON FUNCTION crm_private.locked_lead IS
+    'Returns the lead, locked until the transaction ends; PT404 if there is none.';
 
 CREATE FUNCTION crm_private.assignee_exists(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
-    PERFORM crm_private.not_found('users', p_field, p_user_id);
-  END IF;
+    IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
+        PERFORM crm_private.not_found('users', p_field, p_user_id);
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION crm_private.assignee_exists(text, uuid) IS 'PT404 where work is given to a user who does not exist.';
+COMMENT ON FUNCTION crm_private.assignee_exists IS 'Refuses to assign work to a user who does not exist: PT404.';
 
 CREATE FUNCTION crm_private.assignee_active(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-  IF EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id AND NOT u.active) THEN
-    PERFORM crm_private.conflict('assignee', p_field || ': this user is inactive',
-      jsonb_build_object('field', p_field, 'found', p_user_id, 'accepted', 'id of an active row of users'),
-      'Choose an active user.');
-  END IF;
+    IF EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id AND NOT u.active) THEN
+        PERFORM crm_private.conflict(
+            'assignee', p_field || ': this user is inactive',
+            jsonb_build_object('field', p_field, 'found', p_user_id, 'accepted', 'id of an active row of users'),
+            'Choose an active user.'
+        );
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION crm_private.assignee_active(text, uuid) IS 'PT409 where work is given to an inactive user.';
+COMMENT ON FUNCTION crm_private.assignee_active IS 'Refuses to assign work to an inactive user: PT409.';
 
 -- traces ---------------------------------------------------------------------------------------------------
 
+-- plpgsql, because a function in SQL would be planned again in every call
 CREATE FUNCTION crm_private.audit(
-  p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
+    p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
 ) RETURNS void
-LANGUAGE plpgsql  -- not sql: those are planned anew in every call
+LANGUAGE plpgsql
 AS $$
 BEGIN
-  INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-  VALUES (p_actor, p_action, p_entity, p_entity_id, p_detail || jsonb_build_object('row', p_row));
+    INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
+    VALUES (p_actor, p_action, p_entity, p_entity_id, p_detail || jsonb_build_object('row', p_row));
 END
 $$;
-COMMENT ON FUNCTION crm_private.audit(uuid, text, text, uuid, jsonb, jsonb) IS
-'Writes one row of audit_log: the changed row as it stands now, and what else the action says.';
+COMMENT ON FUNCTION crm_private.audit IS
+    'Writes one row of audit_log: the row after the change, and the details of the action.';
 
-CREATE FUNCTION crm_private.audit_update(p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb) RETURNS void
+CREATE FUNCTION crm_private.audit_update(
+    p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb
+) RETURNS void
 LANGUAGE sql
 AS $$
-  SELECT crm_private.audit(p_actor, 'update', p_entity, p_entity_id, p_new, jsonb_build_object('changes', (
-    SELECT COALESCE(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
-    FROM jsonb_each(p_new) n
-    WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key)))
+    SELECT crm_private.audit(p_actor, 'update', p_entity, p_entity_id, p_new, jsonb_build_object('changes', (
+        SELECT coalesce(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
+        FROM jsonb_each(p_new) n
+        WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key)))
 $$;
-COMMENT ON FUNCTION crm_private.audit_update(uuid, text, uuid, jsonb, jsonb) IS
-'Audits an edited row, with changes: {column: {old, new}}, updated_at and updated_by left out.';
+COMMENT ON FUNCTION crm_private.audit_update IS
+    'Audits an edited row, with changes: {column: {old, new}}, without updated_at and updated_by.';
 
 CREATE FUNCTION crm_private.set_order_status(
-  p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_detail jsonb
+    p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_detail jsonb
 ) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  v_old public.order_status_enum;
-  v_order public.orders;
+    v_old public.order_status_enum;
+    v_order public.orders;
 BEGIN
-  SELECT o.status INTO STRICT v_old FROM public.orders o WHERE o.id = p_order_id;
-  UPDATE public.orders o SET status = p_new_status, updated_by = p_actor, updated_at = now()
-  WHERE o.id = p_order_id RETURNING * INTO STRICT v_order;
-  INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes)
-  SELECT p_order_id, v_old::text, p_new_status::text, p_actor, COALESCE(max(e.seq), 0) + 1, p_reason, p_notes
-  FROM public.order_status_events e WHERE e.order_id = p_order_id;
-  PERFORM crm_private.audit(p_actor, 'status_change', 'orders', p_order_id, to_jsonb(v_order),
-    jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_detail);
+    SELECT o.status INTO STRICT v_old FROM public.orders o WHERE o.id = p_order_id;
+    UPDATE public.orders o SET status = p_new_status, updated_by = p_actor, updated_at = now()
+    WHERE o.id = p_order_id RETURNING * INTO STRICT v_order;
+    INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes)
+    SELECT p_order_id, v_old::text, p_new_status::text, p_actor, coalesce(max(e.seq), 0) + 1, p_reason, p_notes
+    FROM public.order_status_events e WHERE e.order_id = p_order_id;
+    PERFORM crm_private.audit(
+        p_actor, 'status_change', 'orders', p_order_id, to_jsonb(v_order),
+        jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_detail
+    );
 END
 $$;
-COMMENT ON FUNCTION crm_private.set_order_status(uuid, public.order_status_enum, uuid, text, text, jsonb) IS
-'Moves a locked order: status, event with the next seq, audit. The only place where the status of an order changes.';
+COMMENT ON FUNCTION crm_private.set_order_status IS
+    'Moves a locked order: status, event with the next seq, audit. The only place that changes the status of an '
+    'order.';
 
-CREATE FUNCTION crm_private.client_money(p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric)
+CREATE FUNCTION crm_private.client_money(
+    p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric
+)
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
-  SELECT
-    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.direction = 'incoming' AND p.status = 'completed'), 0),
-    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status = 'completed'), 0),
-    COALESCE(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing' AND p.status IN ('planned', 'pending')), 0)
-  INTO paid, refunded, refunds_open
-  FROM public.payments p
-  WHERE p.order_id = p_order.id AND p.currency = p_order.currency AND p.amount <> 'NaN';
+    SELECT
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.status = 'completed'), 0),
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status = 'completed'), 0),
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0)
+    INTO paid, refunded, refunds_open
+    FROM public.payments p
+    WHERE p.order_id = p_order.id
+        AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
+        AND p.currency = p_order.currency AND p.amount <> 'NaN';
 END
 $$;
-COMMENT ON FUNCTION crm_private.client_money(public.orders) IS
-'Client money of an order in its currency: completed client payments, completed refunds, refunds planned or pending.';
+COMMENT ON FUNCTION crm_private.client_money IS
+    'Returns an order''s client money in its currency: completed client payments, completed refunds, open refunds.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);

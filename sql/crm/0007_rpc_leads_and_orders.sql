@@ -1,370 +1,464 @@
--- RPCs around leads and orders: create, move, edit.
+-- RPCs for leads and orders: create, move, edit.
 
-GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;
+GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;  -- noqa: PRS
 GRANT CREATE ON SCHEMA public, crm_private TO crm_rpc;
 SET LOCAL ROLE crm_rpc;
 
 CREATE FUNCTION public.create_lead_safe(
-  p_source text, p_full_name text,
-  p_phone text DEFAULT NULL, p_email text DEFAULT NULL, p_contact text DEFAULT NULL, p_country text DEFAULT NULL,
-  p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
-  p_customer_comment text DEFAULT NULL, p_estimated_budget_eur integer DEFAULT NULL, p_user_id uuid DEFAULT NULL
+    p_source text, p_full_name text, p_phone text DEFAULT NULL, p_email text DEFAULT NULL, p_contact text DEFAULT NULL,
+    p_country text DEFAULT NULL, p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL,
+    p_bike_snapshot jsonb DEFAULT NULL, p_customer_comment text DEFAULT NULL,
+    p_estimated_budget_eur integer DEFAULT NULL, p_user_id uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id, true);
-  v_source text := crm_private.required_text('p_source', p_source);
-  v_full_name text := crm_private.required_text('p_full_name', p_full_name);
-  v_phone text := crm_private.phone('p_phone', p_phone);
-  v_email text := crm_private.email('p_email', p_email);
-  v_contact text := crm_private.trimmed(p_contact);
-  v_channel text := crm_private.label('p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false);
-  v_digits text := crm_private.phone_digits(v_phone);
-  v_customer public.customers;
-  v_lead public.leads;
+    v_actor public.users := crm_private.actor(p_user_id, true);
+    v_source text := crm_private.required_text('p_source', p_source);
+    v_full_name text := crm_private.required_text('p_full_name', p_full_name);
+    v_phone text := crm_private.phone('p_phone', p_phone);
+    v_email text := crm_private.email('p_email', p_email);
+    v_contact text := crm_private.trimmed(p_contact);
+    v_channel text := crm_private.label(
+        'p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false
+    );
+    v_digits text := crm_private.phone_digits(v_phone);
+    v_customer public.customers;
+    v_lead public.leads;
 BEGIN
-  IF v_phone IS NULL AND v_email IS NULL AND v_contact IS NULL THEN
-    PERFORM crm_private.invalid('p_contact', NULL, 'given, or else p_phone or p_email');
-  END IF;
-  IF p_estimated_budget_eur < 0 THEN
-    PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
-  END IF;
-  -- Two forms sent at once with one phone or address must find one customer; phone before e-mail, always.
-  IF v_digits IS NOT NULL THEN
-    PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:phone:' || v_digits, 0));
-  END IF;
-  IF v_email IS NOT NULL THEN
-    PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:email:' || v_email, 0));
-  END IF;
-  SELECT * INTO v_customer FROM public.customers c
-  WHERE crm_private.phone_digits(c.phone) = v_digits ORDER BY c.created_at, c.id LIMIT 1;
-  IF NOT FOUND THEN
+    IF v_phone IS NULL AND v_email IS NULL AND v_contact IS NULL THEN
+        PERFORM crm_private.invalid('p_contact', NULL, 'given, or else p_phone or p_email');
+    END IF;
+    IF p_estimated_budget_eur < 0 THEN
+        PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
+    END IF;
+    -- Two forms with the same phone or address, sent at once, must find one customer. Lock the phone first, always.
+    IF v_digits IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:phone:' || v_digits, 0));
+    END IF;
+    IF v_email IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:email:' || v_email, 0));
+    END IF;
     SELECT * INTO v_customer FROM public.customers c
-    WHERE crm_private.folded_email(c.email) = v_email ORDER BY c.created_at, c.id LIMIT 1;
-  END IF;
-  IF NOT FOUND THEN
-    INSERT INTO public.customers (full_name, phone, email, preferred_channel, country)
-    VALUES (v_full_name, v_phone, v_email, COALESCE(v_channel, 'telegram')::public.preferred_channel_enum, crm_private.trimmed(p_country))
-    RETURNING * INTO v_customer;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
-  END IF;
-  INSERT INTO public.leads (source, customer_id, contact, bike_url, bike_snapshot, customer_comment, estimated_budget_eur, status)
-  VALUES (v_source, v_customer.id, concat_ws(', ', v_contact, v_phone, v_email), crm_private.trimmed(p_bike_url), p_bike_snapshot,
-          crm_private.trimmed(p_customer_comment), p_estimated_budget_eur, 'new')
-  RETURNING * INTO v_lead;
-  PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, to_jsonb(v_lead));
-  RETURN jsonb_build_object('id', v_lead.id, 'customer_id', v_customer.id, 'status', v_lead.status);
+    WHERE crm_private.phone_digits(c.phone) = v_digits ORDER BY c.created_at, c.id LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT * INTO v_customer FROM public.customers c
+        WHERE crm_private.folded_email(c.email) = v_email ORDER BY c.created_at, c.id LIMIT 1;
+    END IF;
+    IF NOT FOUND THEN
+        INSERT INTO public.customers (full_name, phone, email, preferred_channel, country)
+        VALUES (
+            v_full_name, v_phone, v_email, coalesce(v_channel, 'telegram')::public.preferred_channel_enum,
+            crm_private.trimmed(p_country)
+        )
+        RETURNING * INTO v_customer;
+        PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
+    END IF;
+    INSERT INTO public.leads (
+        source, customer_id, contact, bike_url, bike_snapshot, customer_comment, estimated_budget_eur, status
+    )
+    VALUES (
+        v_source, v_customer.id, concat_ws(', ', v_contact, v_phone, v_email), crm_private.trimmed(p_bike_url),
+        p_bike_snapshot, crm_private.trimmed(p_customer_comment), p_estimated_budget_eur, 'new'
+    )
+    RETURNING * INTO v_lead;
+    PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, to_jsonb(v_lead));
+    RETURN jsonb_build_object('id', v_lead.id, 'customer_id', v_customer.id, 'status', v_lead.status);
 END
 $$;
-COMMENT ON FUNCTION public.create_lead_safe(text, text, text, text, text, text, text, text, jsonb, text, integer, uuid) IS
-'Takes in a lead with status new, and finds or creates its customer.
-Rules: a phone, an e-mail address or a messenger contact is obligatory; the customer is found by the digits of the phone, else by the address, case not counting; without p_user_id the system user acts.
-Errors: 42501 p_user_id unknown or inactive; PT422 source or name blank, no contact, phone, address, channel or budget not accepted.';
+COMMENT ON FUNCTION public.create_lead_safe IS
+    E'Creates a lead with status new, and finds or creates its customer.\n'
+    'Rules: a phone, an e-mail address or a messenger contact is required; the customer is found by the digits of '
+    'the phone, else by the address regardless of case; without p_user_id the system user acts.\n'
+    'Errors: 42501 p_user_id unknown or inactive; PT422 source or name blank, no contact, phone, address, channel '
+    'or budget not accepted.';
 
 CREATE FUNCTION public.advance_lead_status_safe(
-  p_lead_id uuid, p_new_status text, p_user_id uuid, p_notes text DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
+    p_lead_id uuid, p_new_status text, p_user_id uuid, p_notes text DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.lead_status_enum', true);
-  v_old public.leads;
-  v_new public.leads;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.lead_status_enum', true);
+    v_accepted jsonb;
+    v_old public.leads;
+    v_new public.leads;
 BEGIN
-  PERFORM crm_private.required_id('p_lead_id', p_lead_id);
-  v_old := crm_private.locked_lead(p_lead_id);
-  PERFORM crm_private.assignee_exists('p_assigned_to', p_assigned_to);
-  IF (v_old.status::text, v_new_status) NOT IN
-     (('new', 'in_progress'), ('new', 'rejected'), ('in_progress', 'rejected'), ('rejected', 'in_progress')) THEN
-    PERFORM crm_private.conflict('lead_transition', format('a lead does not go from %s to %s', v_old.status, v_new_status),
-      jsonb_build_object('field', 'p_new_status', 'found', v_new_status, 'from', v_old.status, 'id', v_old.id,
-        'accepted', CASE v_old.status::text WHEN 'new' THEN '["in_progress", "rejected"]'::jsonb
-                    WHEN 'in_progress' THEN '["rejected"]' WHEN 'rejected' THEN '["in_progress"]' ELSE '[]' END),
-      'A lead becomes converted by create_order_safe only.');
-  END IF;
-  PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
-  UPDATE public.leads l SET
-    status = v_new_status::public.lead_status_enum,
-    assigned_to = COALESCE(p_assigned_to, v_actor.id),
-    notes = NULLIF(concat_ws(E'\n', l.notes, crm_private.trimmed(p_notes)), ''),
-    updated_at = now()
-  WHERE l.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
-    jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', crm_private.trimmed(p_notes)));
-  RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status, 'assigned_to', v_new.assigned_to);
+    PERFORM crm_private.required_id('p_lead_id', p_lead_id);
+    v_old := crm_private.locked_lead(p_lead_id);
+    PERFORM crm_private.assignee_exists('p_assigned_to', p_assigned_to);
+    v_accepted := CASE v_old.status::text
+        WHEN 'new' THEN '["in_progress", "rejected"]'
+        WHEN 'in_progress' THEN '["rejected"]'
+        WHEN 'rejected' THEN '["in_progress"]'
+        ELSE '[]'
+    END;
+    IF NOT v_accepted ? v_new_status THEN
+        PERFORM crm_private.conflict(
+            'lead_transition', format('a lead cannot go from %s to %s', v_old.status, v_new_status),
+            jsonb_build_object(
+                'field', 'p_new_status', 'found', v_new_status, 'from', v_old.status, 'id', v_old.id,
+                'accepted', v_accepted
+            ),
+            'Only create_order_safe makes a lead converted.'
+        );
+    END IF;
+    PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
+    UPDATE public.leads l SET
+        status = v_new_status::public.lead_status_enum,
+        assigned_to = coalesce(p_assigned_to, v_actor.id),
+        notes = nullif(concat_ws(E'\n', l.notes, crm_private.trimmed(p_notes)), ''),
+        updated_at = now()
+    WHERE l.id = v_old.id RETURNING * INTO v_new;
+    PERFORM crm_private.audit(
+        v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
+        jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', crm_private.trimmed(p_notes))
+    );
+    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status, 'assigned_to', v_new.assigned_to);
 END
 $$;
-COMMENT ON FUNCTION public.advance_lead_status_safe(uuid, text, uuid, text, uuid) IS
-'Moves a lead: new to in_progress or rejected, in_progress to rejected, rejected back to in_progress.
-Rules: any active user; the lead goes to p_assigned_to, else to the actor; p_notes are added below the notes there are; converted is reached by create_order_safe only.
-Errors: 42501 actor unknown or inactive; PT422 unknown status; PT404 no such lead or assignee; PT409 transition not allowed, assignee inactive.';
+COMMENT ON FUNCTION public.advance_lead_status_safe IS
+    E'Moves a lead: new to in_progress or rejected, in_progress to rejected, rejected back to in_progress.\n'
+    'Rules: any active user; the lead goes to p_assigned_to, else to the actor; p_notes are appended to the '
+    'existing notes; only create_order_safe makes a lead converted.\n'
+    'Errors: 42501 actor unknown or inactive; PT422 unknown status; PT404 no such lead or assignee; PT409 '
+    'transition not allowed, assignee inactive.';
 
 CREATE FUNCTION public.update_lead_safe(
-  p_lead_id uuid, p_user_id uuid,
-  p_source text DEFAULT NULL, p_contact text DEFAULT NULL, p_notes text DEFAULT NULL, p_customer_comment text DEFAULT NULL,
-  p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_estimated_budget_eur integer DEFAULT NULL,
-  p_assigned_to uuid DEFAULT NULL
+    p_lead_id uuid, p_user_id uuid, p_source text DEFAULT NULL, p_contact text DEFAULT NULL, p_notes text DEFAULT NULL,
+    p_customer_comment text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
+    p_estimated_budget_eur integer DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_old public.leads;
-  v_new public.leads;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_old public.leads;
+    v_new public.leads;
 BEGIN
-  PERFORM crm_private.required_id('p_lead_id', p_lead_id);
-  IF p_estimated_budget_eur < 0 THEN
-    PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
-  END IF;
-  v_old := crm_private.locked_lead(p_lead_id);
-  PERFORM crm_private.assignee_exists('p_assigned_to', p_assigned_to);
-  PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
-  UPDATE public.leads l SET
-    source = COALESCE(crm_private.trimmed(p_source), l.source),
-    contact = COALESCE(crm_private.trimmed(p_contact), l.contact),
-    notes = COALESCE(crm_private.trimmed(p_notes), l.notes),
-    customer_comment = COALESCE(crm_private.trimmed(p_customer_comment), l.customer_comment),
-    bike_url = COALESCE(crm_private.trimmed(p_bike_url), l.bike_url),
-    bike_snapshot = COALESCE(p_bike_snapshot, l.bike_snapshot),
-    estimated_budget_eur = COALESCE(p_estimated_budget_eur, l.estimated_budget_eur),
-    assigned_to = COALESCE(p_assigned_to, l.assigned_to),
-    updated_at = now()
-  WHERE l.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit_update(v_actor.id, 'leads', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-  RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
+    PERFORM crm_private.required_id('p_lead_id', p_lead_id);
+    IF p_estimated_budget_eur < 0 THEN
+        PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
+    END IF;
+    v_old := crm_private.locked_lead(p_lead_id);
+    PERFORM crm_private.assignee_exists('p_assigned_to', p_assigned_to);
+    PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
+    UPDATE public.leads l SET
+        source = coalesce(crm_private.trimmed(p_source), l.source),
+        contact = coalesce(crm_private.trimmed(p_contact), l.contact),
+        notes = coalesce(crm_private.trimmed(p_notes), l.notes),
+        customer_comment = coalesce(crm_private.trimmed(p_customer_comment), l.customer_comment),
+        bike_url = coalesce(crm_private.trimmed(p_bike_url), l.bike_url),
+        bike_snapshot = coalesce(p_bike_snapshot, l.bike_snapshot),
+        estimated_budget_eur = coalesce(p_estimated_budget_eur, l.estimated_budget_eur),
+        assigned_to = coalesce(p_assigned_to, l.assigned_to),
+        updated_at = now()
+    WHERE l.id = v_old.id RETURNING * INTO v_new;
+    PERFORM crm_private.audit_update(v_actor.id, 'leads', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
 END
 $$;
-COMMENT ON FUNCTION public.update_lead_safe(uuid, uuid, text, text, text, text, text, jsonb, integer, uuid) IS
-'Changes a lead''s source, contact, notes, comment, bike, budget or assignee; never its status.
-Rules: any active user; what is NULL or blank stays as it is; p_notes replace the notes.
-Errors: 42501 actor unknown or inactive; PT422 budget below zero; PT404 no such lead or assignee; PT409 assignee inactive.';
+COMMENT ON FUNCTION public.update_lead_safe IS
+    E'Changes a lead''s source, contact, notes, comment, bike, budget or assignee; never its status.\n'
+    'Rules: any active user; NULL or blank arguments change nothing; p_notes replace the notes.\n'
+    'Errors: 42501 actor unknown or inactive; PT422 budget below zero; PT404 no such lead or assignee; PT409 '
+    'assignee inactive.';
 
 CREATE FUNCTION public.create_order_safe(
-  p_customer_id uuid, p_lead_id uuid DEFAULT NULL, p_items jsonb DEFAULT NULL, p_total_amount numeric DEFAULT NULL,
-  p_currency text DEFAULT NULL, p_user_id uuid DEFAULT NULL, p_order_code text DEFAULT NULL, p_bike_url text DEFAULT NULL,
-  p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL, p_assigned_manager uuid DEFAULT NULL
+    p_customer_id uuid, p_lead_id uuid DEFAULT NULL, p_items jsonb DEFAULT NULL, p_total_amount numeric DEFAULT NULL,
+    p_currency text DEFAULT NULL, p_user_id uuid DEFAULT NULL, p_order_code text DEFAULT NULL,
+    p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL,
+    p_assigned_manager uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id, true);
-  v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
-  v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-  v_items jsonb := COALESCE(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
-  v_code text := crm_private.short_text('p_order_code', p_order_code);
-  v_number text;
-  v_lead public.leads;
-  v_old_lead_status public.lead_status_enum;
-  v_customer_id uuid;
-  v_order public.orders;
+    v_actor public.users := crm_private.actor(p_user_id, true);
+    v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
+    v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
+    v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
+    v_code text := crm_private.short_text('p_order_code', p_order_code);
+    v_number text;
+    v_lead public.leads;
+    v_old_lead_status public.lead_status_enum;
+    v_customer_id uuid;
+    v_order public.orders;
 BEGIN
-  IF p_commission_eur IS NOT NULL THEN
-    PERFORM crm_private.amount('p_commission_eur', p_commission_eur, true);
-  END IF;
-  IF p_lead_id IS NULL THEN
-    PERFORM crm_private.required_id('p_customer_id', p_customer_id);
-  ELSE
-    v_lead := crm_private.locked_lead(p_lead_id);
-  END IF;
-  v_customer_id := COALESCE(p_customer_id, v_lead.customer_id);
-  IF v_customer_id IS NULL OR NOT EXISTS (SELECT FROM public.customers c WHERE c.id = v_customer_id) THEN
-    PERFORM crm_private.not_found('customers', 'p_customer_id', v_customer_id);
-  END IF;
-  PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
-  IF v_lead.status NOT IN ('new', 'in_progress') THEN
-    PERFORM crm_private.conflict('lead_converts', 'this lead cannot become an order: it is ' || v_lead.status,
-      jsonb_build_object('field', 'p_lead_id', 'found', v_lead.status, 'accepted', '["new", "in_progress"]'::jsonb, 'id', v_lead.id,
-                         'orders', (SELECT jsonb_agg(o.id) FROM public.orders o WHERE o.lead_id = v_lead.id)),
-      'Take a rejected lead back with advance_lead_status_safe; a converted one has its order.');
-  END IF;
-  IF v_lead.customer_id <> v_customer_id THEN
-    PERFORM crm_private.conflict('lead_customer', 'the lead belongs to another customer',
-      jsonb_build_object('field', 'p_customer_id', 'found', p_customer_id, 'accepted', v_lead.customer_id, 'id', v_lead.id),
-      'Leave p_customer_id out: the lead''s customer is taken over.');
-  END IF;
-  PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
+    IF p_commission_eur IS NOT NULL THEN
+        PERFORM crm_private.amount('p_commission_eur', p_commission_eur, true);
+    END IF;
+    IF p_lead_id IS NULL THEN
+        PERFORM crm_private.required_id('p_customer_id', p_customer_id);
+    ELSE
+        v_lead := crm_private.locked_lead(p_lead_id);
+    END IF;
+    v_customer_id := coalesce(p_customer_id, v_lead.customer_id);
+    IF v_customer_id IS NULL OR NOT EXISTS (SELECT FROM public.customers c WHERE c.id = v_customer_id) THEN
+        PERFORM crm_private.not_found('customers', 'p_customer_id', v_customer_id);
+    END IF;
+    PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
+    IF v_lead.status NOT IN ('new', 'in_progress') THEN
+        PERFORM crm_private.conflict(
+            'lead_converts', 'this lead cannot become an order: it is ' || v_lead.status,
+            jsonb_build_object(
+                'field', 'p_lead_id', 'found', v_lead.status, 'accepted', '["new", "in_progress"]'::jsonb,
+                'id', v_lead.id,
+                'orders', (SELECT jsonb_agg(o.id) FROM public.orders o WHERE o.lead_id = v_lead.id)
+            ),
+            'Reopen a rejected lead with advance_lead_status_safe; a converted lead has its order already.'
+        );
+    END IF;
+    IF v_lead.customer_id <> v_customer_id THEN
+        PERFORM crm_private.conflict(
+            'lead_customer', 'the lead belongs to another customer',
+            jsonb_build_object(
+                'field', 'p_customer_id', 'found', p_customer_id, 'accepted', v_lead.customer_id, 'id', v_lead.id
+            ),
+            'Omit p_customer_id: the order gets the lead''s customer.'
+        );
+    END IF;
+    PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
 
-  LOOP
-    IF v_code IS NULL THEN
-      v_number := nextval('crm_private.order_code_seq');
+    LOOP
+        IF v_code IS NULL THEN
+            v_number := nextval('crm_private.order_code_seq');
+        END IF;
+        INSERT INTO public.orders (
+            order_code, customer_id, lead_id, bike_url, bike_snapshot, final_price_eur, commission_eur, status,
+            assigned_manager, items, total_amount, currency, created_by, updated_by
+        )
+        VALUES (
+            -- greatest, because lpad would cut longer numbers
+            coalesce(
+                v_code,
+                to_char(now() AT TIME ZONE 'UTC', '"B"YYMM-') || lpad(v_number, greatest(6, length(v_number)), '0')
+            ),
+            v_customer_id, v_lead.id, coalesce(crm_private.trimmed(p_bike_url), v_lead.bike_url),
+            coalesce(p_bike_snapshot, v_lead.bike_snapshot), CASE WHEN v_currency = 'EUR' THEN v_total END,
+            p_commission_eur, 'created', coalesce(p_assigned_manager, v_lead.assigned_to), v_items, v_total,
+            v_currency::public.currency_enum, v_actor.id, v_actor.id
+        )
+        ON CONFLICT (order_code) DO NOTHING RETURNING * INTO v_order;
+        EXIT WHEN FOUND;
+        IF v_code IS NOT NULL THEN
+            SELECT * INTO v_order FROM public.orders o WHERE o.order_code = v_code;
+            PERFORM crm_private.conflict(
+                'unique_order_code', 'another order already has this order number',
+                jsonb_build_object(
+                    'field', 'p_order_code', 'found', v_code, 'accepted', 'a number that no order has', 'id', v_order.id
+                ),
+                'Omit p_order_code to get the next free number.'
+            );
+        END IF;
+    END LOOP;
+    INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
+    VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created');
+    PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, to_jsonb(v_order));
+    IF v_lead.id IS NOT NULL THEN
+        v_old_lead_status := v_lead.status;
+        UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = now()
+        WHERE l.id = v_lead.id RETURNING * INTO v_lead;
+        PERFORM crm_private.audit(
+            v_actor.id, 'status_change', 'leads', v_lead.id, to_jsonb(v_lead),
+            jsonb_build_object('old', v_old_lead_status, 'new', v_lead.status, 'order_id', v_order.id)
+        );
     END IF;
-    INSERT INTO public.orders (order_code, customer_id, lead_id, bike_url, bike_snapshot, final_price_eur, commission_eur,
-                               status, assigned_manager, items, total_amount, currency, created_by, updated_by)
-    VALUES (
-      -- lpad cuts what is longer
-      COALESCE(v_code, 'B' || to_char(now() AT TIME ZONE 'UTC', 'YYMM') || '-' || lpad(v_number, greatest(6, length(v_number)), '0')),
-      v_customer_id, v_lead.id, COALESCE(crm_private.trimmed(p_bike_url), v_lead.bike_url), COALESCE(p_bike_snapshot, v_lead.bike_snapshot),
-      CASE WHEN v_currency = 'EUR' THEN v_total END, p_commission_eur, 'created', COALESCE(p_assigned_manager, v_lead.assigned_to),
-      v_items, v_total, v_currency::public.currency_enum, v_actor.id, v_actor.id)
-    ON CONFLICT (order_code) DO NOTHING RETURNING * INTO v_order;
-    EXIT WHEN FOUND;
-    IF v_code IS NOT NULL THEN
-      SELECT * INTO v_order FROM public.orders o WHERE o.order_code = v_code;
-      PERFORM crm_private.conflict('unique_order_code', 'an order has this order number already',
-        jsonb_build_object('field', 'p_order_code', 'found', v_code, 'accepted', 'a number that no order has', 'id', v_order.id),
-        'Leave p_order_code out to get the next free number.');
-    END IF;
-  END LOOP;
-  INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
-  VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created');
-  PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, to_jsonb(v_order));
-  IF v_lead.id IS NOT NULL THEN
-    v_old_lead_status := v_lead.status;
-    UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = now()
-    WHERE l.id = v_lead.id RETURNING * INTO v_lead;
-    PERFORM crm_private.audit(v_actor.id, 'status_change', 'leads', v_lead.id, to_jsonb(v_lead),
-      jsonb_build_object('old', v_old_lead_status, 'new', v_lead.status, 'order_id', v_order.id));
-  END IF;
-  RETURN jsonb_build_object('id', v_order.id, 'order_code', v_order.order_code, 'status', v_order.status,
-    'customer_id', v_order.customer_id, 'lead_id', v_order.lead_id, 'total_amount', v_order.total_amount, 'currency', v_order.currency);
+    RETURN jsonb_build_object(
+        'id', v_order.id, 'order_code', v_order.order_code, 'status', v_order.status,
+        'customer_id', v_order.customer_id, 'lead_id', v_order.lead_id, 'total_amount', v_order.total_amount,
+        'currency', v_order.currency
+    );
 END
 $$;
-COMMENT ON FUNCTION public.create_order_safe(uuid, uuid, jsonb, numeric, text, uuid, text, text, jsonb, numeric, uuid) IS
-'Creates an order with status created and its first event, from a lead or for a customer.
-Rules: total and currency are obligatory; from a lead: the order is linked to it, takes over its customer, bike and manager, and the lead becomes converted (from new or in_progress only); an order number is generated where none is given; final_price_eur is filled for EUR; without p_user_id the system user acts.
-Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number or commission not accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 lead rejected or converted, lead of another customer, order number taken, manager inactive.';
+COMMENT ON FUNCTION public.create_order_safe IS
+    E'Creates an order with status created and its first event, from a lead or for a customer.\n'
+    'Rules: total and currency are required; from a lead: the order is linked to it, inherits its customer, bike '
+    'and manager, and the lead becomes converted (from new or in_progress only); an order number is generated if '
+    'none is given; final_price_eur is filled for EUR; without p_user_id the system user acts.\n'
+    'Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number or commission not '
+    'accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 lead rejected or '
+    'converted, lead of another customer, order number taken, manager inactive.';
 
 CREATE FUNCTION public.quick_order_safe(
-  p_source text, p_full_name text, p_items jsonb, p_total_amount numeric, p_currency text,
-  p_phone text DEFAULT NULL, p_email text DEFAULT NULL, p_contact text DEFAULT NULL, p_country text DEFAULT NULL,
-  p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
-  p_customer_comment text DEFAULT NULL, p_user_id uuid DEFAULT NULL
+    p_source text, p_full_name text, p_items jsonb, p_total_amount numeric, p_currency text, p_phone text DEFAULT NULL,
+    p_email text DEFAULT NULL, p_contact text DEFAULT NULL, p_country text DEFAULT NULL,
+    p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
+    p_customer_comment text DEFAULT NULL, p_user_id uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_lead jsonb;
+    v_lead jsonb;
 BEGIN
-  v_lead := public.create_lead_safe(
-    p_source => p_source, p_full_name => p_full_name, p_phone => p_phone, p_email => p_email, p_contact => p_contact,
-    p_country => p_country, p_preferred_channel => p_preferred_channel, p_bike_url => p_bike_url,
-    p_bike_snapshot => p_bike_snapshot, p_customer_comment => p_customer_comment, p_user_id => p_user_id);
-  RETURN public.create_order_safe(
-    p_customer_id => (v_lead ->> 'customer_id')::uuid, p_lead_id => (v_lead ->> 'id')::uuid, p_items => p_items,
-    p_total_amount => p_total_amount, p_currency => p_currency, p_user_id => p_user_id);
+    v_lead := public.create_lead_safe(
+        p_source => p_source, p_full_name => p_full_name, p_phone => p_phone, p_email => p_email,
+        p_contact => p_contact, p_country => p_country, p_preferred_channel => p_preferred_channel,
+        p_bike_url => p_bike_url, p_bike_snapshot => p_bike_snapshot, p_customer_comment => p_customer_comment,
+        p_user_id => p_user_id
+    );
+    RETURN public.create_order_safe(
+        p_customer_id => (v_lead ->> 'customer_id')::uuid, p_lead_id => (v_lead ->> 'id')::uuid, p_items => p_items,
+        p_total_amount => p_total_amount, p_currency => p_currency, p_user_id => p_user_id
+    );
 END
 $$;
-COMMENT ON FUNCTION public.quick_order_safe(text, text, jsonb, numeric, text, text, text, text, text, text, text, jsonb, text, uuid) IS
-'A guest''s order in one call: lead, customer (found or created) and order, all or nothing.
-Rules: those of create_lead_safe and create_order_safe; without p_user_id the system user acts. The result''s id is the order''s.
-Errors: those of create_lead_safe and create_order_safe.';
+COMMENT ON FUNCTION public.quick_order_safe IS
+    E'Creates a guest''s order in one call: lead, customer (found or created) and order, all or nothing.\n'
+    'Rules: those of create_lead_safe and create_order_safe; without p_user_id the system user acts. The result''s '
+    'id is the order''s.\n'
+    'Errors: those of create_lead_safe and create_order_safe.';
 
 CREATE FUNCTION public.update_order_safe(
-  p_order_id uuid, p_user_id uuid,
-  p_assigned_manager uuid DEFAULT NULL, p_items jsonb DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
-  p_commission_eur numeric DEFAULT NULL, p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL
+    p_order_id uuid, p_user_id uuid, p_assigned_manager uuid DEFAULT NULL, p_items jsonb DEFAULT NULL,
+    p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL,
+    p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
-  v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
-  v_other_total boolean;
-  v_old public.orders;
-  v_new public.orders;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
+    v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
+    v_other_total boolean;
+    v_old public.orders;
+    v_new public.orders;
 BEGIN
-  PERFORM crm_private.required_id('p_order_id', p_order_id);
-  IF p_commission_eur IS NOT NULL THEN
-    PERFORM crm_private.amount('p_commission_eur', p_commission_eur, true);
-  END IF;
-  IF p_total_amount IS NOT NULL THEN
-    PERFORM crm_private.amount('p_total_amount', p_total_amount);
-  END IF;
-  v_old := crm_private.locked_order(p_order_id);
-  PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
-  -- an adopted order without a total (or with NaN) gets one even after payments, or it could never be paid
-  v_other_total := COALESCE(p_total_amount <> NULLIF(v_old.total_amount, 'NaN'), false);
-  IF (v_other_total OR v_currency <> v_old.currency::text)
-     AND EXISTS (SELECT FROM public.payments p WHERE p.order_id = v_old.id AND p.status = 'completed') THEN
-    PERFORM crm_private.conflict('total_fixed', 'total and currency are fixed by the first completed payment',
-      CASE WHEN v_other_total
-        THEN jsonb_build_object('field', 'p_total_amount', 'found', p_total_amount, 'accepted', v_old.total_amount, 'id', v_old.id)
-        ELSE jsonb_build_object('field', 'p_currency', 'found', v_currency, 'accepted', v_old.currency, 'id', v_old.id) END,
-      'Leave them out; differences are settled by payments and refunds.');
-  END IF;
-  PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
-  IF COALESCE(p_total_amount, v_old.total_amount) IS NOT NULL AND COALESCE(v_currency, v_old.currency::text) IS NULL THEN
-    PERFORM crm_private.conflict('currency', 'this order has no currency yet',
-      jsonb_build_object('field', 'p_currency', 'found', NULL, 'accepted', 'given together with the first total', 'id', v_old.id),
-      'Pass p_currency as well.');
-  END IF;
-  UPDATE public.orders o SET
-    assigned_manager = COALESCE(p_assigned_manager, o.assigned_manager),
-    items = COALESCE(v_items, o.items),
-    bike_url = COALESCE(crm_private.trimmed(p_bike_url), o.bike_url),
-    bike_snapshot = COALESCE(p_bike_snapshot, o.bike_snapshot),
-    commission_eur = COALESCE(p_commission_eur, o.commission_eur),
-    total_amount = COALESCE(p_total_amount, o.total_amount),
-    currency = COALESCE(v_currency::public.currency_enum, o.currency),
-    final_price_eur = CASE WHEN p_total_amount IS NULL AND v_currency IS NULL THEN o.final_price_eur
-                           WHEN COALESCE(v_currency, o.currency::text) = 'EUR' THEN COALESCE(p_total_amount, o.total_amount) END,
-    updated_by = v_actor.id,
-    updated_at = now()
-  WHERE o.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit_update(v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-  RETURN jsonb_build_object('id', v_new.id, 'order_code', v_new.order_code, 'status', v_new.status,
-    'total_amount', v_new.total_amount, 'currency', v_new.currency);
+    PERFORM crm_private.required_id('p_order_id', p_order_id);
+    IF p_commission_eur IS NOT NULL THEN
+        PERFORM crm_private.amount('p_commission_eur', p_commission_eur, true);
+    END IF;
+    IF p_total_amount IS NOT NULL THEN
+        PERFORM crm_private.amount('p_total_amount', p_total_amount);
+    END IF;
+    v_old := crm_private.locked_order(p_order_id);
+    PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
+    -- an adopted order without a total (or with NaN) may get one even after payments, or it could never be paid
+    v_other_total := coalesce(p_total_amount <> nullif(v_old.total_amount, 'NaN'), false);
+    IF (v_other_total OR v_currency <> v_old.currency::text)
+        AND EXISTS (SELECT FROM public.payments p WHERE p.order_id = v_old.id AND p.status = 'completed')
+    THEN
+        PERFORM crm_private.conflict(
+            'total_fixed', 'total and currency are fixed by the first completed payment',
+            CASE
+                WHEN v_other_total THEN jsonb_build_object(
+                    'field', 'p_total_amount', 'found', p_total_amount, 'accepted', v_old.total_amount, 'id', v_old.id
+                )
+                ELSE jsonb_build_object(
+                    'field', 'p_currency', 'found', v_currency, 'accepted', v_old.currency, 'id', v_old.id
+                )
+            END,
+            'Omit them; settle differences by payments and refunds.'
+        );
+    END IF;
+    PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
+    IF coalesce(p_total_amount, v_old.total_amount) IS NOT NULL AND coalesce(v_currency, v_old.currency::text) IS NULL
+    THEN
+        PERFORM crm_private.conflict(
+            'currency', 'this order has no currency yet',
+            jsonb_build_object(
+                'field', 'p_currency', 'found', NULL, 'accepted', 'given together with the first total', 'id', v_old.id
+            ),
+            'Pass p_currency as well.'
+        );
+    END IF;
+    UPDATE public.orders o SET
+        assigned_manager = coalesce(p_assigned_manager, o.assigned_manager),
+        items = coalesce(v_items, o.items),
+        bike_url = coalesce(crm_private.trimmed(p_bike_url), o.bike_url),
+        bike_snapshot = coalesce(p_bike_snapshot, o.bike_snapshot),
+        commission_eur = coalesce(p_commission_eur, o.commission_eur),
+        total_amount = coalesce(p_total_amount, o.total_amount),
+        currency = coalesce(v_currency::public.currency_enum, o.currency),
+        final_price_eur = CASE
+            WHEN p_total_amount IS NULL AND v_currency IS NULL THEN o.final_price_eur
+            WHEN coalesce(v_currency, o.currency::text) = 'EUR' THEN coalesce(p_total_amount, o.total_amount)
+        END,
+        updated_by = v_actor.id,
+        updated_at = now()
+    WHERE o.id = v_old.id RETURNING * INTO v_new;
+    PERFORM crm_private.audit_update(v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    RETURN jsonb_build_object(
+        'id', v_new.id, 'order_code', v_new.order_code, 'status', v_new.status, 'total_amount', v_new.total_amount,
+        'currency', v_new.currency
+    );
 END
 $$;
-COMMENT ON FUNCTION public.update_order_safe(uuid, uuid, uuid, jsonb, text, jsonb, numeric, numeric, text) IS
-'Changes an order''s manager, items, bike, commission, total or currency; never its status.
-Rules: any active user; what is NULL stays as it is; total and currency only before the first completed payment (an adopted order without a total, or with NaN, may get one later).
-Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no such order or manager; PT409 total fixed by a payment, first total without currency, manager inactive.';
+COMMENT ON FUNCTION public.update_order_safe IS
+    E'Changes an order''s manager, items, bike, commission, total or currency; never its status.\n'
+    'Rules: any active user; NULL arguments change nothing; total and currency change only before the first '
+    'completed payment (an adopted order without a total, or with NaN, may get one later).\n'
+    'Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no '
+    'such order or manager; PT409 total fixed by a payment, first total without currency, manager inactive.';
 
 CREATE FUNCTION public.advance_order_status_safe(
-  p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL
+    p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.order_status_enum', true);
-  v_order public.orders;
-  v_required_role public.user_role_enum;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.order_status_enum', true);
+    v_order public.orders;
+    v_required_role public.user_role_enum;
 BEGIN
-  PERFORM crm_private.required_id('p_order_id', p_order_id);
-  v_order := crm_private.locked_order(p_order_id);
-  SELECT t.required_role INTO v_required_role FROM public.order_status_transitions t
-  WHERE t.from_status = v_order.status AND t.to_status::text = v_new_status;
-  IF NOT FOUND THEN
-    PERFORM crm_private.conflict('order_transition', format('an order does not go from %s to %s', v_order.status, v_new_status),
-      jsonb_build_object('field', 'p_new_status', 'found', v_new_status, 'from', v_order.status, 'id', v_order.id,
-        'accepted', COALESCE((SELECT jsonb_agg(t.to_status ORDER BY t.to_status) FROM public.order_status_transitions t
-                              WHERE t.from_status = v_order.status), '[]'::jsonb)),
-      CASE v_new_status WHEN 'paid' THEN 'An order becomes paid by its payments: record_generic_payment_safe.'
-                        ELSE 'The transitions stand in order_status_transitions.' END);
-  END IF;
-  IF v_required_role = 'admin' THEN
-    PERFORM crm_private.require_admin(v_actor, format('moving an order from %s to %s', v_order.status, v_new_status));
-  END IF;
-  -- in every currency: adopted client money need not be in the order's, and the order may have none
-  IF v_new_status = 'cancelled' AND EXISTS (
-    SELECT FROM public.payments p
-    WHERE p.order_id = v_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
-      AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
-    GROUP BY p.currency HAVING sum(CASE p.role WHEN 'refund' THEN -p.amount ELSE p.amount END) > 0
-  ) THEN
-    PERFORM crm_private.require_admin(v_actor, 'cancelling an order that holds client money');
-  END IF;
-  PERFORM crm_private.set_order_status(v_order.id, v_new_status::public.order_status_enum, v_actor.id,
-    crm_private.trimmed(p_reason), crm_private.trimmed(p_notes), '{}'::jsonb);
-  RETURN jsonb_build_object('id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status);
+    PERFORM crm_private.required_id('p_order_id', p_order_id);
+    v_order := crm_private.locked_order(p_order_id);
+    SELECT t.required_role INTO v_required_role FROM public.order_status_transitions t
+    WHERE t.from_status = v_order.status AND t.to_status::text = v_new_status;
+    IF NOT FOUND THEN
+        PERFORM crm_private.conflict(
+            'order_transition', format('an order cannot go from %s to %s', v_order.status, v_new_status),
+            jsonb_build_object(
+                'field', 'p_new_status', 'found', v_new_status, 'from', v_order.status, 'id', v_order.id,
+                'accepted', (
+                    SELECT coalesce(jsonb_agg(t.to_status ORDER BY t.to_status), '[]')
+                    FROM public.order_status_transitions t
+                    WHERE t.from_status = v_order.status
+                )
+            ),
+            CASE v_new_status
+                WHEN 'paid' THEN 'Only payments make an order paid: record_generic_payment_safe.'
+                ELSE 'Table order_status_transitions lists the transitions.'
+            END
+        );
+    END IF;
+    IF v_required_role = 'admin' THEN
+        PERFORM crm_private.require_admin(
+            v_actor, format('moving an order from %s to %s', v_order.status, v_new_status)
+        );
+    END IF;
+    -- in every currency: adopted client money may be in another one than the order, which may have none
+    IF v_new_status = 'cancelled' AND EXISTS (
+        SELECT FROM public.payments p
+        WHERE p.order_id = v_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
+            AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
+        GROUP BY p.currency HAVING sum(CASE p.role WHEN 'refund' THEN -p.amount ELSE p.amount END) > 0
+    ) THEN
+        PERFORM crm_private.require_admin(v_actor, 'cancelling an order that holds client money');
+    END IF;
+    PERFORM crm_private.set_order_status(
+        v_order.id, v_new_status::public.order_status_enum, v_actor.id, crm_private.trimmed(p_reason),
+        crm_private.trimmed(p_notes), '{}'::jsonb
+    );
+    RETURN jsonb_build_object(
+        'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status
+    );
 END
 $$;
-COMMENT ON FUNCTION public.advance_order_status_safe(uuid, text, uuid, text, text) IS
-'Moves an order to another status, with event and audit.
-Rules: only the transitions of order_status_transitions, each with the role it needs; cancelling while the order holds client money, in any currency, needs an admin; paid is reached by payments only.
-Errors: 42501 actor unknown or inactive, or no admin where one is needed; PT422 unknown status; PT404 no such order; PT409 transition not allowed.';
+COMMENT ON FUNCTION public.advance_order_status_safe IS
+    E'Moves an order to another status, with event and audit.\n'
+    'Rules: only the transitions of order_status_transitions, each with the role it needs; cancelling while the '
+    'order holds client money, in any currency, needs an admin; only payments make an order paid.\n'
+    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 unknown status; PT404 no '
+    'such order; PT409 transition not allowed.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

@@ -1,180 +1,203 @@
--- RPCs around the work on an order: documents, tasks, shipments.
+-- RPCs for the work on an order: documents, tasks, shipments.
 
-GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;
+GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;  -- noqa: PRS
 GRANT CREATE ON SCHEMA public, crm_private TO crm_rpc;
 SET LOCAL ROLE crm_rpc;
 
 CREATE FUNCTION public.attach_document_safe(
-  p_document_type text, p_storage_url text, p_uploaded_by uuid, p_order_id uuid DEFAULT NULL, p_lead_id uuid DEFAULT NULL
+    p_document_type text, p_storage_url text, p_uploaded_by uuid, p_order_id uuid DEFAULT NULL,
+    p_lead_id uuid DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_uploaded_by);
-  v_type text := crm_private.label('p_document_type', p_document_type, 'public.document_type_enum', true);
-  v_url text := crm_private.required_text('p_storage_url', p_storage_url);
-  v_document public.documents;
+    v_actor public.users := crm_private.actor(p_uploaded_by);
+    v_type text := crm_private.label('p_document_type', p_document_type, 'public.document_type_enum', true);
+    v_url text := crm_private.required_text('p_storage_url', p_storage_url);
+    v_document public.documents;
 BEGIN
-  IF p_order_id IS NULL AND p_lead_id IS NULL THEN
-    PERFORM crm_private.invalid('p_order_id', NULL, 'given, or else p_lead_id');
-  END IF;
-  IF p_order_id IS NOT NULL THEN
-    PERFORM crm_private.locked_order(p_order_id);
-  END IF;
-  IF p_lead_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.leads l WHERE l.id = p_lead_id) THEN
-    PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
-  END IF;
-  INSERT INTO public.documents (order_id, lead_id, type, file_url, uploaded_by)
-  VALUES (p_order_id, p_lead_id, v_type::public.document_type_enum, v_url, v_actor.id) RETURNING * INTO v_document;
-  PERFORM crm_private.audit(v_actor.id, 'create', 'documents', v_document.id, to_jsonb(v_document));
-  RETURN jsonb_build_object('id', v_document.id, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id);
+    IF p_order_id IS NULL AND p_lead_id IS NULL THEN
+        PERFORM crm_private.invalid('p_order_id', NULL, 'given, or else p_lead_id');
+    END IF;
+    IF p_order_id IS NOT NULL THEN
+        PERFORM crm_private.locked_order(p_order_id);
+    END IF;
+    IF p_lead_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.leads l WHERE l.id = p_lead_id) THEN
+        PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
+    END IF;
+    INSERT INTO public.documents (order_id, lead_id, type, file_url, uploaded_by)
+    VALUES (p_order_id, p_lead_id, v_type::public.document_type_enum, v_url, v_actor.id) RETURNING * INTO v_document;
+    PERFORM crm_private.audit(v_actor.id, 'create', 'documents', v_document.id, to_jsonb(v_document));
+    RETURN jsonb_build_object('id', v_document.id, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id);
 END
 $$;
-COMMENT ON FUNCTION public.attach_document_safe(text, text, uuid, uuid, uuid) IS
-'Attaches an uploaded file to an order or a lead.
-Rules: any active user; an order or a lead is obligatory; the file is in the storage already, here only its address is kept.
-Errors: 42501 uploader unknown or inactive; PT422 unknown type, address blank, neither order nor lead; PT404 no such order or lead.';
+COMMENT ON FUNCTION public.attach_document_safe IS
+    E'Attaches an uploaded file to an order or a lead.\n'
+    'Rules: any active user; an order or a lead is required; the file is in the storage already, only its address '
+    'is kept here.\n'
+    'Errors: 42501 uploader unknown or inactive; PT422 unknown type, blank address, neither order nor lead; PT404 '
+    'no such order or lead.';
 
 CREATE FUNCTION public.create_task_safe(
-  p_title text, p_created_by uuid, p_order_id uuid DEFAULT NULL, p_lead_id uuid DEFAULT NULL, p_description text DEFAULT NULL,
-  p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL
+    p_title text, p_created_by uuid, p_order_id uuid DEFAULT NULL, p_lead_id uuid DEFAULT NULL,
+    p_description text DEFAULT NULL, p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_created_by);
-  v_title text := crm_private.required_text('p_title', p_title);
-  v_task public.tasks;
+    v_actor public.users := crm_private.actor(p_created_by);
+    v_title text := crm_private.required_text('p_title', p_title);
+    v_task public.tasks;
 BEGIN
-  IF NOT isfinite(p_due_at) THEN
-    PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
-  END IF;
-  IF p_order_id IS NOT NULL THEN
-    PERFORM crm_private.locked_order(p_order_id);
-  END IF;
-  IF p_lead_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.leads l WHERE l.id = p_lead_id) THEN
-    PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
-  END IF;
-  PERFORM crm_private.assignee_exists('p_assignee_id', p_assignee_id);
-  PERFORM crm_private.assignee_active('p_assignee_id', p_assignee_id);
-  INSERT INTO public.tasks (order_id, lead_id, title, description, due_at, assigned_to, created_by, completed)
-  VALUES (p_order_id, p_lead_id, v_title, crm_private.trimmed(p_description), p_due_at, p_assignee_id, v_actor.id, false)
-  RETURNING * INTO v_task;
-  PERFORM crm_private.audit(v_actor.id, 'create', 'tasks', v_task.id, to_jsonb(v_task));
-  RETURN jsonb_build_object('id', v_task.id, 'status', v_task.status);
+    IF NOT isfinite(p_due_at) THEN
+        PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
+    END IF;
+    IF p_order_id IS NOT NULL THEN
+        PERFORM crm_private.locked_order(p_order_id);
+    END IF;
+    IF p_lead_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.leads l WHERE l.id = p_lead_id) THEN
+        PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
+    END IF;
+    PERFORM crm_private.assignee_exists('p_assignee_id', p_assignee_id);
+    PERFORM crm_private.assignee_active('p_assignee_id', p_assignee_id);
+    INSERT INTO public.tasks (order_id, lead_id, title, description, due_at, assigned_to, created_by, completed)
+    VALUES (
+        p_order_id, p_lead_id, v_title, crm_private.trimmed(p_description), p_due_at, p_assignee_id, v_actor.id, false
+    )
+    RETURNING * INTO v_task;
+    PERFORM crm_private.audit(v_actor.id, 'create', 'tasks', v_task.id, to_jsonb(v_task));
+    RETURN jsonb_build_object('id', v_task.id, 'status', v_task.status);
 END
 $$;
-COMMENT ON FUNCTION public.create_task_safe(text, uuid, uuid, uuid, text, uuid, timestamptz) IS
-'Creates an open task, for an order, a lead or neither.
-Rules: any active user; the assignee, if given, is active.
-Errors: 42501 creator unknown or inactive; PT422 title blank, due time infinite; PT404 no such order, lead or assignee; PT409 assignee inactive.';
+COMMENT ON FUNCTION public.create_task_safe IS
+    E'Creates an open task, for an order, a lead or neither.\n'
+    'Rules: any active user; the assignee, if given, is active.\n'
+    'Errors: 42501 creator unknown or inactive; PT422 title blank, due time infinite; PT404 no such order, lead or '
+    'assignee; PT409 assignee inactive.';
 
 CREATE FUNCTION public.update_task_safe(
-  p_task_id uuid, p_user_id uuid, p_completed boolean DEFAULT NULL, p_title text DEFAULT NULL, p_description text DEFAULT NULL,
-  p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL
+    p_task_id uuid, p_user_id uuid, p_completed boolean DEFAULT NULL, p_title text DEFAULT NULL,
+    p_description text DEFAULT NULL, p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_old public.tasks;
-  v_new public.tasks;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_old public.tasks;
+    v_new public.tasks;
 BEGIN
-  PERFORM crm_private.required_id('p_task_id', p_task_id);
-  IF NOT isfinite(p_due_at) THEN
-    PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
-  END IF;
-  SELECT * INTO v_old FROM public.tasks t WHERE t.id = p_task_id FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
-    PERFORM crm_private.not_found('tasks', 'p_task_id', p_task_id);
-  END IF;
-  PERFORM crm_private.assignee_exists('p_assignee_id', p_assignee_id);
-  PERFORM crm_private.assignee_active('p_assignee_id', p_assignee_id);
-  UPDATE public.tasks t SET
-    completed = COALESCE(p_completed, t.completed),
-    title = COALESCE(crm_private.trimmed(p_title), t.title),
-    description = COALESCE(crm_private.trimmed(p_description), t.description),
-    assigned_to = COALESCE(p_assignee_id, t.assigned_to),
-    due_at = COALESCE(p_due_at, t.due_at)
-  WHERE t.id = v_old.id RETURNING * INTO v_new;
-  PERFORM crm_private.audit_update(v_actor.id, 'tasks', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-  RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
+    PERFORM crm_private.required_id('p_task_id', p_task_id);
+    IF NOT isfinite(p_due_at) THEN
+        PERFORM crm_private.invalid('p_due_at', p_due_at::text, 'a finite time');
+    END IF;
+    SELECT * INTO v_old FROM public.tasks t WHERE t.id = p_task_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_found('tasks', 'p_task_id', p_task_id);
+    END IF;
+    PERFORM crm_private.assignee_exists('p_assignee_id', p_assignee_id);
+    PERFORM crm_private.assignee_active('p_assignee_id', p_assignee_id);
+    UPDATE public.tasks t SET
+        completed = coalesce(p_completed, t.completed),
+        title = coalesce(crm_private.trimmed(p_title), t.title),
+        description = coalesce(crm_private.trimmed(p_description), t.description),
+        assigned_to = coalesce(p_assignee_id, t.assigned_to),
+        due_at = coalesce(p_due_at, t.due_at)
+    WHERE t.id = v_old.id RETURNING * INTO v_new;
+    PERFORM crm_private.audit_update(v_actor.id, 'tasks', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
 END
 $$;
-COMMENT ON FUNCTION public.update_task_safe(uuid, uuid, boolean, text, text, uuid, timestamptz) IS
-'Completes, reopens or changes a task.
-Rules: any active user; what is NULL or blank stays as it is; status follows completed.
-Errors: 42501 actor unknown or inactive; PT422 p_task_id missing, due time infinite; PT404 no such task or assignee; PT409 assignee inactive.';
+COMMENT ON FUNCTION public.update_task_safe IS
+    E'Completes, reopens or changes a task.\n'
+    'Rules: any active user; NULL or blank arguments change nothing; status follows completed.\n'
+    'Errors: 42501 actor unknown or inactive; PT422 p_task_id missing, due time infinite; PT404 no such task or '
+    'assignee; PT409 assignee inactive.';
 
 CREATE FUNCTION public.upsert_shipment_safe(
-  p_order_id uuid, p_user_id uuid, p_shipment_id uuid DEFAULT NULL, p_provider text DEFAULT NULL, p_tracking_number text DEFAULT NULL,
-  p_status text DEFAULT NULL, p_estimated_delivery_date date DEFAULT NULL, p_warehouse_received boolean DEFAULT NULL,
-  p_warehouse_photos_received boolean DEFAULT NULL, p_client_received boolean DEFAULT NULL
+    p_order_id uuid, p_user_id uuid, p_shipment_id uuid DEFAULT NULL, p_provider text DEFAULT NULL,
+    p_tracking_number text DEFAULT NULL, p_status text DEFAULT NULL, p_estimated_delivery_date date DEFAULT NULL,
+    p_warehouse_received boolean DEFAULT NULL, p_warehouse_photos_received boolean DEFAULT NULL,
+    p_client_received boolean DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_actor public.users := crm_private.actor(p_user_id);
-  v_provider text := crm_private.label('p_provider', p_provider, 'public.shipment_provider_enum', false);
-  v_tracking text := crm_private.short_text('p_tracking_number', p_tracking_number);
-  v_old public.shipments;
-  v_new public.shipments;
+    v_actor public.users := crm_private.actor(p_user_id);
+    v_provider text := crm_private.label('p_provider', p_provider, 'public.shipment_provider_enum', false);
+    v_tracking text := crm_private.short_text('p_tracking_number', p_tracking_number);
+    v_old public.shipments;
+    v_new public.shipments;
 BEGIN
-  PERFORM crm_private.required_id('p_order_id', p_order_id);
-  IF p_status NOT IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost') THEN
-    PERFORM crm_private.invalid('p_status', p_status, 'one of created, shipped, in_transit, customs, delivered, lost');
-  END IF;
-  IF NOT isfinite(p_estimated_delivery_date) THEN
-    PERFORM crm_private.invalid('p_estimated_delivery_date', p_estimated_delivery_date::text, 'a finite date');
-  END IF;
-  PERFORM crm_private.locked_order(p_order_id);
-  IF p_shipment_id IS NOT NULL THEN
-    SELECT * INTO v_old FROM public.shipments s WHERE s.id = p_shipment_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-      PERFORM crm_private.not_found('shipments', 'p_shipment_id', p_shipment_id);
+    PERFORM crm_private.required_id('p_order_id', p_order_id);
+    IF p_status NOT IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost') THEN
+        PERFORM crm_private.invalid(
+            'p_status', p_status, 'one of created, shipped, in_transit, customs, delivered, lost'
+        );
     END IF;
-    IF v_old.order_id IS DISTINCT FROM p_order_id THEN
-      PERFORM crm_private.conflict('shipment_order', 'the shipment belongs to another order',
-        jsonb_build_object('field', 'p_order_id', 'found', p_order_id, 'accepted', v_old.order_id, 'id', v_old.id),
-        'Pass the shipment''s own order.');
+    IF NOT isfinite(p_estimated_delivery_date) THEN
+        PERFORM crm_private.invalid('p_estimated_delivery_date', p_estimated_delivery_date::text, 'a finite date');
     END IF;
-  ELSIF v_tracking IS NOT NULL THEN
-    -- the order's lock makes the parcel with this tracking number one row, also for two callers at once
-    SELECT * INTO v_old FROM public.shipments s
-    WHERE s.order_id = p_order_id AND s.tracking_number = v_tracking AND s.provider::text = COALESCE(v_provider, s.provider::text)
-    ORDER BY s.created_at, s.id LIMIT 1 FOR NO KEY UPDATE;
-  END IF;
-  IF v_old.id IS NULL THEN
-    INSERT INTO public.shipments (order_id, provider, tracking_number, status, estimated_delivery_date, warehouse_received,
-                                  warehouse_photos_received, client_received, created_by)
-    VALUES (p_order_id, COALESCE(v_provider, 'rusbid')::public.shipment_provider_enum, v_tracking, COALESCE(p_status, 'created'),
-            p_estimated_delivery_date, COALESCE(p_warehouse_received, false), COALESCE(p_warehouse_photos_received, false),
-            COALESCE(p_client_received, false), v_actor.id)
-    RETURNING * INTO v_new;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'shipments', v_new.id, to_jsonb(v_new));
-  ELSE
-    UPDATE public.shipments s SET
-      provider = COALESCE(v_provider::public.shipment_provider_enum, s.provider),
-      tracking_number = COALESCE(v_tracking, s.tracking_number),
-      status = COALESCE(p_status, s.status),
-      estimated_delivery_date = COALESCE(p_estimated_delivery_date, s.estimated_delivery_date),
-      warehouse_received = COALESCE(p_warehouse_received, s.warehouse_received),
-      warehouse_photos_received = COALESCE(p_warehouse_photos_received, s.warehouse_photos_received),
-      client_received = COALESCE(p_client_received, s.client_received)
-    WHERE s.id = v_old.id RETURNING * INTO v_new;
-    PERFORM crm_private.audit_update(v_actor.id, 'shipments', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-  END IF;
-  RETURN jsonb_build_object('id', v_new.id, 'order_id', v_new.order_id, 'status', v_new.status, 'created', v_old.id IS NULL);
+    PERFORM crm_private.locked_order(p_order_id);
+    IF p_shipment_id IS NOT NULL THEN
+        SELECT * INTO v_old FROM public.shipments s WHERE s.id = p_shipment_id FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            PERFORM crm_private.not_found('shipments', 'p_shipment_id', p_shipment_id);
+        END IF;
+        IF v_old.order_id IS DISTINCT FROM p_order_id THEN
+            PERFORM crm_private.conflict(
+                'shipment_order', 'the shipment belongs to another order',
+                jsonb_build_object(
+                    'field', 'p_order_id', 'found', p_order_id, 'accepted', v_old.order_id, 'id', v_old.id
+                ),
+                'Pass the order of the shipment.'
+            );
+        END IF;
+    ELSIF v_tracking IS NOT NULL THEN
+        -- thanks to the order's lock a tracking number stays one row even if two callers add it at once
+        SELECT * INTO v_old FROM public.shipments s
+        WHERE s.order_id = p_order_id AND s.tracking_number = v_tracking
+            AND s.provider::text = coalesce(v_provider, s.provider::text)
+        ORDER BY s.created_at, s.id LIMIT 1 FOR NO KEY UPDATE;
+    END IF;
+    IF v_old.id IS NULL THEN
+        INSERT INTO public.shipments (
+            order_id, provider, tracking_number, status, estimated_delivery_date, warehouse_received,
+            warehouse_photos_received, client_received, created_by
+        )
+        VALUES (
+            p_order_id, coalesce(v_provider, 'rusbid')::public.shipment_provider_enum, v_tracking,
+            coalesce(p_status, 'created'), p_estimated_delivery_date, coalesce(p_warehouse_received, false),
+            coalesce(p_warehouse_photos_received, false), coalesce(p_client_received, false), v_actor.id
+        )
+        RETURNING * INTO v_new;
+        PERFORM crm_private.audit(v_actor.id, 'create', 'shipments', v_new.id, to_jsonb(v_new));
+    ELSE
+        UPDATE public.shipments s SET
+            provider = coalesce(v_provider::public.shipment_provider_enum, s.provider),
+            tracking_number = coalesce(v_tracking, s.tracking_number),
+            status = coalesce(p_status, s.status),
+            estimated_delivery_date = coalesce(p_estimated_delivery_date, s.estimated_delivery_date),
+            warehouse_received = coalesce(p_warehouse_received, s.warehouse_received),
+            warehouse_photos_received = coalesce(p_warehouse_photos_received, s.warehouse_photos_received),
+            client_received = coalesce(p_client_received, s.client_received)
+        WHERE s.id = v_old.id RETURNING * INTO v_new;
+        PERFORM crm_private.audit_update(v_actor.id, 'shipments', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    END IF;
+    RETURN jsonb_build_object(
+        'id', v_new.id, 'order_id', v_new.order_id, 'status', v_new.status, 'created', v_old.id IS NULL
+    );
 END
 $$;
-COMMENT ON FUNCTION public.upsert_shipment_safe(uuid, uuid, uuid, text, text, text, date, boolean, boolean, boolean) IS
-'Creates a shipment of an order or changes one.
-Rules: any active user; with p_shipment_id that one, else the order''s oldest shipment with this tracking number (and provider, where one is given), else a new one (rusbid, created); what is NULL or blank stays as it is.
-Errors: 42501 actor unknown or inactive; PT422 unknown provider or status, tracking number too long, delivery date infinite; PT404 no such order or shipment; PT409 shipment of another order.';
+COMMENT ON FUNCTION public.upsert_shipment_safe IS
+    E'Creates a shipment of an order or changes one.\n'
+    'Rules: any active user; with p_shipment_id that one, else the order''s oldest shipment with this tracking '
+    'number (and provider, if given), else a new one (rusbid, created); NULL or blank arguments change nothing.\n'
+    'Errors: 42501 actor unknown or inactive; PT422 unknown provider or status, tracking number too long, delivery '
+    'date infinite; PT404 no such order or shipment; PT409 shipment of another order.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

@@ -1,33 +1,37 @@
--- Guards: triggers that refuse every path but the RPCs, privileges and policies that say the same a second time,
--- and an assertion that all of it is in place.
--- A later migration that must change guarded rows: ALTER TABLE … DISABLE TRIGGER guard_rows; update;
+-- Guards: triggers that refuse every way of writing except the RPCs, privileges and policies as a second line of
+-- defense, and an assertion that all of it is in place: docs/decisions/guards-by-role.md.
+-- If a later migration must change guarded rows: ALTER TABLE … DISABLE TRIGGER guard_rows; update;
 -- ALTER TABLE … ENABLE ALWAYS TRIGGER guard_rows; in one transaction.
 
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = '30s';
-SET LOCAL row_security = off;  -- a filtered update would lose rows silently; this makes it an error
+-- row security would silently skip rows of the updates below; off makes that an error
+SET LOCAL row_security = off;
 
--- From here on nobody writes, so that every row is either filled here or comes through the RPCs.
+-- From here on no one else writes, so that every row is either filled here or comes through the RPCs.
 LOCK TABLE public.users, public.customers, public.leads, public.orders, public.payments, public.documents, public.tasks,
-  public.shipments, public.order_status_events IN SHARE ROW EXCLUSIVE MODE;
+    public.shipments, public.order_status_events IN SHARE ROW EXCLUSIVE MODE;
 
 -- fills of adopted rows ---------------------------------------------------------------------------------------
--- History is not rewritten: created_by and the like stay NULL. In an empty database all of this touches nothing but
--- the system user's audit row.
+-- History is not rewritten: created_by and the like stay NULL. In an empty database all of this touches only the
+-- system user's audit row.
 
+-- an order with the price NaN stays without a total, until update_order_safe gives it one
 UPDATE public.orders SET total_amount = final_price_eur, currency = 'EUR'
-WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur <> 'NaN';  -- no total: update_order_safe gives it one
+WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur <> 'NaN';
 
 UPDATE public.shipments SET status = 'delivered' WHERE client_received AND status IS NULL;
 ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
 
--- the oldest holder of a reference gets it; later ones stay as they are
+-- the oldest payment with a reference gets it as its key; later ones stay without
 UPDATE public.payments p SET reference_key = r.reference
 FROM (
-  SELECT id, crm_private.trimmed(external_reference) AS reference,
-         row_number() OVER (PARTITION BY crm_private.trimmed(external_reference)
-                            ORDER BY reference_key NULLS LAST, created_at, id) AS place
-  FROM public.payments
+    SELECT
+        id, crm_private.trimmed(external_reference) AS reference,
+        row_number() OVER (
+            PARTITION BY crm_private.trimmed(external_reference) ORDER BY reference_key NULLS LAST, created_at, id
+        ) AS place
+    FROM public.payments
 ) r
 WHERE r.id = p.id AND r.place = 1 AND p.reference_key IS NULL AND r.reference IS NOT NULL;
 
@@ -37,139 +41,171 @@ WHERE NOT EXISTS (SELECT FROM public.order_status_events e WHERE e.order_id = o.
 
 UPDATE public.order_status_events e SET seq = n.place
 FROM (
-  SELECT id, row_number() OVER (PARTITION BY order_id ORDER BY created_at, id) AS place
-  FROM public.order_status_events WHERE order_id IN (SELECT a.id FROM adopted_orders a)
+    SELECT id, row_number() OVER (PARTITION BY order_id ORDER BY created_at, id) AS place
+    FROM public.order_status_events WHERE order_id IN (SELECT a.id FROM adopted_orders a)
 ) n
 WHERE n.id = e.id;
 
 INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
-SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), COALESCE(l.seq, 0) + 1, 'adopted'
+SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), coalesce(l.seq, 0) + 1, 'adopted'
 FROM public.orders o JOIN adopted_orders a ON a.id = o.id
 LEFT JOIN LATERAL (
-  SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
+    SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
 ) l ON true;
 
--- what the audit trail starts from: every row that was there before, as it stands after the fills
+-- the audit trail starts with every existing row as it is after the fills
 INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
 SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row)
 FROM (
-            SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
-  UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
-  UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
-  UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t
-  UNION ALL SELECT 'payments', t.id, t.created_at, to_jsonb(t) FROM public.payments t
-  UNION ALL SELECT 'documents', t.id, t.uploaded_at, to_jsonb(t) FROM public.documents t
-  UNION ALL SELECT 'tasks', t.id, t.created_at, to_jsonb(t) FROM public.tasks t
-  UNION ALL SELECT 'shipments', t.id, t.created_at, to_jsonb(t) FROM public.shipments t
+    SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
+    UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
+    UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
+    UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t
+    UNION ALL SELECT 'payments', t.id, t.created_at, to_jsonb(t) FROM public.payments t
+    UNION ALL SELECT 'documents', t.id, t.uploaded_at, to_jsonb(t) FROM public.documents t
+    UNION ALL SELECT 'tasks', t.id, t.created_at, to_jsonb(t) FROM public.tasks t
+    UNION ALL SELECT 'shipments', t.id, t.created_at, to_jsonb(t) FROM public.shipments t
 ) a
 WHERE NOT EXISTS (SELECT FROM public.audit_log l WHERE l.entity = a.entity AND l.entity_id = a.id)
 ORDER BY a.created_at, a.entity, a.id;
 
--- guard functions: with the caller's rights, so that current_user is who really writes -------------------------
+-- guard functions: with the caller's rights, so that current_user is the role that really writes ---------------
 
 CREATE FUNCTION crm_private.guard_rows() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_mode text := TG_ARGV[0];
-  v_allowed boolean;
+    v_mode text := TG_ARGV[0];
+    v_allowed boolean;
 BEGIN
-  v_allowed := CASE v_mode
-    WHEN 'rpc' THEN CURRENT_USER = 'crm_rpc'
-    WHEN 'append_only' THEN CURRENT_USER = 'crm_rpc' AND TG_OP = 'INSERT'
-    WHEN 'owner_writes' THEN TG_OP <> 'DELETE' AND (CURRENT_USER = 'crm_rpc'
-      OR CURRENT_USER = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = TG_RELID))
-    ELSE false END;
-  IF NOT v_allowed THEN
-    RAISE EXCEPTION USING ERRCODE = '42501',
-      MESSAGE = format('%s on %s is refused: its rows change through the RPCs only', TG_OP, TG_TABLE_NAME),
-      DETAIL = jsonb_build_object('rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER,
-        'accepted', CASE v_mode WHEN 'owner_writes' THEN 'INSERT and UPDATE by the table owner, or the RPCs'
-                    WHEN 'append_only' THEN 'INSERT by the RPCs' ELSE 'the RPCs' END)::text,
-      HINT = 'Call the RPC for it, e.g. advance_order_status_safe for orders.status.';
-  END IF;
-  IF TG_OP = 'DELETE' THEN
-    RETURN OLD;
-  END IF;
-  RETURN NEW;
+    v_allowed := CASE v_mode
+        WHEN 'rpc' THEN CURRENT_USER = 'crm_rpc'
+        WHEN 'append_only' THEN CURRENT_USER = 'crm_rpc' AND TG_OP = 'INSERT'
+        WHEN 'owner_writes' THEN TG_OP <> 'DELETE' AND (
+            CURRENT_USER = 'crm_rpc'
+            OR CURRENT_USER = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = TG_RELID)
+        )
+        ELSE false
+    END;
+    IF NOT v_allowed THEN
+        RAISE EXCEPTION USING ERRCODE = '42501',
+            MESSAGE = format('%s on %s is refused: only the RPCs change its rows', TG_OP, TG_TABLE_NAME),
+            DETAIL = jsonb_build_object(
+                'rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER,
+                'accepted', CASE v_mode
+                    WHEN 'owner_writes' THEN 'INSERT and UPDATE by the table owner, or the RPCs'
+                    WHEN 'append_only' THEN 'INSERT by the RPCs'
+                    ELSE 'the RPCs'
+                END
+            )::text,
+            HINT = 'Call the RPC for this change, e.g. advance_order_status_safe for orders.status.';
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION crm_private.guard_rows() IS
-'Refuses (42501) INSERT, UPDATE and DELETE: mode rpc by anyone but crm_rpc; append_only also UPDATE and DELETE by crm_rpc; owner_writes lets the owner insert and update.';
+COMMENT ON FUNCTION crm_private.guard_rows IS
+    'Trigger: refuses (42501) INSERT, UPDATE and DELETE. Mode rpc: by anyone but crm_rpc; append_only: also UPDATE '
+    'and DELETE by crm_rpc; owner_writes: lets the owner insert and update.';
 
 CREATE FUNCTION crm_private.guard_truncate() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  RAISE EXCEPTION USING ERRCODE = '42501',
-    MESSAGE = format('TRUNCATE on %s is refused: nothing is deleted from the CRM', TG_TABLE_NAME),
-    DETAIL = jsonb_build_object('rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER, 'accepted', NULL)::text,
-    HINT = 'Cancel or close through the RPCs instead.';
+    RAISE EXCEPTION USING ERRCODE = '42501',
+        MESSAGE = format('TRUNCATE on %s is refused: the CRM deletes nothing', TG_TABLE_NAME),
+        DETAIL = jsonb_build_object(
+            'rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER, 'accepted', NULL
+        )::text,
+        HINT = 'Cancel or close rows through the RPCs instead.';
 END
 $$;
-COMMENT ON FUNCTION crm_private.guard_truncate() IS 'Refuses (42501) TRUNCATE, by anyone.';
+COMMENT ON FUNCTION crm_private.guard_truncate IS 'Trigger: refuses (42501) TRUNCATE, by anyone.';
 
 CREATE FUNCTION crm_private.require_actor() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  v_column text := TG_ARGV[0];
-  v_actor uuid;
+    v_column text := TG_ARGV[0];
+    v_actor uuid;
 BEGIN
-  IF TG_OP = 'INSERT' THEN
-    -- branches, because making jsonb of every new row takes longer than all the rest of this guard
-    IF v_column = 'created_by' THEN
-      v_actor := NEW.created_by;
-    ELSE
-      v_actor := (to_jsonb(NEW) ->> v_column)::uuid;
+    IF TG_OP = 'INSERT' THEN
+        -- two branches, because converting every new row to jsonb takes longer than the rest of this guard
+        IF v_column = 'created_by' THEN
+            v_actor := NEW.created_by;
+        ELSE
+            v_actor := (to_jsonb(NEW) ->> v_column)::uuid;
+        END IF;
+        IF v_actor IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = '23502',
+                MESSAGE = format('%s.%s is required: every new row must name its creator', TG_TABLE_NAME, v_column),
+                DETAIL = jsonb_build_object(
+                    'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', NULL,
+                    'accepted', 'id of a user'
+                )::text,
+                HINT = 'Only adopted rows have none.';
+        END IF;
+    ELSIF to_jsonb(NEW) ->> v_column IS DISTINCT FROM to_jsonb(OLD) ->> v_column THEN
+        RAISE EXCEPTION USING ERRCODE = '23514',
+            MESSAGE = format('%s.%s never changes', TG_TABLE_NAME, v_column),
+            DETAIL = jsonb_build_object(
+                'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', to_jsonb(NEW) -> v_column,
+                'accepted', to_jsonb(OLD) -> v_column
+            )::text,
+            HINT = 'The creator of a row never changes.';
     END IF;
-    IF v_actor IS NULL THEN
-      RAISE EXCEPTION USING ERRCODE = '23502', MESSAGE = format('%s.%s is obligatory: every new row says who made it', TG_TABLE_NAME, v_column),
-        DETAIL = jsonb_build_object('rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', NULL, 'accepted', 'id of a user')::text,
-        HINT = 'Only rows adopted from before the guards have none.';
-    END IF;
-  ELSIF to_jsonb(NEW) ->> v_column IS DISTINCT FROM to_jsonb(OLD) ->> v_column THEN
-    RAISE EXCEPTION USING ERRCODE = '23514', MESSAGE = format('%s.%s never changes', TG_TABLE_NAME, v_column),
-      DETAIL = jsonb_build_object('rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', to_jsonb(NEW) -> v_column,
-                                  'accepted', to_jsonb(OLD) -> v_column)::text,
-      HINT = 'Who made a row is history.';
-  END IF;
-  RETURN NEW;
+    RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION crm_private.require_actor() IS
-'Every new row says who made it (column given as argument), and that never changes. A NOT VALID check would refuse every later update of adopted rows.';
+COMMENT ON FUNCTION crm_private.require_actor IS
+    'Trigger: every new row names its creator (in the column given as argument), who never changes. A NOT VALID '
+    'check would refuse every later update of adopted rows.';
 
 CREATE FUNCTION crm_private.payments_ledger() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  IF TG_OP = 'INSERT' THEN
-    IF NEW.order_id IS NULL OR NOT (NEW.amount > 0 AND NEW.amount <> 'NaN')
-       OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference) THEN
-      RAISE EXCEPTION USING ERRCODE = '23514', MESSAGE = 'a payment has an order, a positive amount and its trimmed reference as reference_key',
-        DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'found', to_jsonb(NEW))::text,
-        HINT = 'Book it with record_generic_payment_safe.';
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.order_id IS NULL OR NOT (NEW.amount > 0 AND NEW.amount <> 'NaN')
+            OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+        THEN
+            RAISE EXCEPTION USING ERRCODE = '23514',
+                MESSAGE = 'a payment needs an order, a positive amount and its trimmed reference as reference_key',
+                DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'found', to_jsonb(NEW))::text,
+                HINT = 'Book it with record_generic_payment_safe.';
+        END IF;
+    ELSIF (
+        NEW.id, NEW.order_id, NEW.direction, NEW.role, NEW.method, NEW.amount, NEW.currency, NEW.related_payment_id,
+        NEW.created_at
+    ) IS DISTINCT FROM (
+        OLD.id, OLD.order_id, OLD.direction, OLD.role, OLD.method, OLD.amount, OLD.currency, OLD.related_payment_id,
+        OLD.created_at
+    )
+        OR OLD.status IN ('completed', 'failed', 'cancelled')
+        OR (NEW.external_reference, NEW.reference_key)
+            IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
+        AND (
+            crm_private.trimmed(OLD.external_reference) IS NOT NULL
+            OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+        )
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '23514',
+            MESSAGE = 'only an open status and a missing reference of a booked payment can change',
+            DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'id', OLD.id)::text,
+            HINT = 'Correct it with another payment or a refund.';
     END IF;
-  ELSIF (NEW.id, NEW.order_id, NEW.direction, NEW.role, NEW.method, NEW.amount, NEW.currency, NEW.related_payment_id, NEW.created_at)
-        IS DISTINCT FROM
-        (OLD.id, OLD.order_id, OLD.direction, OLD.role, OLD.method, OLD.amount, OLD.currency, OLD.related_payment_id, OLD.created_at)
-     OR OLD.status IN ('completed', 'failed', 'cancelled')
-     OR (NEW.external_reference, NEW.reference_key) IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
-        AND (crm_private.trimmed(OLD.external_reference) IS NOT NULL OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)) THEN
-    RAISE EXCEPTION USING ERRCODE = '23514', MESSAGE = 'a booked payment changes its open status and its missing reference only',
-      DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'id', OLD.id)::text,
-      HINT = 'Correct it by another payment or a refund.';
-  END IF;
-  RETURN NEW;
+    RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION crm_private.payments_ledger() IS
-'Payments are a ledger, for crm_rpc too: a new one is complete and positive; later only an open status and a missing reference change.';
+COMMENT ON FUNCTION crm_private.payments_ledger IS
+    'Trigger: payments are a ledger, for crm_rpc too. A new one is complete and positive; later only an open status '
+    'and a missing reference change.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
@@ -177,43 +213,50 @@ SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
 DO $$
 DECLARE
-  v_guard record;
+    v_trigger record;
 BEGIN
-  FOR v_guard IN
-    SELECT * FROM (VALUES
-      ('users', 'owner_writes'), ('customers', 'owner_writes'),
-      ('leads', 'rpc'), ('orders', 'rpc'), ('payments', 'rpc'), ('documents', 'rpc'), ('tasks', 'rpc'), ('shipments', 'rpc'),
-      ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
-      ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_seals', 'append_only')
-    ) AS guards (tab, mode)
-  LOOP
-    EXECUTE format('CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON public.%I FOR EACH ROW EXECUTE FUNCTION crm_private.guard_rows(%L)', v_guard.tab, v_guard.mode);
-    EXECUTE format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON public.%I FOR EACH STATEMENT EXECUTE FUNCTION crm_private.guard_truncate()', v_guard.tab);
-    -- ALWAYS: session_replication_role = replica would skip plain triggers
-    EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER guard_rows, ENABLE ALWAYS TRIGGER guard_truncate', v_guard.tab);
-  END LOOP;
-  FOR v_guard IN
-    SELECT * FROM (VALUES
-      ('orders', 'created_by'), ('payments', 'created_by'), ('documents', 'uploaded_by'), ('tasks', 'created_by'),
-      ('shipments', 'created_by'), ('order_status_events', 'changed_by')
-    ) AS actors (tab, col)
-  LOOP
-    EXECUTE format('CREATE TRIGGER require_actor BEFORE INSERT OR UPDATE ON public.%I FOR EACH ROW EXECUTE FUNCTION crm_private.require_actor(%L)', v_guard.tab, v_guard.col);
-    EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER require_actor', v_guard.tab);
-  END LOOP;
+    FOR v_trigger IN
+        SELECT
+            ('public.' || g.tab)::regclass AS tab, 'guard_rows' AS name, 'BEFORE INSERT OR UPDATE OR DELETE' AS event,
+            'ROW' AS level, format('guard_rows(%L)', g.mode) AS call
+        FROM (VALUES
+            ('users', 'owner_writes'), ('customers', 'owner_writes'),
+            ('leads', 'rpc'), ('orders', 'rpc'), ('payments', 'rpc'), ('documents', 'rpc'), ('tasks', 'rpc'),
+            ('shipments', 'rpc'), ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
+            ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_seals', 'append_only')
+        ) AS g (tab, mode)
+        UNION ALL
+        SELECT t, 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'
+        FROM crm_private.tables() t
+        UNION ALL
+        SELECT
+            ('public.' || a.tab)::regclass, 'require_actor', 'BEFORE INSERT OR UPDATE', 'ROW',
+            format('require_actor(%L)', a.col)
+        FROM (VALUES
+            ('orders', 'created_by'), ('payments', 'created_by'), ('documents', 'uploaded_by'), ('tasks', 'created_by'),
+            ('shipments', 'created_by'), ('order_status_events', 'changed_by')
+        ) AS a (tab, col)
+        UNION ALL
+        VALUES
+            ('public.payments'::regclass, 'payments_ledger', 'BEFORE INSERT OR UPDATE', 'ROW', 'payments_ledger()'),
+            (
+                'public.users', 'audit_owner_write', 'AFTER INSERT OR UPDATE',
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'audit_owner_write()'
+            ),
+            (
+                'public.customers', 'audit_owner_write', 'AFTER INSERT OR UPDATE',
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'audit_owner_write()'
+            )
+    LOOP
+        -- ALWAYS, because session_replication_role = replica skips plain triggers
+        EXECUTE format(
+            'CREATE TRIGGER %1$I %2$s ON %3$s FOR EACH %4$s EXECUTE FUNCTION crm_private.%5$s;
+            ALTER TABLE %3$s ENABLE ALWAYS TRIGGER %1$I',
+            v_trigger.name, v_trigger.event, v_trigger.tab, v_trigger.level, v_trigger.call
+        );
+    END LOOP;
 END
 $$;
-
-CREATE TRIGGER payments_ledger BEFORE INSERT OR UPDATE ON public.payments
-  FOR EACH ROW EXECUTE FUNCTION crm_private.payments_ledger();
-ALTER TABLE public.payments ENABLE ALWAYS TRIGGER payments_ledger;
-
-CREATE TRIGGER audit_owner_write AFTER INSERT OR UPDATE ON public.users
-  FOR EACH ROW WHEN (CURRENT_USER <> 'crm_rpc') EXECUTE FUNCTION crm_private.audit_owner_write();
-ALTER TABLE public.users ENABLE ALWAYS TRIGGER audit_owner_write;
-CREATE TRIGGER audit_owner_write AFTER INSERT OR UPDATE ON public.customers
-  FOR EACH ROW WHEN (CURRENT_USER <> 'crm_rpc') EXECUTE FUNCTION crm_private.audit_owner_write();
-ALTER TABLE public.customers ENABLE ALWAYS TRIGGER audit_owner_write;
 
 -- privileges and policies --------------------------------------------------------------------------------------
 
@@ -221,60 +264,67 @@ SELECT crm_private.revoke_others(ARRAY['crm_rpc', 'crm_app']);
 
 DO $$
 DECLARE
-  v_table regclass;
+    v_table regclass;
 BEGIN
-  FOR v_table IN SELECT crm_private.tables() LOOP
-    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
-    EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', v_table);
-    EXECUTE format('CREATE POLICY crm_rpc_all ON %s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table);
-    EXECUTE format('CREATE POLICY crm_app_select ON %s FOR SELECT TO crm_app USING (true)', v_table);
-  END LOOP;
+    FOR v_table IN SELECT crm_private.tables() LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
+        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', v_table);
+        EXECUTE format('CREATE POLICY crm_rpc_all ON %s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table);
+        EXECUTE format('CREATE POLICY crm_app_select ON %s FOR SELECT TO crm_app USING (true)', v_table);
+    END LOOP;
 END
 $$;
 
--- assertion: a REVOKE by somebody who is not the grantor succeeds and does nothing ---------------------------------
+-- assertion, because a REVOKE by a role that is not the grantor succeeds and does nothing ----------------------
 
 DO $$
 DECLARE
-  v_found text;
+    v_found text;
 BEGIN
-  SELECT string_agg(pg_get_userbyid(m.member), ', ') INTO v_found FROM pg_catalog.pg_auth_members m
-  WHERE m.roleid = 'crm_rpc'::regrole AND (m.inherit_option OR m.set_option);
-  IF v_found IS NOT NULL THEN
-    RAISE EXCEPTION 'members of crm_rpc bypass every guard: %', v_found USING HINT = 'REVOKE crm_rpc FROM each of them.';
-  END IF;
+    SELECT string_agg(pg_get_userbyid(m.member), ', ') INTO v_found
+    FROM pg_catalog.pg_auth_members m
+    WHERE m.roleid = 'crm_rpc'::regrole AND (m.inherit_option OR m.set_option);
+    IF v_found IS NOT NULL THEN
+        RAISE EXCEPTION 'members of crm_rpc bypass every guard: %', v_found
+            USING HINT = 'REVOKE crm_rpc FROM each of them.';
+    END IF;
 
-  SELECT string_agg(format('%s may %s %s', r.rolname, x.privilege, t.tab), '; ') INTO v_found
-  FROM crm_private.tables() AS t (tab), pg_catalog.pg_roles r,
-       unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS x (privilege)
-  WHERE NOT r.rolsuper AND r.rolname <> 'crm_rpc' AND NOT pg_has_role(r.oid, crm_private.owner(), 'USAGE')
-    AND NOT pg_has_role(r.oid, 'pg_write_all_data', 'USAGE')  -- the triggers refuse those
-    AND (has_table_privilege(r.oid, t.tab, x.privilege)
-         OR x.privilege IN ('INSERT', 'UPDATE', 'REFERENCES') AND has_any_column_privilege(r.oid, t.tab, x.privilege));
-  IF v_found IS NOT NULL THEN
-    RAISE EXCEPTION 'write privileges remain on CRM tables: %', v_found
-      USING HINT = 'They were granted by another role: revoke them as that role, or as a superuser.';
-  END IF;
+    SELECT string_agg(format('%s may %s %s', r.rolname, x.privilege, t.tab), '; ') INTO v_found
+    FROM crm_private.tables() AS t (tab)
+    CROSS JOIN pg_catalog.pg_roles r
+    CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS x (privilege)
+    -- the triggers refuse members of pg_write_all_data
+    WHERE NOT r.rolsuper AND r.rolname <> 'crm_rpc' AND NOT pg_has_role(r.oid, crm_private.owner(), 'USAGE')
+        AND NOT pg_has_role(r.oid, 'pg_write_all_data', 'USAGE')
+        AND (
+            has_table_privilege(r.oid, t.tab, x.privilege)
+            OR x.privilege IN ('INSERT', 'UPDATE', 'REFERENCES')
+            AND has_any_column_privilege(r.oid, t.tab, x.privilege)
+        );
+    IF v_found IS NOT NULL THEN
+        RAISE EXCEPTION 'other roles may still write CRM tables: %', v_found
+            USING HINT = 'Another role granted them: revoke them as that role or as a superuser.';
+    END IF;
 
-  SELECT string_agg(format('%s may execute %s', r.rolname, p.oid::regprocedure), '; ') INTO v_found
-  FROM pg_catalog.pg_proc p, pg_catalog.pg_roles r
-  WHERE p.proowner = 'crm_rpc'::regrole AND NOT r.rolsuper AND r.rolname <> 'crm_rpc'
-    AND NOT pg_has_role(r.oid, crm_private.owner(), 'USAGE') AND NOT pg_has_role(r.oid, 'crm_app', 'USAGE')
-    AND has_function_privilege(r.oid, p.oid, 'EXECUTE');
-  IF v_found IS NOT NULL THEN
-    RAISE EXCEPTION 'EXECUTE on RPCs remains with others: %', v_found
-      USING HINT = 'It was granted by another role: revoke it as that role, or as a superuser.';
-  END IF;
+    SELECT string_agg(format('%s may execute %s', r.rolname, p.oid::regprocedure), '; ') INTO v_found
+    FROM pg_catalog.pg_proc p, pg_catalog.pg_roles r
+    WHERE p.proowner = 'crm_rpc'::regrole AND NOT r.rolsuper AND r.rolname <> 'crm_rpc'
+        AND NOT pg_has_role(r.oid, crm_private.owner(), 'USAGE') AND NOT pg_has_role(r.oid, 'crm_app', 'USAGE')
+        AND has_function_privilege(r.oid, p.oid, 'EXECUTE');
+    IF v_found IS NOT NULL THEN
+        RAISE EXCEPTION 'other roles may still execute RPCs: %', v_found
+            USING HINT = 'Another role granted it: revoke it as that role or as a superuser.';
+    END IF;
 END
 $$;
 
--- An adopted database has just got new columns and tables full of rows. Not an empty one: its tables would count as
--- empty for good in plans that a session keeps.
+-- An adopted database has just got new columns and tables full of rows. An empty one is left alone: cached plans of
+-- open sessions would take its tables for empty.
 DO $$
 BEGIN
-  IF EXISTS (SELECT FROM public.orders) THEN
-    ANALYZE public.users, public.customers, public.leads, public.orders, public.payments, public.documents, public.tasks,
-      public.shipments, public.order_status_events, public.audit_log;
-  END IF;
+    IF EXISTS (SELECT FROM public.orders) THEN
+        ANALYZE public.users, public.customers, public.leads, public.orders, public.payments, public.documents,
+            public.tasks, public.shipments, public.order_status_events, public.audit_log;
+    END IF;
 END
 $$;

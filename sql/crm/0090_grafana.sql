@@ -1,28 +1,43 @@
--- What Grafana may see of the CRM: the role grafana_reader (server.sql), and views without customers' data. They belong to the
--- tables' owner, so row level security does not empty them; the tables themselves stay closed to the reader.
+-- What Grafana may see of the CRM: the role grafana_reader (server.sql), and views without customers' data. The views
+-- belong to the tables' owner, so that row level security does not empty them; the tables stay closed to the reader.
 
 CREATE SCHEMA reporting;
-COMMENT ON SCHEMA reporting IS 'What dashboards show of the CRM: counts, sums and audit entries without customers'' data.';
+COMMENT ON SCHEMA reporting IS
+    'What dashboards show of the CRM: counts, sums and audit entries without customers'' data.';
+
+-- comments the columns of a view, one "    column: meaning" per line
+CREATE FUNCTION pg_temp.describe(relation regclass, meanings text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    meaning text[];
+BEGIN
+    FOR meaning IN SELECT regexp_matches(meanings, '^ {4}(\w+): (.+)$', 'gn') LOOP
+        EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', relation, meaning[1], meaning[2]);
+    END LOOP;
+END $$;
 
 CREATE VIEW reporting.leads_by_month AS
 SELECT date_trunc('month', l.created_at AT TIME ZONE 'UTC')::date AS month, l.status::text AS status, count(*) AS leads
 FROM public.leads l
 GROUP BY 1, 2;
-COMMENT ON VIEW reporting.leads_by_month IS 'Leads by month of creation (UTC) and present status.';
-COMMENT ON COLUMN reporting.leads_by_month.month IS 'First day of the month.';
-COMMENT ON COLUMN reporting.leads_by_month.status IS 'Present status.';
-COMMENT ON COLUMN reporting.leads_by_month.leads IS 'Number of leads.';
+COMMENT ON VIEW reporting.leads_by_month IS 'Leads by month of creation (UTC) and current status.';
+SELECT pg_temp.describe('reporting.leads_by_month', $$
+    month: First day of the month.
+    status: Current status.
+    leads: Number of leads.
+$$);
 
 CREATE VIEW reporting.orders_by_month AS
 SELECT date_trunc('month', o.created_at AT TIME ZONE 'UTC')::date AS month, o.status::text AS status, count(*) AS orders
 FROM public.orders o
 GROUP BY 1, 2;
-COMMENT ON VIEW reporting.orders_by_month IS 'Orders by month of creation (UTC) and present status.';
-COMMENT ON COLUMN reporting.orders_by_month.month IS 'First day of the month.';
-COMMENT ON COLUMN reporting.orders_by_month.status IS 'Present status.';
-COMMENT ON COLUMN reporting.orders_by_month.orders IS 'Number of orders.';
+COMMENT ON VIEW reporting.orders_by_month IS 'Orders by month of creation (UTC) and current status.';
+SELECT pg_temp.describe('reporting.orders_by_month', $$
+    month: First day of the month.
+    status: Current status.
+    orders: Number of orders.
+$$);
 
--- Only what is unfinished has an age worth watching; an adopted row may be dated at infinity, and then has none.
+-- Only unfinished work has an age worth watching; an adopted row may be dated at infinity, and then has none.
 CREATE VIEW reporting.age_in_status AS
 SELECT a.entity, a.status, a.position, count(*) AS rows,
     round(avg(extract(epoch FROM now() - CASE WHEN isfinite(a.since) THEN a.since END)) / 86400, 1) AS mean_days,
@@ -44,13 +59,15 @@ FROM (
     WHERE l.status::text NOT IN ('converted', 'rejected')
 ) a
 GROUP BY a.entity, a.status, a.position;
-COMMENT ON VIEW reporting.age_in_status IS 'Unfinished leads and orders by status, and how long they have stood in it.';
-COMMENT ON COLUMN reporting.age_in_status.entity IS 'lead or order.';
-COMMENT ON COLUMN reporting.age_in_status.status IS 'Present status.';
-COMMENT ON COLUMN reporting.age_in_status.position IS 'The status''s place in its enum, for sorting.';
-COMMENT ON COLUMN reporting.age_in_status.rows IS 'How many.';
-COMMENT ON COLUMN reporting.age_in_status.mean_days IS 'Mean time since they entered the status, in days.';
-COMMENT ON COLUMN reporting.age_in_status.longest_days IS 'The longest such time, in days.';
+COMMENT ON VIEW reporting.age_in_status IS 'Unfinished leads and orders by status, and how long they have been in it.';
+SELECT pg_temp.describe('reporting.age_in_status', $$
+    entity: lead or order.
+    status: Current status.
+    position: The status's place in its enum, for sorting.
+    rows: Number of leads or orders.
+    mean_days: Mean time since they entered the status, in days.
+    longest_days: The longest such time, in days.
+$$);
 
 CREATE VIEW reporting.money_by_month AS
 SELECT date_trunc('month', p.created_at AT TIME ZONE 'UTC')::date AS month, p.currency::text AS currency,
@@ -61,11 +78,13 @@ FROM public.payments p
 WHERE p.status::text = 'completed'
 GROUP BY 1, 2;
 COMMENT ON VIEW reporting.money_by_month IS 'Completed payments by month of booking (UTC) and currency.';
-COMMENT ON COLUMN reporting.money_by_month.month IS 'First day of the month.';
-COMMENT ON COLUMN reporting.money_by_month.currency IS 'Currency; nothing is converted.';
-COMMENT ON COLUMN reporting.money_by_month.money_in IS 'Sum of incoming payments.';
-COMMENT ON COLUMN reporting.money_by_month.money_out IS 'Sum of outgoing payments, refunds included.';
-COMMENT ON COLUMN reporting.money_by_month.payments IS 'Number of payments.';
+SELECT pg_temp.describe('reporting.money_by_month', $$
+    month: First day of the month.
+    currency: Currency; nothing is converted.
+    money_in: Sum of incoming payments.
+    money_out: Sum of outgoing payments, refunds included.
+    payments: Number of payments.
+$$);
 
 CREATE VIEW reporting.audit_entries AS
 SELECT a.id AS audit_id, a.created_at AS at, a.action, a.entity, a.entity_id::text AS entity_id, u.name AS actor,
@@ -73,13 +92,15 @@ SELECT a.id AS audit_id, a.created_at AS at, a.action, a.entity, a.entity_id::te
 FROM public.audit_log a
 LEFT JOIN public.users u ON u.id = a.actor_id;
 COMMENT ON VIEW reporting.audit_entries IS 'The audit trail without the rows'' contents.';
-COMMENT ON COLUMN reporting.audit_entries.audit_id IS 'Number of the entry.';
-COMMENT ON COLUMN reporting.audit_entries.at IS 'When it was written.';
-COMMENT ON COLUMN reporting.audit_entries.action IS 'What was done.';
-COMMENT ON COLUMN reporting.audit_entries.entity IS 'To which table.';
-COMMENT ON COLUMN reporting.audit_entries.entity_id IS 'To which row.';
-COMMENT ON COLUMN reporting.audit_entries.actor IS 'Which CRM user did it; NULL where the table owner wrote directly.';
-COMMENT ON COLUMN reporting.audit_entries.sealed IS 'Whether the hash chain covers it.';
+SELECT pg_temp.describe('reporting.audit_entries', $$
+    audit_id: Number of the entry.
+    at: When it was written.
+    action: What was done.
+    entity: Table of the changed row.
+    entity_id: Id of the changed row.
+    actor: CRM user who did it; NULL if the table owner wrote directly.
+    sealed: Whether the hash chain covers it.
+$$);
 
 GRANT USAGE ON SCHEMA reporting TO grafana_reader;
 GRANT SELECT ON reporting.leads_by_month, reporting.orders_by_month, reporting.age_in_status, reporting.money_by_month,

@@ -1,8 +1,8 @@
 -- Conversions by month, from monthly_metrics; ratios of sums, with the target where one is set for this selection.
 SELECT m.month::timestamp AS time,
-    sum(m.units) / nullif(sum(m.leads), 0)::numeric AS conv_l_to_u,
-    sum(m.repairs) / nullif(sum(m.units), 0)::numeric AS conv_u_to_r,
-    sum(m.repairs) / nullif(sum(m.leads), 0)::numeric AS conv_l_to_r,
+    ratio(sum(m.units), sum(m.leads)) AS conv_l_to_u,
+    ratio(sum(m.repairs), sum(m.units)) AS conv_u_to_r,
+    ratio(sum(m.repairs), sum(m.leads)) AS conv_l_to_r,
     (SELECT t.target_conv_l_to_r FROM reporting.target_of(
         m.month, ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]
     ) t) AS conv_l_to_r_target

@@ -1,10 +1,10 @@
 -- Cost per lead and per repair by month, from monthly_metrics, with the maximum where one is set for this selection.
 SELECT m.month::timestamp AS time,
-    sum(m.cost) / nullif(sum(m.leads), 0) AS cpl,
+    ratio(sum(m.cost), sum(m.leads)) AS cpl,
     (SELECT t.target_cpl_max FROM reporting.target_of(
         m.month, ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]
     ) t) AS cpl_maximum,
-    sum(m.cost) / nullif(sum(m.repairs), 0) AS cost_per_repair
+    ratio(sum(m.cost), sum(m.repairs)) AS cost_per_repair
 FROM monthly_metrics m
 WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
     AND m.source = ANY(ARRAY[${source:sqlstring}]::text[]) AND m.segment = ANY(ARRAY[${segment:sqlstring}]::text[])

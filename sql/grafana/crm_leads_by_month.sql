@@ -1,4 +1,4 @@
--- CRM leads by month of creation and present status.
+-- CRM leads by month of creation and current status.
 SELECT to_char(month, 'YYYY-MM') AS month,
     coalesce(sum(leads) FILTER (WHERE status = 'new'), 0) AS new,
     coalesce(sum(leads) FILTER (WHERE status = 'in_progress'), 0) AS in_progress,

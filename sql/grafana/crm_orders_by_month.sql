@@ -1,4 +1,4 @@
--- CRM orders by month of creation and present status.
+-- CRM orders by month of creation and current status.
 SELECT to_char(month, 'YYYY-MM') AS month,
     coalesce(sum(orders) FILTER (WHERE status = 'created'), 0) AS created,
     coalesce(sum(orders) FILTER (WHERE status = 'awaiting_payment'), 0) AS awaiting_payment,

@@ -1,5 +1,5 @@
--- Daily cumulative Revenue40 against the month's target, from daily_metrics and targets, one row a calendar day.
--- Actuals end at the last loaded day; pace = target × day / days of the month; the projection goes on from there
+-- Daily cumulative Revenue40 against the month's target, from daily_metrics and targets, one row per calendar day.
+-- Actuals end at the last loaded day; pace = target × day / days of the month; the projection continues from there
 -- with the mean of the last 14 complete days; last_month is the month before, day by day.
 WITH clock AS (
     SELECT * FROM reporting.month_clock(to_date(${month:sqlstring}, 'YYYY-MM'))

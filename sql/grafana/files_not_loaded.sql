@@ -1,4 +1,4 @@
--- Files of the landing folder whose present content is not loaded.
+-- Files of the landing folder whose current content is not loaded.
 SELECT path, status, message, first_seen_at, run_id
 FROM reporting.files
 WHERE is_current AND status IN ('refused', 'unrecognized')

@@ -1,7 +1,9 @@
 -- Leads, units and repairs over the months of the time range, from monthly_metrics.
 SELECT stage.name AS stage, stage.count
 FROM (
-    SELECT coalesce(sum(m.leads), 0) AS leads, coalesce(sum(m.units), 0) AS units, coalesce(sum(m.repairs), 0) AS repairs
+    SELECT
+        coalesce(sum(m.leads), 0) AS leads, coalesce(sum(m.units), 0) AS units,
+        coalesce(sum(m.repairs), 0) AS repairs
     FROM monthly_metrics m
     WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
         AND m.source = ANY(ARRAY[${source:sqlstring}]::text[])

@@ -1,5 +1,6 @@
 -- The last refresh of every month.
-SELECT month, last_refreshed_at, changed_rows, CASE WHEN stale_since IS NULL THEN 'up to date' ELSE 'stale' END AS state,
+SELECT
+    month, last_refreshed_at, changed_rows, CASE WHEN stale_since IS NULL THEN 'up to date' ELSE 'stale' END AS state,
     run_id
 FROM reporting.month_status
 WHERE last_refreshed_at IS NOT NULL

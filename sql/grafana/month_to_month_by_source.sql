@@ -5,7 +5,8 @@ WITH clock AS (
     SELECT * FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date)
 ),
 actual AS (
-    SELECT m.month, coalesce(m.source, '') AS source, sum(m.jobs) AS jobs, sum(m.leads) AS leads, sum(m.units) AS units,
+    SELECT
+        m.month, coalesce(m.source, '') AS source, sum(m.jobs) AS jobs, sum(m.leads) AS leads, sum(m.units) AS units,
         sum(m.repairs) AS repairs, sum(m.calls) AS calls, sum(m.cost) AS cost, sum(m.revenue_gross) AS revenue_gross,
         sum(m.revenue40) AS revenue40, sum(m.profit) AS profit, grouping(m.source) AS is_total
     FROM clock c
@@ -14,9 +15,10 @@ actual AS (
     GROUP BY GROUPING SETS ((m.month, m.source), (m.month))
 ),
 before AS (
-    SELECT d.month, coalesce(d.source, '') AS source, sum(d.leads) AS leads, sum(d.units) AS units, sum(d.repairs) AS repairs,
-        sum(d.calls) AS calls, sum(d.cost) AS cost, sum(d.revenue40) AS revenue40, sum(d.profit) AS profit,
-        grouping(d.source) AS is_total
+    SELECT
+        d.month, coalesce(d.source, '') AS source, sum(d.leads) AS leads, sum(d.units) AS units,
+        sum(d.repairs) AS repairs, sum(d.calls) AS calls, sum(d.cost) AS cost, sum(d.revenue40) AS revenue40,
+        sum(d.profit) AS profit, grouping(d.source) AS is_total
     FROM (
         SELECT c.month, m.source, m.segment, m.leads, m.units, m.repairs, m.calls, m.cost, m.revenue40, m.profit
         FROM clock c
@@ -36,22 +38,22 @@ SELECT
     CASE WHEN c.is_partial THEN 'days 1–' || c.elapsed ELSE 'whole month' END AS days,
     CASE WHEN is_total = 1 THEN 'Total' ELSE source END AS source,
     coalesce(a.leads, 0) AS leads,
-    a.leads / nullif(b.leads, 0)::numeric - 1 AS leads_change,
+    ratio(a.leads, b.leads) - 1 AS leads_change,
     coalesce(a.units, 0) AS units,
-    a.units / nullif(b.units, 0)::numeric - 1 AS units_change,
+    ratio(a.units, b.units) - 1 AS units_change,
     coalesce(a.repairs, 0) AS repairs,
-    a.repairs / nullif(b.repairs, 0)::numeric - 1 AS repairs_change,
+    ratio(a.repairs, b.repairs) - 1 AS repairs_change,
     coalesce(a.cost, 0) AS cost,
-    a.cost / nullif(b.cost, 0) - 1 AS cost_change,
+    ratio(a.cost, b.cost) - 1 AS cost_change,
     coalesce(a.revenue40, 0) AS revenue40,
-    a.revenue40 / nullif(b.revenue40, 0) - 1 AS revenue40_change,
+    ratio(a.revenue40, b.revenue40) - 1 AS revenue40_change,
     coalesce(a.profit, 0) AS profit,
     coalesce(a.profit, 0) - coalesce(b.profit, 0) AS profit_change,
-    a.units / nullif(a.leads, 0)::numeric AS conv_l_to_u,
-    a.repairs / nullif(a.leads, 0)::numeric AS conv_l_to_r,
-    a.repairs / nullif(a.units, 0)::numeric AS conv_u_to_r,
-    a.cost / nullif(a.leads, 0) AS cpl,
-    (a.cost / nullif(a.leads, 0)) / nullif(b.cost / nullif(b.leads, 0), 0) - 1 AS cpl_change,
+    ratio(a.units, a.leads) AS conv_l_to_u,
+    ratio(a.repairs, a.leads) AS conv_l_to_r,
+    ratio(a.repairs, a.units) AS conv_u_to_r,
+    ratio(a.cost, a.leads) AS cpl,
+    ratio(ratio(a.cost, a.leads), ratio(b.cost, b.leads)) - 1 AS cpl_change,
     coalesce(a.revenue_gross, 0) AS revenue_gross,
     coalesce(a.jobs, 0) AS jobs,
     coalesce(a.calls, 0) AS calls

@@ -1,4 +1,4 @@
--- The files read last, and what became of their records.
+-- The most recently read files, and what became of their records.
 SELECT finished_at, path, source, status, records_read, inserted, updated, unchanged, duplicates, superseded,
     quarantined, summary_lines, warnings, run_id
 FROM reporting.files

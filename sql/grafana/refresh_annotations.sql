@@ -1,4 +1,4 @@
--- One annotation a refresh, over the time that it took.
+-- One annotation per refresh, over the time that it took.
 SELECT min(started_at) AS time, max(finished_at) AS timeend,
     'Refreshed ' || count(*) || ' month(s), ' || sum(changed_rows) || ' daily rows changed' AS text,
     'refresh' AS tags

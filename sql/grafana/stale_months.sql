@@ -1,4 +1,4 @@
--- Months whose metrics don't say yet what the raw tables say.
+-- Months whose metrics don't match the raw tables yet.
 SELECT month, stale_since, causes, last_refreshed_at
 FROM reporting.month_status
 WHERE stale_since IS NOT NULL

@@ -11,13 +11,13 @@ SELECT
     CASE WHEN c.is_partial THEN 'days 1–' || c.elapsed ELSE 'whole month' END AS days,
     coalesce(a.repairs, 0) AS repairs,
     t.target_repairs,
-    coalesce(a.repairs, 0) / nullif(t.target_repairs, 0)::numeric AS repairs_attainment,
+    ratio(coalesce(a.repairs, 0), t.target_repairs) AS repairs_attainment,
     coalesce(a.revenue40, 0) AS revenue40,
     t.target_revenue40,
-    coalesce(a.revenue40, 0) / nullif(t.target_revenue40, 0) AS revenue40_attainment,
-    a.repairs / nullif(a.leads, 0)::numeric AS conv_l_to_r,
+    ratio(coalesce(a.revenue40, 0), t.target_revenue40) AS revenue40_attainment,
+    ratio(a.repairs, a.leads) AS conv_l_to_r,
     t.target_conv_l_to_r,
-    a.cost / nullif(a.leads, 0) AS cpl,
+    ratio(a.cost, a.leads) AS cpl,
     t.target_cpl_max
 FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date) AS c
 LEFT JOIN actual a ON a.month = c.month

@@ -1,4 +1,4 @@
--- The state of the data in one row; every number should be 0 but the hours.
+-- The state of the data in one row; every number except the age of the last refresh should be 0.
 SELECT
     (SELECT count(*) FROM reporting.month_status WHERE stale_since IS NOT NULL) AS stale_months,
     (SELECT coalesce(sum(records), 0) FROM reporting.quarantined_records) AS quarantined,

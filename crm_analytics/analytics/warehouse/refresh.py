@@ -13,12 +13,10 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from crm_analytics.core import locks
 from crm_analytics.core.months import months_between
 
 log = logging.getLogger(__name__)
-
-#: First key of the advisory locks of months; the second is year * 12 + month.
-LOCK_SPACE = 720_511_900
 
 MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross")
 
@@ -102,9 +100,7 @@ def refresh(
         started = connection.execute("SELECT clock_timestamp()").fetchone()
         assert started is not None
         for month in months:
-            connection.execute(
-                "SELECT pg_advisory_xact_lock(%s::int, %s::int)", [LOCK_SPACE, month.year * 12 + month.month]
-            )
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.month(month)])
         connection.execute("LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN SHARE MODE")
         queued = connection.execute(
             "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
@@ -145,8 +141,9 @@ def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, 
         f"SELECT DISTINCT month FROM analytics.stale_months WHERE {empty}", window
     ).fetchall()
     for (month,) in candidates:
-        key = [LOCK_SPACE, month.year * 12 + month.month]
-        got = connection.execute("SELECT pg_try_advisory_xact_lock(%s::int, %s::int)", key).fetchone()
+        got = connection.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [locks.month(month)]
+        ).fetchone()
         if got == (True,):
             connection.execute(
                 f"DELETE FROM analytics.stale_months WHERE month = %(month)s AND {empty}",

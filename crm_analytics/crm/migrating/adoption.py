@@ -1,360 +1,170 @@
-"""Adoption of an existing CRM database: its catalog is compared with the baseline, then stamped. Never blindly."""
+"""Adopts an existing CRM database: compares its catalog with the baseline, and stamps it only where the two agree.
+
+docs/decisions/adoption.md has the reasons.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import replace
+from textwrap import indent
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
 from crm_analytics.crm.migrating.preflight import obstacles
-from crm_analytics.crm.proof.allowed_extras import objection
-from crm_analytics.crm.proof.catalog import RPC_NAMES, collect
-from crm_analytics.crm.proof.repairs import defuse_column, parts
+from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
+from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
 
-BASELINE = "0001"
-LABELS = "0002"
-EXPAND = "0003"
-PROBE = "crm_baseline_probe"  # scratch schema for the comparison, always rolled back
-
-TABLES = (
-    "users", "customers", "leads", "orders", "documents", "order_status_events", "payments", "shipments", "tasks",
-)  # fmt: skip
-#: Every compared object of one schema: kind, table (or type), name, definition. Names of the schema are in
-#: the definitions; NOT NULL constraints belong to their columns (PostgreSQL 18 lists them apart).
-_CATALOGUE = """
-SELECT 'type', t.typname::text, '', 'ENUM'
-FROM pg_type t WHERE t.typnamespace = %(schema)s::regnamespace AND t.typtype = 'e'
-UNION ALL
-SELECT 'table', c.relname::text, '', concat_ws(' ',
-    CASE c.relkind WHEN 'r' THEN 'TABLE' ELSE 'relkind ' || c.relkind::text END,
-    CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' END, CASE WHEN c.relispartition THEN 'PARTITION' END,
-    CASE WHEN EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) THEN 'WITH INHERITANCE' END)
-FROM pg_class c
-WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s) AND c.relkind NOT IN ('i', 'c')
-UNION ALL
-SELECT 'column', c.relname::text, a.attname::text, concat_ws(' ',
-    format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
-    CASE WHEN a.attcollation <> t.typcollation THEN 'COLLATE ' || a.attcollation::regcollation END,
-    CASE WHEN a.attidentity <> '' THEN 'IDENTITY' END,
-    CASE WHEN a.attgenerated <> '' THEN 'GENERATED ' || pg_get_expr(d.adbin, d.adrelid)
-         ELSE 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid) END)
-FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s) AND a.attnum > 0 AND NOT a.attisdropped
-UNION ALL
-SELECT 'constraint', c.relname::text, k.conname::text, pg_get_constraintdef(k.oid)
-FROM pg_class c JOIN pg_constraint k ON k.conrelid = c.oid
-WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s) AND k.contype IN ('p', 'u', 'f', 'c', 'x')
-UNION ALL
-SELECT 'index', c.relname::text, i.relname::text,
-    pg_get_indexdef(x.indexrelid) || CASE WHEN x.indisvalid THEN '' ELSE ' -- INVALID' END
-FROM pg_class c JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
-WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s)
-  AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.indexrelid AND k.contype IN ('p', 'u', 'x'))
-"""
-
-#: What may act on our tables or clash with our names: what it is, and the SQL that removes it.
-_LEGACY = """
-SELECT 'function ' || p.oid::regprocedure, 'DROP ROUTINE ' || p.oid::regprocedure
-FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY (%(functions)s)
-UNION ALL
-SELECT format('trigger %%I on %%s', t.tgname, t.tgrelid::regclass), format('DROP TRIGGER %%I ON %%s', t.tgname, t.tgrelid::regclass)
-FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgrelid = ANY (%(relations)s::regclass[])
-UNION ALL
-SELECT format('rule %%I on %%s', r.rulename, r.ev_class::regclass), format('DROP RULE %%I ON %%s', r.rulename, r.ev_class::regclass)
-FROM pg_rewrite r WHERE r.ev_class = ANY (%(relations)s::regclass[])
-UNION ALL
-SELECT format('policy %%I on %%s', p.polname, p.polrelid::regclass), format('DROP POLICY %%I ON %%s', p.polname, p.polrelid::regclass)
-FROM pg_policy p WHERE p.polrelid = ANY (%(relations)s::regclass[])
-UNION ALL
-SELECT format('forced row level security on %%s', c.oid::regclass), format('ALTER TABLE %%s NO FORCE ROW LEVEL SECURITY', c.oid::regclass)
-FROM pg_class c WHERE c.relforcerowsecurity AND c.oid = ANY (%(relations)s::regclass[])
-UNION ALL
-SELECT format('cast (%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)),
-    format('DROP CAST (%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL))
-FROM pg_cast c JOIN pg_type t ON t.oid IN (c.castsource, c.casttarget)
-WHERE t.oid IN (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = ANY (%(relations)s::regclass[]) AND a.atttypid >= 16384
-                UNION SELECT k.reltype FROM pg_class k WHERE k.oid = ANY (%(relations)s::regclass[]))
-ORDER BY 2
-"""
-
-Catalog = dict[tuple[str, str, str], str]
-
-
-@dataclass(frozen=True)
-class AdoptionReport:
-    """What adoption found. `adopted` is False for an empty database and for one that is migrated already."""
-
-    adopted: bool = False
-    tolerated: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-    duplicate_references: int = 0
-    unreal_prices: int = 0
-
-    def lines(self) -> list[str]:
-        """The report for people, one finding a line."""
-        if not self.adopted:
-            return [f"replaced {found}" for found in self.replaced]
-        lines = ["adopted an existing database: its catalog equals the baseline"]
-        lines += [f"tolerated: {found}" for found in self.tolerated]
-        lines += [f"replaced {found}" for found in self.replaced]
-        if self.duplicate_references:
-            lines.append(
-                f"{self.duplicate_references} payment(s) repeat an older payment's external reference: "
-                "their reference_key stays NULL"
-            )
-        if self.unreal_prices:
-            lines.append(
-                f"{self.unreal_prices} order(s) have the price NaN: their total_amount stays NULL; "
-                "give each its total with update_order_safe"
-            )
-        return lines
+#: What may act on the CRM's rows from outside the migrations, or has an RPC's name; `replace_legacy` drops it.
+_LEGACY = ("function", "trigger", "rule", "policy", "row_security", "cast")
+_BOOKKEEPING = ("table crm_private.migration_files", "table crm_private.alembic_version")
 
 
 class AdoptionError(MigrationError):
-    """The existing database differs from the baseline; the message is the diff with the SQL that mends it."""
+    """The existing database differs from the baseline; the message is the diff, with the SQL that repairs it."""
 
 
-def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False) -> AdoptionReport:
-    """Compare an existing, unstamped database with the baseline and stamp it at 0001 (crm.md, Migrations 1).
+def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False) -> list[str]:
+    """Compares an existing database that no migration has touched with the baseline, and stamps it as version 0001.
 
-    Runs inside the migration lock, in the caller's transaction. An empty database and a migrated one are left
-    as they are. Extra labels, columns and indexes are tolerated and reported.
+    Runs inside the migration lock, in the caller's transaction. Leaves an empty database and a migrated one as they
+    are. Extra labels, columns and indexes may stay.
 
     Args:
-        replace_legacy: drop functions of our names, and triggers, rules and policies on our tables, instead
-            of refusing them.
+        replace_legacy: drop functions with an RPC's name, and triggers, rules, policies and casts on the tables,
+            instead of refusing them.
+
+    Returns:
+        One line per finding; none for a database that is empty or migrated.
 
     Raises:
-        AdoptionError: anything missing or different, naming each object, what was found and the remedy.
+        AdoptionError: something is missing, different or in the way; the message names each object with the remedy.
     """
-    if connection.execute(
-        "SELECT 1 FROM crm_private.migration_files WHERE version = %s", [BASELINE]
-    ).fetchone():
-        return AdoptionReport()
-    connection.execute("SET LOCAL search_path = pg_catalog")  # so that definitions come out qualified
-    files = {file.version: file for file in migration_files("crm")}
-    with connection.transaction(force_rollback=True):
-        expected, expanded = _baseline(connection, files)
-    found = _catalog(connection, "public")
-    ours = {key: text for key, text in found.items() if key[0] != "type" or key in expected}
-    problems = obstacles(connection, files)
-    if ours:
-        problems += _differences(expected, expanded, ours) + _foreign_owners(connection)
-        problems += _objections(connection, {*expected, *expanded})
-    legacy = connection.execute(
-        _LEGACY,
-        {
-            "functions": list(RPC_NAMES),
-            "relations": [f"public.{name}" for kind, name, _ in found if kind == "table"],
-        },
-    ).fetchall()
+    first = migration_files("crm")[0]
+    stamped = "SELECT FROM crm_private.migration_files WHERE version = %s"
+    if connection.execute(stamped, [first.version]).fetchone() is not None:
+        return []
+    connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
+    found = _relevant(collect(connection, ADOPTED_KINDS))
+    adopting = not baseline().objects.keys().isdisjoint(found.objects)
+    wanted = _wanted(found) if adopting else Manifest({})
+    comparison = diff(wanted, found)
+    legacy = {
+        d.object: found.removals[d.object]
+        for d in comparison.differences
+        if kind_of(d.object) in _LEGACY and found.objects[d.object].get("parent") != "schema crm_private"
+    }
+    problems = [_problem(d, wanted, found) for d in comparison.differences if d.object not in legacy]
+    problems += obstacles(connection, found, adopting)
     if legacy and not replace_legacy:
-        problems += [f"{what} is in the way\n    {remedy};" for what, remedy in legacy]
-        problems.append("to let the migration drop functions, triggers, rules and policies: --replace-legacy")
+        problems += [f"{key} is in the way\n    {removal}" for key, removal in legacy.items()]
+        problems.append("to let the migration drop what is in the way: --replace-legacy")
     if problems:
         raise AdoptionError(
             "this database is not the CRM that the migrations start from. Nothing was changed. Found:\n"
             + "\n".join(f"- {problem}" for problem in problems)
         )
-    for _, remedy in sorted(legacy, key=lambda found: found[1].startswith("DROP ROUTINE")):
+    _drop(connection, legacy)
+    replaced = [f"replaced {key}" for key in legacy]
+    if not adopting:
+        return replaced
+    _stamp(connection, first)
+    later = wanted.objects.keys() - baseline().objects.keys()
+    return [
+        "adopted an existing database: its catalog equals the baseline",
+        *(f"allowed extra: {key}" for key in comparison.allowed_extras),
+        *(f"exists already: {key}" for key in sorted(later) if kind_of(key) == "column"),
+        *replaced,
+        *_odd_rows(connection),
+    ]
+
+
+def _relevant(found: Manifest) -> Manifest:
+    """Leaves out the migrations' own tables, and tables that the baseline lacks: their names are in the way."""
+
+    def relevant(home: str) -> bool:
+        other = home.startswith(("table public.", "type public.")) and home not in baseline().objects
+        return not other and home not in _BOOKKEEPING
+
+    objects = {key: facts for key, facts in found.objects.items() if relevant(facts.get("parent", key))}
+    return replace(found, objects=objects)
+
+
+def _wanted(found: Manifest) -> Manifest:
+    """Returns the baseline, and what the database may have already of the later migrations."""
+    objects = {
+        key: facts
+        for key, facts in baseline().objects.items()
+        if kind_of(key) not in ("label", "row_security") or key in found.objects
+    }
+    for key, facts in found.objects.items():
+        kind, later = kind_of(key), expected().objects.get(key)
+        if kind == "row_security":  # the migrations enable it; forced, it hides rows from their owner
+            objects[key] = {**facts, "forced": False}
+        elif later is None or key in objects:
+            continue
+        elif kind == "column" and later["generated"] == facts["generated"]:
+            objects[key] = later if facts["default"] else {**later, "default": None}
+        elif kind in ("column", "label") or (kind == "constraint" and later["kind"] == "f"):
+            objects[key] = facts  # foreign keys are made anew, and preflight refuses such columns
+    return replace(baseline(), objects=objects)
+
+
+def _problem(difference: Difference, wanted: Manifest, found: Manifest) -> str:
+    problem, key = difference.problem, difference.object
+    if key in wanted.objects and (owner := found.objects.get(key, {}).get("owner", "$owner")) != "$owner":
+        problem += f"; migrate as {owner}, or give it away"
+    return f"{problem}\n{indent(difference.repair, '    ')}"
+
+
+def _drop(connection: psycopg.Connection[Any], legacy: dict[str, str]) -> None:
+    for removal in legacy.values():
         try:
-            connection.execute(remedy)  # triggers first: they hold their functions
+            connection.execute(removal.encode())
         except psycopg.Error as error:
             detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
             raise AdoptionError(
-                f"--replace-legacy cannot run {remedy}: {error.diag.message_primary}{detail}. Nothing was changed."
+                f"--replace-legacy cannot run {removal} {error.diag.message_primary}{detail}. Nothing was changed."
                 " Remove or change by hand what depends on it, then migrate again."
             ) from error
-    replaced = tuple(what for what, _ in legacy)
-    if not ours:
-        return AdoptionReport(replaced=replaced)
-    report = AdoptionReport(
-        adopted=True,
-        tolerated=tuple(_tolerated(connection, expected, expanded, ours, files[LABELS])),
-        replaced=replaced,
-        duplicate_references=_duplicate_references(connection),
-        unreal_prices=_unreal_prices(connection),
-    )
-    _stamp(connection, files[BASELINE])
-    return report
 
 
-def _catalog(connection: psycopg.Connection[Any], schema: str) -> Catalog:
-    rows = connection.execute(_CATALOGUE, {"schema": schema, "tables": list(TABLES)}).fetchall()
-    return {
-        (kind, name, part): text.replace(f"{schema}.", "public.").strip() for kind, name, part, text in rows
-    }
-
-
-def _baseline(
-    connection: psycopg.Connection[Any], files: dict[str, SqlFile]
-) -> tuple[Catalog, dict[tuple[str, str, str], str]]:
-    """The baseline's catalog and the columns that the expand step adds, both as this very server sees them."""
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(PROBE)))
-    connection.execute(files[BASELINE].text().replace("public.", f"{PROBE}.").encode())
-    baseline = _catalog(connection, PROBE)
-    for statement in re.findall(
-        r"^ALTER TABLE public\.\w+ ADD COLUMN .*;$", files[EXPAND].text(), re.MULTILINE
-    ):
-        connection.execute(statement.replace("public.", f"{PROBE}.").encode())
-    for statement in re.findall(
-        r"^ALTER TABLE public\.\w+ ALTER COLUMN \w+ SET DEFAULT .*;$", files[EXPAND].text(), re.MULTILINE
-    ):
-        if "_enum" not in statement:  # a label that 0002 is still to add
-            connection.execute(statement.replace("public.", f"{PROBE}.").encode())
-    return baseline, {key: text for key, text in _catalog(connection, PROBE).items() if key not in baseline}
-
-
-def _differences(expected: Catalog, expanded: Catalog, found: Catalog) -> list[str]:
-    problems = []
-    for key in sorted(expected):
-        if key not in found:
-            problems.append(f"{_name(key)} is missing\n    {_create(key, expected[key])}")
-        elif found[key] != expected[key]:
-            problems.append(_different(key, expected[key], found[key]))
-    for key in sorted(set(found) - set(expected)):
-        kind, table, name = key
-        if kind == "column" and key in expanded:
-            without_default = expanded[key].split(" DEFAULT ")[0]
-            if found[key] not in (expanded[key], without_default):
-                problems.append(_different(key, expanded[key], found[key]))
-        elif kind == "constraint" and not any(
-            name == f"{table}_{column}_fkey" and table == owner for _, owner, column in expanded
-        ):
-            problems.append(
-                f"{_name(key)} is not in the baseline: {found[key]}\n    ALTER TABLE public.{table} DROP CONSTRAINT {name};"
-            )
-    return problems
-
-
-def _name(key: tuple[str, str, str]) -> str:
-    kind, table, name = key
-    return f"{kind} {table}.{name}" if name else f"{kind} public.{table}"
-
-
-def _different(key: tuple[str, str, str], expected: str, found: str) -> str:
-    return f"{_name(key)} differs\n    expected: {expected}\n    found:    {found}\n    {_alter(key, expected, found)}"
-
-
-def _create(key: tuple[str, str, str], definition: str) -> str:
-    kind, table, name = key
-    return {
-        "type": f"CREATE TYPE public.{table} AS ENUM ();",
-        "table": "create it as in sql/crm/0001_baseline.sql",
-        "column": f"ALTER TABLE public.{table} ADD COLUMN {name} {definition};",
-        "constraint": f"ALTER TABLE public.{table} ADD CONSTRAINT {name} {definition};",
-        "index": f"{definition};",
-    }[kind]
-
-
-def _alter(key: tuple[str, str, str], expected: str, found: str) -> str:
-    kind, table, name = key
-    if kind == "constraint":
-        return f"ALTER TABLE public.{table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} {expected};"
-    if kind == "index":
-        return f"DROP INDEX public.{name}; {expected};"
-    if kind != "column" or "GENERATED" in expected + found:
-        return "rename it, and let the migration make its own"
-    column = f"ALTER TABLE public.{table} ALTER COLUMN {name}"
-    wanted_type, _, wanted_default = expected.replace(" NOT NULL", "").partition(" DEFAULT ")
-    found_type, _, found_default = found.replace(" NOT NULL", "").partition(" DEFAULT ")
-    steps = []
-    if wanted_type != found_type:
-        steps.append(f"{column} TYPE {wanted_type} USING {name}::{wanted_type};")
-    if (" NOT NULL" in expected) != (" NOT NULL" in found):
-        steps.append(f"{column} {'SET' if ' NOT NULL' in expected else 'DROP'} NOT NULL;")
-    if wanted_default != found_default:
-        steps.append(
-            f"{column} SET DEFAULT {wanted_default};" if wanted_default else f"{column} DROP DEFAULT;"
-        )
-    return " ".join(steps)
-
-
-def _objections(connection: psycopg.Connection[Any], known: set[tuple[str, str, str]]) -> list[str]:
-    """Extra columns and indexes that would stop the RPCs, or run code in them: tier A would refuse them for ever."""
-    problems = []
-    for key, facts in collect(connection, ("column", "index")).objects.items():
-        kind, name = key.split(" ", 1)
-        table, last = parts(name)
-        if (kind, table.removeprefix("public."), last.strip('"')) in known or not table.startswith("public."):
-            continue
-        reason = objection(key, facts)
-        if reason is not None:
-            remedy = defuse_column(table, last, facts) if kind == "column" else f"DROP INDEX public.{last};"
-            problems.append(f"{kind} {name.removeprefix('public.')} cannot stay: {reason}\n    {remedy}")
-    return problems
-
-
-def _foreign_owners(connection: psycopg.Connection[Any]) -> list[str]:
-    rows = connection.execute(
-        """
-        SELECT 'TABLE', c.relname::text, pg_get_userbyid(c.relowner)::text, CURRENT_USER::text FROM pg_class c
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(tables)s) AND c.relowner <> CURRENT_USER::regrole
-        UNION ALL
-        SELECT 'TYPE', t.typname::text, pg_get_userbyid(t.typowner)::text, CURRENT_USER::text FROM pg_type t
-        WHERE t.typnamespace = 'public'::regnamespace AND t.typtype = 'e' AND t.typowner <> CURRENT_USER::regrole
-          AND t.oid IN (SELECT a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-                        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(tables)s))
-        ORDER BY 1, 2
-        """,
-        {"tables": list(TABLES)},
-    )
-    return [
-        f"{kind.lower()} public.{name} belongs to {owner}, the migration runs as {login}: run it as {owner}, or\n"
-        f'    ALTER {kind} public.{name} OWNER TO "{login}";'
-        for kind, name, owner, login in rows
-    ]
-
-
-def _tolerated(
-    connection: psycopg.Connection[Any],
-    expected: Catalog,
-    expanded: Catalog,
-    found: Catalog,
-    labels: SqlFile,
-) -> list[str]:
-    extras = [
-        f"{'existing' if key in expanded else 'extra'} {_name(key)}"
-        for key in sorted(set(found) - set(expected))
-        if key[0] in ("column", "index")
-    ]
-    known = set(
-        re.findall(r"^ALTER TYPE public\.(\w+) ADD VALUE IF NOT EXISTS '(\w+)'", labels.text(), re.MULTILINE)
-    )
-    rows = connection.execute(
-        "SELECT t.typname::text, e.enumlabel::text FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid"
-        " WHERE t.typnamespace = 'public'::regnamespace AND t.typname = ANY (%s) ORDER BY 1, e.enumsortorder",
-        [[name for kind, name, _ in expected if kind == "type"]],
-    )
-    return extras + [f"extra label {label} of {name}" for name, label in rows if (name, label) not in known]
-
-
-def _duplicate_references(connection: psycopg.Connection[Any]) -> int:
+def _odd_rows(connection: psycopg.Connection[Any]) -> list[str]:
+    """Reports rows that are adopted, but whose new columns the migrations leave empty."""
     row = connection.execute(
         """
-        SELECT COALESCE(sum(n - 1), 0) FROM (
-          SELECT count(*) AS n FROM public.payments
-          WHERE regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g') <> ''
-          GROUP BY regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g')) r
+        WITH holders AS (
+            SELECT count(*) AS n FROM public.payments
+            WHERE regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g') <> ''
+            GROUP BY regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g')
+        )
+        SELECT (SELECT coalesce(sum(n - 1), 0) FROM holders),
+            (SELECT count(*) FROM public.orders WHERE final_price_eur = 'NaN')
         """
     ).fetchone()
-    return int(row[0]) if row else 0
+    repeated, unpriced = row or (0, 0)
+    lines = []
+    if repeated:
+        lines.append(
+            f"{repeated} payment(s) repeat an older payment's external reference: their reference_key stays NULL"
+        )
+    if unpriced:
+        lines.append(
+            f"{unpriced} order(s) have the price NaN: their total_amount stays NULL; "
+            "give each its total with update_order_safe"
+        )
+    return lines
 
 
-def _unreal_prices(connection: psycopg.Connection[Any]) -> int:
-    row = connection.execute("SELECT count(*) FROM public.orders WHERE final_price_eur = 'NaN'").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _stamp(connection: psycopg.Connection[Any], baseline: SqlFile) -> None:
+def _stamp(connection: psycopg.Connection[Any], first: SqlFile) -> None:
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS crm_private.alembic_version (version_num varchar(32) NOT NULL,"
-        " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        """
+        CREATE TABLE IF NOT EXISTS crm_private.alembic_version (
+            version_num varchar(32) NOT NULL,
+            CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+        )
+        """
     )
-    connection.execute("INSERT INTO crm_private.alembic_version VALUES (%s)", [baseline.version])
-    record_applied(connection, "crm", baseline)
+    connection.execute("INSERT INTO crm_private.alembic_version VALUES (%s)", [first.version])
+    record_applied(connection, "crm", first)

@@ -1,4 +1,4 @@
-"""The one entry point by which a CRM database is made or brought up to date."""
+"""Migrates a CRM database: the one entry point by which it is created or brought up to date."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def migrate_crm(
     report: Callable[[str], None] = lambda line: None,
     config: Settings | None = None,
 ) -> Status:
-    """Bring the CRM database to the newest version, adopting an existing one first. Harmless when repeated.
+    """Brings the CRM database to the newest version, adopting an existing one first. Harmless when repeated.
 
     Args:
         url: the database's address; the configured CRM database by default.
-        replace_legacy: drop functions of our names, triggers, rules and policies that are in the way.
+        replace_legacy: drop functions with an RPC's name, triggers, rules and policies that are in the way.
         report: receives one line per finding of adoption and per file applied.
         config: settings; the environment's by default.
 
@@ -32,7 +32,7 @@ def migrate_crm(
     """
 
     def adopt(connection: psycopg.Connection[Any]) -> None:
-        for line in prepare(connection, replace_legacy=replace_legacy).lines():
+        for line in prepare(connection, replace_legacy=replace_legacy):
             report(line)
 
     return migrate("crm", url=url, before=adopt, report=report, config=config)

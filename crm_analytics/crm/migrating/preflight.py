@@ -1,19 +1,20 @@
-"""What would stop the migrations half way on an existing database, found before anything is changed."""
+"""Finds what would stop the migrations halfway on an existing database, before anything is changed."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
-from crm_analytics.core.migrations import SqlFile
+from crm_analytics.crm.schema.catalog import Manifest, kind_of
+from crm_analytics.crm.schema.manifest import baseline, expected
 
 #: Bytes of an indexed text; an index entry holds 2,700.
 INDEXED_BYTES = 2000
 SHOWN = 5
+#: Schemas that the migrations create besides crm_private, which they may find.
+SCHEMAS = ("reporting",)
 
 _BLANKS = r"'^[[:space:]]+|[[:space:]]+$', '', 'g'"
 #: Table, column, the form in which it is indexed.
@@ -22,132 +23,142 @@ _INDEXED = (
     ("customers", "email", f"regexp_replace(email, {_BLANKS})"),
     ("users", "email", "email"),
     ("payments", "external_reference", f"regexp_replace(external_reference, {_BLANKS})"),
-    ("payments", "reference_key", "reference_key"),
 )
+#: Columns that the migrations fill themselves.
+_FILLED = ("order_status_events.seq", "payments.reference_key")
 
 
-def obstacles(connection: psycopg.Connection[Any], files: dict[str, SqlFile]) -> list[str]:
-    """One sentence with a remedy for everything in the connected database that a migration file would trip over."""
-    text = "\n".join(file.text() for file in files.values())
+def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bool) -> list[str]:
+    """Returns a sentence with its remedy for everything that a migration file would trip over.
+
+    Args:
+        found: the catalog of the connected database.
+        adopting: whether it has the baseline's objects; their names may then be taken.
+    """
     return [
-        *_taken(connection, text),
-        *_values(connection, text),
+        *_owner(connection, found),
+        *_taken_names(connection, adopting),
+        *_columns(connection, found),
+        *_values(connection, found),
     ]
 
 
-def _taken(connection: psycopg.Connection[Any], text: str) -> Iterator[str]:
-    """Names of relations and schemas that the migrations make."""
-    names = set(re.findall(r"^CREATE (?:UNIQUE )?INDEX (\w+) ON public\.", text, re.MULTILINE))
-    names |= set(re.findall(r"\bADD CONSTRAINT (\w+) UNIQUE", text)) | {"audit_log_id_seq"}
-    tables = re.findall(r"^CREATE TABLE public\.(\w+) \((.*?)^\);", text, re.MULTILINE | re.DOTALL)
-    for table, body in tables:
-        names |= {table, *re.findall(r"CONSTRAINT (\w+) (?:PRIMARY KEY|UNIQUE)", body)}
-    baseline = connection.execute("SELECT to_regclass('public.orders')").fetchone()
-    if baseline and baseline[0] is not None:  # what the baseline makes is compared, not refused
-        names -= _made_by_the_baseline(tables, text)
-    words = {"i": "INDEX", "I": "INDEX", "S": "SEQUENCE", "v": "VIEW", "m": "MATERIALIZED VIEW", "c": "TYPE"}
-    for name, kind, table in connection.execute(
-        "SELECT c.relname::text, c.relkind::text, x.indrelid::regclass::text FROM pg_class c LEFT JOIN pg_index x"
-        " ON x.indexrelid = c.oid WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%s) ORDER BY 1",
-        [sorted(names)],
-    ):
-        word = words.get(kind, "TABLE")
-        what = f"{word.lower()} public.{name}" + (f" on {table}" if table else "")
+def _owner(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
+    login = connection.execute("SELECT quote_ident(current_user)").fetchone()
+    if login and login[0] != found.owner:
         yield (
-            f"{what} exists, and the migrations make something of this name\n"
-            f"    ALTER {word} public.{name} RENAME TO {name}_legacy;"
+            f"schema crm_private belongs to {found.owner}, and {login[0]} runs the migration: migrate as {found.owner}, or\n"
+            f"    ALTER SCHEMA crm_private OWNER TO {login[0]};"
         )
-    schemas = re.findall(r"^CREATE SCHEMA (\w+);", text, re.MULTILINE)
-    for (name,) in connection.execute(
-        "SELECT nspname::text FROM pg_namespace WHERE nspname = ANY (%s)", [schemas]
+
+
+def _taken_names(connection: psycopg.Connection[Any], adopting: bool) -> Iterator[str]:
+    """Finds relations and schemas with the names of those that the migrations create."""
+    names = [
+        key.rpartition(".")[2]
+        for key, facts in expected().objects.items()
+        if " public." in key
+        and (
+            kind_of(key) in ("table", "index", "sequence")
+            or (kind_of(key) == "constraint" and facts["kind"] in "pu")
+        )
+        and not (adopting and key in baseline().objects)
+    ]
+    for what, rename in connection.execute(
+        """
+        SELECT concat_ws(' on ', lower(kind) || ' public.' || quote_ident(name), on_table),
+            format('ALTER %%s public.%%I RENAME TO %%I', kind, name, name || '_legacy')
+        FROM (
+            SELECT c.relname AS name, x.indrelid::regclass AS on_table, CASE c.relkind WHEN 'i' THEN 'INDEX'
+                WHEN 'I' THEN 'INDEX' WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+                WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END AS kind
+            FROM pg_class c LEFT JOIN pg_index x ON x.indexrelid = c.oid
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(names)s)
+        ) taken
+        UNION ALL
+        SELECT 'schema ' || nspname, format('ALTER SCHEMA %%I RENAME TO %%I', nspname, nspname || '_legacy')
+        FROM pg_namespace WHERE nspname = ANY (%(schemas)s)
+        ORDER BY 1
+        """,
+        {"names": names, "schemas": list(SCHEMAS)},
     ):
-        yield f"schema {name} exists, and the migrations make it\n    ALTER SCHEMA {name} RENAME TO {name}_legacy;"
-    for (what,) in connection.execute(
-        "SELECT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend d"
-        " WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = 'crm_private'::regnamespace AND d.deptype = 'n'"
-        "   AND d.classid IN ('pg_class'::regclass, 'pg_proc'::regclass)"
-        "   AND pg_describe_object(d.classid, d.objid, 0) NOT IN ('table crm_private.migration_files',"
-        "   'table crm_private.alembic_version') ORDER BY 1"
-    ):
-        yield (
-            f"{what} exists, and the schema crm_private is the migrations' own\n"
-            f"    DROP {what}; -- or move it: ALTER {what} SET SCHEMA public;"
-        )
+        yield f"{what} exists, and the migrations create something of this name\n    {rename};"
 
 
-def _made_by_the_baseline(tables: list[tuple[str, str]], text: str) -> set[str]:
-    adopted = {"users", "customers", "leads", "orders", "documents", "order_status_events", "payments", "shipments", "tasks"}  # fmt: skip
-    names = set(adopted)
-    for table, body in tables:
-        if table in adopted:
-            names |= set(re.findall(r"CONSTRAINT (\w+) (?:PRIMARY KEY|UNIQUE)", body))
-    baseline, _, _ = text.partition("ALTER TYPE ")  # 0001 comes before every label
-    return names | set(re.findall(r"^CREATE (?:UNIQUE )?INDEX (\w+) ON", baseline, re.MULTILINE))
-
-
-def _values(connection: psycopg.Connection[Any], text: str) -> Iterator[str]:
-    """Rows that new keys, checks and indexes would refuse. Most live in columns that a database has before its time."""
-    columns = {
-        (table, column): type_
-        for table, column, type_ in connection.execute(
-            "SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL) FROM pg_class c JOIN pg_attribute a"
-            " ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-            " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'"
-        ).fetchall()
-    }
-
-    def rows(query: str) -> str:
-        found = [str(row[0]) for row in connection.execute(f"{query} ORDER BY 1 LIMIT {SHOWN + 1}".encode())]
-        return ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-
-    for table, column, form in _INDEXED:
-        if columns.get((table, column)) == "text":
-            ids = rows(f"SELECT id::text FROM public.{table} WHERE octet_length({form}) > {INDEXED_BYTES}")
-            if ids:
-                yield (
-                    f"{table}.{column} is longer than {INDEXED_BYTES} bytes, too long for an index, in {ids}\n"
-                    f"    UPDATE public.{table} SET {column} = left({column}, 200) WHERE octet_length({column}) > {INDEXED_BYTES};"
-                )
-    if columns.get(("users", "email")) == "text":
-        addresses = rows(
-            f"SELECT lower(regexp_replace(email, {_BLANKS})) FROM public.users WHERE email IS NOT NULL"
-            " GROUP BY 1 HAVING count(*) > 1"
-        ) or ("''" if rows("SELECT id::text FROM public.users WHERE btrim(email) = ''") else "")
-        if addresses:
-            yield (
-                f"users.email: several users have {addresses} (case and blanks do not count), or it is blank\n"
-                "    UPDATE public.users SET email = NULL WHERE id = …;"
-            )
-    statuses = re.findall(r"CHECK \(status IN \(([^)]*)\)\)", text)
-    if columns.get(("shipments", "status")) == "text" and statuses:
-        found = rows(
-            f"SELECT DISTINCT status FROM public.shipments WHERE status NOT IN ({statuses[0]})"  # from our own file
-        )
-        if found:
-            yield (
-                f"shipments.status is {found}, accepted are {statuses[0]}\n"
-                "    UPDATE public.shipments SET status = … WHERE status = …;"
-            )
-    for table, column in (("order_status_events", "seq"), ("payments", "reference_key")):
-        if (table, column) in columns and rows(
-            f"SELECT id::text FROM public.{table} WHERE {column} IS NOT NULL"
+def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
+    """Finds columns whose values would be in the way of those that the migrations give them."""
+    for key, facts in found.objects.items():
+        later = expected().objects.get(key)
+        if kind_of(key) != "column" or later is None or key in baseline().objects:
+            continue
+        table, _, column = key.removeprefix("column ").rpartition(".")
+        if later["generated"] != facts["generated"] or (
+            f"{table}.{column}".removeprefix("public.") in _FILLED
+            and connection.execute(
+                f"SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1".encode()
+            ).rowcount
         ):
             yield (
-                f"{table}.{column} has values, and the migrations fill it\n"
-                f"    ALTER TABLE public.{table} RENAME COLUMN {column} TO {column}_legacy;"
+                f"{key} exists, and the migrations fill it themselves\n"
+                f"    ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
             )
-    keys = re.findall(r"^\s+\('(\w+)', '(\w+)', '(\w+)'\)", text, re.MULTILINE)
-    for table, column, target in keys:
-        if columns.get((table, column)) != "uuid" or (target, "id") not in columns:
-            continue
-        query = sql.SQL(
-            "SELECT t.id::text FROM public.{0} t WHERE t.{1} IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM public.{2} x WHERE x.id = t.{1})"
-        ).format(*map(sql.Identifier, (table, column, target)))
-        ids = rows(query.as_string())
-        if ids:
+
+
+def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
+    """Finds rows that new keys, checks and indexes would refuse; most are in columns that exist before their time."""
+
+    def rows(query: str) -> str:
+        shown = [str(row[0]) for row in connection.execute(f"{query} ORDER BY 1 LIMIT {SHOWN + 1}".encode())]
+        return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")
+
+    def exists(table: str, *columns: str) -> bool:
+        keys = [f"column {table}.{column}" for column in columns]
+        return all(
+            key in found.objects and found.objects[key]["type"] == expected().objects[key]["type"]
+            for key in keys
+        )
+
+    for name, column, form in _INDEXED:
+        table = f"public.{name}"
+        if exists(table, column) and (
+            ids := rows(f"SELECT id::text FROM {table} WHERE octet_length({form}) > {INDEXED_BYTES}")
+        ):
             yield (
-                f"{table}.{column} names no row of {target} in {ids}\n"
-                f"    UPDATE public.{table} t SET {column} = NULL"
-                f" WHERE NOT EXISTS (SELECT FROM public.{target} x WHERE x.id = t.{column});"
+                f"{name}.{column} is longer than {INDEXED_BYTES} bytes, too long for an index, in {ids}\n"
+                f"    UPDATE {table} SET {column} = left({column}, 200) WHERE octet_length({column}) > {INDEXED_BYTES};"
+            )
+    if exists("public.users", "email") and (
+        addresses := rows(
+            f"""
+            SELECT CASE folded WHEN '' THEN '(blank)' ELSE folded END
+            FROM (SELECT lower(regexp_replace(email, {_BLANKS})) AS folded FROM public.users) u
+            WHERE folded IS NOT NULL GROUP BY folded HAVING count(*) > 1 OR folded = ''
+            """
+        )
+    ):
+        yield (
+            f"users.email: several users have {addresses} (case and blanks do not count), or it is blank\n"
+            "    UPDATE public.users SET email = NULL WHERE id = …;"
+        )
+    for key, facts in expected().objects.items():
+        if kind_of(key) != "constraint" or facts == baseline().objects.get(key):
+            continue
+        table, target = facts["parent"].removeprefix("table "), facts["references"]
+        if not exists(table, *facts["columns"]) or (target and not exists(target, "id")):
+            continue
+        columns = ", ".join(facts["columns"])
+        if facts["kind"] == "c" and (
+            values := rows(
+                f"SELECT DISTINCT concat_ws(', ', {columns}) FROM {table} WHERE NOT {facts['definition'].removeprefix('CHECK ')}"
+            )
+        ):
+            yield (
+                f"{table}.{columns} is {values}, accepted is {facts['definition']}\n"
+                f"    UPDATE {table} SET {columns} = … WHERE {columns} = …;"
+            )
+        missing = f"WHERE NOT EXISTS (SELECT FROM {target} x WHERE x.id = t.{columns})"
+        if target and (ids := rows(f"SELECT id::text FROM {table} t {missing} AND {columns} IS NOT NULL")):
+            yield (
+                f"{table}.{columns} names no row of {target} in {ids}\n"
+                f"    UPDATE {table} t SET {columns} = NULL {missing};"
             )

@@ -1,1 +1,1 @@
-"""Proves that the CRM's guards hold: manifest, invariants, attacks, audit seals."""
+"""Proves that the CRM's guards hold: invariants over the rows, attacks, and the seals on the audit log."""

@@ -1,4 +1,4 @@
-"""Sealing the audit log, and comparing the chain of seals with a head that was published elsewhere."""
+"""Seals the audit log, and compares the chain of seals with a head that was published elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import psycopg
 
 
 def seal(connection: psycopg.Connection[Any]) -> dict[str, Any]:
-    """Seal the audit rows written since the last seal; as the owner of the database.
+    """Seals the audit rows written since the last seal; needs the owner of the database.
 
     Returns:
-        `id`, `hash` and `last_audit_id` of the chain's head (None while nothing was ever sealed), and
-        `row_count`, the rows sealed now.
+        `id`, `hash` and `last_audit_id` of the chain's head (None until the first seal), and `row_count`, the number
+        of rows sealed now.
 
     Raises:
         psycopg.errors.LockNotAvailable: if writers of the audit log did not finish in time; try again.
@@ -24,8 +24,5 @@ def seal(connection: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def head_is_in_chain(connection: psycopg.Connection[Any], head: str) -> bool:
-    """Whether the seal published outside this database is (still) a seal of it."""
-    row = connection.execute(
-        "SELECT EXISTS (SELECT FROM public.audit_seals WHERE hash = %s)", [head]
-    ).fetchone()
-    return bool(row and row[0])
+    """Tells whether a seal that was published outside this database is still one of its seals."""
+    return connection.execute("SELECT FROM public.audit_seals WHERE hash = %s", [head]).fetchone() is not None

@@ -1,8 +1,8 @@
-"""Tier C of crm.md: what must be true of the CRM's rows, one named query each, all in one read-only snapshot.
+"""What must be true of the CRM's rows: one named query per rule, all in one read-only snapshot.
 
-The queries restate the rules of crm.md on their own: they read no rule from the functions that they check.
-Rows older than the guards are exempt where crm.md says so ("history isn't rewritten"): the migration gave each
-of them one audit row `adopt`. A row with no audit row at all was written past the RPCs.
+The queries restate the rules on their own; they read none from the functions that they check. Rows older than the
+guards are exempt from some of them, because adoption does not rewrite history (docs/decisions/adoption.md): the
+migration gave each of those rows one audit row `adopt`. A row without any audit row was written past the RPCs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 import psycopg
 
-ID_CAP = 20  # offending ids shown; the count is always complete
+#: How many offending ids are shown; the count is always complete.
+ID_CAP = 20
 
 _HISTORY = (
-    "Find out who wrote past the RPCs (audit_log.session_user, server log), then put the rows right in one "
-    "transaction that disables the table's guard and enables it ALWAYS again."
+    "Find out who wrote past the RPCs (audit_log.session_user, server log). Then correct the rows in one transaction "
+    "that disables the table's guard and enables it ALWAYS again."
 )
 
 
 @dataclass(frozen=True)
 class Invariant:
-    """One rule over all rows: `query` returns an `id` (text) and a `detail` for every offending row."""
+    """One rule over all rows; its query returns an `id` (text) and a `detail` for every row that breaks it."""
 
     name: str
     rule: str
@@ -34,7 +35,7 @@ class Invariant:
 
 @dataclass(frozen=True)
 class Result:
-    """What one invariant found: no offenders means that it holds."""
+    """How many rows break one invariant, with the first of them as examples."""
 
     invariant: Invariant
     offenders: int
@@ -42,27 +43,28 @@ class Result:
 
     @property
     def holds(self) -> bool:
-        """Whether no row offends."""
+        """Tells whether no row breaks the invariant."""
         return self.offenders == 0
 
 
-#: Tables whose every row has its audit rows.
+#: Tables whose rows are all audited.
 AUDITED_TABLES = ("customers", "documents", "leads", "orders", "payments", "shipments", "tasks", "users")
 
-#: crm.md "Transitions", restated: (old, new, role needed).
-LEGAL_TRANSITIONS = (
-    ("created", "awaiting_payment", "manager"),
-    ("created", "cancelled", "manager"),
-    ("created", "paid", "manager"),
-    ("awaiting_payment", "cancelled", "manager"),
-    ("awaiting_payment", "paid", "manager"),
-    ("paid", "in_delivery", "manager"),
-    ("paid", "cancelled", "admin"),
-    ("in_delivery", "delivered", "manager"),
-    ("in_delivery", "cancelled", "admin"),
-    ("delivered", "closed", "admin"),
-)
-
+#: The legal transitions, restated, with the least role that may make each.
+_LEGAL = """
+    (VALUES
+        ('created', 'awaiting_payment', 'manager'),
+        ('created', 'cancelled', 'manager'),
+        ('created', 'paid', 'manager'),
+        ('awaiting_payment', 'cancelled', 'manager'),
+        ('awaiting_payment', 'paid', 'manager'),
+        ('paid', 'in_delivery', 'manager'),
+        ('paid', 'cancelled', 'admin'),
+        ('in_delivery', 'delivered', 'manager'),
+        ('in_delivery', 'cancelled', 'admin'),
+        ('delivered', 'closed', 'admin')
+    ) AS legal(old_status, new_status, required_role)
+    """
 _BUSINESS_ROWS = " UNION ALL ".join(
     f"SELECT '{table}' AS entity, id FROM public.{table}" for table in AUDITED_TABLES
 )
@@ -70,8 +72,9 @@ _BUSINESS_ROWS = " UNION ALL ".join(
 _IMAGES = " UNION ALL ".join(
     f"SELECT '{table}' AS entity, id, to_jsonb(t) AS row FROM public.{table} t" for table in AUDITED_TABLES
 )
-#: Columns of one row (r.row) that are not what its image (a.row) says. A timestamp's text depends on the time zone
-#: of the session that wrote it. Columns that came after the image are missing in it: they are NULL, or a default.
+#: The columns of one row (r.row) that differ from its audit image (a.row). Timestamps are compared as instants,
+#: because their text depends on the time zone of the session that wrote them. A column that was added after the image
+#: is missing from it; it differs unless it is NULL or has a default.
 _CHANGED_COLUMNS = """
     SELECT coalesce(n.key, i.key) AS key
     FROM jsonb_each(r.row) n FULL JOIN jsonb_each(a.row) i ON i.key = n.key
@@ -82,13 +85,7 @@ _CHANGED_COLUMNS = """
                THEN (n.value #>> '{}')::timestamptz IS DISTINCT FROM (i.value #>> '{}')::timestamptz
                ELSE n.value <> i.value END"""
 
-_LEGAL = (
-    "(VALUES "
-    + ", ".join(f"('{old}', '{new}', '{role}')" for old, new, role in LEGAL_TRANSITIONS)
-    + ") AS legal(old_status, new_status, required_role)"
-)
-
-#: Shared by all queries: new (audited) rows, money per order, events in order, roles that somebody ever had.
+#: Shared by all queries: payments and events since the guards, money per order, users who ever were admins.
 _COMMON = """
 WITH adopted AS MATERIALIZED (
     SELECT entity, entity_id FROM public.audit_log WHERE action = 'adopt'
@@ -97,7 +94,7 @@ WITH adopted AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'payments' AND a.entity_id = p.id)
 ), money AS (
     SELECT p.order_id,
-        -- by direction too: adopted rows have client payments that went out, and refunds that came in
+        -- By direction too: adopted rows include client payments that went out, and refunds that came in.
         coalesce(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.direction = 'incoming'
             AND p.status = 'completed'), 0) AS client,
         coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing'
@@ -111,13 +108,13 @@ WITH adopted AS MATERIALIZED (
         row_number() OVER w AS position, lead(e.id) OVER w IS NULL AS is_last,
         max(e.seq) FILTER (WHERE e.reason = 'adopted') OVER (PARTITION BY e.order_id) AS adopted_seq
     FROM public.order_status_events e
-    WHERE e.order_id IS NOT NULL OR e.seq IS NOT NULL  -- adopted events of no order have neither
+    WHERE e.order_id IS NOT NULL OR e.seq IS NOT NULL  -- adopted events without an order have neither
     WINDOW w AS (PARTITION BY e.order_id ORDER BY e.seq)
 ), new_event AS (
     SELECT * FROM event WHERE adopted_seq IS NULL OR seq > adopted_seq
 ), was_admin AS (
     SELECT id FROM public.users WHERE role = 'admin'
-    -- a user's role is audited: whoever was changed may have been an admin when it mattered
+    -- Roles are audited: a user who is not an admin now may have been one when it mattered.
     UNION SELECT entity_id FROM public.audit_log WHERE entity = 'users' AND payload -> 'row' ->> 'role' = 'admin'
 )
 """
@@ -126,246 +123,288 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "status_is_last_event",
         "orders.status equals the new_status of the order's last event",
-        """SELECT o.id::text, format('status %s, last event %s', o.status, coalesce(e.new_status, 'none')) AS detail
-           FROM public.orders o LEFT JOIN event e ON e.order_id = o.id AND e.is_last
-           WHERE o.status::text IS DISTINCT FROM e.new_status""",
+        """
+        SELECT o.id::text, format('status %s, last event %s', o.status, coalesce(e.new_status, 'none')) AS detail
+        FROM public.orders o LEFT JOIN event e ON e.order_id = o.id AND e.is_last
+        WHERE o.status::text IS DISTINCT FROM e.new_status
+        """,
     ),
     Invariant(
         "event_numbers_have_no_gap",
         "order_status_events.seq counts 1, 2, 3 … within each order",
-        """SELECT e.order_id::text AS id, format('seq %s at position %s', e.seq, e.position) AS detail
-           FROM event e WHERE e.order_id IS NOT NULL AND e.seq IS DISTINCT FROM e.position""",
+        """
+        SELECT e.order_id::text AS id, format('seq %s at position %s', e.seq, e.position) AS detail
+        FROM event e WHERE e.order_id IS NOT NULL AND e.seq IS DISTINCT FROM e.position
+        """,
     ),
     Invariant(
         "events_follow_each_other",
         "an event's old_status is the new_status of the event before it; an order starts as created",
-        """SELECT e.id::text, format('order %s seq %s: %s after %s', e.order_id, e.seq, e.old_status, e.before_status)
-               AS detail
-           FROM new_event e
-           WHERE e.old_status IS DISTINCT FROM e.before_status
-              OR (e.before_status IS NULL AND e.new_status IS DISTINCT FROM 'created')""",
+        """
+        SELECT e.id::text, format('order %s seq %s: %s after %s', e.order_id, e.seq, e.old_status, e.before_status)
+            AS detail
+        FROM new_event e
+        WHERE e.old_status IS DISTINCT FROM e.before_status
+           OR (e.before_status IS NULL AND e.new_status IS DISTINCT FROM 'created')
+        """,
     ),
     Invariant(
         "transitions_are_legal",
-        "every status change is one of crm.md's transitions, by a role that may make it",
-        f"""SELECT e.id::text, format('order %s: %s -> %s by %s', e.order_id, e.old_status, e.new_status, e.changed_by)
-                AS detail
-            FROM new_event e LEFT JOIN {_LEGAL} USING (old_status, new_status)
-            WHERE e.old_status IS NOT NULL AND (legal.new_status IS NULL
-                OR (legal.required_role = 'admin' AND e.changed_by NOT IN (SELECT id FROM was_admin)))""",
+        "every status change is a legal transition, by a role that may make it",
+        f"""
+        SELECT e.id::text, format('order %s: %s -> %s by %s', e.order_id, e.old_status, e.new_status, e.changed_by)
+            AS detail
+        FROM new_event e LEFT JOIN {_LEGAL} USING (old_status, new_status)
+        WHERE e.old_status IS NOT NULL AND (legal.new_status IS NULL
+            OR (legal.required_role = 'admin' AND e.changed_by NOT IN (SELECT id FROM was_admin)))
+        """,
     ),
     Invariant(
         "paid_means_paid",
         "an order became paid only when completed client payments reached its total",
-        """SELECT e.order_id::text AS id, format('total %s, client paid %s', o.total_amount, coalesce(m.client, 0))
-               AS detail
-           FROM new_event e JOIN public.orders o ON o.id = e.order_id LEFT JOIN money m ON m.order_id = o.id
-           WHERE e.new_status = 'paid' AND (o.total_amount IS NULL OR coalesce(m.client, 0) < o.total_amount)""",
+        """
+        SELECT e.order_id::text AS id, format('total %s, client paid %s', o.total_amount, coalesce(m.client, 0))
+            AS detail
+        FROM new_event e JOIN public.orders o ON o.id = e.order_id LEFT JOIN money m ON m.order_id = o.id
+        WHERE e.new_status = 'paid' AND (o.total_amount IS NULL OR coalesce(m.client, 0) < o.total_amount)
+        """,
     ),
     Invariant(
         "full_payment_moves_the_order",
-        "an order whose total is paid (net of refunds) does not wait for payment any more",
-        """SELECT o.id::text, format('status %s, total %s, net %s', o.status, o.total_amount, m.client - m.refunded)
-               AS detail
-           FROM public.orders o JOIN money m ON m.order_id = o.id
-           WHERE o.status IN ('created', 'awaiting_payment') AND m.client - m.refunded >= o.total_amount
-             AND o.id IN (SELECT order_id FROM new_payment WHERE role = 'client_payment' AND status = 'completed')""",
+        "an order whose total is paid (net of refunds) no longer waits for payment",
+        """
+        SELECT o.id::text, format('status %s, total %s, net %s', o.status, o.total_amount, m.client - m.refunded)
+            AS detail
+        FROM public.orders o JOIN money m ON m.order_id = o.id
+        WHERE o.status IN ('created', 'awaiting_payment') AND m.client - m.refunded >= o.total_amount
+          AND o.id IN (SELECT order_id FROM new_payment WHERE role = 'client_payment' AND status = 'completed')
+        """,
     ),
     Invariant(
         "payouts_follow_client_money",
-        "money went out (other than refunds) only for orders whose client has paid",
-        """SELECT p.id::text, format('%s %s %s of order %s', p.role, p.amount, p.currency, p.order_id) AS detail
-           FROM new_payment p LEFT JOIN money m ON m.order_id = p.order_id
-           WHERE p.direction = 'outgoing' AND p.role <> 'refund' AND p.status = 'completed'
-             AND coalesce(m.client, 0) <= 0""",
+        "money other than refunds went out only for orders whose client had paid",
+        """
+        SELECT p.id::text, format('%s %s %s of order %s', p.role, p.amount, p.currency, p.order_id) AS detail
+        FROM new_payment p LEFT JOIN money m ON m.order_id = p.order_id
+        WHERE p.direction = 'outgoing' AND p.role <> 'refund' AND p.status = 'completed'
+          AND coalesce(m.client, 0) <= 0
+        """,
     ),
     Invariant(
         "refunds_within_the_paid_sum",
         "refunds (completed, pending, planned) of an order are at most what its client paid",
-        """SELECT m.order_id::text AS id, format('refunds %s, client paid %s', m.refunds, m.client) AS detail
-           FROM money m WHERE m.refunds > m.client
-             AND m.order_id IN (SELECT order_id FROM new_payment
-                                WHERE role = 'refund' AND status IN ('completed', 'pending', 'planned'))""",
+        """
+        SELECT m.order_id::text AS id, format('refunds %s, client paid %s', m.refunds, m.client) AS detail
+        FROM money m WHERE m.refunds > m.client
+          AND m.order_id IN (SELECT order_id FROM new_payment
+                             WHERE role = 'refund' AND status IN ('completed', 'pending', 'planned'))
+        """,
     ),
     Invariant(
         "refunds_by_admins",
         "every refund was registered by an admin",
-        """SELECT p.id::text, format('refund by %s', coalesce(p.created_by::text, 'nobody')) AS detail
-           FROM new_payment p WHERE p.role = 'refund'
-             AND (p.created_by IS NULL OR p.created_by NOT IN (SELECT id FROM was_admin))""",
+        """
+        SELECT p.id::text, format('refund by %s', coalesce(p.created_by::text, 'no user')) AS detail
+        FROM new_payment p WHERE p.role = 'refund'
+          AND (p.created_by IS NULL OR p.created_by NOT IN (SELECT id FROM was_admin))
+        """,
     ),
     Invariant(
         "references_are_unique",
-        "a payment provider's reference stands for one payment, for ever",
-        """SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
-           FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
-                     SELECT *, nullif(regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') AS reference
-                     FROM public.payments) q) p
-           WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
-             AND p.id IN (SELECT id FROM new_payment)
-              OR p.reference_key IS DISTINCT FROM p.reference AND p.status = 'completed'  -- completed since adoption
-             AND p.id IN (SELECT entity_id FROM public.audit_log WHERE entity = 'payments' AND action = 'status_change')""",
+        "a payment provider's reference belongs to one payment, forever",
+        """
+        SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
+        FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
+                  SELECT *, nullif(regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') AS reference
+                  FROM public.payments) q) p
+        WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
+          AND p.id IN (SELECT id FROM new_payment)
+           OR p.reference_key IS DISTINCT FROM p.reference AND p.status = 'completed'  -- completed since the adoption
+          AND p.id IN (SELECT entity_id FROM public.audit_log WHERE entity = 'payments' AND action = 'status_change')
+        """,
     ),
     Invariant(
         "provider_payments_have_references",
         "a completed incoming payment by online_cashbox or card has its provider's reference",
-        """SELECT p.id::text, format('%s %s by %s', p.amount, p.currency, p.method) AS detail
-           FROM new_payment p WHERE p.direction = 'incoming' AND p.status = 'completed'
-             AND p.method IN ('online_cashbox', 'card') AND p.reference_key IS NULL""",
+        """
+        SELECT p.id::text, format('%s %s by %s', p.amount, p.currency, p.method) AS detail
+        FROM new_payment p WHERE p.direction = 'incoming' AND p.status = 'completed'
+          AND p.method IN ('online_cashbox', 'card') AND p.reference_key IS NULL
+        """,
     ),
     Invariant(
         "payments_are_well_formed",
         "amounts are positive and finite; direction fits the role; client money has the order's currency",
-        """SELECT p.id::text, format('%s %s %s %s', p.direction, p.role, p.amount, p.currency) AS detail
-           FROM new_payment p LEFT JOIN public.orders o ON o.id = p.order_id
-           WHERE o.id IS NULL OR p.amount <= 0 OR p.amount = 'NaN'
-              OR (p.role = 'client_payment' AND p.direction <> 'incoming')
-              OR (p.role IN ('refund', 'supplier_payment') AND p.direction <> 'outgoing')
-              OR (p.role IN ('client_payment', 'refund') AND p.status = 'completed'
-                  AND p.currency IS DISTINCT FROM o.currency)""",
+        """
+        SELECT p.id::text, format('%s %s %s %s', p.direction, p.role, p.amount, p.currency) AS detail
+        FROM new_payment p LEFT JOIN public.orders o ON o.id = p.order_id
+        WHERE o.id IS NULL OR p.amount <= 0 OR p.amount = 'NaN'
+           OR (p.role = 'client_payment' AND p.direction <> 'incoming')
+           OR (p.role IN ('refund', 'supplier_payment') AND p.direction <> 'outgoing')
+           OR (p.role IN ('client_payment', 'refund') AND p.status = 'completed'
+               AND p.currency IS DISTINCT FROM o.currency)
+        """,
     ),
     Invariant(
         "new_rows_have_actors",
         "every row written since the guards names the user who wrote it",
-        """SELECT id::text, format('%s without %s', entity, actor) AS detail FROM (
-               SELECT 'orders' AS entity, id, 'created_by' AS actor FROM public.orders WHERE created_by IS NULL
-               UNION ALL SELECT 'payments', id, 'created_by' FROM public.payments WHERE created_by IS NULL
-               UNION ALL SELECT 'documents', id, 'uploaded_by' FROM public.documents WHERE uploaded_by IS NULL
-               UNION ALL SELECT 'tasks', id, 'created_by' FROM public.tasks WHERE created_by IS NULL
-               UNION ALL SELECT 'shipments', id, 'created_by' FROM public.shipments WHERE created_by IS NULL
-           ) r WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = r.entity AND a.entity_id = r.id)
-           UNION ALL SELECT e.id::text, 'event without changed_by' FROM new_event e WHERE e.changed_by IS NULL
-           UNION ALL SELECT l.id::text, format('audit row of %s without actor_id', l.entity) FROM public.audit_log l
-                     -- the owner's own writes to people's rows have a session_user instead
-                     WHERE l.actor_id IS NULL AND l.entity NOT IN ('users', 'customers')""",
+        """
+        SELECT id::text, format('%s without %s', entity, actor) AS detail FROM (
+            SELECT 'orders' AS entity, id, 'created_by' AS actor FROM public.orders WHERE created_by IS NULL
+            UNION ALL SELECT 'payments', id, 'created_by' FROM public.payments WHERE created_by IS NULL
+            UNION ALL SELECT 'documents', id, 'uploaded_by' FROM public.documents WHERE uploaded_by IS NULL
+            UNION ALL SELECT 'tasks', id, 'created_by' FROM public.tasks WHERE created_by IS NULL
+            UNION ALL SELECT 'shipments', id, 'created_by' FROM public.shipments WHERE created_by IS NULL
+        ) r WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = r.entity AND a.entity_id = r.id)
+        UNION ALL SELECT e.id::text, 'event without changed_by' FROM new_event e WHERE e.changed_by IS NULL
+        UNION ALL SELECT l.id::text, format('audit row of %s without actor_id', l.entity) FROM public.audit_log l
+                  -- The owner's own writes to users and customers have a session_user instead.
+                  WHERE l.actor_id IS NULL AND l.entity NOT IN ('users', 'customers')
+        """,
     ),
     Invariant(
         "converted_leads_have_orders",
         "a lead is converted exactly when an order was made from it",
-        """SELECT l.id::text, format('status %s, orders %s', l.status, count(o.id)) AS detail
-           FROM public.leads l LEFT JOIN public.orders o ON o.lead_id = l.id
-           WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'leads' AND a.entity_id = l.id)
-           GROUP BY l.id, l.status HAVING (l.status = 'converted') <> (count(o.id) > 0)""",
+        """
+        SELECT l.id::text, format('status %s, orders %s', l.status, count(o.id)) AS detail
+        FROM public.leads l LEFT JOIN public.orders o ON o.lead_id = l.id
+        WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'leads' AND a.entity_id = l.id)
+        GROUP BY l.id, l.status HAVING (l.status = 'converted') <> (count(o.id) > 0)
+        """,
     ),
     Invariant(
         "every_row_is_audited",
-        "every business row has an audit row that tells of its creation (or adoption)",
-        f"""SELECT r.id::text, format('%s has no audit row of its creation', r.entity) AS detail
-            FROM ({_BUSINESS_ROWS}) r
-            WHERE NOT EXISTS (SELECT FROM public.audit_log l WHERE l.entity = r.entity AND l.entity_id = r.id
-                              AND l.action IN ('adopt', 'create'))""",
+        "every business row has an audit row of its creation or adoption",
+        f"""
+        SELECT r.id::text, format('%s has no audit row of its creation', r.entity) AS detail
+        FROM ({_BUSINESS_ROWS}) r
+        WHERE NOT EXISTS (SELECT FROM public.audit_log l WHERE l.entity = r.entity AND l.entity_id = r.id
+                          AND l.action IN ('adopt', 'create'))
+        """,
     ),
     Invariant(
         "audited_rows_exist",
-        "every row that the audit log tells of is still there",
-        f"""SELECT DISTINCT l.entity_id::text AS id, format('%s is gone', l.entity) AS detail
-            FROM public.audit_log l
-            WHERE l.entity IN ({", ".join(f"'{table}'" for table in AUDITED_TABLES)}) AND l.entity_id IS NOT NULL
-              AND NOT EXISTS (SELECT FROM ({_BUSINESS_ROWS}) r WHERE r.entity = l.entity AND r.id = l.entity_id)""",
+        "every row in the audit log still exists",
+        f"""
+        SELECT DISTINCT l.entity_id::text AS id, format('%s is gone', l.entity) AS detail
+        FROM public.audit_log l
+        WHERE l.entity IN ({", ".join(f"'{table}'" for table in AUDITED_TABLES)}) AND l.entity_id IS NOT NULL
+          AND NOT EXISTS (SELECT FROM ({_BUSINESS_ROWS}) r WHERE r.entity = l.entity AND r.id = l.entity_id)
+        """,
     ),
     Invariant(
         "rows_equal_their_newest_audit_image",
-        "every business row is what its newest audit row says that it became",
-        f"""SELECT r.id::text, format('%s differs from audit row %s in %s', r.entity, a.id, (
-                    SELECT string_agg(key, ', ' ORDER BY key) FROM ({_CHANGED_COLUMNS}) changed)) AS detail
-            FROM ({_IMAGES}) r JOIN (
-                SELECT DISTINCT ON (entity, entity_id) entity, entity_id, id, payload -> 'row' AS row
-                FROM public.audit_log WHERE entity_id IS NOT NULL ORDER BY entity, entity_id, id DESC
-            ) a ON a.entity = r.entity AND a.entity_id = r.id
-            WHERE a.row IS NULL OR (r.row <> a.row AND EXISTS ({_CHANGED_COLUMNS}))""",
+        "every business row equals the image in its newest audit row",
+        f"""
+        SELECT r.id::text, format('%s differs from audit row %s in %s', r.entity, a.id, (
+                SELECT string_agg(key, ', ' ORDER BY key) FROM ({_CHANGED_COLUMNS}) changed)) AS detail
+        FROM ({_IMAGES}) r JOIN (
+            SELECT DISTINCT ON (entity, entity_id) entity, entity_id, id, payload -> 'row' AS row
+            FROM public.audit_log WHERE entity_id IS NOT NULL ORDER BY entity, entity_id, id DESC
+        ) a ON a.entity = r.entity AND a.entity_id = r.id
+        WHERE a.row IS NULL OR (r.row <> a.row AND EXISTS ({_CHANGED_COLUMNS}))
+        """,
     ),
     Invariant(
         "events_equal_their_audit_rows",
-        "every event since the guards has the audit row written with it: same order, statuses, actor, time and words",
-        """SELECT coalesce(e.id, a.order_id)::text AS id, format('order %s: event %s of %s, audit row %s of %s',
-                   coalesce(e.order_id, a.order_id), coalesce(e.seq::text, 'missing'), e.new_status,
-                   coalesce(a.id::text, 'missing'), a.new_status) AS detail
-           FROM (SELECT *, row_number() OVER (PARTITION BY order_id ORDER BY seq) AS place FROM event
-                 WHERE order_id IS NOT NULL AND (adopted_seq IS NULL OR seq >= adopted_seq)) e
-           FULL JOIN (
-               SELECT l.id, l.entity_id AS order_id, l.actor_id, l.created_at, l.payload ->> 'old' AS old_status,
-                   coalesce(l.payload ->> 'new', l.payload -> 'row' ->> 'status') AS new_status,
-                   CASE l.action WHEN 'adopt' THEN 'adopted' WHEN 'create' THEN 'created'
-                       ELSE l.payload ->> 'reason' END AS reason,
-                   l.payload ->> 'notes' AS notes, l.action,
-                   row_number() OVER (PARTITION BY l.entity_id ORDER BY l.id) AS place
-               FROM public.audit_log l
-               WHERE l.entity = 'orders' AND l.action IN ('adopt', 'create', 'status_change')
-           ) a ON a.order_id = e.order_id AND a.place = e.place
-           WHERE e.id IS NULL OR a.id IS NULL
-              OR (e.new_status, e.changed_by, e.created_at, e.reason, e.notes)
-                 IS DISTINCT FROM (a.new_status, a.actor_id, a.created_at, a.reason, a.notes)
-              OR (e.old_status IS DISTINCT FROM a.old_status AND a.action <> 'adopt')""",
+        "every event since the guards has its audit row, with the same order, statuses, actor, time, reason and notes",
+        """
+        SELECT coalesce(e.id, a.order_id)::text AS id, format('order %s: event %s of %s, audit row %s of %s',
+                coalesce(e.order_id, a.order_id), coalesce(e.seq::text, 'missing'), e.new_status,
+                coalesce(a.id::text, 'missing'), a.new_status) AS detail
+        FROM (SELECT *, row_number() OVER (PARTITION BY order_id ORDER BY seq) AS place FROM event
+              WHERE order_id IS NOT NULL AND (adopted_seq IS NULL OR seq >= adopted_seq)) e
+        FULL JOIN (
+            SELECT l.id, l.entity_id AS order_id, l.actor_id, l.created_at, l.payload ->> 'old' AS old_status,
+                coalesce(l.payload ->> 'new', l.payload -> 'row' ->> 'status') AS new_status,
+                CASE l.action WHEN 'adopt' THEN 'adopted' WHEN 'create' THEN 'created'
+                    ELSE l.payload ->> 'reason' END AS reason,
+                l.payload ->> 'notes' AS notes, l.action,
+                row_number() OVER (PARTITION BY l.entity_id ORDER BY l.id) AS place
+            FROM public.audit_log l
+            WHERE l.entity = 'orders' AND l.action IN ('adopt', 'create', 'status_change')
+        ) a ON a.order_id = e.order_id AND a.place = e.place
+        WHERE e.id IS NULL OR a.id IS NULL
+           OR (e.new_status, e.changed_by, e.created_at, e.reason, e.notes)
+              IS DISTINCT FROM (a.new_status, a.actor_id, a.created_at, a.reason, a.notes)
+           OR (e.old_status IS DISTINCT FROM a.old_status AND a.action <> 'adopt')
+        """,
     ),
     Invariant(
         "identities_equal_their_audit_rows",
         "every identity is mapped to the user that the audit row of its mapping names",
-        """SELECT coalesce(m.crm_user_id, a.crm_user_id)::text AS id,
-               format('%s %s is mapped to %s, audit row %s says %s', coalesce(m.provider, a.provider),
-                   coalesce(m.external_id, a.external_id), coalesce(m.crm_user_id::text, 'nobody'),
-                   coalesce(a.id::text, 'missing'), a.crm_user_id) AS detail
-           FROM public.user_identity_map m
-           FULL JOIN (
-               SELECT l.id, l.created_at, l.payload -> 'row' ->> 'provider' AS provider,
-                   l.payload -> 'row' ->> 'external_id' AS external_id,
-                   (l.payload -> 'row' ->> 'crm_user_id')::uuid AS crm_user_id
-               FROM public.audit_log l WHERE l.entity = 'user_identity_map' AND l.action = 'map_identity'
-           ) a ON a.provider = m.provider AND a.external_id = m.external_id
-           WHERE (m.crm_user_id, m.created_at) IS DISTINCT FROM (a.crm_user_id, a.created_at)""",
+        """
+        SELECT coalesce(m.crm_user_id, a.crm_user_id)::text AS id,
+            format('%s %s is mapped to %s, by audit row %s to %s', coalesce(m.provider, a.provider),
+                coalesce(m.external_id, a.external_id), coalesce(m.crm_user_id::text, 'no user'),
+                coalesce(a.id::text, 'missing'), a.crm_user_id) AS detail
+        FROM public.user_identity_map m
+        FULL JOIN (
+            SELECT l.id, l.created_at, l.payload -> 'row' ->> 'provider' AS provider,
+                l.payload -> 'row' ->> 'external_id' AS external_id,
+                (l.payload -> 'row' ->> 'crm_user_id')::uuid AS crm_user_id
+            FROM public.audit_log l WHERE l.entity = 'user_identity_map' AND l.action = 'map_identity'
+        ) a ON a.provider = m.provider AND a.external_id = m.external_id
+        WHERE (m.crm_user_id, m.created_at) IS DISTINCT FROM (a.crm_user_id, a.created_at)
+        """,
     ),
     Invariant(
         "seals_are_intact",
         "every seal continues the one before it, and covers its audit rows unchanged",
-        """SELECT s.seq::text AS id, format('seal %s over audit rows up to %s', s.seq, s.last_audit_id) AS detail
-           FROM (SELECT seal.*, lag(seal.seq, 1, 0::bigint) OVER w AS before_seq,
-                     lag(last_audit_id, 1, 0::bigint) OVER w AS after_id,
-                     lag(hash, 1, repeat('0', 64)) OVER w AS before_hash
-                 FROM public.audit_seals seal WINDOW w AS (ORDER BY seal.seq)) s
-           CROSS JOIN LATERAL (
-               SELECT count(*) AS rows, encode(sha256(convert_to(
-                   s.before_hash || coalesce(string_agg(encode(sha256(convert_to(jsonb_build_array(
-                       l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user",
-                       to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'))::text, 'UTF8')), 'hex'),
-                   '' ORDER BY l.id), ''), 'UTF8')), 'hex') AS hash
-               FROM public.audit_log l WHERE l.id > s.after_id AND l.id <= s.last_audit_id) f
-           WHERE s.seq <> s.before_seq + 1 OR s.previous_hash <> s.before_hash OR s.hash <> f.hash
-              OR s.row_count <> f.rows""",
-        "The audit log was changed after it was sealed. Compare it with a backup from before; audit_log and "
-        "audit_seals are evidence: keep them as they are, and start a new chain only after the matter is settled.",
+        """
+        SELECT s.seq::text AS id, format('seal %s over audit rows up to %s', s.seq, s.last_audit_id) AS detail
+        FROM (SELECT seal.*, lag(seal.seq, 1, 0::bigint) OVER w AS before_seq,
+                  lag(last_audit_id, 1, 0::bigint) OVER w AS after_id,
+                  lag(hash, 1, repeat('0', 64)) OVER w AS before_hash
+              FROM public.audit_seals seal WINDOW w AS (ORDER BY seal.seq)) s
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS rows, encode(sha256(convert_to(
+                s.before_hash || coalesce(string_agg(encode(sha256(convert_to(jsonb_build_array(
+                    l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user",
+                    to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'))::text, 'UTF8')), 'hex'),
+                '' ORDER BY l.id), ''), 'UTF8')), 'hex') AS hash
+            FROM public.audit_log l WHERE l.id > s.after_id AND l.id <= s.last_audit_id) f
+        WHERE s.seq <> s.before_seq + 1 OR s.previous_hash <> s.before_hash OR s.hash <> f.hash
+           OR s.row_count <> f.rows
+        """,
+        "The audit log was changed after it was sealed. Compare it with a backup from before. audit_log and audit_seals "
+        "are evidence: keep them as they are, and start a new chain only when the matter is settled.",
     ),
 )
 
 
 @contextmanager
 def snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """One REPEATABLE READ READ ONLY snapshot with row security off: it errors where it would filter rows."""
+    """Opens one REPEATABLE READ READ ONLY snapshot in which row security raises an error instead of filtering rows."""
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         connection.execute("SET LOCAL row_security = off")
-        connection.execute("SET LOCAL TimeZone = 'UTC'")  # most images are written so, and then equal as text
+        # Most audit images are written in UTC, and are then equal as text.
+        connection.execute("SET LOCAL TimeZone = 'UTC'")
         yield
 
 
 def check(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
-    """Evaluate every invariant (or those named) in one snapshot; a transaction must not be open yet.
+    """Evaluates every invariant (or those named) in one snapshot; the connection must not be in a transaction.
 
     Raises:
-        psycopg.Error: if a query cannot run; nothing is then known, and the caller must not report success.
+        psycopg.Error: if a query cannot run. Nothing is known then, so the caller must not report success.
     """
     with snapshot(connection):
         return evaluate(connection, only)
 
 
 def evaluate(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
-    """Evaluate the invariants inside the caller's transaction (tests roll their damage back)."""
+    """Evaluates the invariants inside the caller's transaction (tests roll their damage back)."""
     results = {}
     for invariant in INVARIANTS:
-        if only is not None and invariant.name not in only:
-            continue
-        rows = connection.execute(
-            f"{_COMMON} SELECT id, detail, count(*) OVER () FROM ({invariant.query}) offender ORDER BY 1 LIMIT {ID_CAP}"
-        ).fetchall()
-        results[invariant.name] = Result(
-            invariant, rows[0][2] if rows else 0, tuple(f"{row[0]}: {row[1]}" for row in rows)
-        )
+        if only is None or invariant.name in only:
+            rows = connection.execute(
+                f"""
+                {_COMMON} SELECT id, detail, count(*) OVER () FROM ({invariant.query}) offender
+                ORDER BY id LIMIT {ID_CAP}
+                """
+            ).fetchall()
+            examples = tuple(f"{id_}: {detail}" for id_, detail, _ in rows)
+            results[invariant.name] = Result(invariant, rows[0][2] if rows else 0, examples)
     return results

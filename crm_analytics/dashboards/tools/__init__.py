@@ -1,1 +1,1 @@
-"""Tools for developers of dashboards: lint, previews, and Grafana's rules in Python."""
+"""Tools for developers only: the dashboards' lint, previews, and Grafana's rules in Python."""

@@ -1,7 +1,7 @@
-"""What Grafana does to a query before PostgreSQL sees it, as far as this project's queries use it.
+"""Grafana's expansion of a query before PostgreSQL sees it, as far as this project's queries need it.
 
-Variables first (Grafana's browser side), macros after (its PostgreSQL data source). Anything else that looks
-like a variable or a macro is refused, so that a query cannot pass here and fail there.
+Grafana expands variables in the browser, then macros in its PostgreSQL data source. Anything else that looks like a
+variable or a macro is refused, so that a query can't pass here and fail there.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _LEFT_OVER = re.compile(r"\$\{|\$__\w+|\$[A-Za-z_]\w*|\[\[")
 
 
 def expand(sql: str, time_from: datetime, time_to: datetime, variables: Mapping[str, Value]) -> str:
-    """`sql` as PostgreSQL receives it.
+    """Returns `sql` as PostgreSQL receives it.
 
     Args:
         sql: a query with `${name:sqlstring}`, `$__timeFrom()`, `$__timeTo()` or `$__timeFilter(column)`.
-        time_from: the dashboard's time range, begin; any time zone.
-        time_to: its end.
-        variables: one value or many for each variable; none at all is an empty list.
+        time_from: start of the dashboard's time range, in any time zone.
+        time_to: end of the time range.
+        variables: one value or many for each variable; an empty list if nothing is chosen.
 
     Raises:
-        ValueError: for an unknown variable, and for any other macro or form of variable.
+        ValueError: if the query uses an unknown variable, or another macro or form of variable.
     """
     if found := _LEFT_OVER.findall(
         _VARIABLE.sub("", re.sub(r"\$__time(From|To)\(\)", "", _TIME_FILTER.sub("", sql)))
     ):
-        raise ValueError(f"not expanded: {', '.join(sorted(set(found)))}; use ${{name:sqlstring}}, $__timeFrom(), "
+        raise ValueError(f"not expanded: {', '.join(sorted(set(found)))}. Use ${{name:sqlstring}}, $__timeFrom(), "
                          "$__timeTo() or $__timeFilter(column)")  # fmt: skip
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in variables:
-            raise ValueError(f"no variable {match[1]}: {', '.join(variables) or 'there are none'}")
+            raise ValueError(f"no variable {match[1]}; known: {', '.join(variables) or 'none'}")
         given = variables[match[1]]
         values = [given] if isinstance(given, str) else given
         return ",".join("'" + one.replace("'", "''") + "'" for one in values)

@@ -1,4 +1,4 @@
-"""Rules that every dashboard keeps: what Grafana would show wrongly or not at all, without an error."""
+"""Rules for every dashboard, against what Grafana would show wrong or not at all without an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crm_analytics.dashboards.tools.panel_fields import headings, properties_of,
 Json = Mapping[str, Any]
 
 PANEL_TYPES = {"barchart", "stat", "table", "timeseries", "trend"}
-#: Only units that Grafana doesn't scale: it would show 3884.71 currencyUSD as $4K, 12.3 d as 1.8 weeks, 90000 s as 1 days.
+#: Only units that Grafana doesn't scale. It would show 3884.71 currencyUSD as $4K, and 12.3 d as 1.8 weeks.
 UNITS = {DOLLARS, "dtdhms", "locale", "percentunit"}
 DATASOURCES = {
     ("grafana-postgresql-datasource", "crm-analytics-warehouse"),
@@ -27,7 +27,7 @@ _USED = re.compile(r"\$\{(\w+)(?::(\w+)|\.\w+)?\}")
 
 
 def problems(boards: Sequence[Json]) -> list[str]:
-    """Everything wrong with these dashboards, one line each; empty when they are in order."""
+    """Returns everything wrong with these dashboards, one line each."""
     found = [
         f"uid {uid} is used {count} times" for uid, count in _counts(board["uid"] for board in boards).items()
     ]
@@ -38,12 +38,12 @@ def problems(boards: Sequence[Json]) -> list[str]:
 
 
 def panels_of(board: Json) -> list[Json]:
-    """All panels, those inside rows included."""
+    """Returns all panels, including those inside rows."""
     return [inner for panel in board["panels"] for inner in (panel, *panel.get("panels", []))]
 
 
 def queries_of(board: Json) -> Iterator[tuple[str, Json, str]]:
-    """Every query of a dashboard: where it stands, its data source and its SQL."""
+    """Yields every query of a dashboard: its place, data source and SQL."""
     for panel in panels_of(board):
         for target in panel.get("targets", []):
             yield f"panel {panel['title']} {target['refId']}", target.get("datasource", {}), target["rawSql"]
@@ -51,16 +51,13 @@ def queries_of(board: Json) -> Iterator[tuple[str, Json, str]]:
         if variable["type"] == "query":
             yield f"variable {variable['name']}", variable.get("datasource", {}), variable["query"]
     for annotation in board["annotations"].get("list", []):
-        yield (
-            f"annotation {annotation['name']}",
-            annotation.get("datasource", {}),
-            annotation["target"]["rawSql"],
-        )
+        where, target = f"annotation {annotation['name']}", annotation["target"]
+        yield where, annotation.get("datasource", {}), target["rawSql"]
 
 
 def _board(board: Json, tags: set[str]) -> Iterator[str]:
     if board["timezone"] != "utc":
-        yield f"timezone {board['timezone']!r}: dates are dates, so it must be utc"
+        yield f"timezone {board['timezone']!r}: must be utc, or dates would shift"
     panels = panels_of(board)
     for number, count in _counts(panel.get("id") for panel in panels).items():
         yield f"panel id {number} is used {count} times"
@@ -72,18 +69,18 @@ def _board(board: Json, tags: set[str]) -> Iterator[str]:
     yield from _variables(board)
     for where, datasource, sql in queries_of(board):
         if (datasource.get("type"), datasource.get("uid")) not in DATASOURCES:
-            yield f"{where}: data source {datasource} is not one of the two provisioned ones"
+            yield f"{where}: data source {datasource} isn't one of the two that are provisioned"
         yield from (f"{where}: {problem}" for problem in _sql(sql))
     for link in board["links"]:
         if link["type"] == "dashboards" and not set(link["tags"]) <= tags:
             yield f"link {link['title']!r}: no dashboard has the tags {link['tags']}"
         if link["type"] == "link" and not link.get("url"):
-            yield f"link {link['title']!r} leads nowhere"
+            yield f"link {link['title']!r} has no address"
 
 
 def _panel(panel: Json) -> Iterator[str]:
     if panel["type"] not in PANEL_TYPES:
-        yield f"type {panel['type']!r} is not one of {sorted(PANEL_TYPES)}"
+        yield f"type {panel['type']!r} isn't one of {sorted(PANEL_TYPES)}"
     if not panel.get("id"):
         yield "has no id"
     if not panel.get("description", "").strip():
@@ -96,40 +93,28 @@ def _panel(panel: Json) -> Iterator[str]:
         yield "has no reduceOptions.calcs"
     named = properties_of(panel)
     for heading, count in _counts(headings(panel, named).values()).items():
-        yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in each"
+        yield f"display name {heading!r} is used {count} times: a table would show the last one's cells in all of them"
     if panel["type"] == "stat" and stat_columns(panel, named) != list(named):
         yield f"reduceOptions.fields must match the display names of {sorted(named)}"
     if panel["type"] in ("stat", "table"):
         for name in named:
             if text_of_null(panel, name) is None:
-                yield f"column {name} says nothing of NULL: it would have the lowest threshold's color"
+                yield f"column {name} has no text for NULL, which would get the lowest threshold's color"
     if panel["type"] == "trend" and "unit" not in named.get(panel["options"].get("xField"), {}):
-        yield "its x axis would have the unit of its values: give xField a unit of its own"
-    config = panel["fieldConfig"]
-    units = [config["defaults"].get("unit")] + [
-        prop.get("value")
-        for override in config.get("overrides", [])
-        for prop in override["properties"]
-        if prop["id"] == "unit"
-    ]
-    for unit in units:
+        yield "the x axis would take the unit of the values: give xField its own unit"
+    for unit in (panel["fieldConfig"]["defaults"].get("unit"), *(one.get("unit") for one in named.values())):
         if unit is not None and unit not in UNITS and not unit.startswith("time:YYYY-MM"):
-            yield f"unit {unit!r} is not in the list"
+            yield f"unit {unit!r} isn't one of {sorted(UNITS)} or a time:YYYY-MM format"
 
 
 def _grid(panels: Sequence[Json]) -> Iterator[str]:
     for panel in panels:
         place = panel["gridPos"]
         if place["x"] < 0 or place["x"] + place["w"] > 24 or place["w"] < 1 or place["h"] < 1:
-            yield f"panel {panel['title']!r} lies outside the grid"
+            yield f"panel {panel['title']!r} is outside the grid"
     for one, other in itertools.combinations(panels, 2):
         a, b = one["gridPos"], other["gridPos"]
-        if (
-            a["x"] < b["x"] + b["w"]
-            and b["x"] < a["x"] + a["w"]
-            and a["y"] < b["y"] + b["h"]
-            and b["y"] < a["y"] + a["h"]
-        ):
+        if all(a[x] < b[x] + b[size] and b[x] < a[x] + a[size] for x, size in (("x", "w"), ("y", "h"))):
             yield f"panels {one['title']!r} and {other['title']!r} overlap"
 
 
@@ -143,9 +128,9 @@ def _variables(board: Json) -> Iterator[str]:
     text = json.dumps({key: value for key, value in board.items() if key != "templating"})
     used = {name for name, _ in _USED.findall(text)}
     for name in sorted(set(defined) - used):
-        yield f"variable {name} is not used"
+        yield f"variable {name} isn't used"
     for name in sorted(used - set(defined) - BUILT_IN):
-        yield f"variable {name} is used and not defined"
+        yield f"variable {name} is used but not defined"
 
 
 def _sql(sql: str) -> Iterator[str]:
@@ -157,11 +142,11 @@ def _sql(sql: str) -> Iterator[str]:
     if re.search(r"IN\s*\(\s*\$", sql):
         yield "IN ($variable) fails when nothing is chosen: write = ANY(ARRAY[${variable:sqlstring}]::text[])"
     if "$__timeGroup" in sql:
-        yield "uses $__timeGroup, which cannot do months: use date_trunc"
+        yield "uses $__timeGroup, which can't group by month: use date_trunc"
     if re.search(r"\$__timeFilter\([^)]*\(", sql):
         yield "nests parentheses in $__timeFilter"
     if not re.match(r"--|WITH\b|SELECT\b", sql):
-        yield "is not a SELECT"
+        yield "isn't a SELECT"
 
 
 def _counts(values: Iterable[Any]) -> dict[Any, int]:

@@ -1,4 +1,4 @@
-"""What Grafana makes of a panel's overrides: each column's properties, heading, and the columns a stat panel shows."""
+"""The effect of a panel's overrides in Grafana: each column's properties and heading, and a stat panel's columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = Mapping[str, Any]
 
 
 def properties_of(panel: Json) -> dict[str, dict[str, Any]]:
-    """The properties of each column that the panel names, its overrides put together."""
+    """Merges the panel's overrides into the properties of each column."""
     found: dict[str, dict[str, Any]] = {}
     for override in panel["fieldConfig"].get("overrides", []):
         own = found.setdefault(override["matcher"]["options"], {})
@@ -19,13 +19,13 @@ def properties_of(panel: Json) -> dict[str, dict[str, Any]]:
 
 
 def headings(panel: Json, columns: Iterable[str]) -> dict[str, str]:
-    """The display name of each column of the query."""
+    """Returns the display name of each column of the query."""
     look = properties_of(panel)
     return {name: look.get(name, {}).get("displayName", name) for name in columns}
 
 
 def text_of_null(panel: Json, column: str) -> str | None:
-    """What the panel shows in the place of a NULL of this column; None where it says nothing of NULL."""
+    """Returns the text that the panel shows for a NULL in this column; None if it has no text for NULL."""
     mappings = [
         *properties_of(panel).get(column, {}).get("mappings", []),
         *panel["fieldConfig"]["defaults"].get("mappings", []),
@@ -37,6 +37,6 @@ def text_of_null(panel: Json, column: str) -> str | None:
 
 
 def stat_columns(panel: Json, columns: Iterable[str]) -> list[str]:
-    """The columns that a stat panel shows: Grafana compares `reduceOptions.fields` with display names only."""
+    """Returns the columns that a stat panel shows: Grafana compares `reduceOptions.fields` with display names only."""
     pattern = re.compile(panel["options"]["reduceOptions"]["fields"].removeprefix("/").removesuffix("/"))
     return [name for name, heading in headings(panel, columns).items() if pattern.search(heading)]

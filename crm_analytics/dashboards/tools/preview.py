@@ -1,7 +1,7 @@
-"""Pictures of the dashboards without a Grafana: every panel's query run as grafana_reader, its data drawn in its place.
+"""Pictures of the dashboards without Grafana: runs every panel's query as grafana_reader and draws its rows.
 
-`python -m crm_analytics.dashboards.tools.preview` writes docs/img/dashboard-*.png from the configured (or demo) databases. They
-show what the panels hold, not how Grafana draws it.
+`python -m crm_analytics.dashboards.tools.preview` writes docs/img/dashboard-*.png from the configured (or demo)
+databases. The pictures show the panels' contents, not Grafana's drawing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from crm_analytics.dashboards.tools.expand_macros import Value, expand
 from crm_analytics.dashboards.tools.panel_fields import properties_of, stat_columns, text_of_null
 
 FOLDER = PROJECT_DIR / "docs" / "img"
-ROW = 0.36  # inches a grid row is high; a grid column is 0.72 wide
-COLUMN = 0.72
+#: Size of a grid cell in inches.
+ROW, COLUMN = 0.36, 0.72
 SEARCH_PATH = {"crm-analytics-warehouse": "analytics, reporting", "crm-analytics-crm": "reporting"}
 COLORS = {"green": "#56a64b", "red": "#e02f44", "blue": "#3274d9", "orange": "#ff780a", "gray": "#8e8e8e"}
 
@@ -36,7 +36,7 @@ Rows = list[tuple[Any, ...]]
 
 
 def draw(board: Mapping[str, Any], readers: Mapping[str, psycopg.Connection[Any]], path: Path) -> None:
-    """Draw one dashboard with its variables' first options (all sources and segments, the current month)."""
+    """Draws one dashboard with its variables' first options: all sources and segments, the current month."""
     choice = _first_options(board, readers)
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     figure = Figure(figsize=(24 * COLUMN, height * ROW + 0.5), dpi=60, facecolor="#f4f5f5")
@@ -46,7 +46,8 @@ def draw(board: Mapping[str, Any], readers: Mapping[str, psycopg.Connection[Any]
     figure.text(0.01, 1 - 0.3 * (1 - scale), f"{board['title']}{chosen}", va="top", size=14, weight="bold")
     for panel in board["panels"]:
         place = panel["gridPos"]
-        axis = 0.024 if panel["type"] in ("timeseries", "trend", "barchart") else 0.0  # room for its labels
+        # room for the labels of an axis
+        axis = 0.024 if panel["type"] in ("timeseries", "trend", "barchart") else 0.0
         left, width = place["x"] / 24 + 0.01, place["w"] / 24 - 0.016
         bottom = (1 - (place["y"] + place["h"]) / height) * scale + 0.6 / height * scale
         axes = figure.add_axes((left + axis, bottom, width - axis, (place["h"] - 1.8) / height * scale))
@@ -81,7 +82,7 @@ def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value])
 
 
 def text_of(value: Any, unit: str | None = None, decimals: int | None = None) -> str:
-    """A value as Grafana's unit shows it."""
+    """Formats a value as Grafana's unit does."""
     if isinstance(value, date | datetime):
         if (unit or "").startswith("time:"):
             pattern = str(unit)[5:]
@@ -133,8 +134,9 @@ def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows
     _bare(axes)
     look = properties_of(panel)
     shown = [name for name in names if name in look]
-    room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1  # lines of 0.17 inches
-    space = panel["gridPos"]["w"] * 9  # characters
+    # room in lines of 0.17 inches, space in characters
+    room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1
+    space = panel["gridPos"]["w"] * 9
     cells = [[_cell(panel, name, row[names.index(name)]) for name in shown] for row in rows[:room]]
     if not cells:
         text = panel["fieldConfig"]["defaults"].get("noValue", "none")
@@ -234,7 +236,7 @@ _DRAWERS = {
 
 
 def main() -> None:
-    """Draw every dashboard from the configured databases."""
+    """Draws every dashboard from the configured databases."""
     config = settings()
     readers: dict[str, psycopg.Connection[Any]] = {}
     for uid, database in (("crm-analytics-warehouse", "analytics"), ("crm-analytics-crm", "crm")):

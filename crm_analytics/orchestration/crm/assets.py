@@ -1,13 +1,15 @@
-"""Assets of the CRM: its schema (materializing migrates) and the seals over its audit log."""
+"""The assets of the CRM: its schema, which materializing migrates, and the seals over its audit log."""
 
 import dagster as dg
 
-from crm_analytics.crm.proof import audit_seals as seals
-from crm_analytics.crm.proof import manifest
+from crm_analytics.crm.proof import audit_seals
+from crm_analytics.crm.schema import manifest
 from crm_analytics.orchestration.crm.resources import CrmDatabase, CrmMigrations
 
 SCHEMA_KEY = dg.AssetKey(["crm", "schema"])
 SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
+#: The head in the metadata of crm/audit_seals until the first audit row is sealed.
+NOTHING_SEALED = "nothing sealed yet"
 
 
 @dg.asset(
@@ -17,8 +19,8 @@ SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
     kinds={"postgres", "alembic"},
     tags={"domain": "crm"},
     description=(
-        "The CRM database's schema: tables, safe RPCs, guards. Materializing it runs the migrations under sql/crm "
-        "(nothing happens when none is pending). Its checks prove that the guards hold."
+        "The CRM database's schema: tables, safe RPCs, guards. Materializing it runs the pending migrations under "
+        "sql/crm, if there are any. Its checks prove that the guards hold."
     ),
 )
 def crm_schema(
@@ -26,7 +28,7 @@ def crm_schema(
     crm_database: dg.ResourceParam[CrmDatabase],
     crm_migrations: dg.ResourceParam[CrmMigrations],
 ) -> dg.MaterializeResult:
-    """Migrate the CRM, and record its version, files and manifest hash."""
+    """Migrates the CRM, and records its version, files and manifest hash."""
     status = crm_migrations.migrate(report=context.log.info)
     with crm_database.connection() as connection:
         found = manifest.collect(connection)
@@ -48,18 +50,18 @@ def crm_schema(
     kinds={"postgres"},
     tags={"domain": "crm"},
     description=(
-        "The hash chain over audit_log. Materializing seals the rows written since the last seal; the head in this "
-        "asset's metadata lives in Dagster's database, so that a rewritten chain does not match it any more "
+        "The hash chain over audit_log. Materializing it seals the rows written since the last seal. The head in this "
+        "asset's metadata is in Dagster's database, so a rewritten chain no longer matches it "
         "(check published_head_is_in_chain of crm/schema)."
     ),
 )
 def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult:
-    """Seal the audit log, and publish the head of the chain."""
+    """Seals the audit log, and publishes the head of the chain."""
     with crm_database.connection() as connection:
-        seal = seals.seal(connection)
+        seal = audit_seals.seal(connection)
     return dg.MaterializeResult(
         metadata={
-            "head": seal.get("hash") or "nothing sealed yet",
+            "head": seal.get("hash") or NOTHING_SEALED,
             "last_audit_id": seal.get("last_audit_id") or 0,
             "sealed_rows": seal.get("row_count") or 0,
         }

@@ -1,4 +1,4 @@
-"""Jobs and schedules of the CRM: migrate, prove (tiers A, C, D of crm.md), seal."""
+"""The jobs and schedules of the CRM: migrate, prove that the guards hold (drift, invariants, attacks), seal."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ crm_deploy = _job(
     "Migrates the CRM, compares its catalog with the manifest, and tries every attack on a scratch server.",
 )
 crm_guards = _job(
-    "crm_guards", dg.AssetSelection.checks(crm_guard_checks), "Tier A: the catalog against the manifest."
+    "crm_guards", dg.AssetSelection.checks(crm_guard_checks), "Drift: compares the catalog with the manifest."
 )
 crm_invariants = _job(
-    "crm_invariants", dg.AssetSelection.checks(crm_invariant_checks), "Tier C: the rows against the rules."
+    "crm_invariants",
+    dg.AssetSelection.checks(crm_invariant_checks),
+    "Invariants: compares the rows with the rules.",
 )
 crm_attacks = _job(
-    "crm_attacks", dg.AssetSelection.checks(crm_attack_checks), "Tier D: every attack, on a scratch server."
+    "crm_attacks",
+    dg.AssetSelection.checks(crm_attack_checks),
+    "Attacks: tries every attack on a scratch server.",
 )
 crm_seal = _job(
     "crm_seal",

@@ -1,6 +1,6 @@
-"""Asset checks on `crm/schema`: one per guard (tier A), per invariant (tier C) and per family of attacks (tier D).
+"""The asset checks on `crm/schema`: drift (one per guard), invariants (one per rule) and attacks (one per family).
 
-A check that could not run fails and says why; it never passes.
+A check that cannot run fails and gives the reason; it never passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,68 +10,60 @@ import dagster as dg
 
 from crm_analytics.crm.proof.attacks import ATTACKS, Outcome
 from crm_analytics.crm.proof.invariants import INVARIANTS, Result
-from crm_analytics.crm.proof.manifest import GUARDS, Comparison, Difference
-from crm_analytics.crm.proof.repairs import writer_repair
-from crm_analytics.orchestration.crm.assets import SCHEMA_KEY, SEALS_KEY
+from crm_analytics.crm.schema.manifest import GUARDS, Comparison, Difference
+from crm_analytics.crm.schema.repairs import writer_repair
+from crm_analytics.orchestration.crm.assets import NOTHING_SEALED, SCHEMA_KEY, SEALS_KEY
 from crm_analytics.orchestration.crm.resources import CrmGuards
 
 DRIFT = "manifest_drift"
 WRITERS = "only_crm_rpc_can_write"
 PUBLISHED_HEAD = "published_head_is_in_chain"
-SHOWN = 50  # entries of a list in metadata; the count is always complete
+#: How many entries of a list the metadata shows; the count is always complete.
+SHOWN = 50
 
 
 def guard_check(name: str) -> str:
-    """Name of the tier A check of one of `manifest.GUARDS`."""
+    """Returns the name of the drift check of one of `manifest.GUARDS`."""
     return f"guard_{name}"
 
 
 def invariant_check(name: str) -> str:
-    """Name of the tier C check of one invariant."""
+    """Returns the name of the check of one invariant."""
     return f"invariant_{name}"
 
 
 def attack_check(family: str) -> str:
-    """Name of the tier D check of one family of attacks."""
+    """Returns the name of the check of one family of attacks."""
     return f"attack_{family}"
 
 
-def _spec(name: str, tier: str, description: str) -> dg.AssetCheckSpec:
-    return dg.AssetCheckSpec(name, asset=SCHEMA_KEY, description=description, metadata={"tier": tier})
+def _specs(descriptions: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(name, asset=SCHEMA_KEY, description=text) for name, text in descriptions.items()
+    ]
 
 
-_A_SPECS = [
-    _spec(
-        DRIFT,
-        "A",
-        "The whole catalog equals the committed manifest; the metadata is the diff with its repairs.",
-    ),
-    _spec(
-        WRITERS, "A", "No role but crm_rpc (and superusers, whom the triggers refuse) can write a CRM table."
-    ),
-    *(_spec(guard_check(name), "A", meaning) for name, meaning in GUARDS.items()),
-]
-_C_SPECS = [
-    *(_spec(invariant_check(i.name), "C", i.rule) for i in INVARIANTS),
-    _spec(
-        PUBLISHED_HEAD, "C", "The head of the seal chain last published to Dagster is still in audit_seals."
-    ),
-]
-_D_SPECS = [
-    _spec(
-        attack_check(family),
-        "D",
-        " ".join(a.description for a in ATTACKS.values() if a.family == family)[:500],
-    )
-    for family in dict.fromkeys(a.family for a in ATTACKS.values())
-]
+_DRIFT_SPECS = _specs(
+    {
+        DRIFT: "The whole catalog equals the committed manifest; the metadata is the difference with its repairs.",
+        WRITERS: "No role but crm_rpc (and superusers, whom the triggers refuse) can write a CRM table.",
+        **{guard_check(name): meaning for name, meaning in GUARDS.items()},
+    }
+)
+_INVARIANT_SPECS = _specs(
+    {
+        **{invariant_check(invariant.name): invariant.rule for invariant in INVARIANTS},
+        PUBLISHED_HEAD: "The head of the seal chain that was last published to Dagster is still in audit_seals.",
+    }
+)
+_ATTACK_SPECS = _specs({attack_check(attack.family): attack.description for attack in ATTACKS.values()})
 
 
-@dg.multi_asset_check(name="crm_guard_checks", specs=_A_SPECS, can_subset=True)
+@dg.multi_asset_check(name="crm_guard_checks", specs=_DRIFT_SPECS, can_subset=True)
 def crm_guard_checks(
     context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
-    """Tier A: the catalog against the manifest, read-only."""
+    """Drift: compares the catalog with the manifest, read-only."""
 
     def results() -> Mapping[str, dg.AssetCheckResult]:
         comparison, writers = crm_guards.comparison()
@@ -84,11 +76,11 @@ def crm_guard_checks(
     yield from _selected(context, results)
 
 
-@dg.multi_asset_check(name="crm_invariant_checks", specs=_C_SPECS, can_subset=True)
+@dg.multi_asset_check(name="crm_invariant_checks", specs=_INVARIANT_SPECS, can_subset=True)
 def crm_invariant_checks(
     context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
-    """Tier C: the rows against the rules, in one read-only snapshot."""
+    """Invariants: compares the rows with the rules, in one read-only snapshot."""
 
     def results() -> Mapping[str, dg.AssetCheckResult]:
         found = {
@@ -99,20 +91,20 @@ def crm_invariant_checks(
     yield from _selected(context, results)
 
 
-@dg.multi_asset_check(name="crm_attack_checks", specs=_D_SPECS, can_subset=True)
+@dg.multi_asset_check(name="crm_attack_checks", specs=_ATTACK_SPECS, can_subset=True)
 def crm_attack_checks(
     context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
-    """Tier D: every attack for real, on a throwaway server."""
+    """Attacks: tries each of them for real, on a throwaway server."""
     wanted = {key.name for key in context.selected_asset_check_keys}
 
     def results() -> Mapping[str, dg.AssetCheckResult]:
-        outcomes = crm_guards.attacks([a.name for a in ATTACKS.values() if attack_check(a.family) in wanted])
-        families = {outcome.attack.family for outcome in outcomes}
-        return {
-            attack_check(family): _outcome(family, [o for o in outcomes if o.attack.family == family])
-            for family in families
-        }
+        tried: dict[str, list[Outcome]] = {}
+        for outcome in crm_guards.attacks(
+            [a.name for a in ATTACKS.values() if attack_check(a.family) in wanted]
+        ):
+            tried.setdefault(attack_check(outcome.attack.family), []).append(outcome)
+        return {name: _outcome(name, outcomes) for name, outcomes in tried.items()}
 
     yield from _selected(context, results)
 
@@ -123,7 +115,7 @@ crm_checks = [crm_guard_checks, crm_invariant_checks, crm_attack_checks]
 def _selected(
     context: dg.AssetCheckExecutionContext, results: Callable[[], Mapping[str, dg.AssetCheckResult]]
 ) -> Iterator[dg.AssetCheckResult]:
-    """The results that were asked for; when they cannot be had, every one of them fails with the reason."""
+    """Yields the results that were asked for; if they cannot be had, each of them fails with the reason."""
     names = sorted(key.name for key in context.selected_asset_check_keys)
     try:
         found = results()
@@ -158,7 +150,7 @@ def _drift(
             )
         metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
     if comparison is not None:
-        metadata["tolerated"] = list(comparison.tolerated[:SHOWN])
+        metadata["allowed_extras"] = list(comparison.allowed_extras[:SHOWN])
     return _result(name, not differences, metadata)
 
 
@@ -185,28 +177,22 @@ def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> dg.Asset
     if event is None or event.asset_materialization is None:
         return _result(PUBLISHED_HEAD, True, {"published": "no head has been published yet"})
     head = str(event.asset_materialization.metadata["head"].value)
-    nothing = head == "nothing sealed yet"
-    if nothing or guards.head_is_in_chain(head):
-        return _result(PUBLISHED_HEAD, True, {"published": head})
-    return _result(
-        PUBLISHED_HEAD,
-        False,
-        {
-            "published": head,
-            "remedy": (
-                "audit_seals was rewritten, or the database was restored from before this seal. Compare with the "
-                "earlier materializations of crm/audit_seals; after a known restore, materialize crm/audit_seals."
-            ),
-        },
-    )
+    metadata = {"published": head}
+    intact = head == NOTHING_SEALED or guards.head_is_in_chain(head)
+    if not intact:
+        metadata["remedy"] = (
+            "audit_seals was rewritten, or the database was restored from before this seal. Compare with the earlier "
+            "materializations of crm/audit_seals. After a known restore, materialize crm/audit_seals."
+        )
+    return _result(PUBLISHED_HEAD, intact, metadata)
 
 
-def _outcome(family: str, outcomes: list[Outcome]) -> dg.AssetCheckResult:
+def _outcome(name: str, outcomes: list[Outcome]) -> dg.AssetCheckResult:
     through = [f"{outcome.attack.name}: {outcome.detail}" for outcome in outcomes if not outcome.held]
     metadata: dict[str, Any] = {"attacks": len(outcomes), "got_through_count": len(through)}
     if through:
         metadata |= {
             "got_through": through[:SHOWN],
-            "remedy": "The migrations in this release are at fault: mend the guard in a new file under sql/crm.",
+            "remedy": "The migrations of this release are at fault: repair the guard in a new file under sql/crm.",
         }
-    return _result(attack_check(family), not through, metadata)
+    return _result(name, not through, metadata)

@@ -13,8 +13,9 @@ from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import Settings
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.proof import attacks, invariants, manifest
+from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.proof import audit_seals as seals
+from crm_analytics.crm.schema import manifest
 from crm_analytics.orchestration.migrated import migrated_url
 
 
@@ -56,7 +57,7 @@ class CrmMigrations:
 
 @dataclass(frozen=True)
 class CrmGuards:
-    """Verifies the guards: the catalog (tier A), the rows (tier C), attacks on a scratch server (tier D)."""
+    """Proves that the guards hold: drift in the catalog, invariants over the rows, attacks on a scratch server."""
 
     database: CrmDatabase
     scratch_postgres_version: int = 18

@@ -24,11 +24,11 @@ from crm_analytics.analytics.ingest.loading.merge import Merged, UnknownNewerVal
 from crm_analytics.analytics.ingest.loading.plans import PLANS, Plan
 from crm_analytics.analytics.ingest.loading.staging import stage
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file
+from crm_analytics.core import locks
 
 Connection = psycopg.Connection[Any]
 Report = Callable[[str], None]
 
-LOCK_CLASS = 7205119  #: first half of the advisory locks of loads; the second is the source's name hashed
 LARGE = 20_000_000  #: bytes of a file whose reading is announced
 WORK_MEM = "128MB"  #: joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk
 
@@ -237,16 +237,16 @@ def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
 @contextmanager
 def _only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
     """The source's advisory lock, held by the session across the files' transactions."""
-    lock = [LOCK_CLASS, source]
-    row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", lock).fetchone()
+    lock = [locks.load(source)]
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", lock).fetchone()
     if not (row and row[0]):
         report(f"{source}: waiting for another load of this source to end")
-        connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", lock)
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", lock)
     try:
         yield
     finally:
         if not connection.broken:
-            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
 
 
 def _refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:

@@ -1,4 +1,4 @@
-"""What a deployment may have beyond the manifest: objects that run no code as crm_rpc, stop no RPC and let nobody write."""
+"""Judges what a deployment may have beyond the manifest: what runs no code as crm_rpc, stops no RPC and lets no role write."""
 
 from __future__ import annotations
 
@@ -6,30 +6,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from crm_analytics.crm.schema.catalog import kind_of
+
 #: Roles whose grants must be exactly the expected ones; other roles may read, and nothing more.
 CRM_ROLES = ("$owner", "crm_rpc", "crm_app", "PUBLIC")
 
-#: Defaults that run no code of anybody's: constants of built-in types, the clock, a random uuid.
+#: Defaults that run nothing of anyone's: constants of built-in types, the clock, a random uuid.
 _HARMLESS_DEFAULT = re.compile(
     r"\(?(-?[0-9.]+|'([^']|'')*'|true|false|NULL)\)?(::[a-z ]+(\([0-9, ]+\))?[a-z ]*(\[\])?)?"
     r"|now\(\)|CURRENT_TIMESTAMP|CURRENT_DATE|gen_random_uuid\(\)"
 )
-_GRANT = re.compile(
-    r'(?P<object>.*) to (?P<grantee>"(?:[^"]|"")*"|[^" ]+): (?P<privilege>[A-Z ]+)', re.DOTALL
-)
-
-
-def grant_parts(name: str) -> tuple[str, str, str]:
-    """Object, grantee and privilege of a grant's name in the manifest."""
-    match = _GRANT.fullmatch(name)
-    assert match is not None, name
-    return match["object"], match["grantee"], match["privilege"]
 
 
 def objection(key: str, facts: Mapping[str, Any]) -> str | None:
-    """Why an object that is not in the manifest cannot stay; None where it is harmless."""
-    kind, name = key.split(" ", 1)
-    match kind:
+    """Returns why an object that is not in the manifest cannot stay ("" for most kinds), or None if it is harmless."""
+    match kind_of(key):
         case "label":
             return None
         case "column":
@@ -39,9 +30,9 @@ def objection(key: str, facts: Mapping[str, Any]) -> str | None:
                 return "a unique index that the RPCs do not know refuses their rows"
             return None if facts["plain"] else "an index over expressions or a predicate runs code as crm_rpc"
         case "grant":
-            return _grant(*grant_parts(name))
+            return _grant(facts["parent"], facts["grantee"], facts["privilege"])
         case "member":
-            return _member(name, facts)
+            return _member(facts)
         case _:
             return ""
 
@@ -61,19 +52,21 @@ def _column(facts: Mapping[str, Any]) -> str | None:
 def _grant(target: str, grantee: str, privilege: str) -> str | None:
     if target == "schema public":
         harmless = grantee not in ("crm_rpc", "crm_app") and (grantee, privilege) != ("PUBLIC", "CREATE")
-    elif grantee in CRM_ROLES or target.startswith("function "):
+    elif grantee in CRM_ROLES or kind_of(target) == "function":
         harmless = False
     else:
-        harmless = privilege == "SELECT" or (privilege == "USAGE" and target.startswith("schema "))
+        harmless = privilege == "SELECT" or (privilege == "USAGE" and kind_of(target) == "schema")
     return None if harmless else ""
 
 
-def _member(name: str, facts: Mapping[str, Any]) -> str | None:
-    if name.startswith("crm_app <- ") and not name.startswith("crm_app <- crm_rpc "):
+def _member(facts: Mapping[str, Any]) -> str | None:
+    if facts["role"] == "crm_app" and facts["member"] != "crm_rpc":
         if facts["web"]:
-            return f"{' and '.join(facts['web'])} could call the RPCs as anybody"
+            return f"{' and '.join(facts['web'])} could call the RPCs in any user's name"
         return None  # which servers may call the RPCs is the deployment's choice
     # PostgreSQL gives a CREATEROLE login, not a superuser, an admin-only membership that cannot be revoked;
     # without SET and INHERIT it opens nothing.
-    admin_only = name.startswith("crm_rpc <- $owner ") and not facts["inherit"] and not facts["set"]
+    admin_only = (facts["role"], facts["member"]) == ("crm_rpc", "$owner") and not (
+        facts["inherit"] or facts["set"]
+    )
     return None if admin_only else ""

@@ -1,7 +1,7 @@
-"""The committed manifest of the CRM's catalog, and how a database differs from it.
+"""Compares a CRM database with the committed manifests.
 
-`manifest.json` is what the migrations lead to. What a deployment may add (plain columns, enum labels, plain
-indexes, readers) stands in `tolerated` and never fails.
+`manifest.json` is what the migrations lead to, `baseline.json` what they start from. What a deployment may add (plain
+columns, enum labels, plain indexes, readers) is an allowed extra: it is reported and never fails.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.crm.proof.allowed_extras import objection
-from crm_analytics.crm.proof.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect
-from crm_analytics.crm.proof.repairs import Repairs
+from crm_analytics.core.migrations import migration_files
+from crm_analytics.crm.schema.allowed_extras import objection
+from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect, kind_of
+from crm_analytics.crm.schema.repairs import Repairs
 
 __all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]  # and what is defined here
 
 MANIFEST_FILE = Path(__file__).with_name("manifest.json")
+BASELINE_FILE = Path(__file__).with_name("baseline.json")
+#: What adoption compares, by kind.
+ADOPTED_KINDS = (
+    "table", "type", "column", "constraint", "index", "inheritance", "label", "sequence", "row_security", "trigger",
+    "rule", "policy", "cast", "function",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs (fails), and what a deployment has beyond the manifest (reported, never fails)."""
+    """What differs (this fails), and what a deployment has beyond the manifest (this is only reported)."""
 
     differences: tuple[Difference, ...]
-    tolerated: tuple[str, ...]
+    allowed_extras: tuple[str, ...]
 
     def of(self, guard: str) -> tuple[Difference, ...]:
-        """The differences of one guard (see `GUARDS`)."""
+        """Returns the differences of one guard (see `GUARDS`)."""
         return tuple(difference for difference in self.differences if difference.guard == guard)
 
 
@@ -68,77 +75,85 @@ GUARDS: Mapping[str, str] = {
 
 _GUARD_OF_KIND = {
     "table": "columns", "column": "columns", "sequence": "columns", "label": "columns", "inheritance": "columns",
-    "view": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
-    "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security", "function": "functions", "role": "roles", "member": "roles",
-    "transition": "transitions",
+    "view": "columns", "type": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
+    "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security",
+    "function": "functions", "role": "roles", "member": "roles", "transition": "transitions",
 }  # fmt: skip
+
+
+def _read(file: Path) -> Manifest:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return Manifest(content["objects"], content["definitions"])
 
 
 @cache
 def expected() -> Manifest:
-    """The committed manifest."""
-    content = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
-    return Manifest(content["objects"], content["definitions"])
+    """Returns the committed manifest of a migrated database."""
+    return _read(MANIFEST_FILE)
+
+
+@cache
+def baseline() -> Manifest:
+    """Returns the committed manifest of a database that has the baseline alone (`ADOPTED_KINDS` of it)."""
+    return _read(BASELINE_FILE)
 
 
 def diff(wanted: Manifest, found: Manifest) -> Comparison:
-    """Compare two manifests; every difference names its object, what was found, and the SQL that repairs it.
+    """Compares two manifests; every difference names its object, what was found, and the SQL that repairs it.
 
-    The differences stand in the order in which their repairs are to be run.
+    The differences are in the order in which to run their repairs.
     """
     repairs = Repairs(wanted, found)
     differences: list[Difference] = []
-    tolerated: list[str] = []
+    extras: list[str] = []
     for key in sorted({*wanted.objects, *found.objects}):
         want, have = wanted.objects.get(key), found.objects.get(key)
         if want == have:
             continue
-        reason = objection(key, have) if want is None and have is not None else ""
-        if reason is None:
-            tolerated.append(key)
-            continue
-        if want is not None and have is not None:
-            parts = [
-                f"{fact} is {_shown(have.get(fact))}, expected {_shown(want.get(fact))}"
+        if have is None:
+            problem = f"{key} is missing"
+        elif want is None:
+            reason = objection(key, have)
+            if reason is None:
+                extras.append(key)
+                continue
+            problem = f"{key} is not expected here" + (f": {reason}" if reason else "")
+        else:
+            problem = f"{key}: " + "; ".join(
+                f"{fact} is {_shown(have.get(fact), found)}, expected {_shown(want.get(fact), found)}"
                 for fact in sorted({*want, *have})
                 if want.get(fact) != have.get(fact)
-            ]
-            problem = f"{key}: " + "; ".join(parts)
-        elif have is None:
-            problem = f"{key} is missing"
-        else:
-            problem = f"{key} is not expected here" + (f": {reason}" if reason else "")
+            )
         differences.append(Difference(key, guard_of(key), problem, repairs.sql(key)))
     differences.sort(key=lambda difference: repairs.rank(difference.object))
-    return Comparison(tuple(differences), tuple(tolerated))
+    return Comparison(tuple(differences), tuple(extras))
 
 
 def compare(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Comparison:
-    """The connected database (or its objects of some kinds) against the committed manifest."""
+    """Compares the connected database (or its objects of some kinds) with the committed manifest."""
     wanted = expected()
     if kinds is not None:
-        objects = {key: facts for key, facts in wanted.objects.items() if key.split(" ")[0] in kinds}
+        objects = {key: facts for key, facts in wanted.objects.items() if kind_of(key) in kinds}
         wanted = Manifest(objects, wanted.definitions)
     return diff(wanted, collect(connection, kinds))
 
 
 def guard_of(key: str) -> str:
-    """Which entry of `GUARDS` an object of the manifest belongs to."""
+    """Returns the entry of `GUARDS` that an object of the manifest belongs to."""
     kind, name = key.split(" ", 1)
     if kind in ("trigger", "rule"):
         table = name.split(".")[1]
-        return (
-            f"triggers_{table}"
-            if name.startswith("public.") and table in CRM_TABLES
-            else "triggers_elsewhere"
-        )
+        ours = name.startswith("public.") and table in CRM_TABLES
+        return f"triggers_{table}" if ours else "triggers_elsewhere"
     if kind == "grant":
         return "function_grants" if name.startswith("function ") else "table_grants"
     return _GUARD_OF_KIND[kind]
 
 
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+def _shown(value: Any, found: Manifest) -> str:
+    if isinstance(value, str):
+        return found.owner if value == "$owner" else value
+    return "nothing" if value is None else json.dumps(value)
 
 
 #: Non-superusers that can write a CRM table, by whatever way (grant, column grant, inherited role).
@@ -169,17 +184,31 @@ FROM writer w ORDER BY 1, 2
 
 
 def unexpected_writers(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
-    """Roles besides crm_rpc, the tables' owner and superusers that can write a CRM table (crm.md, tier A).
+    """Returns the roles that can write a CRM table, besides crm_rpc, the tables' owner and superusers.
 
-    Grants alone do not tell: a role may inherit the privilege, or have it on one column; `through` names the roles
-    that hold it. `repairs.writer_repair` is the SQL that takes it away.
+    Grants alone do not tell: a role may inherit the privilege, or have it on one column. `through` names the roles
+    that hold it; `repairs.writer_repair` takes it away.
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(_WRITERS, {"tables": list(CRM_TABLES)}).fetchall()
 
 
-def write_manifest(connection: psycopg.Connection[Any], path: Path = MANIFEST_FILE) -> Manifest:
-    """Make the connected database's catalog the committed one (after a new migration, for review)."""
-    manifest = collect(connection)
-    path.write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+def read_baseline(scratch: psycopg.Connection[Any]) -> Manifest:
+    """Reads what the first migration alone makes, in a scratch database, which stays as it was.
+
+    Its schemas are dropped on the way, and come back by a rollback: never on a database that anyone uses.
+    """
+    with scratch.transaction(force_rollback=True):
+        scratch.execute(
+            "DROP SCHEMA IF EXISTS public, crm_private CASCADE; CREATE SCHEMA public; CREATE SCHEMA crm_private"
+        )
+        scratch.execute(migration_files("crm")[0].text().encode())
+        return collect(scratch, ADOPTED_KINDS)
+
+
+def write_manifests(scratch: psycopg.Connection[Any]) -> Mapping[Path, Manifest]:
+    """Commits what the migrations make of a scratch database (after a new migration, for review)."""
+    written = {MANIFEST_FILE: collect(scratch), BASELINE_FILE: read_baseline(scratch)}
+    for path, content in written.items():
+        path.write_text(content.to_json(), encoding="utf-8")
+    return written

@@ -1,0 +1,190 @@
+"""Attacks through the RPCs, as data: calls that the application may make and the functions must refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from crm_analytics.crm.proof.attacks.lab import Lab, register
+
+UNKNOWN_ID = "'00000000-0000-4000-8000-00000000dead'"
+
+
+def payment(
+    flow: str = "'incoming', 'client_payment'",
+    amount: str = "10",
+    *,
+    order: str = "fresh",
+    method: str = "cash",
+    currency: str = "EUR",
+    user: str = "manager",
+    reference: str = "NULL",
+) -> str:
+    """Returns the call that books a payment; `order` and `user` are names in the sample, `flow` direction and role."""
+    return (
+        f"record_generic_payment_safe(%({order})s, {flow}, '{method}', {amount}, '{currency}',"
+        f" p_external_reference => {reference}, p_user_id => %({user})s)"
+    )
+
+
+def moves(order: str, user: str, *statuses: str) -> list[str]:
+    """Returns the calls by which a user tries to give an order these statuses."""
+    return [f"advance_order_status_safe(%({order})s, '{status}', %({user})s)" for status in statuses]
+
+
+def assignments(assignee: str) -> list[str]:
+    """Returns the calls that give work to an assignee."""
+    return [
+        f"create_task_safe('x', %(manager)s, %(fresh)s, p_assignee_id => {assignee})",
+        f"update_order_safe(%(fresh)s, %(manager)s, p_assigned_manager => {assignee})",
+    ]
+
+
+#: Every call that needs a user.
+_BY_A_USER = (
+    "advance_order_status_safe(%(fresh)s, 'cancelled', {user})",
+    "advance_lead_status_safe(%(open_lead)s, 'in_progress', {user})",
+    "record_generic_payment_safe(%(fresh)s, 'incoming', 'client_payment', 'cash', 10, 'EUR', p_user_id => {user})",
+    "update_payment_status_safe(%(planned)s, 'completed', {user})",
+    "attach_document_safe('invoice', 'https://example.com/i', {user}, %(fresh)s)",
+    "create_task_safe('x', {user}, %(fresh)s)",
+    "update_task_safe(%(task)s, {user}, true)",
+    "upsert_shipment_safe(%(paid)s, {user})",
+    "create_user_safe('x', 'x@example.com', 'admin', {user})",
+    "set_user_active_safe(%(left)s, true, {user})",
+    "map_identity_safe('x', 'x', %(admin)s, {user})",
+)
+_NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
+_NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
+REFUND = "'outgoing', 'refund'"
+
+#: Name, guards, description, and the calls that must be refused, by SQLSTATE.
+REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]]], ...] = (
+    (
+        "no_actor",
+        ("functions",),
+        "No user, an unknown user, or one who has left acts through every RPC that needs a user.",
+        {
+            "42501": [
+                call.format(user=user) for user in ("NULL", UNKNOWN_ID, "%(left)s") for call in _BY_A_USER
+            ]
+        },
+    ),
+    (
+        "impossible_amounts",
+        ("functions",),
+        "NaN (which is greater than every number), infinity, zero, negative amounts and fractions of a cent.",
+        {
+            "PT422": [
+                *(payment(amount=amount) for amount in _NO_AMOUNTS),
+                *(
+                    f"create_order_safe(%(customer)s, NULL, NULL, {total}, 'EUR', %(manager)s)"
+                    for total in _NO_TOTALS
+                ),
+            ]
+        },
+    ),
+    (
+        "wrong_roles_and_directions",
+        ("functions",),
+        "Client money that goes out, refunds that come in, foreign currency, labels that do not exist, a provider's"
+        " payment without its reference.",
+        {
+            "PT422": [
+                payment("'outgoing', 'client_payment'"),
+                payment("'incoming', 'refund'", user="admin"),
+                payment("'incoming', 'supplier_payment'"),
+                payment(currency="BTC"),
+                payment(method="card"),
+            ],
+            "PT404": [payment(order="unknown")],
+        },
+    ),
+    (
+        "payout_before_money",
+        ("functions",),
+        "The supplier is paid although the client has paid nothing.",
+        {
+            "PT409": [
+                payment(f"'outgoing', '{role}'")
+                for role in ("supplier_payment", "shipping_payment", "commission")
+            ]
+        },
+    ),
+    (
+        "refund_by_manager",
+        ("functions",),
+        "A manager refunds; or an admin refunds more than the client paid.",
+        {
+            "42501": [payment(REFUND, order="paid")],
+            "PT409": [payment(REFUND, "1000.01", order="paid", user="admin")],
+        },
+    ),
+    (
+        "reused_reference",
+        ("functions",),
+        "A reference is used again for another amount, order or method: it must be refused, never booked.",
+        {
+            "PT409": [
+                payment(amount="999", order="paid", method="card", reference="'attack-1'"),
+                payment(amount="1000", order="fresh", method="card", reference="'attack-1'"),
+                payment(amount="1000", order="paid", method="cash", reference="'  attack-1 '"),
+            ]
+        },
+    ),
+    (
+        "illegal_transitions",
+        ("functions", "transitions"),
+        "Statuses are skipped, undone or claimed; a manager does what only an admin may.",
+        {
+            "PT409": [
+                *moves("fresh", "admin", "created", "paid", "in_delivery", "delivered", "closed"),
+                *moves("paid", "admin", "created", "awaiting_payment", "paid", "delivered", "closed"),
+                "advance_lead_status_safe(%(open_lead)s, 'converted', %(admin)s)",
+            ],
+            "42501": moves("paid", "manager", "cancelled"),
+        },
+    ),
+    (
+        "wrong_assignees",
+        ("functions",),
+        "Work is given to a user who does not exist, or who has left.",
+        {"PT404": assignments(UNKNOWN_ID), "PT409": assignments("%(left)s")},
+    ),
+    (
+        "missing_ids",
+        ("functions",),
+        "The row that a call is about is not named.",
+        {
+            "PT422": [
+                payment(order="missing"),
+                "advance_order_status_safe(NULL, 'cancelled', %(manager)s)",
+                "update_payment_status_safe(NULL, 'failed', %(manager)s)",
+            ]
+        },
+    ),
+    (
+        "manager_makes_admins",
+        ("functions",),
+        "A manager creates an admin, reactivates one who left, or maps a login to one; a stranger's login acts.",
+        {
+            "42501": [
+                "create_user_safe('x', 'x@example.com', 'admin', %(manager)s)",
+                "set_user_active_safe(%(left)s, true, %(manager)s)",
+                "map_identity_safe('x', 'x', %(admin)s, %(manager)s)",
+                "resolve_crm_user('attack', 'unknown')",
+            ]
+        },
+    ),
+)
+
+
+def _register(name: str, guards: Sequence[str], description: str, calls: Mapping[str, Sequence[str]]) -> None:
+    def run(lab: Lab) -> None:
+        for sqlstate, refused in calls.items():
+            lab.refused([f"SELECT public.{call}" for call in refused], "crm_app", (sqlstate,))
+
+    register(name, description, guards, run)
+
+
+for _row in REFUSED_CALLS:
+    _register(*_row)

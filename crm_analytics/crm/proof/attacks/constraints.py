@@ -1,0 +1,79 @@
+"""Attacks on keys, unique indexes and CHECKs: with the triggers out of the way, rows that each of them must refuse."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from crm_analytics.crm.proof.attacks.lab import Breach, Lab, attack
+from crm_analytics.crm.schema.catalog import CRM_TABLES
+from crm_analytics.crm.schema.manifest import expected
+
+UNKNOWN_ID = "00000000-0000-4000-8000-00000000dead"
+#: A value that each CHECK must refuse.
+_CHECKED: dict[str, dict[str, Any]] = {
+    "chk_final_price_nonneg": {"final_price_eur": -1},
+    "chk_amount_positive": {"amount": -1},
+    "audit_seals_hash_check": {"hash": "x"},
+    "audit_seals_row_count_check": {"row_count": 0},
+    "audit_seals_seq_check": {"seq": 0},
+    "order_status_events_seq_check": {"seq": 0},
+    "order_status_transitions_check": {"from_status": "awaiting_payment", "to_status": "paid"},
+    "shipments_status_check": {"status": "teleported"},
+}
+#: Values of key columns that no sample row has.
+_FRESH: dict[str, Any] = {
+    "id": "00000000-0000-4000-8000-0000000000ff",
+    "order_code": "fresh",
+    "reference_key": "fresh",
+    "email": "fresh@example.com",
+    "seq": 1_000_000,
+    "last_audit_id": 1_000_000_000,
+    "external_id": "fresh",
+    "from_status": "closed",
+    "to_status": "created",
+}
+
+
+@attack("constraints", "unique_indexes", on=CRM_TABLES)
+def rows_against_constraints(lab: Lab, table: str) -> None:
+    """With the triggers out of the way: rows that a key, a unique index or a CHECK must refuse."""
+    all_columns = lab.columns(table, identity=True, generated=True)
+    fresh = {column: value for column, value in _FRESH.items() if column in all_columns}
+    if table == "audit_log":
+        fresh["id"] = 1_000_000_000
+    for key, facts in expected().objects.items():
+        kind, _, name = key.partition(" ")
+        constrains = kind == "constraint" or (kind == "index" and facts["unique"])
+        if not constrains or not name.startswith(f"public.{table}."):
+            continue
+        constraint = name.split(".")[2]
+        definition = facts["definition"].split(" USING btree ")[-1]
+        own = [c for c in all_columns if re.search(rf"\b{c}\b", definition.split("REFERENCES")[0])]
+        if definition.startswith("CHECK"):
+            if constraint not in _CHECKED:
+                raise Breach(f"no value is known that {constraint} refuses: add one to _CHECKED")
+            values = fresh | _CHECKED[constraint]
+        elif definition.startswith("FOREIGN KEY"):
+            values = fresh | {own[0]: UNKNOWN_ID}
+        else:
+            values = {column: value for column, value in fresh.items() if column not in own}
+        _copy_of_a_row_is_refused(lab, table, constraint, own, values)
+
+
+def _copy_of_a_row_is_refused(
+    lab: Lab, table: str, constraint: str, own: list[str], values: dict[str, Any]
+) -> None:
+    """Inserts a copy of a sample row with some values changed; the constraint's `own` columns are not NULL in it."""
+    columns = ", ".join(lab.columns(table, identity=True))
+    not_null = " AND ".join(f"{column} IS NOT NULL" for column in own if column not in values) or "true"
+    insert = f"""
+        INSERT INTO public.{table} ({columns}) OVERRIDING SYSTEM VALUE
+        SELECT {columns} FROM jsonb_populate_record(NULL::public.{table},
+            (SELECT to_jsonb(t) FROM public.{table} t WHERE {not_null} LIMIT 1) || %(values)s)
+        """
+    with lab.role(None):
+        lab.run(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
+        lab.refused([insert], None, ("23503", "23505", "23514"), constraint, values=Jsonb(values))

@@ -1,0 +1,118 @@
+"""What must work: a guard, grant or policy too many breaks it, and a guard that refuses everything is no guard."""
+
+from __future__ import annotations
+
+from crm_analytics.crm.proof.attacks.calls import REFUND, payment
+from crm_analytics.crm.proof.attacks.lab import Lab, attack
+from crm_analytics.crm.schema.catalog import CRM_TABLES
+
+#: Ways of an order that use every legal transition, each by the role that it needs.
+_WAYS = (
+    ("manager cancelled",),
+    ("manager awaiting_payment", "manager cancelled"),
+    # Cancelling an order that holds client money would need an admin anyway, so it is refunded first.
+    ("manager paid", "admin refunded", "admin cancelled"),
+    ("manager paid", "manager in_delivery", "admin refunded", "admin cancelled"),
+    ("manager paid", "manager in_delivery", "manager delivered", "admin closed"),
+)
+_PAYMENTS = {"paid": payment(order="order"), "refunded": payment(REFUND, order="order", user="admin")}
+_PAID_BY_CARD = (
+    "record_generic_payment_safe(%(order)s, 'incoming', 'client_payment', 'card', 300, 'EUR', 'completed', 'day-2',"
+    " p_user_id => %(manager)s)"
+)
+#: Every RPC at least once, and an order all its way, with the names under which later calls know the rows.
+_DAY = (
+    ("", "resolve_crm_user('attack', 'm')"),
+    ("lead", "create_lead_safe('site', 'C', p_email => 'c@example.com', p_user_id => %(manager)s)"),
+    ("", "advance_lead_status_safe(%(lead)s, 'in_progress', %(manager)s, 'called')"),
+    ("", "update_lead_safe(%(lead)s, %(manager)s, p_notes => 'wants a 56')"),
+    ("", "update_customer_safe(%(customer)s, %(manager)s, p_country => 'US')"),
+    ("order", "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s)"),
+    ("", "update_order_safe(%(order)s, %(manager)s, p_assigned_manager => %(manager)s)"),
+    (
+        "part",
+        "record_generic_payment_safe(%(order)s, 'incoming', 'client_payment', 'cash', 200, 'EUR', 'planned', 'day-1',"
+        " p_user_id => %(manager)s)",
+    ),
+    ("", "update_payment_status_safe(%(part)s, 'completed', %(manager)s)"),
+    ("rest", _PAID_BY_CARD),
+    ("", payment("'outgoing', 'supplier_payment'", "250", order="order", method="bank_transfer")),
+    ("", "attach_document_safe('invoice', 'u', %(manager)s, %(order)s)"),
+    ("", "attach_document_safe('passport', 'u', %(manager)s, NULL, %(lead)s)"),
+    ("task", "create_task_safe('Pack', %(manager)s, %(order)s, %(lead)s)"),
+    ("", "update_task_safe(%(task)s, %(manager)s, true)"),
+    ("shipment", "upsert_shipment_safe(%(order)s, %(manager)s, p_provider => 'cdek')"),
+    ("", "upsert_shipment_safe(%(order)s, %(manager)s, %(shipment)s, p_status => 'shipped')"),
+    ("", "advance_order_status_safe(%(order)s, 'in_delivery', %(admin)s)"),
+    ("", "advance_order_status_safe(%(order)s, 'delivered', %(admin)s)"),
+    ("", "advance_order_status_safe(%(order)s, 'closed', %(admin)s)"),
+    ("", payment(REFUND, order="order", method="bank_transfer", user="admin")),
+    ("", """quick_order_safe('site', 'D', '[{"model": "Gravel"}]', 70, 'USD', '+1 202 555 0101')"""),
+    (
+        "",
+        """checkout_order_safe(%(customer)s, '[{"model": "City"}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
+    ),
+    ("user", "create_user_safe('New', 'new@example.com', 'manager', %(admin)s)"),
+    ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
+    ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
+    ("", "resolve_crm_user('attack', 'by mail', 'New@example.com')"),
+    ("", "set_user_active_safe(%(user)s, false, %(admin)s)"),
+)
+
+
+@attack("transitions", "functions")
+def every_transition(lab: Lab) -> None:
+    """Makes every legal transition with the least role that may; where an admin is needed, a manager is refused."""
+    for way in _WAYS:
+        with lab.role("crm_app"):
+            ids = lab.play([("order", "create_order_safe(%(customer)s, NULL, NULL, 10, 'EUR', %(manager)s)")])
+            for step in way:
+                role, status = step.split()
+                call = _PAYMENTS.get(status, f"advance_order_status_safe(%(order)s, '{status}', %({role})s)")
+                if role == "admin":
+                    lab.refused([f"SELECT public.{call.replace('%(admin)s', '%(manager)s')}"], **ids)
+                lab.run(f"SELECT public.{call}", **ids)
+                if status != "refunded":
+                    _expect_status(lab, ids["order"], status)
+
+
+def work_a_day(lab: Lab) -> None:
+    """Does what the application does every day, as the current role."""
+    ids = lab.play(_DAY)
+    _expect_status(lab, ids["order"], "closed")
+    again = lab.run(f"SELECT public.{_PAID_BY_CARD}", **ids)
+    lab.expect((again["id"], again["duplicate"]), (ids["rest"], True), "a repeated payment")
+
+
+def _expect_status(lab: Lab, order: str, status: str) -> None:
+    # Qualified names, because hostile_search_path works a day as well.
+    query = "SELECT status::pg_catalog.text FROM public.orders WHERE id OPERATOR(pg_catalog.=) %(order)s"
+    lab.expect(
+        lab.run(query, order=order), status, "the order's status (did an update silently touch nothing?)"
+    )
+
+
+@attack("functions", "function_grants", "table_grants", "row_security", "columns", "transitions")
+def working_day(lab: Lab) -> None:
+    """Does what the application does every day: it must work as crm_app, and must reach the rows."""
+    with lab.role("crm_app"):
+        work_a_day(lab)
+
+
+@attack("row_security", "table_grants")
+def app_reads(lab: Lab) -> None:
+    """Reads as crm_app, which must see every row of the tables that it may read."""
+    for table in CRM_TABLES:
+        query = f"SELECT count(*) FROM public.{table}"
+        count = lab.run(query)
+        with lab.role("crm_app"):
+            lab.expect(lab.run(query), count or "some", f"rows of {table} for crm_app")
+
+
+@attack("functions", "function_grants", "table_grants", "row_security")
+def sealing(lab: Lab) -> None:
+    """Seals the audit log as the owner; new rows continue the chain, and crm_app cannot seal."""
+    lab.play([("", "create_lead_safe('site', 'S', p_contact => '@s')")])
+    before = lab.run("SELECT max(seq) FROM public.audit_seals")
+    lab.expect(lab.run("SELECT crm_private.seal_audit_safe()")["id"], before + 1, "the newest seal")
+    lab.refused(["SELECT crm_private.seal_audit_safe()"], role="crm_app", saying="permission denied")

@@ -1,0 +1,374 @@
+"""Writes the SQL that gives the objects of a CRM database the form that a manifest wants, and puts it in order.
+
+Every statement can be run by the tables' owner, superuser or not, and by any superuser. It does no harm when it is
+repeated: another repair may have put the same object right already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crm_analytics.crm.schema.allowed_extras import objection
+from crm_analytics.crm.schema.catalog import TRANSITIONS, Manifest, kind_of
+
+Facts = Mapping[str, Any]
+
+_ROLE_WORDS = {
+    "superuser": "SUPERUSER", "inherit": "INHERIT", "create_role": "CREATEROLE", "login": "LOGIN",
+    "create_database": "CREATEDB", "replication": "REPLICATION", "bypass_row_security": "BYPASSRLS",
+}  # fmt: skip
+_AS_CRM_RPC = "GRANT crm_rpc TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;"
+_NO_LONGER = "REVOKE crm_rpc FROM CURRENT_USER;"
+
+#: The order of repairs: first remove what is unwanted (functions last of all), then build from the ground up.
+#: A kind with `+` means unwanted objects of that kind.
+_ORDER = (
+    "role", "setting", "member", "trigger+", "rule+", "policy+", "constraint+", "index+", "inheritance", "column+",
+    "overload+", "view+", "table+", "sequence+", "possession", "table", "schema grant", "sequence", "type", "label",
+    "column", "key", "function", "index", "constraint", "trigger", "rule", "view", "policy", "row_security", "grant+",
+    "grant", "transition", "cast+", "function+",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """Repairs the database `found`, so that it has what is `wanted`."""
+
+    wanted: Manifest
+    found: Manifest
+
+    def rank(self, key: str) -> int:
+        """Returns the place of an object's repair in the order in which to run them."""
+        kind, want = kind_of(key), self.wanted.objects.get(key)
+        facts = want or self.found.objects[key]
+        if kind == "grant" and facts["parent"].startswith("schema "):
+            kind = "schema grant"
+        elif want is None:
+            if kind == "function" and self._overloads(key):
+                kind = "overload"
+            elif kind == "table" and facts["kind"] in ("v", "m"):
+                kind = "view"
+            kind = f"{kind}+" if f"{kind}+" in _ORDER else kind
+        elif kind == "constraint" and want["kind"] in ("p", "u"):
+            kind = "key"
+        return _ORDER.index(kind)
+
+    def sql(self, key: str) -> str:
+        """Returns the SQL that puts an object right, or a comment where another repair or a backup has to."""
+        want, have = self.wanted.objects.get(key), self.found.objects.get(key)
+        parent = (want or have or {}).get("parent", "")
+        if parent in self.found.objects and parent not in self.wanted.objects:
+            return f"-- goes with {parent}"
+        if parent in self.wanted.objects and parent not in self.found.objects and kind_of(parent) == "table":
+            return f"-- comes back with {parent}"
+        method: Callable[[str, Facts | None, Facts | None], str] | None = getattr(
+            self, f"_{kind_of(key)}", None
+        )
+        return method(key, want, have) if method else self._plain(key)
+
+    def _plain(self, key: str) -> str:
+        return self.wanted.definitions[key] if key in self.wanted.objects else self.found.removals[key]
+
+    def _who(self, role: str) -> str:
+        return self.found.owner if role == "$owner" else role
+
+    # -- relations and types ------------------------------------------------------------------------------
+
+    def _table(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        if want is None:
+            return self._plain(key)
+        name = _name(key)
+        if have is None or have["kind"] != want["kind"]:
+            return f"-- {name}: restore the table from a backup; its definition is in the migrations under sql/crm."
+        steps = []
+        if have["owner"] != want["owner"]:
+            steps.append(self._new_owner(key, want, have))
+            # the old owner's privileges on columns become the new owner's: give what is wanted again
+            steps += [
+                f"REVOKE {_privilege(grant)} FROM {self._who(want['owner'])};"
+                for grant in self._grants(key)
+                if grant["column"]
+            ]
+            owned = [
+                k for k, f in self.wanted.objects.items() if kind_of(k) == "sequence" and f["parent"] == key
+            ]
+            steps += [self._grant_of(grant) for target in (key, *owned) for grant in self._grants(target)]
+        if have["persistence"] != want["persistence"]:
+            steps.append(f"ALTER TABLE {name} SET LOGGED;")
+        return "\n".join(steps)
+
+    def _type(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        return self._new_owner(key, want, have) if want and have else self._plain(key)
+
+    def _new_owner(self, key: str, want: Facts, have: Facts) -> str:
+        change = f"ALTER {_on(key)} OWNER TO {self._who(want['owner'])};"
+        return _as_owner(change) if have["owner"] == "crm_rpc" else change
+
+    def _row_security(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        assert want is not None
+        enabled, forced = "ENABLE" if want["enabled"] else "DISABLE", "" if want["forced"] else "NO "
+        return f"ALTER TABLE {_name(key)} {enabled} ROW LEVEL SECURITY, {forced}FORCE ROW LEVEL SECURITY;"
+
+    def _column(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        if want is None:
+            return self._plain(key)
+        table = _name(want["parent"])
+        column = _name(key).removeprefix(f"{table}.")
+        alter = f"ALTER TABLE {table} ALTER COLUMN {column}"
+        identity = f"GENERATED {'ALWAYS' if want['identity'] == 'a' else 'BY DEFAULT'}"
+        if have is None or (want["generated"] and have["generated"] != want["generated"]):
+            steps = [f"ALTER TABLE {table} DROP COLUMN {column};"] if have else []
+            steps.append(f"ALTER TABLE {table} ADD COLUMN {column} {_column_definition(want, identity)};")
+            if want["not_null"] and want["default"] is None and not want["identity"]:
+                steps.append(f"-- fill it from a backup, then: {alter} SET NOT NULL;")
+            return "\n".join(steps)
+        steps = []
+        if have["generated"]:
+            steps.append("DROP EXPRESSION")
+        if have["identity"] and not want["identity"]:
+            steps.append("DROP IDENTITY")
+        if have["default"] is not None and not have["generated"] and have["default"] != want["default"]:
+            steps.append("DROP DEFAULT")
+        if have["type"] != want["type"]:
+            steps.append(f"TYPE {want['type']} USING {column}::{want['type']}")
+        if have["default"] != want["default"] and want["default"] is not None and not want["generated"]:
+            steps.append(f"SET DEFAULT {want['default']}")
+        if have["not_null"] != want["not_null"]:
+            steps.append(f"{'SET' if want['not_null'] else 'DROP'} NOT NULL")
+        if want["identity"]:
+            steps.append(f"SET {identity}" if have["identity"] else f"ADD {identity} AS IDENTITY")
+        lines = [f"{alter} {step};" for step in steps]
+        if want["identity"] and not have["identity"]:
+            lines.append(
+                f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'),"
+                f" (SELECT coalesce(max({column}), 0) + 1 FROM {table}), false);"
+            )
+        return "\n".join(lines)
+
+    def _sequence(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        name = _name(key)
+        if ((want or have or {})["identity"]) and (
+            want is None or have is None or have["owner"] != want["owner"]
+        ):
+            return f"-- {name} comes, goes and changes hands with the identity column that it belongs to"
+        if want is None:
+            return self._plain(key)
+        steps = []
+        if have is None:
+            steps.append(f"CREATE SEQUENCE {name};")
+            if name == "crm_private.order_code_seq":
+                steps.append(
+                    f"SELECT setval('{name}', (SELECT coalesce(max(substring(order_code FROM '^B[0-9]{{4}}-([0-9]{{6,15}})$')"
+                    "::bigint), 0) + 1 FROM public.orders), false);"
+                )
+            steps.append(f"ALTER SEQUENCE {name} OWNER TO {self._who(want['owner'])};")
+        elif have["owner"] != want["owner"]:
+            steps += [self._new_owner(key, want, have), *map(self._grant_of, self._grants(key))]
+        steps.append(
+            f"ALTER SEQUENCE {name} INCREMENT BY {want['increment']} {'' if want['cycle'] else 'NO '}CYCLE;"
+        )
+        return "\n".join(steps)
+
+    def _possession(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        name = _name(key)
+        if self.found.objects.get(name, {}).get("identity"):
+            return f"-- {name} changes hands with its table"
+        if name in self.wanted.objects:
+            return f"-- see the repair of {name}"
+        return _as_owner(f"ALTER {name} OWNER TO {self.found.owner};")
+
+    # -- functions ----------------------------------------------------------------------------------------
+
+    def _overloads(self, key: str) -> bool:
+        """Whether the manifest wants a function of this name."""
+        return any(wanted.startswith(f"{key.split('(')[0]}(") for wanted in self.wanted.objects)
+
+    def _function(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        name = _name(key)
+        if want is None:
+            assert have is not None
+            # CASCADE for an overload only: the repair of our own function makes its indexes again
+            drop = f"DROP ROUTINE {name} CASCADE;" if self._overloads(key) else self._plain(key)
+            return _as_owner(drop) if have["owner"] == "crm_rpc" else drop
+        short, schema = name.split("(")[0], _name(want["parent"])
+        changed = have is not None and any(
+            have[fact] != want[fact] for fact in ("result", "arguments", "kind")
+        )
+        steps = [
+            "SET LOCAL check_function_bodies = off;",  # it may call a function that is still to be repaired
+            *([f"DROP ROUTINE {name} CASCADE;"] if changed else []),
+            self.wanted.definitions[key],
+        ]
+        closing = [_close(short), *map(self._grant_of, self._grants(key))]
+        give = f"ALTER ROUTINE {name} OWNER TO {self._who(want['owner'])};"
+        if want["owner"] == "crm_rpc":
+            given = have is not None and have["owner"] != "crm_rpc"
+            steps = _by_crm_rpc([*steps, *closing], schema, first=[give] if given else [])
+        else:
+            if have and have["owner"] == "crm_rpc":
+                steps = [_AS_CRM_RPC, give, _NO_LONGER, *steps]
+            steps += [give, *closing]
+        if changed or have is None:
+            steps += [
+                definition
+                for other, definition in sorted(self.wanted.definitions.items())
+                if (kind_of(other) == "index" and f"{short}(" in definition)
+                or (changed and kind_of(other) == "trigger" and f"EXECUTE FUNCTION {short}(" in definition)
+            ]
+        return _transaction(steps)
+
+    # -- privileges and roles -----------------------------------------------------------------------------
+
+    def _grants(self, parent: str) -> list[Facts]:
+        """Returns the grants that are wanted on an object and its columns."""
+        return [
+            facts
+            for key, facts in sorted(self.wanted.objects.items())
+            if kind_of(key) == "grant" and facts["parent"] == parent
+        ]
+
+    def _grant_of(self, want: Facts) -> str:
+        option = " WITH GRANT OPTION" if want["grant_option"] else ""
+        return f"GRANT {_privilege(want)} TO {self._who(want['grantee'])}{option};"
+
+    def _grant(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        if want is None:
+            assert have is not None
+            steps = [f"REVOKE {_privilege(have)} FROM {self._who(have['grantee'])} CASCADE;"]
+            if not have["column"]:  # a privilege on the table takes those on its columns with it
+                steps += [
+                    self._grant_of(grant)
+                    for grant in self._grants(have["parent"])
+                    if grant["column"]
+                    and (grant["privilege"], grant["grantee"]) == (have["privilege"], have["grantee"])
+                ]
+        elif have is not None and have["grant_option"]:
+            steps = [f"REVOKE GRANT OPTION FOR {_privilege(want)} FROM {self._who(want['grantee'])} CASCADE;"]
+        else:
+            steps = [self._grant_of(want)]
+        function = self.wanted.objects.get((want or have or {})["parent"], {})
+        if "security_definer" in function and function["owner"] == "crm_rpc":
+            return _transaction(_by_crm_rpc(steps))
+        return "\n".join(steps)
+
+    def _role(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        assert want is not None
+        name = _name(key)
+        # only what differs: NOSUPERUSER and the like may be said by superusers alone
+        now = have or {**dict.fromkeys(_ROLE_WORDS, False), "inherit": True, "settings": None}
+        words = [word if want[f] else f"NO{word}" for f, word in _ROLE_WORDS.items() if now[f] != want[f]]
+        steps = [] if have else [f"CREATE ROLE {name};"]
+        if words:
+            steps.append(f"ALTER ROLE {name} {' '.join(words)};")
+        if now["settings"] != want["settings"]:
+            steps.append(self.found.removals[key])
+        return " ".join(steps)
+
+    def _member(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        assert have is not None
+        for above, facts in self.found.objects.items():
+            if (
+                kind_of(above) == "member"
+                and (facts["role"], facts["member"]) == (have["role"], have["grantor"])
+                and have["grantor"] != have["member"]
+                and objection(above, facts) is not None
+            ):
+                return f"-- goes with {above}"
+        return self._plain(key)
+
+    # -- rows ---------------------------------------------------------------------------------------------
+
+    def _transition(self, key: str, want: Facts | None, have: Facts | None) -> str:
+        words = {"A": "ENABLE ALWAYS", "O": "ENABLE", "R": "ENABLE REPLICA", "D": "DISABLE"}
+        prefix = f"trigger {TRANSITIONS}."
+        return _transaction(
+            [
+                f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER; -- its guard refuses every write",
+                *filter(None, (self.found.removals.get(key), self.wanted.definitions.get(key))),
+                *(
+                    f"ALTER TABLE {TRANSITIONS} {words[facts['enabled']]} TRIGGER {other.removeprefix(prefix)};"
+                    for other, facts in sorted(self.wanted.objects.items())
+                    if other.startswith(prefix)
+                ),
+            ]
+        )
+
+
+def writer_repair(writer: Mapping[str, Any]) -> str:
+    """Returns SQL that takes from a role of `manifest.unexpected_writers` what lets it write."""
+    role, steps = writer["role"], []
+    for holder in writer["through"]:
+        if holder in (role, "PUBLIC"):
+            steps.append(
+                f"REVOKE {', '.join(writer['privileges'])} ON TABLE {writer['table_name']} FROM {holder} CASCADE;"
+            )
+        elif holder == "crm_rpc":
+            steps.append("-- a member of crm_rpc: see guard_roles")
+        else:
+            steps.append(f"REVOKE {holder} FROM {role}; -- or take the privilege from {holder}")
+    return "\n".join(steps)
+
+
+def _name(key: str) -> str:
+    return key.split(" ", 1)[1]
+
+
+def _on(key: str) -> str:
+    """Names an object as SQL does: `TABLE public.orders`."""
+    return f"{kind_of(key).upper()} {_name(key)}"
+
+
+def _privilege(grant: Facts) -> str:
+    column = f" ({grant['column']})" if grant["column"] else ""
+    return f"{grant['privilege']}{column} ON {_on(grant['parent'])}"
+
+
+def _transaction(steps: list[str]) -> str:
+    return "\n".join(["BEGIN;", *steps, "COMMIT;"])
+
+
+def _as_owner(step: str) -> str:
+    """Wraps a step that only the owner of something may take, where that owner is crm_rpc."""
+    return _transaction([_AS_CRM_RPC, step, _NO_LONGER])
+
+
+def _by_crm_rpc(steps: list[str], schema: str = "", first: Sequence[str] = ()) -> list[str]:
+    """Takes steps as crm_rpc: for a superuser and for the schema's owner alike; the membership ends with the transaction."""
+    return [
+        "GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;",
+        *([f"GRANT CREATE ON SCHEMA {schema} TO crm_rpc;"] if schema else []),
+        *first,
+        "SET LOCAL ROLE crm_rpc;",
+        *steps,
+        "RESET ROLE;",
+        *([f"REVOKE CREATE ON SCHEMA {schema} FROM crm_rpc;"] if schema else []),
+        _NO_LONGER,
+    ]
+
+
+def _column_definition(want: Facts, identity: str) -> str:
+    words = [want["type"]]
+    if want["generated"]:
+        words.append(f"GENERATED ALWAYS AS ({want['default']}) STORED")
+    elif want["identity"]:
+        words.append(f"{identity} AS IDENTITY")
+    elif want["default"] is not None:
+        words.append(f"DEFAULT {want['default']}")
+    if want["not_null"] and (want["default"] is not None or want["identity"]):
+        words.append("NOT NULL")
+    return " ".join(words)
+
+
+def _close(function: str) -> str:
+    """Takes EXECUTE on a function from all but its owner: default privileges may have given it to any role."""
+    return f"""DO $close$ DECLARE v_grantee text; BEGIN
+    FOR v_grantee IN
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+        FROM pg_catalog.pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+        WHERE p.oid = '{function}'::regproc AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE {function} FROM %s CASCADE', v_grantee);
+    END LOOP;
+END $close$;"""
