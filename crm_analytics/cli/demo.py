@@ -29,10 +29,8 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     """Migrates, writes the sample exports, refreshes them through Dagster, shows the result; returns an exit code.
 
     The sample's one refused file shows what a refusal looks like; it does not count as a failure.
-
-    Args:
-        config: the settings that `demo_settings` returns.
     """
+    config = demo_settings(config, months)
     console.rule("1. databases")
     migrate_both(config, console)
     console.rule("2. sample exports")

@@ -196,11 +196,11 @@ def demo(serve: bool, port: int, months: int) -> None:
 
     if serve:
         _refuse_taken("127.0.0.1", port)
-    given = settings()
-    config = demo_settings(given, months)
-    if config.start_month < given.start_month:
+    config = settings()
+    wanted = demo_settings(config, months)
+    if wanted.start_month < config.start_month:
         # the months are read from the environment when their module is imported: go on in a process that has it
-        os.execve(sys.executable, [sys.executable, *sys.argv], config.environment())  # noqa: S606
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted.environment())  # noqa: S606
     sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
