@@ -166,7 +166,7 @@ def test_webhook_that_is_down_loses_nothing_and_its_secret_is_not_told(tick, web
     tick()
     _run(tick.instance, fail=True)
     webhook.status = 500
-    with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not take the message: 500") as failure:
+    with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not accept the message: 500") as failure:
         tick()
     assert "secret-part" not in "".join(traceback.format_exception(failure.value))
     webhook.status = 200

@@ -1,7 +1,7 @@
-"""The facts and the channel tables: in the lineage because every rule stands there, though nobody materializes them.
+"""Defines the facts and the channel tables, which no run materializes: the lineage has them because they hold the rules.
 
-They are views and hand-kept tables, so they are never stale. Dagster orders a run only by executable
-dependencies, hence the metrics also depend on every raw asset directly.
+They are views and tables that are kept by hand, so they are never stale. Dagster orders a run by executable
+dependencies only; hence the metrics depend on every raw asset as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _spec(name: str, description: str, deps: Sequence[str], kind: str, code: str
 fact_specs = [
     _spec(
         "job_facts",
-        "One row a job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
+        "One row per job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
         " more than 100.00 paid), whether it is a lead by its channel's rule, and what was paid for it.",
         ["raw/jobs", "raw/payments", "analytics/channel_aliases", "analytics/lead_channels"],
         "view",
@@ -44,7 +44,7 @@ fact_specs = [
     ),
     _spec(
         "lead_facts",
-        "One row a lead with its cost, by the channel rule in force for its month.",
+        "One row per lead with its cost, by the channel rule in force for its month.",
         ["raw/elocals_leads", "raw/proref_leads", "analytics/job_facts", "analytics/lead_channels"],
         "view",
         FACTS_SQL,
@@ -65,7 +65,7 @@ fact_specs = [
     ),
     _spec(
         "call_facts",
-        "One row a call, under its flow's source.",
+        "One row per call, under its flow's source.",
         ["raw/calls", "analytics/channel_aliases"],
         "view",
         FACTS_SQL,

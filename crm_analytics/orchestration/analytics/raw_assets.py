@@ -1,4 +1,4 @@
-"""The raw assets and the targets: one asset for each source, each loading its export files whole."""
+"""Defines the raw assets and the targets: one asset per source, which loads its export files whole."""
 
 from datetime import timedelta
 from typing import Any
@@ -31,7 +31,7 @@ LOADING = (
 
 
 class LoadConfig(dg.Config):
-    """How a raw asset loads."""
+    """How a raw asset loads; `force` reads files again whose content is loaded already."""
 
     force: bool = False
 
@@ -96,7 +96,7 @@ def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
 def _report_months(
     context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
 ) -> None:
-    """Row counts of the run's months, and materializations of the months that files touched outside them."""
+    """Reports row counts of the run's months, and a materialization of each month that files touched outside them."""
     window = window_of(context)
     inside = set(months_between(*window)) if window else set()
     for month in inside:
@@ -117,7 +117,7 @@ def _report_months(
 
 
 def _files_metadata(result: LoadResult) -> dict[str, Any]:
-    """Small: on a ranged run it is copied to every month's event."""
+    """Returns the numbers of files and records; kept small, because a ranged run copies them to every month's event."""
     totals = result.totals
     return {
         "files_loaded": sum(file.status == "loaded" for file in result.files),
