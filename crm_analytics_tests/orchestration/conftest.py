@@ -1,4 +1,4 @@
-"""A real Dagster instance on PostgreSQL, a fresh analytics database and a landing folder."""
+"""Provides a real Dagster instance on PostgreSQL with a fresh analytics database and a landing folder."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Platform:
         return dict(self.defs.resources or {})
 
     def drop(self, name: str, header: str, *rows: str) -> Path:
-        """Write an export into the landing folder."""
+        """Writes an export into the landing folder."""
         path = self.landing / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([header, *rows]) + "\n")
@@ -77,13 +77,13 @@ class Platform:
         selection: list[dg.AssetKey] | None = None,
         config: dict[str, Any] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """One run of the job `refresh` for the months first..last."""
+        """Runs the job `refresh` for the months first..last."""
         return self.launch(range_tags(first, last), selection, config)
 
     def launch(
         self, tags: Any, selection: Any = None, config: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
-        """One run of the job `refresh` with these tags."""
+        """Runs the job `refresh` with these tags."""
         return self.defs.resolve_job_def("refresh").execute_in_process(
             instance=self.instance,
             tags=dict(tags),
@@ -93,12 +93,12 @@ class Platform:
         )
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of a query on the analytics database."""
+        """Returns the rows of a query on the analytics database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(sql.encode()).fetchall()
 
     def execute(self, sql: str) -> None:
-        """A statement on the analytics database."""
+        """Executes a statement on the analytics database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.encode())
 
@@ -107,7 +107,7 @@ class Platform:
 def platform(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Platform]:
-    """Fresh databases and folders, and the project's own dagster.yaml; files need not settle first."""
+    """Fresh databases and folders on the instance that dagster.yaml describes; files need not settle first."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
     landing = tmp_path / "landing"
     landing.mkdir()
@@ -124,5 +124,5 @@ def platform(
 def job_row(
     job_id: str, day: str, type_: str = "COD Service", source: str = "Google", number: str = ""
 ) -> str:
-    """One line of a jobs export."""
+    """Returns one line of a jobs export."""
     return f"{job_id},{number},{type_},{source},Done,{day},0"

@@ -1,4 +1,4 @@
-"""Runs on a real instance: ranges, reporting of touched months, checks, refusals."""
+"""Runs on a real instance: ranges, touched months, checks, refusals, pruning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import psycopg
+import pytest
 
 from crm_analytics.demo.sample_exports import write_landing
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
@@ -21,7 +22,7 @@ TABLES = [
 
 
 def contents(platform: Platform) -> dict[str, list[tuple[Any, ...]]]:
-    """Every table without the columns that say when and from which ledger entry."""
+    """Returns every table without the columns for time and ledger entry."""
     found = {}
     for table in TABLES:
         found[table] = platform.query(
@@ -35,7 +36,7 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
 
 
 def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
-    """For every asset: a run that looked only at its range's start would mark all months done and compute one."""
+    """A ranged run gives the same tables as one run per month; one that used only its first month would not."""
     write_landing(platform.landing, months=4, until=date(2024, 11, 20))
     assert platform.run(date(2024, 8, 1), NOVEMBER).success
     ranged = contents(platform)
@@ -53,7 +54,7 @@ def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
 
 
 def test_months_touched_outside_the_range_get_their_events(platform: Platform) -> None:
-    """A raw run loads files whole; a month that it touched must not look untouched in the UI."""
+    """A month that a file touches outside the run's range gets its materialization event too."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
     key = dg.AssetKey(["raw", "jobs"])
     assert platform.run(OCTOBER, OCTOBER, [key]).success
@@ -68,8 +69,8 @@ def test_months_touched_outside_the_range_get_their_events(platform: Platform) -
     assert rows == {"2024-10": 1, "2024-03": 1}
 
 
-def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> None:
-    """Other files load, metrics are computed, and the check names the file (decision 8)."""
+def test_refused_file_fails_its_check_and_stops_nothing_else(platform: Platform) -> None:
+    """A refused file fails the check that names it, while other files load and metrics are computed."""
     platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/login.csv", "<!DOCTYPE html><html><body>Sign in</body></html>")
     platform.drop("mystery.csv", "color,shape", "red,round")
@@ -91,7 +92,7 @@ def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> No
 
 
 def test_checks_find_what_they_are_for(platform: Platform) -> None:
-    """Each warning is provoked once: a check that never fails proves nothing."""
+    """Each warning fails on data that provokes it; a check that never fails proves nothing."""
     platform.drop(
         "jobs/a.csv",
         JOBS_HEADER,
@@ -115,7 +116,7 @@ def test_checks_find_what_they_are_for(platform: Platform) -> None:
 
 
 def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
-    """Tampered tables turn the named check red with the month in its sample; a stale month is not judged."""
+    """Tampered metrics fail the matching blocking check, which names the month, until a refresh repairs them."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, NOVEMBER).success
@@ -148,7 +149,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
 
 
 def test_history_is_checked_without_a_window(platform: Platform) -> None:
-    """An old month that somebody changed by hand stays unseen by runs for other months; the nightly check finds it."""
+    """The nightly check finds an old month that was changed by hand, which runs for other months don't look at."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(date(2024, 3, 1), NOVEMBER).success
@@ -169,8 +170,8 @@ def test_history_is_checked_without_a_window(platform: Platform) -> None:
     assert contents(platform) == before
 
 
-def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
-    """Grouped by what is wrong, without the values, which may be customers'; never a list without end."""
+def test_quarantine_check_lists_the_most_frequent_reasons(platform: Platform) -> None:
+    """Reasons are grouped, limited in number, and shown without the values, which may be personal data."""
     platform.drop(
         "payments/p.csv",
         PAYMENTS_HEADER,
@@ -196,13 +197,13 @@ def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
 
 
 def quarantine_metadata(result: dg.ExecuteInProcessResult) -> Any:
-    """What the check `quarantine` of the run's one raw asset said."""
+    """Returns the metadata of the check `quarantine` of the run's only raw asset."""
     (found,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "quarantine"]
     return found.metadata
 
 
 def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> None:
-    """Once Google is no longer used, a rule that says so ends the warning; a hole before that stays one."""
+    """A rule that ends Google's spend ends the warning for later months; a hole before that remains one."""
     platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,310.00")
 
     def missing() -> str:
@@ -221,7 +222,7 @@ def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> Non
 
 
 def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) -> None:
-    """Payments that are not linked would be counted under Unattributed: metrics must wait."""
+    """A failed blocking check keeps metrics from being computed from payments that are not linked."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
@@ -235,7 +236,7 @@ def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) ->
 
 
 def test_force_reads_everything_again(platform: Platform) -> None:
-    """What a person uses after a doubt: the same tables, and nothing stale."""
+    """`force` reads unchanged files again and repairs what was changed by hand."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     assert platform.run(OCTOBER, OCTOBER).success
     platform.execute("ALTER TABLE raw.jobs DISABLE TRIGGER b_stale_update")
@@ -250,7 +251,7 @@ def test_force_reads_everything_again(platform: Platform) -> None:
 def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
     platform: Platform,
 ) -> None:
-    """Permanent failures are not retried, and say what to do."""
+    """Permanent failures are not retried, and name the remedy."""
     platform.change(landing_dir=Path("/nowhere/landing"))
     result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])])
     messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
@@ -266,10 +267,10 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
     assert not any(event.is_step_up_for_retry for event in result.all_events)
 
 
-def test_pruning_deletes_what_old_runs_printed(
+def test_pruning_deletes_the_output_of_old_runs(
     platform: Platform,
 ) -> None:
-    """Some files for each step of each run would fill the volume."""
+    """Pruning deletes the output of old runs, and keeps that of younger ones."""
     from crm_analytics.orchestration.instance import output_folder
     from crm_analytics.orchestration.retention import prune_compute_logs
 
@@ -284,7 +285,7 @@ def test_pruning_deletes_what_old_runs_printed(
 
 
 def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
-    """Event logs grow for ever; what happened to assets must stay."""
+    """Pruning deletes old events, and keeps materializations, check results and the runs themselves."""
     from crm_analytics.orchestration.retention import prune_event_logs
 
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
@@ -299,3 +300,17 @@ def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
     assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}
     record = platform.instance.get_run_record_by_id(run.run_id)
     assert record is not None and record.dagster_run.is_success
+
+
+def test_events_of_a_step_are_stored_together(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 22 months writes its events in one batch; one by one they take most of Dagster's bookkeeping."""
+    storage, sizes = platform.instance.event_log_storage, []
+    store = storage.store_event_batch
+
+    def counted(events: Any) -> None:
+        sizes.append(len(events))
+        store(events)
+
+    monkeypatch.setattr(storage, "store_event_batch", counted)
+    assert platform.run(date(2023, 1, 1), OCTOBER, [dg.AssetKey(["raw", "jobs"])]).success
+    assert max(sizes) >= 22
