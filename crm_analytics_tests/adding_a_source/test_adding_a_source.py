@@ -12,13 +12,13 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
 
 from crm_analytics.analytics.ingest.dry_run import examine
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
 from crm_analytics.orchestration.analytics.checks import build_checks
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
 from crm_analytics.orchestration.analytics.raw_assets import build_raw_asset
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics_tests.adding_a_source.reviews import REVIEWS
