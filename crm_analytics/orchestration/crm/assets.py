@@ -27,7 +27,7 @@ def crm_schema(
     context: dg.AssetExecutionContext,
     crm_database: dg.ResourceParam[CrmDatabase],
     crm_migrations: dg.ResourceParam[CrmMigrations],
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """Migrates the CRM, and records its version, files and manifest hash."""
     status = crm_migrations.migrate(report=context.log.info)
     with crm_database.connection() as connection:
@@ -55,7 +55,7 @@ def crm_schema(
         "(check published_head_is_in_chain of crm/schema)."
     ),
 )
-def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult:
+def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult[None]:
     """Seals the audit log, and publishes the head of the chain."""
     with crm_database.connection() as connection:
         seal = audit_seals.seal(connection)
