@@ -1,4 +1,4 @@
-"""Which change makes which month stale (architecture, decision 7), case by case, and how payments find their job."""
+"""Which change makes which month stale, case by case, and how payments find their job."""
 
 from __future__ import annotations
 
