@@ -68,6 +68,16 @@ def test_collecting_leaves_no_setting_behind(crm: Connection) -> None:
     assert row == ("public, pg_temp",)
 
 
+def test_a_database_that_is_not_migrated_differs(new_database: Callable[..., str]) -> None:
+    """Everything is missing from an empty database, in words; else a wrong address would end in a traceback."""
+    with psycopg.connect(new_database()) as connection:
+        found = manifest.compare(connection)
+    assert {"table public.orders is missing", "type public.currency_enum is missing"} <= {
+        difference.problem for difference in found.differences
+    }
+    assert len(found.differences) > 600
+
+
 def test_the_login_does_not_matter(tmp_path_factory: pytest.TempPathFactory) -> None:
     """An owner without superuser rights, with Supabase's roles and default grants, has the same manifest as a superuser."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("owner"), PG_VERSION, {"fsync": "off"}).start()

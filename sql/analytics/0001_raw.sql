@@ -21,7 +21,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION analytics.describe(regclass[], text) IS
+COMMENT ON FUNCTION analytics.describe IS
     'Comments the columns that these relations have, one "    column: meaning" per line; continuation lines are '
     'indented by eight spaces. Fails on a column that none of them has.';
 
@@ -39,11 +39,11 @@ $$);
 
 CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
 RETURN (SELECT (now() AT TIME ZONE b.timezone)::date FROM analytics.business b);
-COMMENT ON FUNCTION analytics.today() IS 'The current local date in the business timezone.';
+COMMENT ON FUNCTION analytics.today IS 'The current local date in the business timezone.';
 
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN lower(btrim(regexp_replace(coalesce(value, ''), '[\s\u00a0]+', ' ', 'g')));
-COMMENT ON FUNCTION raw.fold(text) IS
+COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
 
@@ -155,8 +155,8 @@ SELECT analytics.describe('{raw.rejected_rows}', $$
     line_no: Line of the file where the record begins, from 1; in a workbook, its row.
     row_key: The record's key, if it could be read; the record closes when a newer export brings a valid one with
         this key.
-    reasons: Why: objects with code, column (header as found), found (left out for personal data), accepted and
-        remedy; raw.reason_text renders one as text.
+    reasons: Why: objects with code, column (header as found), found (left out for personal data), accepted and remedy.
+        raw.reason_text renders one as text.
     record: The record: header as found to cell as found.
     status: open; closed (a newer export brought the key, or the path got new content); dismissed (by a person).
     note: Why it was closed or dismissed.

@@ -18,7 +18,8 @@ from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 
 @dataclass
@@ -72,10 +73,10 @@ def examine(
         report.exported_at, _ = export_time(path, timezone)
         _read(open_file(path, source, exported_at=report.exported_at, timezone=timezone), report)
     except RefusedFile as error:
-        report.refusal = str(error)
+        report.refusal = error.why
         return report
     except OSError as error:
-        report.refusal = str(cannot_be_read(path.name, error))
+        report.refusal = str(cannot_be_read(error))
         return report
     if connection is not None:
         status = landing_folder.stat(path, landing)
@@ -121,7 +122,7 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     if not tables:
         return
     rows = pa.concat_tables(tables).to_pandas()
-    for name, sql_type in source.staged_columns:
+    for name, sql_type in source.staged_columns.items():
         # 10 and 10.00 are the same amount.
         if sql_type.startswith("numeric"):
             rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
@@ -141,7 +142,7 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
     repeated = rows[rows.duplicated(key, keep=False)]
     if repeated.empty:
         return none
-    values = [name for name, _ in source.staged_columns]
+    values = list(source.staged_columns)
     identical = rows.duplicated(values) & rows.index.isin(repeated.index)
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
@@ -158,9 +159,7 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
     """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
-    if source.name == "google_spend":
-        return ["day", "month", "campaign"]
-    if source.name == "targets":
-        return list(source.key)
-    given = [name for name in source.record_key if name in rows and rows[name].notna().any()]
-    return given[:1]
+    columns = source.key.record_columns or source.key.columns
+    if len(columns) > 1:
+        return list(columns)
+    return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]

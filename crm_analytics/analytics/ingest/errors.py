@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +21,17 @@ class Reason:
 
     def __str__(self) -> str:
         """Renders the reason for people, as `raw.reason_text` does in SQL."""
-        found = self.found if self.found is None else json.dumps(self.found, ensure_ascii=False)
-        subject = " ".join(part for part in (self.column, found) if part is not None)
-        accepted = self.accepted and f"accepted: {self.accepted}"
-        what = _joined(": ", subject, self.code.replace("_", " "))
-        return _joined("; ", what, accepted, self.remedy)
+        found = None if self.found is None else json.dumps(self.found, ensure_ascii=False)
+        what = _joined(": ", _joined(" ", self.column, found), self.code.replace("_", " "))
+        return _joined("; ", what, self.accepted and f"accepted: {self.accepted}", self.remedy)
 
     def as_dict(self) -> dict[str, str]:
         """Returns the facts that are known, as `raw.rejected_rows.reasons` stores them."""
-        facts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: fact for name, fact in facts.items() if fact is not None}
+        return {name: fact for name, fact in asdict(self).items() if fact is not None}
 
-    def about(self, column: str, cell: str | None) -> Self:
+    def about(self, column: str, cell: str | None) -> Reason:
         """Returns the reason with the column's header and the cell, a long one cut."""
-        found = cell if cell is None else quotable(cell)
-        return type(self)(self.code, column, found, self.accepted, self.remedy)
+        return replace(self, column=column, found=cell and quotable(cell))
 
 
 class InvalidValue(ValueError):
@@ -48,24 +43,22 @@ class InvalidValue(ValueError):
 
 
 class RefusedFile(Exception):
-    """A file that cannot be read. `str(error)` names the file, the place and the reasons."""
+    """A file that cannot be read. `why` names the place and the reasons; `str(error)` names the file, too."""
 
     def __init__(self, file: str, *reasons: Reason, place: str | None = None) -> None:
-        self.file = file
-        self.place = place
         self.reasons = reasons
-        super().__init__(_joined(": ", file, place, "; ".join(map(str, reasons))))
+        self.why = _joined(": ", place, "; ".join(map(str, reasons)))
+        super().__init__(f"{file}: {self.why}")
 
 
 class UnrecognizedFile(RefusedFile):
     """A file whose folder, name and header do not tell its source."""
 
 
-def cannot_be_read(file: str, error: Exception) -> RefusedFile:
-    """Returns the refusal of a file that the operating system does not give, which may be different later."""
+def cannot_be_read(error: Exception) -> Reason:
+    """Returns why the operating system does not give a file or folder, which may be different later."""
     found = getattr(error, "strerror", None) or str(error)
-    remedy = "check that it is a file, and its permissions"
-    return RefusedFile(file, Reason("cannot_be_read", found=found, remedy=remedy))
+    return Reason("cannot_be_read", found=found, remedy="check that it is there, and its permissions")
 
 
 _LONGEST_QUOTE = 80

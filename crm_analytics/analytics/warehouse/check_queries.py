@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crm_analytics.analytics.ingest.loading.plans import Plan
+from crm_analytics.analytics.ingest.sources.declaration import Source
 
 #: Payment statuses that exports are known to carry. A new one counts as revenue until the rule says otherwise.
 KNOWN_PAYMENT_STATUSES = (
@@ -231,13 +231,15 @@ def quarantine_reasons_sql() -> str:
     )
 
 
-def vanished_sql(plan: Plan) -> str:
-    """Rows of a source that a newer export of their dates does not have, newest first."""
-    return (
-        f"SELECT v.row_key, t.{plan.source.date_column}::text AS date, f.path AS not_in FROM raw.vanished_rows v"
-        f" JOIN {plan.source.table} t ON {plan.row_key} = v.row_key JOIN raw.source_files f ON f.file_id = v.file_id"
-        f" WHERE v.source = '{plan.source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1"
-    )
+def vanished_sql(source: Source) -> str:
+    """Returns the query for rows of a source that a newer export of their dates lacks, newest first."""
+    return f"""
+        SELECT v.row_key, t.{source.date_column}::text AS date, f.path AS not_in
+        FROM raw.vanished_rows v
+        JOIN {source.table} t ON {source.fragments["row_key"].as_string(None)} = v.row_key
+        JOIN raw.source_files f ON f.file_id = v.file_id
+        WHERE v.source = '{source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1
+        """
 
 
 def refused_sql() -> str:

@@ -104,25 +104,17 @@ class Repairs:
         change = f"ALTER {_on(key)} OWNER TO {self._who(want['owner'])};"
         return _as_owner(change) if have["owner"] == "crm_rpc" else change
 
-    def _row_security(self, key: str, want: Facts, have: Facts) -> str:
-        enabled, forced = "ENABLE" if want["enabled"] else "DISABLE", "" if want["forced"] else "NO "
-        return f"ALTER TABLE {_name(key)} {enabled} ROW LEVEL SECURITY, {forced}FORCE ROW LEVEL SECURITY;"
-
     def _column(self, key: str, want: Facts, have: Facts) -> str:
-        if not want:
+        if not want or not have:
             return self._plain(key)
         table = _name(want["parent"])
         column = _name(key).removeprefix(f"{table}.")
-        alter = f"ALTER TABLE {table} ALTER COLUMN {column}"
-        identity = f"GENERATED {'ALWAYS' if want['identity'] == 'a' else 'BY DEFAULT'}"
-        expressions = [(facts["generated"], facts["default"]) for facts in (want, have) if facts]
         # the expression of a generated column cannot be changed, and a virtual column's cannot be dropped
-        if not have or ((want["generated"] or have["generated"] == "v") and expressions[0] != expressions[1]):
-            steps = [f"ALTER TABLE {table} DROP COLUMN {column};"] if have else []
-            steps.append(f"ALTER TABLE {table} ADD COLUMN {column} {_column_definition(want, identity)};")
-            if want["not_null"] and want["default"] is None and not want["identity"]:
-                steps.append(f"-- fill it from a backup, then: {alter} SET NOT NULL;")
-            return "\n".join(steps)
+        if (want["generated"] or have["generated"] == "v") and any(
+            have[fact] != want[fact] for fact in ("generated", "default")
+        ):
+            return f"ALTER TABLE {table} DROP COLUMN {column};\n{self._plain(key)}"
+        identity = f"GENERATED {'ALWAYS' if want['identity'] == 'a' else 'BY DEFAULT'}"
         steps = []
         if have["generated"]:
             steps.append("DROP EXPRESSION")
@@ -138,7 +130,7 @@ class Repairs:
             steps.append(f"{'SET' if want['not_null'] else 'DROP'} NOT NULL")
         if want["identity"]:
             steps.append(f"SET {identity}" if have["identity"] else f"ADD {identity} AS IDENTITY")
-        lines = [f"{alter} {step};" for step in steps]
+        lines = [f"ALTER TABLE {table} ALTER COLUMN {column} {step};" for step in steps]
         if want["identity"] and not have["identity"]:
             lines.append(
                 f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'),"
@@ -271,19 +263,11 @@ class Repairs:
     # -- rows ---------------------------------------------------------------------------------------------
 
     def _transition(self, key: str, want: Facts, have: Facts) -> str:
-        words = {"A": "ENABLE ALWAYS", "O": "ENABLE", "R": "ENABLE REPLICA", "D": "DISABLE"}
-        prefix = f"trigger {TRANSITIONS}."
-        return _transaction(
-            [
-                f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER; -- its guard refuses every write",
-                *filter(None, (self.found.removals.get(key), self.wanted.definitions.get(key))),
-                *(
-                    f"ALTER TABLE {TRANSITIONS} {words[facts['enabled']]} TRIGGER {other.removeprefix(prefix)};"
-                    for other, facts in sorted(self.wanted.objects.items())
-                    if other.startswith(prefix)
-                ),
-            ]
-        )
+        definitions = self.wanted.definitions
+        guards = [sql for k, sql in definitions.items() if k.startswith(f"trigger {TRANSITIONS}.")]
+        change = [sql for sql in (self.found.removals.get(key), definitions.get(key)) if sql]
+        # its guards refuse every write
+        return _transaction([f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER;", *change, *guards])
 
 
 def writer_repair(writer: Mapping[str, Any]) -> str:
@@ -336,19 +320,6 @@ def _by_crm_rpc(steps: list[str], schema: str = "", first: Sequence[str] = ()) -
         *([f"REVOKE CREATE ON SCHEMA {schema} FROM crm_rpc;"] if schema else []),
         _NO_LONGER,
     ]
-
-
-def _column_definition(want: Facts, identity: str) -> str:
-    words = [want["type"]]
-    if want["generated"]:
-        words.append(f"GENERATED ALWAYS AS ({want['default']}) STORED")
-    elif want["identity"]:
-        words.append(f"{identity} AS IDENTITY")
-    elif want["default"] is not None:
-        words.append(f"DEFAULT {want['default']}")
-    if want["not_null"] and (want["default"] is not None or want["identity"]):
-        words.append("NOT NULL")
-    return " ".join(words)
 
 
 def _close(function: str) -> str:

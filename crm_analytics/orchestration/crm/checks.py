@@ -64,7 +64,7 @@ _ATTACK_SPECS = _specs({attack_check(attack.family): attack.description for atta
 
 @dg.multi_asset_check(name="crm_guard_checks", specs=_DRIFT_SPECS, can_subset=True)
 def crm_guard_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Drift: compares the catalog with the manifest, read-only."""
 
@@ -82,7 +82,7 @@ def crm_guard_checks(
 
 @dg.multi_asset_check(name="crm_invariant_checks", specs=_INVARIANT_SPECS, can_subset=True)
 def crm_invariant_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Invariants: compares the rows with the rules, in one read-only snapshot."""
 
@@ -97,7 +97,7 @@ def crm_invariant_checks(
 
 @dg.multi_asset_check(name="crm_attack_checks", specs=_ATTACK_SPECS, can_subset=True)
 def crm_attack_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Attacks: tries each of them for real, on a throwaway server."""
     wanted = {key.name for key in context.selected_asset_check_keys}

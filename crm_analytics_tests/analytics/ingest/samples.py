@@ -15,7 +15,8 @@ from openpyxl import Workbook
 
 from crm_analytics.analytics.ingest.reading.batches import Rejected
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 NEW_YORK = ZoneInfo("America/New_York")
 EXPORTED_AT = datetime(2025, 12, 20, 17, 0, tzinfo=UTC)

@@ -1,7 +1,7 @@
-"""The odd-case table of `inputs.md`, row by row, on real files: what reading decides.
+"""Odd files and odd records, case by case, on real files: what reading decides.
 
-What the loader decides (repeats, conflicts, newer and older exports, unknown jobs, statuses that count) is
-tested with the loader.
+What loading decides (repeats, conflicts, newer and older exports, unknown jobs) is tested in test_load_records.py and
+test_load_order.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def refusal(folder: Path, source: str, content: str | bytes) -> str:
     ],
 )
 def test_encodings_delimiters_and_line_ends(tmp_path: Path, content: bytes, encoding: str):
-    """All of these come from ordinary programs; none may change a value."""
+    """No encoding, delimiter or line end of ordinary programs changes a value."""
     whole = read_text(tmp_path, "payments", content)
     assert amounts(whole) == SOUND
     assert whole.rows[0]["method"] == "Café"
@@ -73,7 +73,7 @@ def test_encodings_delimiters_and_line_ends(tmp_path: Path, content: bytes, enco
 
 
 def test_quoted_newlines(tmp_path: Path):
-    """Records are counted, not lines."""
+    """A quoted newline belongs to its cell: records are counted, not lines."""
     whole = read_text(
         tmp_path, "payments", HEADER + 'P1,1,100.00,2024-11-01,"a\r\nb, ""c"""\nP2,2,-60.00,2024-11-09,\n'
     )
@@ -86,7 +86,7 @@ def test_quoted_newlines(tmp_path: Path):
 
 
 def test_unknown_reordered_and_missing_columns(tmp_path: Path):
-    """Exports get new columns and other orders without notice."""
+    """Unknown, reordered and missing optional columns do no harm, since exports change without notice."""
     whole = read_text(tmp_path, "payments", "Tip,DATE,amount_paid,Job Number\n5,2024-11-01,100.00,1\n")
     assert [(row["amount"], row["job_ref"], row["method"], row["status"]) for row in whole.rows] == [
         ("100.00", "1", None, None)
@@ -99,7 +99,7 @@ def test_unknown_reordered_and_missing_columns(tmp_path: Path):
 
 
 def test_required_column_missing(tmp_path: Path):
-    """The message names what is missing, what is accepted and what was found."""
+    """A missing column is refused with what is missing, what is accepted and what was found."""
     message = refusal(tmp_path, "payments", "Payment ID,Amount,Date\nP1,1.00,2024-11-01\n")
     assert "missing columns; accepted: one of job_uuid or job_number or job_id (Job UUID" in message
     assert '"Payment ID, Amount, Date": missing columns' in message
@@ -108,7 +108,7 @@ def test_required_column_missing(tmp_path: Path):
 
 
 def test_two_columns_for_one_name(tmp_path: Path):
-    """Choosing one of them would be a guess about money."""
+    """Two columns for one name are refused: choosing one would be a guess about money."""
     message = refusal(tmp_path, "payments", "Job #,Amount,Amount Paid,Date\n1,1.00,2.00,2024-11-01\n")
     assert 'amount "Amount and Amount Paid": repeated column; accepted: one of them' in message
 
@@ -130,7 +130,7 @@ def test_two_columns_for_one_name(tmp_path: Path):
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, content: bytes, problem: str):
-    """Nothing of such a file is loaded, and the message says what to do."""
+    """A file that cannot be read is refused as a whole, and the message names what is accepted."""
     message = refusal(tmp_path, "payments", content)
     assert problem in message
     assert "accepted" in message
@@ -140,13 +140,13 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, problem: str):
 
 
 def test_quote_that_never_closes(tmp_path: Path):
-    """The record where it opened is named: the rest of the file would be one cell."""
+    """A quote that never closes is refused at the record where it opens: the rest would be one cell."""
     message = refusal(tmp_path, "payments", PAYMENTS + 'P3,3,"5.00,2024-11-02,\nP4,4,6.00,2024-11-02,\n')
     assert "line 4, record 3: quote never closes" in message
 
 
-def test_quotes_that_do_not_fit(tmp_path: Path):
-    """A stray quote costs its own record, not the following ones."""
+def test_stray_quote(tmp_path: Path):
+    """A stray quote costs its own record, not those after it."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -163,7 +163,7 @@ def test_quotes_that_do_not_fit(tmp_path: Path):
 
 
 def test_preamble_and_summary_lines(tmp_path: Path):
-    """Totals are no records; one that is not the sum says that something is missing."""
+    """Totals are not records; a total that is not the sum is a warning that something is missing."""
     content = "Payments of November\n\n" + PAYMENTS + "Total,,40.00,,\nGrand total:,,40.00\n"
     whole = read_text(tmp_path, "payments", content)
     assert amounts(whole) == SOUND
@@ -195,7 +195,7 @@ def test_what_only_looks_like_a_summary_line(tmp_path: Path):
 
 
 def test_missing_key(tmp_path: Path):
-    """Where the file has an id column, a blank id is quarantined; where it has none, the loader makes the key."""
+    """A blank id is quarantined; without an id column, the loader makes the key."""
     whole = read_text(tmp_path, "payments", PAYMENTS + ",3,5.00,2024-11-02,\n")
     assert amounts(whole) == SOUND
     assert whole.reasons == 'line 4: Payment ID "": blank; accepted: a value'
@@ -248,7 +248,7 @@ def test_ids_in_a_workbook(tmp_path: Path):
 
 
 def test_money_forms(tmp_path: Path):
-    """Every accepted form to the cent, in a file with quotes where they are needed."""
+    """Every accepted form of money is read to the cent, in quotes if it needs them."""
     forms = ['"$1,234.50"', "(20.00)", "-$20.00", "−20", "20-", "\u00a020.00\u00a0"]
     content = HEADER + "".join(f"P{number},1,{form},2024-11-01,\n" for number, form in enumerate(forms))
     whole = read_text(tmp_path, "payments", content)
@@ -269,8 +269,8 @@ def test_money_forms(tmp_path: Path):
         ("null", "blank"),
     ],
 )
-def test_money_that_is_quarantined(tmp_path: Path, amount: str, code: str):
-    """Never 0, never rounded, never guessed; the neighbors are loaded."""
+def test_unclear_money_is_quarantined(tmp_path: Path, amount: str, code: str):
+    """Unclear money is quarantined, never 0, rounded or guessed; the records around it are loaded."""
     whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,{amount},2024-11-02,Cash\n")
     assert amounts(whole) == SOUND
     (rejected,) = whole.rejected
@@ -284,7 +284,7 @@ def test_money_that_is_quarantined(tmp_path: Path, amount: str, code: str):
 
 
 def test_blank_money_is_null_where_it_may_be(tmp_path: Path):
-    """A lead without a cost yet is not a free lead."""
+    """Blank money is NULL where it may be blank: a lead without a cost yet is not a free lead."""
     content = "Unique ID,Time,Cost\nE1,2024-11-01,\nE2,2024-11-01,--\nE3,2024-11-01,0\n"
     whole = read_text(tmp_path, "elocals_leads", content)
     assert [row["cost"] for row in whole.rows] == [None, None, "0"]
@@ -294,7 +294,7 @@ def test_blank_money_is_null_where_it_may_be(tmp_path: Path):
 
 
 def test_numeric_dates_follow_the_declared_order(tmp_path: Path):
-    """11/02 is the second of November, although 13/02 in the next row could only be day first."""
+    """11/02 is November 2, although 13/02 in the next row could only be day first."""
     whole = read_text(tmp_path, "payments", HEADER + "P1,1,1.00,11/02/2024,\nP2,1,1.00,13/02/2024,\n")
     assert [row["paid_date"] for row in whole.rows] == [day("2024-11-02")]
     assert 'line 3: Date "13/02/2024": not a valid date; accepted: a date' in whole.reasons
@@ -302,7 +302,7 @@ def test_numeric_dates_follow_the_declared_order(tmp_path: Path):
 
 
 def test_offsets_are_converted(tmp_path: Path):
-    """The date is the business timezone's, whatever the offset."""
+    """The date is the business timezone's, whatever offset the time has."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -315,8 +315,8 @@ def test_offsets_are_converted(tmp_path: Path):
     assert whole.file.dst_ambiguous == 0
 
 
-def test_daylight_saving_is_flagged(tmp_path: Path):
-    """A fixed rule, and a warning that names how many records it touched."""
+def test_ambiguous_times_are_counted(tmp_path: Path):
+    """Ambiguous local times follow a fixed rule, and a warning counts their records."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -332,7 +332,7 @@ def test_daylight_saving_is_flagged(tmp_path: Path):
 
 @pytest.mark.parametrize("written", ["2024-02-30", "", "null", "1999-12-31", "2101-01-01", "someday"])
 def test_impossible_dates(tmp_path: Path, written: str):
-    """Never today's date, and never dropped."""
+    """An impossible date is quarantined, never replaced by today's and never dropped."""
     whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,1.00,{written},\n")
     assert amounts(whole) == SOUND
     assert whole.reasons.startswith(f'line 4: Date "{written}": ')
@@ -342,7 +342,7 @@ def test_impossible_dates(tmp_path: Path, written: str):
 
 
 def test_formulas_are_text(tmp_path: Path):
-    """A cell is what it says; nothing of it is computed or stripped."""
+    """A formula in a CSV file stays text; it is neither computed nor stripped."""
     whole = read_text(
         tmp_path,
         "jobs",
@@ -352,11 +352,11 @@ def test_formulas_are_text(tmp_path: Path):
     assert (row["type"], row["source"], row["technician"]) == ("=1+1", "@SUM(A1)", '=HYPERLINK("x")')
 
 
-# one bad record never drops its neighbors
+# one bad record never drops the records around it
 
 
 def test_records_of_another_width(tmp_path: Path):
-    """A comma too many shifts cells: the record is quarantined with all its cells, its neighbors load."""
+    """A record with too many or too few cells is quarantined with all of them; the others are loaded."""
     whole = read_text(
         tmp_path, "payments", PAYMENTS + "P3,3,1,000.00,2024-11-02,Cash\nP4,4\nP5,5,2.00,2024-11-02,,,\n"
     )
@@ -370,7 +370,7 @@ def test_records_of_another_width(tmp_path: Path):
 
 @pytest.mark.parametrize("ending", ["", ",", ",,"])
 def test_header_line_that_ends_with_a_comma(tmp_path: Path, ending: str):
-    """Only a column without a name is missing from the records then: without it all of them would be refused."""
+    """Records may lack a last column without a name: otherwise all of them would be refused."""
     whole = read_text(tmp_path, "targets", f"month,target_repairs,\n2025-10,1{ending}\n2025-11,2{ending}\n")
     assert [row["target_repairs"] for row in whole.rows] == [1, 2]
     assert whole.rejected == []
@@ -379,7 +379,7 @@ def test_header_line_that_ends_with_a_comma(tmp_path: Path, ending: str):
 
 
 def test_all_reasons_of_a_record(tmp_path: Path):
-    """A record with several faults names each, so that one mending is enough."""
+    """A record with several faults has a reason for each, so that one correction is enough."""
     whole = read_text(tmp_path, "payments", HEADER + ",1.2E+05,x,y,\n")
     assert [reason.column for reason in whole.rejected[0].reasons] == [
         "Payment ID",
@@ -389,8 +389,8 @@ def test_all_reasons_of_a_record(tmp_path: Path):
     ]
 
 
-def test_blank_records_are_none(tmp_path: Path):
-    """Spreadsheets export empty rows: they are neither records nor faults."""
+def test_blank_rows_are_not_records(tmp_path: Path):
+    """Blank rows, which spreadsheets export, are neither records nor faults."""
     whole = read_text(tmp_path, "payments", PAYMENTS.replace("P2", ",,,,\n\n , ,\u00a0,,\nP2"))
     assert amounts(whole) == SOUND
     assert [row["record_no"] for row in whole.rows] == [1, 2]
@@ -398,5 +398,5 @@ def test_blank_records_are_none(tmp_path: Path):
 
 
 def test_header_without_records(tmp_path: Path):
-    """An export of nothing is no fault, but worth a word."""
+    """A header without records is loaded with a warning."""
     assert read_text(tmp_path, "payments", HEADER).file.warnings == ["the file has a header but no records"]

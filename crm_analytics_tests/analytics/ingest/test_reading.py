@@ -20,7 +20,7 @@ from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics.analytics.ingest.reading.open_file import UNCOMPUTED, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,
@@ -305,7 +305,7 @@ def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_is_detected_by_its_header(tmp_path: Path, source: str):
-    """Exactly one source fits each header, because users drop files with names that say nothing."""
+    """Exactly one source fits each header, because users drop files with meaningless names."""
     path = tmp_path / "export_export (23).csv"
     path.write_text(SAMPLES[source])
     assert detect_source(path, tmp_path).name == source
@@ -344,7 +344,7 @@ def test_source_is_detected_by_folder(tmp_path: Path):
 
 
 def test_unrecognized_files(tmp_path: Path):
-    """A file that fits no source or several is refused, and the message says where it can go."""
+    """A file that fits no source or several is refused, and the message names the folders it can go to."""
     (tmp_path / "invoices").mkdir()
     for path, content, message in (
         (
@@ -599,7 +599,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
     path = tmp_path / "x.csv"
     path.write_text(SAMPLES[source])
     file = open_file(path, declared, exported_at=EXPORTED_AT, timezone=NEW_YORK)
-    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns)
+    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns.items())
     with psycopg.connect(new_database()) as connection:
         connection.execute(f"CREATE TEMP TABLE staged (record_no bigint, {columns})")
         total = 0
@@ -613,7 +613,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
                     "SELECT * FROM staged WHERE record_no = %s", [staged["record_no"]]
                 ).fetchone()
                 assert found is not None
-                for (name, kind), value in zip(declared.staged_columns, found[1:], strict=True):
+                for (name, kind), value in zip(declared.staged_columns.items(), found[1:], strict=True):
                     text = staged[name]
                     expected = text if not kind.startswith("numeric") or text is None else type(value)(text)
                     assert value == expected, name

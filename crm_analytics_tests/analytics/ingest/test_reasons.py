@@ -41,6 +41,7 @@ def test_refused_file_names_file_place_and_every_reason():
     """The message is complete by itself, because it is all that the ledger and the alerts show."""
     refused = RefusedFile("a.csv", Reason("empty_file"), Reason("web_page"), place="line 4")
     assert str(refused) == "a.csv: line 4: empty file; web page"
+    assert refused.why == "line 4: empty file; web page"
     assert str(RefusedFile("a.csv", Reason("empty_file"))) == "a.csv: empty file"
 
 

@@ -17,14 +17,12 @@ import pyarrow.compute as pc
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
-from crm_analytics.analytics.ingest.sources import derive
-from crm_analytics.analytics.ingest.sources.sources import Source
+from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
 _BLANK = Reason("blank", accepted="a value")
-_DATED = {"created_at", "paid_at", "started_at", "lead_at", "month", "day"}
 _ARROW_TYPES = {
     "timestamptz": pa.timestamp("us", tz="UTC"),
     "date": pa.date32(),
@@ -65,7 +63,7 @@ class Records:
 
     source: Source
     header: HeaderMatch
-    facts: derive.FileFacts
+    facts: FileFacts
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -94,7 +92,7 @@ class Records:
             rows = rows.filter(pa.array(accepted))
         self._count(rows, int((ambiguous & accepted).sum()))
 
-        keys = next((columns[name] for name in self.source.record_key if name in columns), None)
+        keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
         days = derived.columns.get(self.source.date_column)
         rejected = []
         for row in np.flatnonzero(~accepted).tolist():
@@ -110,9 +108,9 @@ class Records:
 
     def _clean_columns(
         self, block: Block, kept: npt.NDArray[np.intp]
-    ) -> tuple[derive.Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
+    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
         """Returns the cleaned columns, row -> column -> reason, and which rows have an ambiguous local time."""
-        columns: derive.Columns = {}
+        columns: Columns = {}
         reasons: dict[int, dict[str, Reason]] = {}
         ambiguous = np.zeros(len(kept), dtype=np.bool_)
         for name, position in self.header.positions.items():
@@ -126,7 +124,7 @@ class Records:
             if cleaned.dst_ambiguous is not None:
                 ambiguous |= cleaned.dst_ambiguous
             refused = cleaned.reasons
-            if column.filled and cleaned.values.null_count > len(refused):
+            if column.not_null and cleaned.values.null_count > len(refused):
                 empty = np.flatnonzero(cleaned.values.is_null().to_numpy(zero_copy_only=False))
                 refused = dict.fromkeys(empty.tolist(), _BLANK) | refused
             for row, reason in refused.items():
@@ -160,10 +158,10 @@ class Records:
         self.read += int((~blank).sum())
         return numbers
 
-    def _staged(self, columns: derive.Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
+    def _staged(self, columns: Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
         """Returns the record numbers and the staged columns, in order; NULL where the file has no such column."""
         arrays = {"record_no": pa.array(numbers, pa.int64())}
-        for name, sql_type in self.source.staged_columns:
+        for name, sql_type in self.source.staged_columns.items():
             absent = pa.nulls(len(numbers), _ARROW_TYPES.get(sql_type, pa.string()))
             arrays[name] = columns.get(name, absent)
         return pa.table(arrays)
@@ -186,7 +184,9 @@ class Records:
         blank = np.zeros(block.length, dtype=np.bool_)
         blank[[row for row in candidates.tolist() if not any(block.extra_cells.get(row, []))]] = True
         summary = np.zeros(block.length, dtype=np.bool_)
-        dated = [position for name, position in self.header.positions.items() if name in _DATED]
+        dated = [
+            position for name, position in self.header.positions.items() if name in self.source.date_givers
+        ]
         for row, position in totals:
             others = [block.columns[other][row].as_py() for other in dated if other != position]
             summary[row] = not any(re.search(r"\d", text) for text in others)

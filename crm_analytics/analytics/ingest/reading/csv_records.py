@@ -85,9 +85,9 @@ def block_of_rows(
     extra_cells: dict[int, list[str]] = {}
     defects = dict(defects)
     for number, row in enumerate(rows):
-        found, extra = len(row), row[width:]
-        if found == width:
+        if len(row) == width:
             continue
+        found, extra = len(row), row[width:]
         rows[number] = row[:width] + [""] * (width - found)
         if found < (width if least is None else least) or any(cell.strip() for cell in extra):
             extra_cells[number] = extra

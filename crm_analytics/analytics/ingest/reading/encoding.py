@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
@@ -13,7 +13,6 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be
 BLOCK = 2 << 20
 DELIMITERS = ",;\t|"
 ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
-FORMATS = "CSV text or an XLSX workbook"
 EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
 
 
@@ -31,7 +30,7 @@ def is_workbook(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise cannot_be_read(path.name, error) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
     if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and path.stat().st_size <= len(start):
         raise RefusedFile(path.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row"))
     if start.startswith(b"PK\x03\x04"):
@@ -40,17 +39,23 @@ def is_workbook(path: Path) -> bool:
     if text.startswith(
         (b"<!doctype", b"<!--", b"<html", b"<table", b"<head", b"<?xml", b"<body", b"<script")
     ):
-        remedy = "this is probably a login or error page; export the file again as CSV"
-        raise RefusedFile(path.name, Reason("web_page", found="HTML or XML", accepted=FORMATS, remedy=remedy))
-    if start.startswith(b"\xd0\xcf\x11\xe0"):
-        remedy = "export it again as CSV, or save it as .xlsx without a password"
-        raise RefusedFile(path.name, Reason("old_or_encrypted_excel_file", accepted=FORMATS, remedy=remedy))
-    if start.startswith((b"%PDF", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"PAR1", b"\x89PNG", b"\xff\xd8\xff")):
-        found = f"first bytes {start[:4]!r}"
-        raise RefusedFile(
-            path.name, Reason("not_a_table", found=found, accepted=FORMATS, remedy="export it again as CSV")
+        reason = Reason(
+            "web_page",
+            found="HTML or XML",
+            remedy="this may be a login or error page; export it again as CSV",
         )
-    return False
+    elif start.startswith(b"\xd0\xcf\x11\xe0"):
+        reason = Reason(
+            "old_or_encrypted_excel_file",
+            remedy="export it again as CSV, or save it as .xlsx without a password",
+        )
+    elif start.startswith(
+        (b"%PDF", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"PAR1", b"\x89PNG", b"\xff\xd8\xff")
+    ):
+        reason = Reason("not_a_table", found=f"first bytes {start[:4]!r}", remedy="export it again as CSV")
+    else:
+        return False
+    raise RefusedFile(path.name, replace(reason, accepted="CSV text or an XLSX workbook"))
 
 
 def sniff_encoding(path: Path) -> TextFormat:
@@ -103,9 +108,8 @@ def _checked(path: Path, encoding: str) -> TextFormat:
                     raise _nul(path)
     except UnicodeError as error:
         found = f"neither UTF-8 nor valid {encoding} ({error})"
-        raise RefusedFile(
-            path.name, Reason("unknown_encoding", found=found, accepted=ENCODINGS, remedy=EXPORT_AGAIN)
-        ) from error
+        reason = Reason("unknown_encoding", None, found, ENCODINGS, EXPORT_AGAIN)
+        raise RefusedFile(path.name, reason) from error
     return TextFormat(encoding)
 
 
@@ -148,11 +152,14 @@ def check_workbook_size(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise damaged_workbook(path, error) from error
     if size > MAX_UNCOMPRESSED:
-        accepted = f"at most {MAX_UNCOMPRESSED:,} bytes"
-        found = f"{size:,} bytes unpacked"
-        raise RefusedFile(
-            path.name, Reason("workbook_too_large", found=found, accepted=accepted, remedy="save it as CSV")
+        reason = Reason(
+            "workbook_too_large",
+            None,
+            f"{size:,} bytes unpacked",
+            f"at most {MAX_UNCOMPRESSED:,} bytes",
+            "save it as CSV",
         )
+        raise RefusedFile(path.name, reason)
 
 
 def damaged_workbook(path: Path, error: Exception) -> RefusedFile:

@@ -17,7 +17,7 @@ from crm_analytics.analytics.ingest.reading.encoding import (
     sniff_encoding,
     utf8_blocks,
 )
-from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
@@ -125,7 +125,7 @@ def read_beginnings(path: Path) -> Beginnings:
         warnings = [text.warning] if text.warning else []
         return Beginnings(path, text.encoding, warnings, _of_text(path, text.encoding))
     except (OSError, UnicodeError) as error:
-        raise cannot_be_read(path.name, error) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
 
 
 def _of_sheet(path: Path, sheet: str) -> Beginning:
@@ -173,7 +173,7 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
     missing = [
         f"{column.name} ({', '.join(column.headers)})"
         for column in source.columns
-        if column.present and column.name not in claims
+        if column.required and column.name not in claims
     ]
     for group in source.needs_one_of:
         if not any(name in claims for name in group):
@@ -262,7 +262,7 @@ def _refusal(
     if found is None:
         return RefusedFile(path.name, Reason("empty_file", accepted="an export with a header row"))
     required = "; ".join(
-        f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.present
+        f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
     )
     reason = Reason(
         "no_header_row",
@@ -275,9 +275,9 @@ def _refusal(
 
 def _faults(match: HeaderMatch) -> Iterator[Reason]:
     for name, cells in match.repeated.items():
-        remedy = "remove or rename the other"
-        yield Reason("repeated_column", name, " and ".join(cells), "one of them", remedy)
+        found = " and ".join(cells)
+        yield Reason("repeated_column", name, found, "one of them", "remove or rename the other")
     if match.missing:
-        headers = ", ".join(cell.strip() for cell in match.cells if cell.strip())
-        remedy = "export the file with these columns"
-        yield Reason("missing_columns", None, headers[:600], "; ".join(match.missing), remedy)
+        found = ", ".join(cell.strip() for cell in match.cells if cell.strip())[:600]
+        accepted = "; ".join(match.missing)
+        yield Reason("missing_columns", None, found, accepted, "export the file with these columns")

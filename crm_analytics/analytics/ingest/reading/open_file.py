@@ -17,8 +17,7 @@ from crm_analytics.analytics.ingest.reading import csv_records, workbook
 from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Records
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
-from crm_analytics.analytics.ingest.sources import derive
-from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
+from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
 from crm_analytics.analytics.ingest.values.timezones import zone
 
@@ -81,7 +80,7 @@ class OpenFile:
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read (a quote that never closes).
 
-        A source that can be completed only at the end of the file (Google spend) gives its rows then.
+        A source that completes its records only at the end of the file gives its rows then.
         """
         complete, facts = self.source.complete, self.records.facts
         tables: list[pa.Table] = []
@@ -176,7 +175,7 @@ def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: Zo
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
     context = Context(zone(timezone), exported_at.astimezone(UTC), source.date_order, source.decimal_comma)
     unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
-    facts = derive.FileFacts(path.name, mapping, located.preamble, context, unknown)
+    facts = FileFacts(path.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)

@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
 from crm_analytics.analytics.ingest.reading.header import best_match, read_beginnings
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 _EXPORT_TIME = re.compile(
     r"(?<!\d)(\d{4})-(\d{2})-(\d{2})T(\d{2})[_:-](\d{2})[_:-](\d{2})(?:\.(\d{1,9}))?(Z)?", re.IGNORECASE

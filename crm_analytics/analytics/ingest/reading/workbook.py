@@ -85,7 +85,7 @@ def rows(path: Path, sheet: str, uncomputed: Formulas | None = None) -> Iterator
         for number, row in enumerate(worksheet.iter_rows(values_only=True), start=1):
             if number > MAX_ROWS or len(row) > MAX_COLUMNS:
                 accepted = f"at most {MAX_ROWS:,} rows and {MAX_COLUMNS:,} columns"
-                reason = Reason("sheet_too_large", accepted=accepted, remedy="save it as CSV")
+                reason = Reason("sheet_too_large", None, None, accepted, "save it as CSV")
                 raise RefusedFile(path.name, reason, place=f"sheet {sheet!r}, row {number}")
             cells = [cell_text(value) for value in row]
             for position, formula in uncomputed.get(number, {}).items() if uncomputed else ():
