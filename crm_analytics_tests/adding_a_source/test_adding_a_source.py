@@ -12,15 +12,15 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
 
 from crm_analytics.analytics.ingest.dry_run import examine
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.checks import build_checks
 from crm_analytics.orchestration.analytics.raw_assets import build_raw_asset
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics_tests.adding_a_source.reviews import REVIEWS
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, text
 
@@ -46,8 +46,8 @@ def run(landing: Landing, url: str) -> dg.ExecuteInProcessResult:
         assets=[build_raw_asset(REVIEWS)],
         asset_checks=[build_checks("raw/reviews")],
         resources={
-            "analytics": AnalyticsDatabase(url=url),
-            "landing": LandingFolder(folder=str(landing.folder)),
+            "analytics": AnalyticsDatabase(Settings(analytics_database_url=url)),
+            "landing": LandingFolder(landing.folder),
         },
     )
     job = definitions.resolve_implicit_global_asset_job_def()
