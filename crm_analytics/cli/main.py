@@ -144,7 +144,7 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
-    from crm_analytics.analytics.ingest.dry_run import check_files
+    from crm_analytics.cli.check import check_files
 
     config = settings()
     connection = None

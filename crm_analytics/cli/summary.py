@@ -91,16 +91,22 @@ def print_quarantine(connection: psycopg.Connection[Any], console: Console) -> N
     """Prints the first quarantined records with their reasons."""
     rows = connection.execute(
         """
-        SELECT f.path, r.record_no::text, array_to_string(r.reasons, '; ')
-        FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)
-        WHERE r.status = 'open' ORDER BY r.source, f.path, r.record_no LIMIT %s
+        SELECT f.path, r.line_no::text, (
+                SELECT string_agg(raw.reason_text(found.reason - '{accepted,remedy}'::text[]), '; ')
+                FROM jsonb_array_elements(r.reasons) AS found (reason)
+            )
+        FROM raw.rejected_rows r
+        JOIN raw.source_files f USING (file_id)
+        WHERE r.status = 'open'
+        ORDER BY r.source, f.path, r.record_no
+        LIMIT %s
         """,
         [SHOWN_RECORDS],
     ).fetchall()
-    columns = ("file", "record", "why it is in quarantine")
+    columns = ("file", "line", "why it is in quarantine")
     table = _table("quarantined records (all of them: raw.rejected_rows)", columns)
-    for path, record_no, reasons in rows:
-        table.add_row(path, record_no, reasons.split("; accepted")[0])
+    for path, line_no, reasons in rows:
+        table.add_row(path, line_no, reasons)
     console.print(table)
 
 

@@ -241,7 +241,7 @@ def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[
         ).fetchall()
     return (
         [
-            Alert(f"file {file_id}", f"File refused: {path}", text.removeprefix(f"{path}: "), run_id)
+            Alert(f"file {file_id}", f"File refused: {path}", text, run_id)
             for file_id, path, text, run_id in refused
             if file_id not in known
         ],

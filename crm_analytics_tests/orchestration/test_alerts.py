@@ -150,7 +150,7 @@ def _refuse(analytics: psycopg.Connection[Any], *names: str) -> None:
 
 def test_refused_file_is_posted_once(tick, webhook, analytics):
     """A refused file is posted once; no run fails for it, and yet the numbers lack its rows."""
-    analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "jobs/a.csv: no column created_at"])
+    analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "no column created_at"])
     analytics.execute(INSERT, ["jobs/b.csv", "2", "refused", "was damaged"])
     analytics.execute(INSERT, ["jobs/b.csv", "3", "loaded", None])
     tick()

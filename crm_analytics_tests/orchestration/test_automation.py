@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.orchestration.analytics.automation import (
     load_landing_files,
@@ -214,7 +214,7 @@ def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.Monkey
         assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
         with psycopg.connect(platform.url, autocommit=True) as connection:
             (left,) = landing_folder.not_loaded(connection, platform.landing)
-        assert "jobs/growing.csv: it was still changing" in left
+        assert "jobs/growing.csv: changed, or could not be read" in left
     finally:
         stop.set()
         copying.join()
@@ -245,7 +245,7 @@ def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
     ]
     assert not check.passed
     context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
-    assert "jobs/moved.csv: a link to" in str(load_landing_files.evaluate_tick(context).skip_message)
+    assert 'jobs/moved.csv: "' in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
 def test_missing_landing_folder_is_a_skip_with_a_reason(platform: Platform) -> None:

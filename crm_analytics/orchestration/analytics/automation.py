@@ -12,7 +12,7 @@ import dagster as dg
 import psycopg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
@@ -112,7 +112,9 @@ def load_landing_files(
         news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
         known = _known(connection, news)
     if not news:
-        unreadable = "".join(f"; {entry.message}" for entry in landing_folder.scan(folder).unreadable)
+        unreadable = "".join(
+            f"; {entry.name}: {entry.message}" for entry in landing_folder.scan(folder).unreadable
+        )
         return dg.SkipReason("no new or changed files" + unreadable)
     current = max(key_month(key) for key in months.get_partition_keys())
     fingerprint = hashlib.sha256(

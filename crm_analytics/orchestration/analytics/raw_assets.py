@@ -6,22 +6,15 @@ from typing import Any
 import dagster as dg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import LoadResult
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
-DESCRIPTIONS = {
-    "jobs": "Jobs of the field-service system. Segment, unit and repair follow from the type; the date is the day of creation.",
-    "payments": "Payments and refunds, linked to their job as soon as it is known.",
-    "calls": "Phone calls by flow.",
-    "elocals_leads": "Leads bought from eLocals, with their cost; credits come in later exports.",
-    "proref_leads": "Leads from Pro Referral; every one that is not Passed counts.",
-    "google_spend": "Google Ads spend by month and campaign; the newest file that covers a month replaces it.",
-    "targets": "Monthly targets for repairs, revenue40, conversion and cost per lead.",
-}
 LOADING = (
     "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
     " the run's months say what is reported, and other months touched are reported too. Files already loaded are"
@@ -37,27 +30,27 @@ class LoadConfig(dg.Config):
 
 
 def build_raw_asset(source: Source) -> dg.AssetsDefinition:
-    """The asset that loads one source's files into its table."""
-    schema, table = source.table.split(".")
+    """Returns the asset that loads one source's files into its table."""
+    schema, table = source.table_path
 
     @dg.asset(
         key=[schema, table],
         partitions_def=months,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        description=DESCRIPTIONS[source.name] + LOADING,
+        description=source.description + LOADING,
         metadata={
             **definition_metadata(
                 schema,
                 table,
-                "crm_analytics/analytics/ingest/sources/sources.py",
-                "sql/analytics/0001_raw.sql",
+                f"crm_analytics/analytics/ingest/sources/{source.name}.py",
+                f"sql/analytics/{source.migration}",
             ),
         },
         group_name="raw" if schema == "raw" else "metrics",
         kinds={"postgres", "csv", "table"},
         owners=OWNERS,
         tags={"source": source.name},
-        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36)),
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=source.late_after_hours)),
     )
     def load(
         context: dg.AssetExecutionContext,
