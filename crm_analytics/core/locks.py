@@ -1,4 +1,4 @@
-"""Names of all advisory locks. A lock's key is its name hashed: `hashtextextended(name, 0)`.
+"""Names all advisory locks; a lock's key is its name hashed, `hashtextextended(name, 0)`.
 
 Python takes those that have a constant or function here. SQL takes:
 

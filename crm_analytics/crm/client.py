@@ -1,4 +1,4 @@
-"""Calls one RPC of the CRM on a connection: arguments, transaction, errors. The calls themselves are in rpc_methods."""
+"""Calls the RPCs of the CRM, which rpc_methods lists, on a connection: arguments, transaction, errors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From export files to raw tables: declarations, reading, cleaning, loading. Imports no Dagster."""
+"""From export files to raw tables: declarations, reading, cleaning and loading."""

@@ -1,1 +1,1 @@
-"""The metrics' side of the analytics database: refresh and reconciliation. Imports no Dagster."""
+"""The metrics' side of the analytics database: refresh and reconciliation."""

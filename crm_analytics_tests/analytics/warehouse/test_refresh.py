@@ -1,4 +1,4 @@
-"""The refresh: ranges, the queue, and concurrency. Two connections with barriers; nothing here sleeps and hopes."""
+"""The refresh: ranges, the queue, and concurrency on two connections that wait for each other and never just sleep."""
 
 from __future__ import annotations
 
