@@ -1,4 +1,4 @@
-"""The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
+"""The analytics checks as Dagster asset checks; one that cannot run raises, so that it fails and never passes."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date

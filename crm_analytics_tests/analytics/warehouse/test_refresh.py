@@ -1,4 +1,4 @@
-"""The refresh: ranges, the queue, and concurrency. Two connections with barriers; nothing here sleeps and hopes."""
+"""Tests of the refresh: ranges, the queue, and concurrency by two connections with barriers instead of sleeps."""
 
 from __future__ import annotations
 
