@@ -350,7 +350,7 @@ def test_unrecognized_files(tmp_path: Path):
         (
             tmp_path / "data.csv",
             "a,b\n1,2\n",
-            "neither name nor header tells the source; move it into the folder of its source",
+            r'"a \| b": neither name nor header tells the source; move it into the folder of its source',
         ),
         (
             tmp_path / "invoices" / "jobs.csv",

@@ -43,6 +43,13 @@ class Beginnings:
     warnings: list[str]
     readings: list[Beginning]
 
+    @property
+    def first_row(self) -> str | None:
+        """Returns the first row with a value, as messages quote it; None if there is none."""
+        rows = self.readings[0].rows if self.readings else []
+        found = next((row for row in rows if any(cell.strip() for cell in row)), None)
+        return found and quotable(" | ".join(found))
+
 
 @dataclass(frozen=True)
 class HeaderMatch:
@@ -229,8 +236,7 @@ def locate(source: Source, beginnings: Beginnings) -> Located:
     """Returns the source's header in the file. Raises RefusedFile if it is not there, or lacks a column."""
     found = best_match(source, beginnings)
     if found is None or not found.match.complete:
-        rows = beginnings.readings[0].rows if beginnings.readings else []
-        raise _refusal(beginnings.path, source, found.match if found else None, rows)
+        raise _refusal(beginnings, source, found.match if found else None)
     return found
 
 
@@ -253,24 +259,22 @@ def unread_sheets(source: Source, beginnings: Beginnings, located: Located) -> l
     ]
 
 
-def _refusal(
-    path: Path, source: Source, match: HeaderMatch | None, first_rows: Sequence[Sequence[str]]
-) -> RefusedFile:
+def _refusal(beginnings: Beginnings, source: Source, match: HeaderMatch | None) -> RefusedFile:
+    file, found = beginnings.path.name, beginnings.first_row
     if match is not None:
-        return RefusedFile(path.name, *_faults(match))
-    found = next((row for row in first_rows if any(cell.strip() for cell in row)), None)
+        return RefusedFile(file, *_faults(match))
     if found is None:
-        return RefusedFile(path.name, Reason("empty_file", accepted="an export with a header row"))
+        return RefusedFile(file, Reason("empty_file", accepted="an export with a header row"))
     required = "; ".join(
         f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
     )
     reason = Reason(
         "no_header_row",
-        found=quotable(" | ".join(found)),
+        found=found,
         accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
         remedy="export the file with its header row, or move it to the folder of its source",
     )
-    return RefusedFile(path.name, reason)
+    return RefusedFile(file, reason)
 
 
 def _faults(match: HeaderMatch) -> Iterator[Reason]:

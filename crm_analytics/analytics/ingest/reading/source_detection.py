@@ -8,7 +8,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
-from crm_analytics.analytics.ingest.reading.header import best_match, read_beginnings
+from crm_analytics.analytics.ingest.reading.header import Beginnings, best_match, read_beginnings
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
@@ -56,12 +56,14 @@ def detect_source(path: Path, landing: Path) -> Source:
     ]
     if len(named) == 1:
         return named[0]
-    fitting = _fitting_sources(path)
+    beginnings = read_beginnings(path)
+    fitting = _fitting_sources(beginnings)
     if len(fitting) == 1:
         return fitting[0]
     remedy = f"move it into the folder of its source ({sources})"
     if not fitting:
-        reason = Reason("neither_name_nor_header_tells_the_source", remedy=remedy)
+        found = beginnings.first_row
+        reason = Reason("neither_name_nor_header_tells_the_source", found=found, remedy=remedy)
     else:
         found = ", ".join(source.name for source in fitting)
         reason = Reason("header_fits_several_sources", found=found, remedy=remedy)
@@ -73,9 +75,8 @@ def _words(stem: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)).casefold().strip()
 
 
-def _fitting_sources(path: Path) -> list[Source]:
+def _fitting_sources(beginnings: Beginnings) -> list[Source]:
     """Returns the sources whose header the file has, without headers that are foreign to them."""
-    beginnings = read_beginnings(path)
     found = ((source, best_match(source, beginnings)) for source in SOURCES.values())
     return [
         source
