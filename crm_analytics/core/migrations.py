@@ -266,13 +266,14 @@ def _refuse_changed_files(connection: psycopg.Connection[Any], schema: str, file
     for file in files:
         if file.version in applied and applied[file.version] != file.sha256():
             raise MigrationError(
-                f"{file.name} was changed after it was applied. Restore the file, and put the change into a new one."
+                f"{file.name} was changed after it was applied. Restore the file, and put the change into a new one. "
+                "After an upgrade from a version before 2.0.0, use a new database: `make clean` removes the embedded ones."
             )
     unknown = sorted(set(applied) - {file.version for file in files})
     if unknown:
         raise MigrationError(
-            f"the database has migration(s) {', '.join(unknown)} that this release does not know: "
-            "it was migrated by a newer release. Upgrade crm_analytics."
+            f"this release does not know migration {', '.join(unknown)} of the database: "
+            "a newer release has migrated it. Upgrade crm_analytics."
         )
 
 
