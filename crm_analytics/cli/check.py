@@ -12,6 +12,7 @@ from rich.table import Table
 
 from crm_analytics.analytics.ingest.dry_run import FileReport, examine
 from crm_analytics.analytics.ingest.loading.ledger import Connection
+from crm_analytics.core.wording import counted
 
 #: quarantined records printed per file
 MOST_RECORDS = 20
@@ -63,8 +64,8 @@ def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
 def _print_counts(report: FileReport, console: Console) -> None:
     accepted = report.records_read - report.summary_lines - report.duplicates - len(report.quarantined)
     console.print(
-        f"{report.records_read:,} records: {accepted:,} good, {report.duplicates:,} duplicates,"
-        f" {len(report.quarantined):,} to be quarantined, {report.summary_lines:,} summary lines"
+        f"{counted(report.records_read, 'record')}: {accepted:,} good, {counted(report.duplicates, 'duplicate')},"
+        f" {len(report.quarantined):,} to be quarantined, {counted(report.summary_lines, 'summary line')}"
     )
     if report.database is not None:
         counts = vars(report.database)

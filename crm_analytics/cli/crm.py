@@ -11,6 +11,7 @@ import psycopg
 from crm_analytics.core import migrations
 from crm_analytics.core.database import connect, database_url
 from crm_analytics.core.settings import PROJECT_DIR, settings
+from crm_analytics.core.wording import counted
 from crm_analytics.crm import generate
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.migrating.scratch_database import scratch_database
@@ -75,7 +76,7 @@ def _require_migrated() -> None:
     if pending:
         raise click.ClickException(
             f"the CRM database lacks {pending[0]}"
-            + (f" and {len(pending) - 1} more migrations" if pending[1:] else "")
+            + (f" and {counted(len(pending) - 1, 'more migration')}" if pending[1:] else "")
             + ". Run: crm-analytics migrate crm"
         )
 
@@ -149,7 +150,7 @@ def check_invariants() -> None:
                 click.echo(f"         {example}")
             if not result.holds:
                 broken += 1
-                click.echo(f"       {result.offenders} rows. {result.invariant.remedy}")
+                click.echo(f"       {counted(result.offenders, 'row')}. {result.invariant.remedy}")
     sys.exit(1 if broken else 0)
 
 

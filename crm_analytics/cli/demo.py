@@ -11,6 +11,7 @@ from crm_analytics.cli.serving import serve as serve_ui
 from crm_analytics.cli.summary import print_months, print_quarantine
 from crm_analytics.core.database import connect, database_url
 from crm_analytics.core.settings import Settings
+from crm_analytics.core.wording import counted
 from crm_analytics.demo.sample_exports import REFUSED, ForeignFiles, write_landing
 
 
@@ -39,7 +40,7 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     except ForeignFiles as error:
         console.print(f"[red]{error}[/]", highlight=False)
         return 1
-    console.print(f"{len(summary.files)} files in {config.landing_dir}")
+    console.print(f"{counted(len(summary.files), 'file')} in {config.landing_dir}")
     console.rule("3. refresh through Dagster")
     good = refresh_months(config, None, None, console=console, accept_refused=True)
     with connect("analytics", config) as connection:
@@ -50,11 +51,10 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
             [REFUSED],
         ).fetchone()
     console.rule("4. the CRM")
-    crm_good = _run_crm(config, console)
-    _print_next(console, port)
-    if not good or not crm_good or unexpected:
-        return 1
-    return serve_ui(config, "127.0.0.1", port, console) if serve else 0
+    good = _run_crm(config, console) and good and not unexpected
+    serve = serve and good
+    _print_next(console, serve)
+    return serve_ui(config, "127.0.0.1", port, console) if serve else int(not good)
 
 
 def _run_crm(config: Settings, console: Console) -> bool:
@@ -70,16 +70,17 @@ def _run_crm(config: Settings, console: Console) -> bool:
             passed += sum(check.passed for check in checks)
             failed += [check.check_name for check in checks if not check.passed]
             failed += [] if result.success else [f"job {job}"]
-    console.print(f"{passed} guard and invariant checks passed, {len(failed)} failed")
+    console.print(f"guard and invariant checks: {passed} passed, {len(failed)} failed")
     for name in failed:
         console.print(f"[red]failed[/] {name}")
     return not failed
 
 
-def _print_next(console: Console, port: int) -> None:
+def _print_next(console: Console, serving: bool) -> None:
     console.rule("where to look next")
+    start = "below" if serving else ".venv/bin/crm-analytics up"
     console.print(
-        f"""  Dagster UI          make demo, then http://localhost:{port} (lineage, checks, backfills)
+        f"""  Dagster UI          {start} (lineage, checks, backfills)
   the tables          .venv/bin/crm-analytics psql analytics -- -c 'SELECT * FROM monthly_by_source LIMIT 20'
   a number's rows     .venv/bin/crm-analytics psql analytics -- -c "SELECT * FROM job_facts WHERE is_repair LIMIT 20"
   one file, dry run   .venv/bin/crm-analytics check FILE

@@ -19,6 +19,7 @@ from crm_analytics.cli import crm as crm_commands
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url, embedded
 from crm_analytics.core.settings import DATABASES, parse_month, settings
+from crm_analytics.core.wording import counted
 
 PIPED_WIDTH = 120  #: a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
@@ -233,9 +234,9 @@ def stop() -> None:
     server = embedded()
     if server.running():
         server.stop()
-        console.print("stopped")
+        console.print("the embedded PostgreSQL is stopped")
     else:
-        console.print("it is not running")
+        console.print("the embedded PostgreSQL is not running")
 
 
 @main.command()
@@ -252,7 +253,7 @@ def prune(days: int) -> None:
 
     config = settings()
     events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
-    console.print(f"{events} events and the output of {runs} runs deleted")
+    console.print(f"deleted {counted(events, 'event')} and the output of {counted(runs, 'run')}")
 
 
 def _refuse_taken(host: str, port: int) -> None:

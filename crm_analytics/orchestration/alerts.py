@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from crm_analytics.core.settings import Settings
+from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
 MOST_AT_ONCE = 20  #: alerts per message; Slack accepts 50 blocks
@@ -162,7 +163,7 @@ def alerts(
         cursor = {"event": newest, "failing": sorted(failing), "refused": sorted(refused), "settled": []}
     context.update_cursor(json.dumps(cursor))
     counts = {"sent": len(done.sent), "refused by the webhook": len(done.set_aside), "waiting": left}
-    told = ", ".join(f"{count} alert(s) {what}" for what, count in counts.items() if count)
+    told = ", ".join(f"{counted(count, 'alert')} {what}" for what, count in counts.items() if count)
     return dg.SkipReason(f"{told}: {done.error}" if done.error else told or "nothing to report")
 
 

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from crm_analytics.core.settings import Settings
+from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
 KEPT_DAYS = 90
@@ -14,7 +15,9 @@ KEPT_DAYS = 90
 def prune(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
     """Prunes what is older than the default age."""
     events, runs = prune_event_logs(settings, KEPT_DAYS), prune_compute_logs(settings, KEPT_DAYS)
-    context.log.info(f"{events} events and the output of {runs} runs older than {KEPT_DAYS} days deleted")
+    context.log.info(
+        f"deleted {counted(events, 'event')} and the output of {counted(runs, 'run')} older than {KEPT_DAYS} days"
+    )
 
 
 @dg.job(

@@ -152,7 +152,7 @@ def test_the_price_nan_gives_no_total(adopt: Adopt, column: str) -> None:
     order = order_id(connection, "A")
     if column == "final_price_eur":
         assert rows(connection, "SELECT DISTINCT total_amount FROM public.orders") == [(None,)]
-        assert [line for line in lines if line.startswith("2 order(s) have the price NaN")]
+        assert [line for line in lines if line.startswith("2 orders with the price NaN")]
     with pytest.raises(Conflict) as refused:  # the row lacks a currency: a conflict, not a wrong argument
         client.update_order_safe(order_id=order_id(connection, "B"), user_id=manager, total_amount=100)
     assert (refused.value.detail["rule"], refused.value.detail["field"]) == ("currency", "p_currency")

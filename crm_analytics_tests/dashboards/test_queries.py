@@ -448,7 +448,7 @@ def test_refreshes_are_annotated_once_each(grafana, sample):
     """Each refresh in the time range is one annotation."""
     now = Choice((), (), sample.month, sample.today - timedelta(1), sample.today + timedelta(2))
     found = rows(grafana, "refresh_annotations", now)
-    assert [row["text"].split(",")[0] for row in found] == ["Refreshed 1 month(s)", "Refreshed 4 month(s)"]
+    assert [row["text"].split(",")[0] for row in found] == ["Months refreshed: 1", "Months refreshed: 4"]
     assert all(row["time"] <= row["timeend"] for row in found)
     past = Choice((), (), sample.month, date(2020, 1, 1), date(2020, 2, 1))
     assert rows(grafana, "refresh_annotations", past) == []

@@ -180,13 +180,13 @@ def test_accepted_alerts_are_not_sent_again_when_the_rest_fails(tick, webhook, a
     run_id = _run(tick.instance, fail=True)
     _refuse(analytics, *(f"{n:02}" for n in range(24)))
     webhook.judge = lambda body: 200 if not webhook.received else 503
-    assert "20 alert(s) sent, 5 alert(s) waiting" in tick().skip_message
+    assert "20 alerts sent, 5 alerts waiting" in tick().skip_message
     for _ in range(2):
         with pytest.raises(WebhookError, match="503"):
             tick()
     _refuse(analytics, "later")
     webhook.judge = lambda body: 200
-    assert "6 alert(s) sent" in tick().skip_message
+    assert "6 alerts sent" in tick().skip_message
     assert "nothing to report" in tick().skip_message
     assert [text for text in webhook.texts if run_id in text] == [webhook.texts[0]]
     assert len(webhook.texts) == len(set(webhook.texts)) == 26
@@ -204,7 +204,7 @@ def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, a
             tick()
     _refuse(analytics, "good")
     data = tick()
-    assert "1 alert(s) sent, 1 alert(s) refused by the webhook" in data.skip_message
+    assert "1 alert sent, 1 alert refused by the webhook" in data.skip_message
     assert webhook.texts == ["*File refused: jobs/good.csv*\nno column created_at"]
     assert "nothing to report" in tick().skip_message
 
@@ -214,7 +214,7 @@ def test_wrong_address_loses_nothing(tick, webhook, analytics):
     tick()
     _refuse(analytics, *(f"{n:02}" for n in range(21)))
     webhook.judge = lambda body: 404 if webhook.received else 200
-    assert "20 alert(s) sent, 1 alert(s) waiting" in tick().skip_message
+    assert "20 alerts sent, 1 alert waiting" in tick().skip_message
     webhook.judge = lambda body: 200
     tick()
     assert len(webhook.texts) == len(set(webhook.texts)) == 21

@@ -1,6 +1,6 @@
 -- One annotation per refresh, over the time that it took.
 SELECT min(started_at) AS time, max(finished_at) AS timeend,
-    'Refreshed ' || count(*) || ' month(s), ' || sum(changed_rows) || ' daily rows changed' AS text,
+    'Months refreshed: ' || count(*) || ', daily rows changed: ' || sum(changed_rows) AS text,
     'refresh' AS tags
 FROM refresh_log
 WHERE $__timeFilter(finished_at)

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
+from crm_analytics.core.wording import counted
 from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
 from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
@@ -149,12 +150,12 @@ def _odd_rows(connection: psycopg.Connection[Any]) -> list[str]:
     lines = []
     if repeated:
         lines.append(
-            f"{repeated} payment(s) repeat an older payment's external reference: their reference_key stays NULL"
+            f"{counted(repeated, 'payment')} with an older payment's external reference: reference_key stays NULL"
         )
     if unpriced:
         lines.append(
-            f"{unpriced} order(s) have the price NaN: their total_amount stays NULL; "
-            "give each its total with update_order_safe"
+            f"{counted(unpriced, 'order')} with the price NaN: total_amount stays NULL; "
+            "set it with update_order_safe"
         )
     return lines
 

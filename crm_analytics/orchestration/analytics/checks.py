@@ -19,6 +19,7 @@ from crm_analytics.analytics.warehouse.check_queries import (
     refused_sql,
     vanished_sql,
 )
+from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.partitions import months, window_of
 
@@ -117,11 +118,15 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
                 yield _quarantine(connection, asset, source.name)
             if vanishing is not None and "vanished_rows" in wanted:
                 rows = _rows(connection, vanished_sql(vanishing), {})
-                yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
+                yield _result(
+                    asset, "vanished_rows", rows, f"{counted(len(rows), 'row')} vanished", error=False
+                )
             if source is not None and "files_read" in wanted:
                 rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path)
                 rows += _unreadable(landing.path, source.name)
-                yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
+                yield _result(
+                    asset, "files_read", rows, f"{counted(len(rows), 'file')} could not be read", error=True
+                )
 
     return checks
 
@@ -156,7 +161,7 @@ def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) ->
         asset,
         "quarantine",
         rows,
-        f"{len(rows)} records are in quarantine",
+        f"{counted(len(rows), 'record')} in quarantine",
         error=False,
         reasons={row["reason"]: row["records"] for row in reasons},
     )

@@ -7,6 +7,7 @@ import psycopg
 
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.core.months import months_between
+from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.column_lineage import column_lineage
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.months_plot import months_plot
@@ -87,7 +88,7 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
             )
         context.add_asset_metadata({"months": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
     changed = sum(month.changed_rows for month in done)
-    context.log.info(f"{len(done)} months recomputed, {changed} daily rows changed")
+    context.log.info(f"{counted(len(done), 'month')} recomputed, {counted(changed, 'daily row')} changed")
     for key in (DAILY, MONTHLY):
         yield dg.MaterializeResult(asset_key=key, metadata={"changed_daily_rows_in_run": changed})
 

@@ -297,7 +297,7 @@ def test_late_file_whose_newer_file_is_gone(landing: Landing) -> None:
     )
     refused = landing.load_one("elocals_leads")
     assert refused.status == "refused"
-    assert "(elocals_leads/3.csv): put them back into the landing folder" in (refused.message or "")
+    assert "(elocals_leads/3.csv) into the landing folder" in (refused.message or "")
     assert landing.load("elocals_leads").files == []  # not tried again by itself
     landing.write("elocals_leads/put back under another name.csv", content, day=9)
     landing.load("elocals_leads", force=True)

@@ -271,7 +271,7 @@ def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
     counts = result.counts
     assert (counts.inserted, counts.updated, counts.unchanged) == (1, 1, 1)
     assert result.changed_by_month == {date(2024, 10, 1): 2, date(2024, 11, 1): 1}
-    assert result.warnings == ["2024-10: 1 campaign of an older file replaced: this file does not name them"]
+    assert result.warnings == ["2024-10: removed 1 campaign of an older file, not in this one"]
     assert landing.rows("SELECT month, campaign, amount FROM raw.google_spend ORDER BY 1, 2") == [
         (date(2024, 10, 1), "Cooking", Decimal("100.00")),
         (date(2024, 10, 1), "Fridges", Decimal("50.00")),

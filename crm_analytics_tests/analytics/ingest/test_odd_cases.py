@@ -170,7 +170,7 @@ def test_preamble_and_summary_lines(tmp_path: Path):
     assert (whole.file.records_read, whole.file.summary_lines, whole.file.warnings) == (4, 2, [])
     off = read_text(tmp_path, "payments", PAYMENTS + 'Total: all,,"1,040.00",,\n')
     assert off.file.warnings == [
-        "the file's own total (1,040.00) is not the sum of its accepted records (40.00); 0 records were not accepted"
+        "the file's own total (1,040.00) is not the sum of its accepted records (40.00); 0 records not accepted"
     ]
 
 
@@ -326,7 +326,7 @@ def test_ambiguous_times_are_counted(tmp_path: Path):
     assert [row["paid_at"] for row in whole.rows] == [utc(2024, 11, 3, 5, 30), utc(2024, 3, 10, 7, 30)]
     assert whole.file.dst_ambiguous == 2
     assert whole.file.warnings[0].startswith(
-        "2 records have local times that daylight saving shows twice or skips"
+        "2 records with local times that daylight saving shows twice or skips"
     )
 
 

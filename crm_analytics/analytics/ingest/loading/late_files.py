@@ -23,13 +23,14 @@ from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
 from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.staging import Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
+from crm_analytics.core.wording import counted
 
 
 class UnknownNewerValues(Exception):
     """Raised where a late file's records may be older than those of a file that is gone."""
 
     def __init__(self, records: int, example: str) -> None:
-        super().__init__(f"{records} records, e.g. {example}")
+        super().__init__(f"{counted(records, 'record')}, e.g. {example}")
         self.records = records
         self.example = example
 

@@ -23,6 +23,7 @@ from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
+from crm_analytics.core.wording import counted
 
 #: Bytes of a file whose reading is announced.
 LARGE = 20_000_000
@@ -251,9 +252,9 @@ def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) 
     missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
     return Reason(
         "may_be_older_than_missing_files",
-        found=f"exported {content.exported_at:%Y-%m-%d %H:%M} UTC, {error.records:,} records, e.g. {error.example}",
-        remedy=f"{len(newer.lost)} newer files cannot be read again ({missing}): put them back into the landing folder,"
-        " under any name in this source's folder, and load again with force",
+        found=f"exported {content.exported_at:%Y-%m-%d %H:%M} UTC, {counted(error.records, 'record')}, e.g. {error.example}",
+        remedy=f"put back {counted(len(newer.lost), 'newer file')} that cannot be read again ({missing}) into the landing"
+        " folder, under any name in this source's folder, and load again with force",
     )
 
 

@@ -12,6 +12,7 @@ from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, Unknow
 from crm_analytics.analytics.ingest.loading.ledger import Counts
 from crm_analytics.analytics.ingest.loading.results import Merged
 from crm_analytics.analytics.ingest.loading.staging import Staged
+from crm_analytics.core.wording import counted
 
 
 def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
@@ -43,8 +44,7 @@ def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
     for month, rows in removed:
         merged.note_changes(month, rows)
         merged.warnings.append(
-            f"{month:%Y-%m}: {rows} {part}{'s' if rows != 1 else ''} of an older file replaced: this file does not"
-            " name them"
+            f"{month:%Y-%m}: removed {counted(rows, part)} of an older file, not in this one"
         )
     return merged
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import LiteralString
 
 from crm_analytics.analytics.ingest.loading.staging import Staged
+from crm_analytics.core.wording import counted
 
 
 def note_vanished(staged: Staged) -> list[str]:
@@ -56,6 +57,6 @@ def note_vanished(staged: Staged) -> list[str]:
     if not vanished:
         return []
     return [
-        f"{vanished:,} row{'s' if vanished != 1 else ''} of older exports from {first} to {last} "
+        f"{counted(vanished, 'row')} of older exports from {first} to {last} "
         f"{'are' if vanished != 1 else 'is'} not in this one; kept, and listed in raw.vanished_rows"
     ]

@@ -19,6 +19,7 @@ from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
+from crm_analytics.core.wording import counted
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
@@ -232,14 +233,14 @@ class Records:
             )
         if self.dst_ambiguous:
             found.append(
-                f"{self.dst_ambiguous} records have local times that daylight saving shows twice or skips "
+                f"{counted(self.dst_ambiguous, 'record')} with local times that daylight saving shows twice or skips "
                 "(the first of the two is taken; a skipped time moves forward)"
             )
         if self._totals and self._sum not in self._totals:
             totals = ", ".join(_dollars(total) for total in self._totals)
             found.append(
                 f"the file's own total ({totals}) is not the sum of its accepted records ({_dollars(self._sum)}); "
-                f"{self.read - self.summary_lines - self.accepted} records were not accepted"
+                f"{counted(self.read - self.summary_lines - self.accepted, 'record')} not accepted"
             )
         return found
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.core.wording import counted
 
 PIECE = 4 << 20
 MAX_RECORD = 16 << 20
@@ -91,8 +92,8 @@ def block_of_rows(
         rows[number] = row[:width] + [""] * (width - found)
         if found < (width if least is None else least) or any(cell.strip() for cell in extra):
             extra_cells[number] = extra
-            accepted = f"{width} cells, as in the header"
-            reason = Reason("wrong_number_of_cells", found=f"{found} cells", accepted=accepted)
+            accepted = f"{counted(width, 'cell')}, as in the header"
+            reason = Reason("wrong_number_of_cells", found=counted(found, "cell"), accepted=accepted)
             defects.setdefault(number, reason)
     columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
     first_lines = np.array(lines, dtype=np.int64)
