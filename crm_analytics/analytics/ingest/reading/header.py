@@ -48,7 +48,7 @@ class Beginnings:
         """Returns the first row with a value, as messages quote it; None if there is none."""
         rows = self.readings[0].rows if self.readings else []
         found = next((row for row in rows if any(cell.strip() for cell in row)), None)
-        return found and quotable(" | ".join(found))
+        return None if found is None else quotable(" | ".join(found))
 
 
 @dataclass(frozen=True)
