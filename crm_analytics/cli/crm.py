@@ -68,28 +68,18 @@ def _report_drift(url: str, echo: Callable[[str], None]) -> int:
 
 @click.group()
 def crm() -> None:
-    """The CRM database: its first admin, its guards, and the proof that they hold."""
-
-
-def _require_migrated() -> None:
-    pending = migrations.status("crm").pending
-    if pending:
-        raise click.ClickException(
-            f"the CRM database lacks {pending[0]}"
-            + (f" and {counted(len(pending) - 1, 'more migration')}" if pending[1:] else "")
-            + ". Run: crm-analytics migrate crm"
-        )
+    """Set up the CRM, and prove that its guards hold."""
 
 
 @crm.command("create-admin")
 @click.argument("email")
 @click.option("--name", help="The person's name; the part of the address before @ by default.")
 def create_admin(email: str, name: str | None) -> None:
-    """Create the first admin, as the migrating login; later users come from create_user_safe.
+    """Create the first admin.
 
-    Refused if there is already an active admin who can be recognized, by e-mail address or mapped identity.
+    Runs as the migrating login; later users come from create_user_safe. Refused if there is already an active admin who can be recognized, by e-mail address or mapped identity.
     """
-    _require_migrated()
+    migrations.require_migrated("crm")
     with connect("crm") as connection:
         # Only one first admin, even if this runs several times at once.
         connection.execute("LOCK TABLE public.users IN SHARE ROW EXCLUSIVE MODE")
@@ -134,14 +124,21 @@ def create_admin(email: str, name: str | None) -> None:
 
 @crm.command("guards")
 def guards() -> None:
-    """Compare the catalog with the manifest; exit code 1 if it differs (drift)."""
+    """Compare the catalog with the manifest.
+
+    Exit code 1 if they differ (drift); prints each difference with the SQL that repairs it.
+    """
+    migrations.require_migrated("crm")
     sys.exit(_report_drift(database_url("crm"), click.echo))
 
 
 @crm.command("invariants")
 def check_invariants() -> None:
-    """Compare the rows with the rules, read-only; exit code 1 if an invariant is broken."""
-    _require_migrated()
+    """Compare the rows with the rules (invariants), read-only.
+
+    Exit code 1 if an invariant is broken.
+    """
+    migrations.require_migrated("crm")
     broken = 0
     with connect("crm", autocommit=True) as connection:
         for name, result in invariants.check(connection).items():
@@ -156,7 +153,10 @@ def check_invariants() -> None:
 
 @crm.command("attacks")
 def try_attacks() -> None:
-    """Try every attack on a throwaway server on this machine; exit code 1 if one gets through."""
+    """Try every attack on a throwaway server.
+
+    The server runs on this machine. Exit code 1 if an attack gets through.
+    """
     outcomes = attacks.run_on_scratch_server(settings().embedded_postgres_version)
     for outcome in outcomes:
         click.echo(
@@ -166,17 +166,25 @@ def try_attacks() -> None:
 
 
 @crm.command("play")
-@click.option("--months", default=3, show_default=True, type=click.IntRange(1, 24))
-@click.option("--seed", default=1, show_default=True)
+@click.option(
+    "--months", default=3, show_default=True, type=click.IntRange(1, 24), help="Months of business."
+)
+@click.option("--seed", default=1, show_default=True, help="Another seed, another business.")
 def play(months: int, seed: int) -> None:
-    """Play some months of an invented bicycle business through the RPCs. For demos only: it writes real rows."""
-    _require_migrated()
+    """Play months of an invented business through the RPCs.
+
+    For demos only: it writes real rows.
+    """
+    migrations.require_migrated("crm")
     click.echo(crm_activity.play(database_url("crm"), months=months, seed=seed).text())
 
 
 @crm.command("manifest")
 def write_manifest() -> None:
-    """Write the committed manifests in crm_analytics/crm/schema from a scratch database (after a new migration)."""
+    """Write the committed manifests; needed after a new migration.
+
+    They are in crm_analytics/crm/schema, and describe a scratch database that runs every migration.
+    """
     with scratch_database(settings().embedded_postgres_version) as connection:
         for path, written in manifest.write_manifests(connection).items():
             click.echo(f"{path.name}: {len(written.objects)} objects, {written.sha256()}")
@@ -184,7 +192,10 @@ def write_manifest() -> None:
 
 @crm.command("reference")
 def write_reference() -> None:
-    """Write docs/crm-rpc.md and the typed client from a scratch database (after a change of the RPCs)."""
+    """Write docs/crm-rpc.md and the typed client.
+
+    Needed after a change of the RPCs; reads them from a scratch database.
+    """
     with scratch_database(settings().embedded_postgres_version) as connection:
         written = generate.write(connection)
     click.echo("\n".join(str(path.relative_to(PROJECT_DIR)) for path in written))

@@ -53,6 +53,8 @@ class _Commands(click.Group):
                 found = "" if name in SECRET else f" (found {problem['input']!r})"
                 text = problem["msg"].removeprefix("Value error, ")
                 errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
+        except migrations.NotMigrated as error:
+            errors.print(f"[red]not migrated[/]: {escape(str(error))}", highlight=False)
         except migrations.MigrationError as error:
             errors.print(f"[red]migration refused[/]: {error}", highlight=False)
         except psycopg.OperationalError as error:
@@ -84,16 +86,23 @@ def main() -> None:
 @main.command()
 @click.argument("database", type=click.Choice(["analytics", "crm"]), required=False)
 @click.option(
-    "--sql", is_flag=True, help="Print the SQL instead of running it (CREATE scripts, raw tables first)."
+    "--sql",
+    is_flag=True,
+    help="Print SQL and run nothing: all scripts of analytics, the pending ones of crm.",
 )
 @click.option(
     "--check", is_flag=True, help="Only print whether anything is pending or drifted; exit code 1 if so."
 )
 @click.option(
-    "--replace-legacy", is_flag=True, help="crm: drop legacy functions, triggers and rules of our names."
+    "--replace-legacy",
+    is_flag=True,
+    help="crm: drop functions with our names, and triggers, rules and policies in the way.",
 )
 def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) -> None:
-    """Bring one database, or both, to the newest schema. Safe to repeat, and to run twice at once."""
+    """Bring one database, or both, to the newest schema.
+
+    Safe to repeat, and to run twice at once.
+    """
     failed = False
     for name in [database] if database else ["analytics", "crm"]:
         if name == "crm":
@@ -105,7 +114,8 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
             click.echo(migrations.script(name))
         elif check:
             pending = migrations.status(name).pending
-            click.echo(f"{name}: {'pending: ' + ', '.join(pending) if pending else 'up to date'}")
+            todo = f"pending: {', '.join(pending)}. Run: crm-analytics migrate {name}"
+            click.echo(f"{name}: {todo if pending else 'up to date'}")
             failed |= bool(pending)
         else:
             done = migrations.migrate(name, report=click.echo)
@@ -123,9 +133,10 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
 )
 @click.option("--force", is_flag=True, help="Read every file again, even if its content is loaded already.")
 def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
-    """Load new files and compute the months, as one Dagster run that the UI shows.
+    """Load new files and compute the months.
 
-    Exit code 0 only if every file was read, the run succeeded, and no month in the range is stale.
+    This is one Dagster run, and the UI shows it. Exit code 0 only if every file was read, the run succeeded, and no
+    month in the range is stale.
     """
     from crm_analytics.cli.refresh import refresh_months
 
@@ -151,11 +162,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     connection = None
     if config.analytics_database_url or embedded(config).initialized():
         try:
+            migrations.require_migrated("analytics", config=config)
             connection = psycopg.connect(database_url("analytics", config), autocommit=True)
-        except psycopg.OperationalError as error:
-            errors.print(
-                f"without the database, which is not reachable: {error}", style="dim", highlight=False
-            )
+        except (psycopg.OperationalError, migrations.MigrationError) as error:
+            errors.print(f"without the database: {escape(str(error))}", style="dim", highlight=False)
     good = check_files(
         files, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
     )
@@ -166,7 +176,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
 def up(port: int, host: str) -> None:
-    """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
+    """Serve the Dagster UI and its daemon on your own data.
+
+    The daemon runs sensors, schedules and backfills: files load when you drop them into LANDING_DIR.
+    """
     from crm_analytics.cli.refresh import migrate_both
     from crm_analytics.cli.serving import serve
 
@@ -187,7 +200,10 @@ def up(port: int, host: str) -> None:
     "--months", type=click.IntRange(1, 120), default=24, show_default=True, help="Months of sample data."
 )
 def demo(serve: bool, port: int, months: int) -> None:
-    """Write a sample landing folder, refresh all its months through Dagster, and show the result."""
+    """Load sample exports, compute everything, show the result.
+
+    The sample's landing folder is in the state folder, never your own. The CRM gets three months of invented business.
+    """
     from crm_analytics.cli.demo import demo_settings, run_demo
 
     if serve:
@@ -204,7 +220,10 @@ def demo(serve: bool, port: int, months: int) -> None:
 @click.argument("database", type=click.Choice(DATABASES))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(database: str, arguments: tuple[str, ...]) -> None:
-    """Open psql on a database; what follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`."""
+    """Open psql on a database.
+
+    What follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`.
+    """
     program = embedded().bin / "psql"
     sys.exit(subprocess.run([program, database_url(database), *arguments], check=False).returncode)
 
@@ -212,7 +231,10 @@ def psql(database: str, arguments: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("database", type=click.Choice(DATABASES))
 def url(database: str) -> None:
-    """Print a database's URL, for psql, DBeaver or Grafana. Leaves the embedded server running."""
+    """Print a database's URL, for psql, DBeaver or Grafana.
+
+    Leaves the embedded server running.
+    """
     config = settings()
     click.echo(database_url(database, config))
     if config.configured_url(database) is None:
@@ -222,7 +244,10 @@ def url(database: str) -> None:
 
 @main.command("grafana-reader")
 def grafana_reader() -> None:
-    """Give the role grafana_reader its password (GRAFANA_READER_PASSWORD) and settings in both databases."""
+    """Set up the role grafana_reader in both databases.
+
+    Gives it its settings and the password in GRAFANA_READER_PASSWORD; without that variable it keeps the one it has.
+    """
     from crm_analytics.dashboards import reader_role as reader
 
     reader.main()
@@ -230,7 +255,10 @@ def grafana_reader() -> None:
 
 @main.command()
 def stop() -> None:
-    """Stop the embedded PostgreSQL (it stops by itself when nothing uses it, unless `url` kept it up)."""
+    """Stop the embedded PostgreSQL.
+
+    It stops by itself when nothing uses it, unless `url` kept it up.
+    """
     server = embedded()
     if server.running():
         server.stop()
@@ -245,10 +273,13 @@ def stop() -> None:
     type=click.IntRange(min=1),
     default=90,
     show_default=True,
-    help="Keep the event logs of runs younger than this.",
+    help="Keep those of runs that ended within so many days.",
 )
 def prune(days: int) -> None:
-    """Delete old event logs and output of finished runs; materializations are never removed."""
+    """Delete old event logs and output of finished runs.
+
+    Materializations are never deleted.
+    """
     from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
     config = settings()

@@ -79,6 +79,7 @@ def refresh_months(
     require_storage(config)
     if config.configured_url("analytics") is None:
         migrations.migrate("analytics", config=config)
+    migrations.require_migrated("analytics", config=config)
     from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
     from crm_analytics.orchestration.partitions import key_month, months, range_tags
 

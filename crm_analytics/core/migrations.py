@@ -28,6 +28,7 @@ from alembic.script import Script, ScriptDirectory
 from crm_analytics.core import locks
 from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import SQL_DIR, Settings, settings
+from crm_analytics.core.wording import counted
 
 #: Where each database keeps its version table and checksums.
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
@@ -41,6 +42,10 @@ MINIMUM_SERVER = 160000
 
 class MigrationError(Exception):
     """Raised when a migration must not or cannot run; the message names the remedy."""
+
+
+class NotMigrated(MigrationError):
+    """Raised when a database lacks migrations; the message names the command to type."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,21 @@ def status(database: str, *, config: Settings | None = None, url: str | None = N
             return Status(None, (), tuple(file.name for file in files))
         _refuse_changed_files(connection, schema, files)
         return _status(connection, schema, files)
+
+
+def require_migrated(database: str, *, config: Settings | None = None, url: str | None = None) -> None:
+    """Does nothing if the database has every migration. Reads only.
+
+    Raises:
+        NotMigrated: if one is pending.
+        MigrationError: if a file changed after it was applied.
+    """
+    pending = status(database, config=config, url=url).pending
+    if pending:
+        more = f" and {counted(len(pending) - 1, 'more migration')}" if pending[1:] else ""
+        raise NotMigrated(
+            f"the {database} database lacks {pending[0]}{more}: run `crm-analytics migrate {database}`"
+        )
 
 
 def script(database: str, after: str | None = None) -> str:

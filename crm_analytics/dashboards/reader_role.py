@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from crm_analytics.core.database import database_url
-from crm_analytics.core.migrations import MigrationError, apply_server_part
+from crm_analytics.core.migrations import MigrationError, apply_server_part, require_migrated
 from crm_analytics.core.settings import Settings, settings
 
 ROLE = "grafana_reader"
@@ -52,6 +52,7 @@ def apply(config: Settings) -> None:
     """Sets up the role on both databases' servers, and stores the Dagster UI's address for the dashboards' links."""
     secret = config.grafana_reader_password
     for database in ("analytics", "crm"):
+        require_migrated(database, config=config)
         with psycopg.connect(database_url(database, config), autocommit=True) as connection:
             set_up(connection, database, secret.get_secret_value() if secret else None)
             if database == "analytics":

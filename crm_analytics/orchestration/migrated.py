@@ -25,17 +25,10 @@ def migrated_url(database: str, config: Settings, migrate: Callable[[str], objec
     url = database_url(database, config)
     if url not in _found_migrated:
         try:
-            pending = migrations.status(database, url=url).pending
-            if pending and config.configured_url(database) is None:
+            if config.configured_url(database) is None and migrations.status(database, url=url).pending:
                 migrate(url)
-                pending = ()
+            migrations.require_migrated(database, url=url)
         except migrations.MigrationError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        if pending:
-            raise dg.Failure(
-                f"the {database} database is not migrated (it lacks {pending[0]}):"
-                f" run `crm-analytics migrate {database}`",
-                allow_retries=False,
-            )
         _found_migrated.add(url)
     return url

