@@ -78,7 +78,7 @@ def _run_crm(config: Settings, console: Console) -> bool:
 
 def _print_next(console: Console, serving: bool) -> None:
     console.rule("where to look next")
-    start = "below" if serving else ".venv/bin/crm-analytics up"
+    start = "the address below" if serving else ".venv/bin/crm-analytics up"
     console.print(
         f"""  Dagster UI          {start} (lineage, checks, backfills)
   the tables          .venv/bin/crm-analytics psql analytics -- -c 'SELECT * FROM monthly_by_source LIMIT 20'

@@ -30,10 +30,12 @@ def print_summary(
         [run_id],
     ).fetchall()
     if files:
-        table = _table("files read", ("source", ""), ("files", "records", "new", "changed", "quarantined"))
+        table = _table(
+            "files read", ("source", "status"), ("files", "records", "new", "changed", "quarantined")
+        )
         for source, status, *counts in files:
             style = {"refused": "red", "unrecognized": "red"}.get(status, "")
-            table.add_row(source, Text(status, style), *(f"{count:,}" for count in counts))
+            table.add_row(source, Text(status.replace("_", " "), style), *(f"{count:,}" for count in counts))
         console.print(table)
     else:
         console.print("no new or changed files")

@@ -59,8 +59,8 @@ class Summary:
             done = ", ".join(f"{count} {kind}" for kind, count in self.done.items())
             lines = [f"CRM, played through the RPCs: {done}"]
         if self.refused:
-            refused = ", ".join(f"{count} x {state}" for state, count in sorted(self.refused.items()))
-            lines.append(f"refused, as they must be: {refused}")
+            refused = ", ".join(f"{count} with {state}" for state, count in sorted(self.refused.items()))
+            lines.append(f"refused, as they must be, by SQLSTATE: {refused}")
         statuses = ", ".join(f"{status} {count}" for status, count in self.orders_by_status.items())
         return "\n".join([*lines, f"orders: {statuses}"])
 

@@ -37,5 +37,6 @@ maintenance_schedules = [
         cron_schedule="30 4 * * 0",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Weekly: deletes event logs and output of runs that ended more than {KEPT_DAYS} days ago.",
     )
 ]

@@ -37,7 +37,7 @@ COMMENT ON FUNCTION analytics.source_name IS
 CREATE FUNCTION analytics.revenue40(gross numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN gross * 0.40;
 COMMENT ON FUNCTION analytics.revenue40 IS
-    'Revenue40: 40 % of gross revenue, what is left after technician and fixed costs; unrounded.';
+    'Revenue40: 40% of gross revenue, what is left after technician and fixed costs; unrounded.';
 
 CREATE FUNCTION analytics.ratio(n numeric, d numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN n / nullif(d, 0);

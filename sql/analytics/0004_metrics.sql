@@ -77,7 +77,7 @@ SELECT analytics.describe(
     cost: Dollars paid for the leads.
     revenue_gross: Dollars: counted payments of these jobs, whenever they were paid; orphan payments by the day paid.
     updated_at: When these numbers last changed.
-    revenue40: Dollars: 40 % of revenue_gross, what is left after technician and fixed costs; unrounded.
+    revenue40: Dollars: 40% of revenue_gross, what is left after technician and fixed costs; unrounded.
     profit: Dollars: revenue40 minus cost.
     conv_l_to_u: Units per lead; NULL without leads. By segment only if leads have one: compare by source.
     conv_l_to_r: Repairs per lead; NULL without leads.

@@ -24,6 +24,7 @@ from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, L
 from crm_analytics.orchestration.partitions import months, window_of
 
 SAMPLE = 10
+LONGEST_CELL = 300  #: characters
 
 
 def _key(asset: str) -> dg.AssetKey:
@@ -55,7 +56,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """Returns rows as a markdown table; cells are text, whatever an export put into them."""
 
     def cell(value: Any) -> str:
-        return str(value if value is not None else "").replace("|", "\\|").replace("\n", " ")[:200]
+        text = str(value if value is not None else "").replace("|", "\\|").replace("\n", " ")
+        return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"
 
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
@@ -89,7 +91,7 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
             ),
             spec(
                 "files_read",
-                "Files that could not be read: nothing of them is loaded. Each message names the remedy.",
+                "Files that could not be read, so nothing in them is loaded. Each message names the remedy.",
             ),
         ]
     if vanishing is not None:

@@ -86,7 +86,7 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
             context.add_asset_metadata(
                 table_metadata(connection, "analytics", table), asset_key=key, partition_key=last
             )
-        context.add_asset_metadata({"months": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
+        context.add_asset_metadata({"plot": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
     changed = sum(month.changed_rows for month in done)
     context.log.info(f"{counted(len(done), 'month')} recomputed, {counted(changed, 'daily row')} changed")
     for key in (DAILY, MONTHLY):

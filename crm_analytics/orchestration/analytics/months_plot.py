@@ -35,19 +35,20 @@ def months_plot(connection: psycopg.Connection[Any]) -> dg.MarkdownMetadataValue
     if not rows:
         return dg.MetadataValue.md("_no metrics yet_")
     labels = [f"{row[0]:%b %y}" for row in rows]
-    figure = Figure(figsize=(9, 2.8), dpi=80, layout="constrained")
+    figure = Figure(figsize=(9, 3), dpi=100, layout="constrained")
     revenue = figure.subplots()
     revenue.bar(labels, [float(row[1]) for row in rows], color="#7aa6d9", label="revenue40, $")
     targets = [(label, float(row[3])) for label, row in zip(labels, rows, strict=True) if row[3] is not None]
     if targets:
         revenue.plot([t[0] for t in targets], [t[1] for t in targets], "k_", markersize=11, label="target, $")
-    revenue.tick_params(axis="x", rotation=60, labelsize=7)
-    revenue.tick_params(axis="y", labelsize=7)
+    revenue.tick_params(axis="x", rotation=60, labelsize=8)
+    revenue.tick_params(axis="y", labelsize=8)
+    revenue.yaxis.set_major_formatter("{x:,.0f}")
     repairs = revenue.twinx()
     repairs.plot(labels, [int(row[2]) for row in rows], color="#c2552d", marker=".", label="repairs")
-    repairs.tick_params(axis="y", labelsize=7)
+    repairs.tick_params(axis="y", labelsize=8)
     repairs.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     encoded = base64.b64encode(image.getvalue()).decode()

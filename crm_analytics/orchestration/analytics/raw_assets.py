@@ -17,7 +17,7 @@ from crm_analytics.orchestration.partitions import key_month, month_key, months,
 
 LOADING = (
     "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
-    " the run's months say what is reported, and other months touched are reported too. Files already loaded are"
+    " the run's months decide only what is reported, and other months touched are reported too. Files already loaded are"
     " skipped by content. `force: true` reads everything again. The ledger is `raw.source_files`, the quarantine"
     " `raw.rejected_rows`."
 )
