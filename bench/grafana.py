@@ -57,8 +57,10 @@ ANALYTICS = """
         'folder/' || n % 4000 || '.csv', n::text, 1, now(), now() - n * interval '1 hour', 'name',
         CASE WHEN n % 50 = 0 THEN 'refused' ELSE 'loaded' END, 'why', 10, 10, analytics.today() - n % 3650
     FROM generate_series(1, 5000) n;
-    INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record)
-    SELECT n, 'jobs', 1, ARRAY['column ' || n % 7 || ': ''' || n || ''' is no amount'], '{}' FROM generate_series(1, 3000) n;
+    INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, reasons, record)
+    SELECT n, 'jobs', 1, 2, jsonb_build_array(
+        jsonb_build_object('code', 'not_a_number', 'column', 'column ' || n % 7, 'found', n::text)
+    ), '{}' FROM generate_series(1, 3000) n;
     INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)
     SELECT DISTINCT month, 'run-' || r, now() - r * interval '1 day', now() - r * interval '1 day', 1, 1
     FROM analytics.monthly_metrics CROSS JOIN generate_series(1, 40) r;

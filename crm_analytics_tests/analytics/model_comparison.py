@@ -1,4 +1,4 @@
-"""Reading the warehouse's metric tables and holding them against the oracle, exactly."""
+"""Compares the warehouse's metric tables with the reference model, exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics.core.months import next_month
-from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics.reference_model import (
     EXACT_GENERATED,
     MEASURES,
@@ -23,16 +23,17 @@ from crm_analytics_tests.analytics.reference_model import (
     rounded,
 )
 
-Table = dict[oracle.Key, dict[str, Any]]
+Table = dict[reference_model.Key, dict[str, Any]]
 COLUMNS = (*MEASURES, *EXACT_GENERATED, *RATIOS)
 
 
 def profile(examples: int) -> settings:
-    """The same examples on every run; ORACLE_EXAMPLES=N runs N random ones instead, and shrinks what fails.
+    """Returns settings that run the same examples every time.
 
-    Shrinking takes minutes here, which a suite that has just failed should not spend.
+    HISTORY_EXAMPLES=N runs N random ones instead, and shrinks what fails. Shrinking takes
+    minutes here, which a suite that has just failed should not spend.
     """
-    asked = os.environ.get("ORACLE_EXAMPLES")
+    asked = os.environ.get("HISTORY_EXAMPLES")
     return settings(
         max_examples=int(asked) if asked else examples,
         derandomize=not asked,
@@ -44,13 +45,13 @@ def profile(examples: int) -> settings:
 
 
 def stored(connection: psycopg.Connection[Any], table: str, day: str) -> Table:
-    """A metric table by (day, source, segment)."""
+    """Returns a metric table by (day, source, segment)."""
     rows = connection.execute(f"SELECT {day}, source, segment, {', '.join(COLUMNS)} FROM analytics.{table}")
     return {(row[0], row[1], row[2]): dict(zip(COLUMNS, row[3:], strict=True)) for row in rows}
 
 
 def assert_equal(found: Table, expected: Metrics) -> None:
-    """Every key and every column: counts and money to the cent, ratios to every digit stored (at least 12)."""
+    """Compares every key and column: counts and money to the cent, ratios to every digit stored (at least 12)."""
     assert set(found) == set(expected), {
         "missing": sorted(set(expected) - set(found)),
         "surplus": sorted(set(found) - set(expected)),
@@ -71,14 +72,14 @@ def assert_equal(found: Table, expected: Metrics) -> None:
 
 
 def assert_metrics(connection: psycopg.Connection[Any], warehouse: Warehouse) -> None:
-    """daily_metrics and monthly_metrics say what the oracle says."""
-    daily = oracle.daily_metrics(warehouse)
+    """Asserts that daily_metrics and monthly_metrics equal those of the reference model."""
+    daily = reference_model.daily_metrics(warehouse)
     assert_equal(stored(connection, "daily_metrics", "date"), daily)
-    assert_equal(stored(connection, "monthly_metrics", "month"), oracle.monthly_metrics(daily))
+    assert_equal(stored(connection, "monthly_metrics", "month"), reference_model.monthly_metrics(daily))
 
 
 def refresh_stale(connection: psycopg.Connection[Any]) -> None:
-    """One refresh for each stale month, as the sensor would do it, and nothing else."""
+    """Refreshes each stale month alone, as the sensor would, and nothing else."""
     for stale in stale_months(connection):
         refresh(connection, stale.month, next_month(stale.month))
 
@@ -86,7 +87,9 @@ def refresh_stale(connection: psycopg.Connection[Any]) -> None:
 def assert_every_way_agrees(
     connection: psycopg.Connection[Any], warehouse: Warehouse, first: date, last: date
 ) -> None:
-    """Stale months only, everything again, one range from nothing, month by month from nothing: all the oracle's.
+    """Asserts that every way to refresh gives the tables of the reference model.
+
+    The ways: stale months only, everything again, one range from nothing, month by month from nothing.
 
     Args:
         connection: to the analytics database.

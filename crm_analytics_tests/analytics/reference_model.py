@@ -1,7 +1,7 @@
-"""The metrics and the raw tables once more, in plain Python: a second definition to hold the first against.
+"""The reference model: raw tables and metrics once more, in plain Python, to hold the SQL against.
 
-Written from design documents alone (metrics.md, inputs.md), never from the SQL: no database, no pandas, no
-cleverness. Money is Decimal, ratios are exact Fractions, dates are local dates of the business timezone.
+It was written from the definitions alone, never from the SQL: no database, no pandas, nothing clever. Money is Decimal,
+ratios are exact Fractions, dates are local dates of the business timezone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Payment:
-    """`job_id` is the resolved job, None while the job is unknown."""
+    """A payment; `job_id` is the resolved job, None while the job is unknown."""
 
     payment_id: str
     job_id: str | None
@@ -111,12 +111,12 @@ SEED_ALIASES = {channel.source.casefold(): channel.source for channel in SEED_CH
 
 
 def folded(text: str | None) -> str:
-    """Trimmed, inner white space collapsed, casefolded; nothing is the empty text."""
+    """Trims, collapses inner white space and casefolds; None becomes the empty text."""
     return " ".join((text or "").split()).casefold()
 
 
 def source_name(given: str | None, aliases: Mapping[str, str]) -> str:
-    """metrics.md, "Names of sources": the alias, else the folded text with capital initials, else Unattributed."""
+    """Returns the alias, else the folded text with capital initials, else Unattributed."""
     text = folded(given)
     if not text:
         return "Unattributed"
@@ -124,7 +124,7 @@ def source_name(given: str | None, aliases: Mapping[str, str]) -> str:
 
 
 def segment(job_type: str | None) -> str:
-    """COD before INS, as words, else OTHER."""
+    """Returns COD before INS, as words, else OTHER."""
     words = re.findall(r"\w+", folded(job_type))
     return "COD" if "cod" in words else "INS" if "ins" in words else "OTHER"
 
@@ -134,7 +134,7 @@ def is_unit(job: Job) -> bool:
 
 
 def is_repair(job: Job, paid_total: Decimal) -> bool:
-    """A repair by type, or a COD service paid with strictly more than 100."""
+    """Returns whether the job is a repair by type, or a COD service paid with strictly more than 100."""
     kind = folded(job.type)
     return kind in ("cod repair", "ins repair") or (kind == "cod service" and paid_total > 100)
 
@@ -152,25 +152,25 @@ def last_of_month(day: date) -> date:
 
 
 def rule_in_force(source: str, month: date, channels: Iterable[ChannelRule]) -> ChannelRule | None:
-    """The rule of `source` with the latest `valid_from` not after `month` (its first day)."""
+    """Returns the rule of `source` with the latest `valid_from` not after `month` (its first day)."""
     candidates = [rule for rule in channels if rule.source == source and rule.valid_from <= month]
     return max(candidates, key=lambda rule: rule.valid_from, default=None)
 
 
 def round_cents(amount: Fraction) -> Decimal:
-    """To cents, halves away from zero, as PostgreSQL rounds numeric."""
+    """Rounds to cents, halves away from zero, as PostgreSQL rounds numeric."""
     return rounded(amount, 2)
 
 
 def rounded(value: Fraction, places: int) -> Decimal:
-    """`value` to `places` decimals, halves away from zero."""
+    """Rounds `value` to `places` decimals, halves away from zero."""
     scaled = abs(value) * 10**places
     whole = (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
     return Decimal(whole if value >= 0 else -whole).scaleb(-places)
 
 
 def daily_spend(rows: Iterable[Spend]) -> dict[date, Decimal]:
-    """Spend by day: the month's total spread over the days covered, adding up to the total to the cent."""
+    """Spreads each month's total over the days covered, so that the days add up to it to the cent."""
     by_month: defaultdict[date, list[Spend]] = defaultdict(list)
     for row in rows:
         by_month[row.month].append(row)
@@ -242,7 +242,7 @@ def _ratio(part: int | Decimal, whole: int) -> Fraction | None:
 
 
 def daily_metrics(warehouse: Warehouse) -> Metrics:
-    """`analytics.daily_metrics` by (date, source, segment): rows exactly where some measure is not zero."""
+    """Returns `analytics.daily_metrics` by (date, source, segment): rows exactly where a measure is not zero."""
     table: defaultdict[Key, Measures] = defaultdict(Measures)
     channels, aliases = warehouse.channels, warehouse.aliases
 
@@ -304,7 +304,7 @@ def _count_lead(table: Mapping[Key, Measures], day: date, rule: ChannelRule, own
 
 
 def monthly_metrics(daily: Metrics) -> Metrics:
-    """`analytics.monthly_metrics` by (month, source, segment): sums of the daily rows."""
+    """Returns `analytics.monthly_metrics` by (month, source, segment): sums of the daily rows."""
     table: defaultdict[Key, Measures] = defaultdict(Measures)
     for (day, source, part), measures in daily.items():
         table[first_of_month(day), source, part].add(measures)
@@ -316,7 +316,7 @@ def months_of(metrics: Metrics) -> set[date]:
 
 
 def orphan_months(warehouse: Warehouse) -> set[date]:
-    """The paid months of counted payments whose job is unknown."""
+    """Returns the paid months of counted payments whose job is unknown."""
     known = {job.job_id for job in warehouse.jobs}
     return {
         first_of_month(payment.paid_date)
@@ -332,7 +332,7 @@ Row = TypeVar("Row", bound=Hashable)
 
 @dataclass(frozen=True)
 class ExportFile(Generic[Row]):
-    """The acceptable records of one file (those that were quarantined when read are not among them)."""
+    """The acceptable records of one file, without those that are quarantined when read."""
 
     exported_at: datetime
     path: str
@@ -340,15 +340,15 @@ class ExportFile(Generic[Row]):
 
 
 def in_export_order(files: Iterable[ExportFile[Row]]) -> list[ExportFile[Row]]:
-    """The order that counts, whatever the order of arrival (architecture, decision 3)."""
+    """Sorts files into the order that counts, whatever the order of arrival."""
     return sorted(files, key=lambda file: (file.exported_at, file.path))
 
 
 def table_after(files: Iterable[ExportFile[Row]], key: Callable[[Row], Hashable]) -> dict[Hashable, Row]:
-    """What the files say, by key: the newest version counts, rows that vanish stay.
+    """Returns what the files say, by key: the newest version counts, rows that vanish stay.
 
-    Identical rows of one file are one; different rows with one key in one file are a conflict, of which none
-    counts, so that an older version goes on counting.
+    Identical rows of one file are one. Different rows with one key in one file are a conflict: none of them counts, and
+    the older version keeps counting.
     """
     table: dict[Hashable, Row] = {}
     for file in in_export_order(files):
@@ -360,7 +360,7 @@ def table_after(files: Iterable[ExportFile[Row]], key: Callable[[Row], Hashable]
 
 
 def spend_after(files: Iterable[ExportFile[Spend]]) -> dict[tuple[date, str], Spend]:
-    """Google spend: the newest file that covers a month replaces all rows of that month."""
+    """Returns the spend: the newest file that covers a month replaces all rows of that month."""
     months: dict[date, dict[tuple[date, str], Spend]] = {}
     for file in in_export_order(files):
         own: defaultdict[date, dict[tuple[date, str], Spend]] = defaultdict(dict)
@@ -371,12 +371,12 @@ def spend_after(files: Iterable[ExportFile[Spend]]) -> dict[tuple[date, str], Sp
 
 
 def covered_to(month: date, exported_on: date) -> date:
-    """The last day of a monthly figure without dates of its own: the export's day if inside the month."""
+    """Returns the last day of a monthly figure without dates of its own: the export's day if inside the month."""
     return exported_on if first_of_month(exported_on) == month else last_of_month(month)
 
 
 def resolve(job_uuid: str | None, job_number: str | None, jobs: Iterable[Job]) -> str | None:
-    """The job that a payment means: by UUID verbatim, else by a number that names exactly one job."""
+    """Returns the job that a payment means: by UUID verbatim, else by a number that names exactly one job."""
     jobs = list(jobs)
     if job_uuid in {job.job_id for job in jobs}:
         return job_uuid
@@ -385,5 +385,5 @@ def resolve(job_uuid: str | None, job_number: str | None, jobs: Iterable[Job]) -
 
 
 def plain(number: str) -> str:
-    """A job number without zero padding."""
+    """Returns a job number without zero padding."""
     return (number.lstrip("0") or "0") if number.isdigit() else number

@@ -1,4 +1,4 @@
-"""Random exports as real files, arriving in any order: raw tables and metrics are what the files say in export order."""
+"""Random exports as real files, arriving in any order: tables and metrics are what the files say in export order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.loading.load import load_source
-from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics import test_correction_histories as corrections
 from crm_analytics_tests.analytics.model_comparison import (
     assert_every_way_agrees,
@@ -43,12 +43,12 @@ EXPORTED = [datetime(2025, 2, day, 13, 58, 55, 706000, tzinfo=UTC) for day in (3
 EXPORTED.append(datetime(2025, 1, 20, 4, 30, tzinfo=UTC))  # inside January: its spend is month to date
 
 
-# -- records: what a file says, how it says it, and what the oracle takes from it ---------------------------
+# -- records: what a file says, how it says it, and what the reference model takes ---------------------------
 
 
 @dataclass(frozen=True)
 class Line:
-    """One record as written; `says` is None where it must be quarantined."""
+    """One record as written, and what the reference model takes from it: None where it must be quarantined."""
 
     cells: tuple[tuple[str, str], ...]
     says: Any
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Written:
-    """One file: where it lies, when it was exported, its lines."""
+    """One file: its place, the time of its export, its lines."""
 
     source: str
     name: str
@@ -81,7 +81,7 @@ class Written:
 
 
 def tidy(text: str | None) -> str | None:
-    """A label as the raw tables keep it."""
+    """Returns a label as the raw tables have it."""
     return " ".join(text.split()) or None if text else None
 
 
@@ -179,7 +179,7 @@ def spend_files(draw: st.DrawFn) -> Written:
     lines = []
     for month, campaign in sorted(keys):
         amount = draw(st.sampled_from([Decimal("310.00"), Decimal("0.01"), Decimal("1234.56")]))
-        covered = oracle.covered_to(month, exported_at.astimezone(NEW_YORK).date())
+        covered = reference_model.covered_to(month, exported_at.astimezone(NEW_YORK).date())
         cells = {"Month": f"{month:%Y-%m}", "Amount": f"{amount:,}", "Campaign": campaign}
         lines.append(Line(tuple(cells.items()), Spend(month, campaign, amount, covered)))
     return Written("google_spend", draw(st.sampled_from("abc")), exported_at, tuple(lines))
@@ -194,7 +194,7 @@ def files_of(source: str, lines: st.SearchStrategy[Line], size: int) -> st.Searc
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[Written]:
-    """Files of all sources in any order; some contents are exported again later, byte for byte, or were before."""
+    """Draws files of all sources in any order; some contents are exported again, byte for byte."""
     files = [
         *draw(st.lists(files_of("jobs", job_lines, 5), min_size=2, max_size=4)),
         *draw(st.lists(files_of("payments", payment_lines, 7), min_size=2, max_size=4)),
@@ -209,11 +209,11 @@ def arrivals(draw: st.DrawFn) -> list[Written]:
     return draw(st.permutations(list({file.path: file for file in files}.values())))
 
 
-# -- what the oracle makes of the files ---------------------------------------------------------------------
+# -- what the reference model makes of the files ---------------------------------------------------------------------
 
 
 def with_occurrence(file: ExportFile[Any]) -> ExportFile[Any]:
-    """Calls have no id: the key is what they are made of and how often the file had it before."""
+    """Gives calls a key, since they have no id: what they are made of, and their occurrence in the file."""
     seen: Counter[Any] = Counter()
     rows = []
     for basis, call in file.rows:
@@ -234,13 +234,13 @@ def model_of(files: list[Written]) -> Model:
         "calls": {str(key): row[1] for key, row in calls.items()},
         "elocals": table_after(exports["elocals_leads"], lambda row: row.lead_id),
         "proref": table_after(exports["proref_leads"], lambda row: row.lead_id),
-        "spend": oracle.spend_after(exports["google_spend"]),
+        "spend": reference_model.spend_after(exports["google_spend"]),
     }
     return Model(**tables)
 
 
 def assert_raw(connection: psycopg.Connection[Any], model: Model) -> None:
-    """Every raw table holds exactly what the files say, payments linked to the jobs that they mean."""
+    """Asserts that every raw table holds exactly what the files say, with payments linked to the jobs they mean."""
 
     def rows(statement: str) -> Counter[Any]:
         return Counter(connection.execute(statement).fetchall())
@@ -288,14 +288,14 @@ def load(connection: psycopg.Connection[Any], landing: Path, file: Written) -> N
     pauses=st.lists(st.booleans(), min_size=20, max_size=20),
     by_hand=st.lists(st.one_of(corrections.local_steps, corrections.global_steps), max_size=4),
 )
-def test_files_in_any_order_and_corrections_give_the_oracles_tables(
+def test_files_in_any_order_and_corrections_give_the_reference_tables(
     connection: psycopg.Connection[Any],
     tmp_path_factory: pytest.TempPathFactory,
     files: list[Written],
     pauses: list[bool],
     by_hand: list[Step],
 ) -> None:
-    """Without this, a late, repeated, conflicting or damaged export could leave other numbers than its timely arrival."""
+    """Late, repeated, conflicting and damaged exports give the same tables as if all had come in their turn."""
     corrections.empty(connection)
     connection.execute("TRUNCATE raw.source_files, raw.rejected_rows, raw.vanished_rows")
     landing = tmp_path_factory.mktemp("landing")

@@ -1,4 +1,4 @@
-"""Random rows and corrections by hand in SQL, refreshes of stale months between them: always what the oracle says."""
+"""Random rows and corrections by hand in SQL, with refreshes between them: always as the reference model has it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics.core.months import next_month
-from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics.model_comparison import (
     assert_every_way_agrees,
     assert_metrics,
@@ -85,7 +85,13 @@ class Model:
         return Warehouse(
             jobs=jobs,
             payments=[
-                Payment(p.payment_id, oracle.resolve(p.uuid, p.number, jobs), p.paid_date, p.amount, p.status)
+                Payment(
+                    p.payment_id,
+                    reference_model.resolve(p.uuid, p.number, jobs),
+                    p.paid_date,
+                    p.amount,
+                    p.status,
+                )
                 for p in self.payments.values()
             ],
             calls=list(self.calls.values()),
@@ -113,8 +119,8 @@ payments = st.builds(
 )  # fmt: skip
 costs = st.sampled_from([None, Decimal("0.00"), Decimal("65.25"), Decimal("-5.00"), Decimal("0.01")])
 spends = st.builds(
-    lambda month, campaign, amount, day: Spend(month, campaign, amount, min(month.replace(day=day), oracle.last_of_month(month)))
-    if day <= 28 else Spend(month, campaign, amount, oracle.last_of_month(month)),
+    lambda month, campaign, amount, day: Spend(month, campaign, amount, min(month.replace(day=day), reference_model.last_of_month(month)))
+    if day <= 28 else Spend(month, campaign, amount, reference_model.last_of_month(month)),
     st.sampled_from([FIRST, date(2024, 11, 1), LAST]), st.sampled_from(["all", "Brand"]),
     st.sampled_from([Decimal("310.00"), Decimal("0.01"), Decimal("100.00"), Decimal("-3.10"), Decimal("0.00")]),
     st.integers(1, 29),
@@ -203,7 +209,7 @@ def delete(table: str, key: str, attribute: str, name: str) -> Step:
 
 
 def change_all_jobs(source: str, day: date) -> Step:
-    """One statement over many rows, dates and sources at once."""
+    """Changes many rows, dates and sources in one statement."""
 
     def step(connection: Connection, model: Model) -> None:
         connection.execute(
@@ -218,7 +224,7 @@ def change_all_jobs(source: str, day: date) -> Step:
 
 
 def swap_numbers() -> Step:
-    """Renumber every job in one statement: payments change hands."""
+    """Renumbers every job in one statement, so that payments change hands."""
 
     def step(connection: Connection, model: Model) -> None:
         connection.execute("UPDATE raw.jobs SET job_number = translate(job_number, '123', '231')")
@@ -275,7 +281,7 @@ def put_alias(alias: str, source: str | None) -> Step:
 
 
 def refresh_one(position: int) -> Step:
-    """What a sensor does now and then: one of the stale months."""
+    """Refreshes one of the stale months, as a sensor does now and then."""
 
     def step(connection: Connection, model: Model) -> None:
         waiting = stale_months(connection)
@@ -371,7 +377,7 @@ def connection(new_database: Callable[..., str]) -> Iterator[Connection]:
 
 
 def empty(connection: Connection) -> None:
-    """Back to a fresh database: no rows, the seed's channels."""
+    """Empties the database: no rows, the first migration's channels."""
     connection.execute(
         "TRUNCATE raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend,"
         " analytics.lead_channels, analytics.channel_aliases, analytics.daily_metrics, analytics.monthly_metrics"
@@ -390,10 +396,10 @@ def empty(connection: Connection) -> None:
 
 @profile(25)
 @given(fill=filling, work=st.lists(bursts, min_size=10, max_size=14))
-def test_whatever_is_changed_by_hand_the_stale_months_bring_it_right(
+def test_stale_months_correct_whatever_is_changed_by_hand(
     connection: Connection, fill: tuple[Step, ...], work: list[list[Step]]
 ) -> None:
-    """Without this, some change of some column would leave a month's numbers wrong for ever."""
+    """After any change of any column, refreshing the stale months gives the right numbers."""
     empty(connection)
     model = Model()
     for burst in (fill, *work):

@@ -1,4 +1,4 @@
-"""The worked example of the metrics' definition, to the cent: by the oracle, and by real files through the warehouse."""
+"""The worked example of the metrics, to the cent: by the reference model, and by real files through the warehouse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics.core.months import next_month
-from crm_analytics_tests.analytics import reference_model as oracle
+from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics.model_comparison import assert_equal, assert_metrics, refresh_stale, stored
 from crm_analytics_tests.analytics.reference_model import (
     SEED_ALIASES,
@@ -88,16 +88,16 @@ L2,2024-10-31 11:00:00 -0400,00:12,$0.00,Not billed,(212) 555-0102
 SPEND = "Month,Amount\n2024-10,310.00\n"
 
 
-def test_the_oracle_gives_the_worked_example() -> None:
-    """Without this, the oracle could share a misreading with the SQL that it judges."""
-    daily = oracle.daily_metrics(EXAMPLE)
-    assert oracle.monthly_metrics(daily) == MONTHLY
+def test_reference_model_gives_the_worked_example() -> None:
+    """The reference model gives the answers worked out by hand, so it does not share a misreading with the SQL."""
+    daily = reference_model.daily_metrics(EXAMPLE)
+    assert reference_model.monthly_metrics(daily) == MONTHLY
     assert daily[date(2024, 11, 4), "Unattributed", "OTHER"].revenue_gross == Decimal("75.00")
     google = {day: row for (day, source, part), row in daily.items() if (source, part) == ("Google", "OTHER")}
     assert {row.cost for row in google.values()} == {Decimal("10.00")}
     assert min(google) == OCTOBER
     assert max(google) == date(2024, 10, 31)
-    assert oracle.monthly_metrics(daily)[OCTOBER, "Google", "COD"].revenue40 == Decimal("40.004")
+    assert reference_model.monthly_metrics(daily)[OCTOBER, "Google", "COD"].revenue40 == Decimal("40.004")
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_the_oracle_gives_the_worked_example() -> None:
         (None, "OTHER"), ("Encoding service", "OTHER"),
     ],
 )  # fmt: skip
-def test_the_oracle_reads_words_not_substrings(given: str | None, expected: str) -> None:
-    """Without this, the oracle would call an installation insured."""
-    assert oracle.segment(given) == expected
+def test_reference_model_reads_words_not_substrings(given: str | None, expected: str) -> None:
+    """An installation is not insured."""
+    assert reference_model.segment(given) == expected
 
 
-def test_the_oracle_spreads_spend_to_the_cent() -> None:
-    """Without this, days that add up to more or less than the month could go unnoticed in oracle and SQL alike."""
-    days = oracle.daily_spend([Spend(NOVEMBER, "all", Decimal("100.00"), date(2024, 11, 7))])
+def test_reference_model_spreads_spend_to_the_cent() -> None:
+    """The days of a month add up to its spend exactly."""
+    days = reference_model.daily_spend([Spend(NOVEMBER, "all", Decimal("100.00"), date(2024, 11, 7))])
     # 100/7 = 14.2857…: running totals 14.29 28.57 42.86 57.14 71.43 85.71 100.00
     assert list(days.values()) == [
         Decimal(text) for text in ["14.29", "14.28", "14.29", "14.28", "14.29", "14.28", "14.29"]
@@ -154,7 +154,7 @@ def files(tmp_path: Path, analytics: psycopg.Connection[Any]) -> Files:
 
 
 def test_the_warehouse_gives_the_worked_example(files: Files, analytics: psycopg.Connection[Any]) -> None:
-    """Without this, the definitions on paper and in SQL could differ on the very case that explains them."""
+    """The warehouse gives the answers worked out by hand, from real files."""
     files.arrive("payments", LATE_PAYMENT)
     refresh_stale(analytics)
     assert_equal(stored(analytics, "monthly_metrics", "month"), MONTHLY)
@@ -164,7 +164,7 @@ def test_the_warehouse_gives_the_worked_example(files: Files, analytics: psycopg
 def test_a_late_payment_makes_its_jobs_month_stale_and_no_other(
     files: Files, analytics: psycopg.Connection[Any]
 ) -> None:
-    """Without this, a cent paid in November would not make October's job a repair, or November would recompute in vain."""
+    """A cent paid in November makes October's job a repair, and only October is recomputed."""
     before = stored(analytics, "monthly_metrics", "month")[OCTOBER, "Google", "COD"]
     assert (before["repairs"], before["revenue_gross"]) == (0, Decimal("100.00")), "100.00 is not a repair"
     assert files.stale() == set()
@@ -175,7 +175,7 @@ def test_a_late_payment_makes_its_jobs_month_stale_and_no_other(
 def test_the_arrival_of_a_job_moves_its_waiting_payment(
     files: Files, analytics: psycopg.Connection[Any]
 ) -> None:
-    """Without this, the payment of job Z would count twice, or stay Unattributed for ever."""
+    """A payment that waited for its job counts once, with the job."""
     files.arrive("jobs", JOB_Z)
     assert files.stale() == {NOVEMBER, DECEMBER}
     refresh(analytics, NOVEMBER, next_month(DECEMBER))
@@ -193,7 +193,7 @@ def test_the_arrival_of_a_job_moves_its_waiting_payment(
 
 
 def test_the_same_exports_again_make_nothing_stale(files: Files) -> None:
-    """Without this, every re-delivered export would recompute all its months."""
+    """A file delivered again makes no month stale."""
     files.arrive("jobs", JOBS.replace("\n", "\r\n"))
     files.arrive("payments", PAYMENTS.replace("00102", "102"))
     files.arrive("google_spend", SPEND.replace("310.00", '"310.00"'))

@@ -203,9 +203,9 @@ def test_killed_embedded_server_comes_back(tmp_path: Path, monkeypatch: pytest.M
     for victim in [pid, *map(int, children)]:
         os.kill(victim, signal.SIGKILL)
     # as a busy machine shows by chance: no server answers, but the killed process still looks alive
-    truth = EmbeddedPostgres._running
+    truth = EmbeddedPostgres.running
     answers = iter([True])
-    monkeypatch.setattr(EmbeddedPostgres, "_running", lambda self: next(answers, None) or truth(self))
+    monkeypatch.setattr(EmbeddedPostgres, "running", lambda self: next(answers, None) or truth(self))
     second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     assert second.url("analytics") == url, "the port is kept, so that saved connections go on working"
     with psycopg.connect(second.url("analytics")) as connection:

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
 
 from crm_analytics.core import migrations
 from crm_analytics.core.settings import Settings
@@ -104,36 +105,27 @@ def test_quarantine_leaves_out_what_was_found(analytics, analytics_url):
         "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at, exported_at_from,"
         " status, records_read, quarantined) VALUES ('calls', 'calls/1.csv', 'x', 1, now(), now(), 'mtime', 'loaded', 4, 4)"
     )
+    number = {"code": "not_a_number", "column": "From", "found": "(555) 555-0100", "accepted": "digits"}
     for record, reasons in (
-        (
-            1,
-            [
-                "line 7: From '(555) 555-0100' is not a number; accepted: digits",
-                'line 7: Date "31/02/2024" does not exist',
-            ],
-        ),
-        (2, ["line 8: From '(555) 555-0199' is not a number; accepted: digits"]),
-        (3, ["line 9: Client 'it\\'s \"Ann\"' has no caller's name; accepted: the caller's name"]),
-        (
-            4,
-            [
-                "call 7F3 stands in 2 records of this file with different values (client: Ann | Bob); accepted: one"
-            ],
-        ),
+        (1, [number, {"code": "not_a_valid_date", "column": "Date", "found": "31/02/2024"}]),
+        (2, [number | {"found": "(555) 555-0199"}, number | {"found": "(555) 555-0100"}]),
+        (3, [{"code": "blank", "column": 'Client\'s "name"', "found": "", "remedy": "ask Ann"}]),
+        (4, [{"code": "wrong_number_of_cells", "found": "Ann | Bob"}]),
     ):
         analytics.execute(
-            "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record) VALUES (1, 'calls', %s, %s, '{}')",
-            [record, reasons],
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, reasons, record)"
+            " VALUES (1, 'calls', %s, 2, %s, '{}')",
+            [record, Jsonb(reasons)],
         )
     with as_reader(analytics_url, "analytics") as connection:
         found = connection.execute(
             "SELECT reason, records, files FROM quarantine ORDER BY records DESC, reason"
         ).fetchall()
         assert found == [
-            ("From … is not a number", 2, 1),
-            ("Client … has no caller's name", 1, 1),
-            ("Date … does not exist", 1, 1),
-            ("call … stands in … records of this file with different values (…)", 1, 1),
+            ("From: not a number", 2, 1),
+            ('Client\'s "name": blank', 1, 1),
+            ("Date: not a valid date", 1, 1),
+            ("wrong number of cells", 1, 1),
         ]
         assert connection.execute("SELECT * FROM quarantined_records").fetchall() == [("calls", 4)]
 

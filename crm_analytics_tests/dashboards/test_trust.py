@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics_tests.dashboards.conftest import as_reader, plus_months
@@ -39,14 +40,14 @@ def world(analytics):
     ):  # fmt: skip
         run(file, values)
     for file_id, kind, reason, state in (
-        (2, "jobs", "created_at is empty", "open"),
-        (6, "payments", "amount 'x' is no amount", "open"),
-        (6, "payments", "amount 'y' is no amount", "dismissed"),
+        (2, "jobs", {"code": "blank", "column": "Created", "found": ""}, "open"),
+        (6, "payments", {"code": "not_a_number", "column": "Amount", "found": "x"}, "open"),
+        (6, "payments", {"code": "not_a_number", "column": "Amount", "found": "y"}, "dismissed"),
     ):
         run(
-            "INSERT INTO raw.rejected_rows (file_id, source, record_no, reasons, record, status)"
-            " VALUES (%s, %s, %s, ARRAY[%s], '{}', %s)",
-            [file_id, kind, 1 if state == "open" else 2, reason, state],
+            "INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, reasons, record, status)"
+            " VALUES (%s, %s, %s, 2, jsonb_build_array(%s::jsonb), '{}', %s)",
+            [file_id, kind, 1 if state == "open" else 2, Jsonb(reason), state],
         )
     for number, source in enumerate(("Google", "Angi", "Angi", "Rely")):
         run(
@@ -97,7 +98,7 @@ def test_files_not_loaded_are_judged_by_their_current_content(grafana, choice):
 def test_quarantine_counts_open_records(grafana, choice):
     """Dismissed records aren't counted."""
     found = [(r["source"], r["reason"], r["records"]) for r in rows(grafana, "quarantine_by_reason", choice)]
-    assert found == [("jobs", "created_at is empty", 1), ("payments", "amount … is no amount", 1)]
+    assert found == [("jobs", "Created: blank", 1), ("payments", "Amount: not a number", 1)]
 
 
 def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, world, choice):

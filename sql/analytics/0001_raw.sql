@@ -21,7 +21,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION analytics.describe(regclass[], text) IS
+COMMENT ON FUNCTION analytics.describe IS
     'Comments the columns that these relations have, one "    column: meaning" per line; continuation lines are '
     'indented by eight spaces. Fails on a column that none of them has.';
 
@@ -39,11 +39,11 @@ $$);
 
 CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
 RETURN (SELECT (now() AT TIME ZONE b.timezone)::date FROM analytics.business b);
-COMMENT ON FUNCTION analytics.today() IS 'The current local date in the business timezone.';
+COMMENT ON FUNCTION analytics.today IS 'The current local date in the business timezone.';
 
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN lower(btrim(regexp_replace(coalesce(value, ''), '[\s\u00a0]+', ' ', 'g')));
-COMMENT ON FUNCTION raw.fold(text) IS
+COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
 
@@ -130,14 +130,18 @@ CREATE TABLE raw.rejected_rows (
     file_id bigint NOT NULL REFERENCES raw.source_files,
     source text NOT NULL,
     record_no int NOT NULL,
+    line_no int NOT NULL,
     row_key text,
-    reasons text[] NOT NULL CHECK (cardinality(reasons) > 0),
+    reasons jsonb NOT NULL,
     record jsonb NOT NULL,
     status text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'closed', 'dismissed')),
     note text,
     rejected_at timestamptz NOT NULL DEFAULT now(),
     closed_at timestamptz,
-    CONSTRAINT rejected_rows_record UNIQUE (file_id, record_no)
+    CONSTRAINT rejected_rows_record UNIQUE (file_id, record_no),
+    CONSTRAINT rejected_rows_reasons CHECK (
+        jsonb_typeof(reasons) = 'array' AND reasons <> '[]' AND NOT reasons @? '$[*] ? (!exists(@.code))'
+    )
 );
 CREATE INDEX rejected_rows_open ON raw.rejected_rows (source, row_key) WHERE status = 'open';
 COMMENT ON TABLE raw.rejected_rows IS
@@ -148,15 +152,31 @@ SELECT analytics.describe('{raw.rejected_rows}', $$
     file_id: The file that contains it.
     source: The file's source.
     record_no: Position in the file, counted from 1 after the header.
+    line_no: Line of the file where the record begins, from 1; in a workbook, its row.
     row_key: The record's key, if it could be read; the record closes when a newer export brings a valid one with
         this key.
-    reasons: Each names column, what was found and what is accepted.
+    reasons: Why: objects with code, column (header as found), found (left out for personal data), accepted and remedy.
+        raw.reason_text renders one as text.
     record: The record: header as found to cell as found.
     status: open; closed (a newer export brought the key, or the path got new content); dismissed (by a person).
     note: Why it was closed or dismissed.
     rejected_at: When it was quarantined.
     closed_at: When it was closed or dismissed.
 $$);
+
+CREATE FUNCTION raw.reason_text(reason jsonb) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN concat_ws(
+    '; ',
+    concat_ws(
+        ': ',
+        nullif(concat_ws(' ', reason ->> 'column', (reason -> 'found')::text), ''),
+        replace(reason ->> 'code', '_', ' ')
+    ),
+    'accepted: ' || (reason ->> 'accepted'),
+    reason ->> 'remedy'
+);
+COMMENT ON FUNCTION raw.reason_text(jsonb) IS
+    'Renders one reason as text, exactly as the command line shows it; leaves out what is missing.';
 
 CREATE TABLE raw.vanished_rows (
     source text NOT NULL,

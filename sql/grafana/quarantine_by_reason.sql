@@ -1,4 +1,4 @@
--- Open quarantined records by reason; what was found is masked.
+-- Open quarantined records by reason; what was found is left out.
 SELECT source, reason, records, files, oldest, example_file
 FROM reporting.quarantine
 ORDER BY records DESC, source, reason

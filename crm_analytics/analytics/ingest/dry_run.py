@@ -1,8 +1,7 @@
-"""What loading a file would do, said beforehand; nothing is written. Behind `crm-analytics check`."""
+"""Dry run: reports what loading a file would do, without writing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -11,20 +10,16 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pyarrow as pa
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
-from crm_analytics.analytics.ingest.loading.plans import PLANS
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, export_time, open_file, recognize
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
-
-SHOWN = 20  #: quarantined records printed for each file
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 
 @dataclass
@@ -32,8 +27,9 @@ class Quarantined:
     """A record that would be quarantined."""
 
     record_no: int
+    line_no: int | None  #: None where only a comparison of records finds the fault
     key: str | None
-    reasons: list[str]
+    reasons: list[Reason]
 
 
 @dataclass
@@ -60,11 +56,11 @@ class FileReport:
 def examine(
     path: Path, *, timezone: ZoneInfo, landing: Path | None = None, connection: Connection | None = None
 ) -> FileReport:
-    """Read a file as the loader would; with a connection, load it in a transaction that is rolled back.
+    """Reads a file as the loader would; with a connection, also loads it in a transaction that is rolled back.
 
     Args:
-        path: a file of the landing folder, or one that lies elsewhere: then the nearest folder above it that is
-            named like a source says its source, and without one its name or header.
+        path: a file inside the landing folder or elsewhere. Elsewhere, the nearest folder above it that has a source's
+            name tells the source, or else the file's name or header.
         timezone: the business timezone.
         landing: the landing folder.
         connection: to the analytics database.
@@ -72,16 +68,15 @@ def examine(
     path, landing = _place(path, landing)
     report = FileReport(path)
     try:
-        source = recognize(path, landing)
+        source = detect_source(path, landing)
         report.source = source.name
         report.exported_at, _ = export_time(path, timezone)
-        opened = open_file(path, source, exported_at=report.exported_at, timezone=timezone)
-        _read(opened, report)
+        _read(open_file(path, source, exported_at=report.exported_at, timezone=timezone), report)
     except RefusedFile as error:
-        report.refusal = str(error)
+        report.refusal = error.why
         return report
     except OSError as error:
-        report.refusal = f"{path.name}: cannot be read ({error})"
+        report.refusal = str(cannot_be_read(error))
         return report
     if connection is not None:
         status = landing_folder.stat(path, landing)
@@ -91,16 +86,20 @@ def examine(
             report.refusal = result.message
         else:
             report.database = result.counts
-            report.quarantined = [Quarantined(*row) for row in rejected]
+            report.quarantined = [
+                Quarantined(record_no, line_no, key, [Reason(**reason) for reason in reasons])
+                for record_no, line_no, key, reasons in rejected
+            ]
             report.warnings = result.warnings + ([result.message] if result.message else [])
     return report
 
 
 def _place(path: Path, landing: Path | None) -> tuple[Path, Path]:
-    """The file's path, absolute, and the landing folder that it lies in, or would."""
+    """Returns the file's absolute path, and the landing folder that it is in or would be in."""
     if landing is not None:
         landing = landing.resolve()
-        for absolute in (path.absolute(), path.resolve()):  # a link in the landing folder lies there too
+        # A link inside the landing folder is a file of it.
+        for absolute in (path.absolute(), path.resolve()):
             if absolute.is_relative_to(landing):
                 return absolute, landing
     path = path.resolve()
@@ -112,7 +111,10 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     tables = []
     for batch in opened.batches():
         tables.append(batch.rows)
-        report.quarantined += [Quarantined(row.record_no, row.key, row.reasons) for row in batch.rejected]
+        report.quarantined += [
+            Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
+            for row in batch.rejected
+        ]
     report.encoding, report.delimiter = opened.encoding, opened.delimiter or None
     report.mapping, report.unknown_columns = opened.mapping, opened.unknown_columns
     report.records_read, report.summary_lines = opened.records_read, opened.summary_lines
@@ -120,8 +122,9 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     if not tables:
         return
     rows = pa.concat_tables(tables).to_pandas()
-    for name, sql_type in source.staged_columns:
-        if sql_type.startswith("numeric"):  # 10 and 10.00 are one amount
+    for name, sql_type in source.staged_columns.items():
+        # 10 and 10.00 are the same amount.
+        if sql_type.startswith("numeric"):
             rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
     accepted = rows[~_repeats(rows, source, report)]
     days = pd.to_datetime(accepted[source.date_column])
@@ -131,7 +134,7 @@ def _read(opened: OpenFile, report: FileReport) -> None:
 
 
 def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Series:
-    """Which records would be collapsed or quarantined because another has their key; notes them in the report."""
+    """Returns which records another one with their key makes duplicates or conflicts, and adds them to the report."""
     none = pd.Series(False, index=rows.index)
     key = _key_columns(rows, source)
     if not key:
@@ -139,88 +142,24 @@ def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Serie
     repeated = rows[rows.duplicated(key, keep=False)]
     if repeated.empty:
         return none
-    values = [name for name, _ in source.staged_columns]
+    values = list(source.staged_columns)
     identical = rows.duplicated(values) & rows.index.isin(repeated.index)
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
     conflicts = repeated[conflicting]
-    name = PLANS[source.name].key_name
+    header = ", ".join(report.mapping.get(column, column) for column in key)
     for record in conflicts.to_dict("records"):
         shown = ", ".join(str(record[column]) for column in key)
-        reason = (
-            f"{name} {shown} stands in this file with different values; accepted: identical records, or one"
-        )
-        report.quarantined.append(Quarantined(int(record["record_no"]), shown, [reason]))
+        reason = Reason("conflicting_records", header, shown, "identical records, or one")
+        report.quarantined.append(Quarantined(int(record["record_no"]), None, shown, [reason]))
     collapsed = identical & ~rows.index.isin(conflicts.index)
     report.duplicates = int(collapsed.sum())
     return collapsed | rows.index.isin(conflicts.index)
 
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
-    """The staged columns that are the key of a record; none where the key is a hash with an occurrence number."""
-    if source.name == "google_spend":
-        return ["day", "month", "campaign"]
-    if source.name == "targets":
-        return list(source.key)
-    given = [name for name in source.record_key if name in rows and rows[name].notna().any()]
-    return given[:1]
-
-
-def check_files(
-    paths: Sequence[Path],
-    *,
-    console: Console,
-    timezone: ZoneInfo,
-    landing: Path | None = None,
-    connection: Connection | None = None,
-) -> bool:
-    """Print what loading the files would do; says whether every one of them can be read.
-
-    `timezone` is the business timezone, `landing` the landing folder. With a connection to the analytics database, the counts say what would
-    be inserted, updated and superseded there; nothing is written in either case.
-    """
-    reports = [examine(path, timezone=timezone, landing=landing, connection=connection) for path in paths]
-    for report in reports:
-        _print(report, console, timezone)
-    return all(report.refusal is None for report in reports)
-
-
-def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
-    console.print()
-    console.rule(escape(report.path.name), align="left")
-    if report.refusal is not None:
-        console.print(f"[red]would be refused:[/] {escape(report.refusal)}", highlight=False)
-        return
-    assert report.exported_at is not None
-    how = "workbook" if report.delimiter is None else f"{report.encoding}, delimiter {report.delimiter!r}"
-    console.print(
-        f"source [bold]{report.source}[/], exported {report.exported_at.astimezone(timezone):%Y-%m-%d %H:%M}, {how}"
-    )
-    columns = Table("column", "header in the file", box=None, pad_edge=False)
-    for name, header in report.mapping.items():
-        columns.add_row(name, escape(header))
-    console.print(columns)
-    if report.unknown_columns:
-        console.print(f"not used: {escape(', '.join(report.unknown_columns))}", highlight=False)
-    accepted = report.records_read - report.summary_lines - report.duplicates - len(report.quarantined)
-    console.print(
-        f"{report.records_read:,} records: {accepted:,} good, {report.duplicates:,} duplicates,"
-        f" {len(report.quarantined):,} to be quarantined, {report.summary_lines:,} summary lines"
-    )
-    if report.database is not None:
-        counts = vars(report.database)
-        changes = ("inserted", "updated", "unchanged", "superseded", "quarantined")
-        console.print("in the database: " + ", ".join(f"{counts[name]:,} {name}" for name in changes))
-    if report.months:
-        months = ", ".join(f"{month:%Y-%m} ({count:,})" for month, count in report.months.items())
-        console.print(f"months: {months}", highlight=False)
-    for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
-    if not report.quarantined:
-        return
-    records = Table("record", "key", "would be quarantined because", box=None, pad_edge=False)
-    for row in report.quarantined[:SHOWN]:
-        records.add_row(str(row.record_no), escape(row.key or ""), escape("; ".join(row.reasons)))
-    console.print(records)
-    if len(report.quarantined) > SHOWN:
-        console.print(f"… and {len(report.quarantined) - SHOWN:,} more")
+    """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
+    columns = source.key.record_columns or source.key.columns
+    if len(columns) > 1:
+        return list(columns)
+    return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]

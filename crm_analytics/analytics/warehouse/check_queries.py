@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crm_analytics.analytics.ingest.loading.plans import Plan
+from crm_analytics.analytics.ingest.sources.declaration import Source
 
 #: Payment statuses that exports are known to carry. A new one counts as revenue until the rule says otherwise.
 KNOWN_PAYMENT_STATUSES = (
@@ -211,11 +211,16 @@ QUERIES = (
 
 def quarantine_sql() -> str:
     """Open quarantined records of a source (`%(source)s`), newest first."""
-    return (
-        "SELECT f.path, r.record_no, r.row_key, array_to_string(r.reasons, '; ') AS reasons"
-        " FROM raw.rejected_rows r JOIN raw.source_files f USING (file_id)"
-        " WHERE r.status = 'open' AND r.source = %(source)s ORDER BY r.rejected_id DESC"
-    )
+    return """
+        SELECT f.path, r.record_no, r.line_no, r.row_key, (
+                SELECT string_agg(raw.reason_text(found.reason), '; ')
+                FROM jsonb_array_elements(r.reasons) AS found (reason)
+            ) AS reasons
+        FROM raw.rejected_rows r
+        JOIN raw.source_files f USING (file_id)
+        WHERE r.status = 'open' AND r.source = %(source)s
+        ORDER BY r.rejected_id DESC
+    """
 
 
 def quarantine_reasons_sql() -> str:
@@ -226,13 +231,15 @@ def quarantine_reasons_sql() -> str:
     )
 
 
-def vanished_sql(plan: Plan) -> str:
-    """Rows of a source that a newer export of their dates does not have, newest first."""
-    return (
-        f"SELECT v.row_key, t.{plan.source.date_column}::text AS date, f.path AS not_in FROM raw.vanished_rows v"
-        f" JOIN {plan.source.table} t ON {plan.row_key} = v.row_key JOIN raw.source_files f ON f.file_id = v.file_id"
-        f" WHERE v.source = '{plan.source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1"
-    )
+def vanished_sql(source: Source) -> str:
+    """Returns the query for rows of a source that a newer export of their dates lacks, newest first."""
+    return f"""
+        SELECT v.row_key, t.{source.date_column}::text AS date, f.path AS not_in
+        FROM raw.vanished_rows v
+        JOIN {source.table} t ON {source.fragments["row_key"].as_string(None)} = v.row_key
+        JOIN raw.source_files f ON f.file_id = v.file_id
+        WHERE v.source = '{source.name}' AND v.dismissed_at IS NULL ORDER BY 2 DESC, 1
+        """
 
 
 def refused_sql() -> str:

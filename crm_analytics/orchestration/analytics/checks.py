@@ -1,4 +1,4 @@
-"""The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
+"""The analytics checks as Dagster asset checks; one that cannot run raises, so that it fails and never passes."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -10,8 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from crm_analytics.analytics.ingest.loading.landing import scan
-from crm_analytics.analytics.ingest.loading.plans import PLANS
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.check_queries import (
     QUERIES,
     Query,
@@ -20,17 +19,15 @@ from crm_analytics.analytics.warehouse.check_queries import (
     refused_sql,
     vanished_sql,
 )
-from crm_analytics.core.settings import settings
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
-from crm_analytics.orchestration.partitions import window_of
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
+from crm_analytics.orchestration.partitions import months, window_of
 
 SAMPLE = 10
 
 
 def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
     start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
-    return {"start": start, "end": end, "first_partition": settings().start_month}
+    return {"start": start, "end": end, "first_partition": months.start.date()}
 
 
 def _result(
@@ -68,12 +65,12 @@ def _rows(
         return cursor.execute(sql.encode(), parameters).fetchall()
 
 
-def _build_checks(asset: str) -> dg.AssetChecksDefinition:
+def build_checks(asset: str) -> dg.AssetChecksDefinition:
     """All checks of one asset, in one step and one snapshot."""
     queries = [query for query in QUERIES if query.asset == asset]
     source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
-    plan = PLANS[source.name] if source is not None else None
-    vanishing = plan if plan is not None and plan.row_key is not None else None
+    # a file that replaces whole months leaves no rows of older ones behind
+    vanishing = source if source is not None and source.month_totals is None else None
     specs = [
         dg.AssetCheckSpec(
             query.name,
@@ -93,7 +90,7 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 "files_read",
                 asset=dg.AssetKey(asset.split("/")),
-                description="Files that could not be read: nothing of them is loaded. Remedy: stands in each message.",
+                description="Files that could not be read: nothing of them is loaded. Each message names the remedy.",
             ),
         ]
 
@@ -110,29 +107,31 @@ def _build_checks(asset: str) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
     def checks(
-        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase, landing: LandingFolder
+        context: dg.AssetCheckExecutionContext,
+        analytics: dg.ResourceParam[AnalyticsDatabase],
+        landing: dg.ResourceParam[LandingFolder],
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         with analytics.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:
                 if query.name in wanted:
-                    yield _run(connection, query, _parameters(context), landing.path())
+                    yield _run(connection, query, _parameters(context), landing.path)
             if source is not None and "quarantine" in wanted:
                 yield _quarantine(connection, asset, source.name)
             if vanishing is not None and "vanished_rows" in wanted:
                 rows = _rows(connection, vanished_sql(vanishing), {})
                 yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
             if source is not None and "files_read" in wanted:
-                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
-                rows += _unreadable(landing.path(), source.name)
+                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path)
+                rows += _unreadable(landing.path, source.name)
                 yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
 
     return checks
 
 
 def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Without the files that somebody has removed since; where the folder cannot be seen, all of them."""
+    """Leaves out files that were removed since; where the folder cannot be seen, returns all of them."""
     if not folder.is_dir():
         return rows
     there = {file.name for file in scan(folder).files}
@@ -140,7 +139,7 @@ def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any
 
 
 def _unreadable(folder: Path, source: str | None) -> list[dict[str, Any]]:
-    """What stands in the landing folder and cannot be read at all: the ledger has no entry for it."""
+    """Returns what is in the landing folder and cannot be read at all: the ledger has no entry for it."""
     found = scan(folder).unreadable if folder.is_dir() else []
     return [{"path": entry.name, "message": entry.message} for entry in found if entry.source == source]
 
@@ -170,7 +169,7 @@ def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) ->
 CHECKED_ASSETS = dict.fromkeys(
     [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
 )
-analytics_checks = [_build_checks(asset) for asset in CHECKED_ASSETS]
+analytics_checks = [build_checks(asset) for asset in CHECKED_ASSETS]
 WINDOWED_CHECKS = [
     dg.AssetCheckKey(dg.AssetKey(query.asset.split("/")), query.name) for query in QUERIES if query.windowed
 ]

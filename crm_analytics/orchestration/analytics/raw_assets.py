@@ -1,4 +1,4 @@
-"""The raw assets and the targets: one asset for each source, each loading its export files whole."""
+"""Defines the raw assets and the targets: one asset per source, which loads its export files whole."""
 
 from datetime import timedelta
 from typing import Any
@@ -6,24 +6,15 @@ from typing import Any
 import dagster as dg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import LoadResult
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
-from crm_analytics.core.settings import settings
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
-DESCRIPTIONS = {
-    "jobs": "Jobs of the field-service system. Segment, unit and repair follow from the type; the date is the day of creation.",
-    "payments": "Payments and refunds, linked to their job as soon as it is known.",
-    "calls": "Phone calls by flow.",
-    "elocals_leads": "Leads bought from eLocals, with their cost; credits come in later exports.",
-    "proref_leads": "Leads from Pro Referral; every one that is not Passed counts.",
-    "google_spend": "Google Ads spend by month and campaign; the newest file that covers a month replaces it.",
-    "targets": "Monthly targets for repairs, revenue40, conversion and cost per lead.",
-}
 LOADING = (
     "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
     " the run's months say what is reported, and other months touched are reported too. Files already loaded are"
@@ -33,52 +24,45 @@ LOADING = (
 
 
 class LoadConfig(dg.Config):
-    """How a raw asset loads."""
+    """How a raw asset loads; `force` reads files again whose content is loaded already."""
 
     force: bool = False
 
 
 def build_raw_asset(source: Source) -> dg.AssetsDefinition:
-    """The asset that loads one source's files into its table."""
-    schema, table = source.table.split(".")
+    """Returns the asset that loads one source's files into its table."""
+    schema, table = source.table_path
 
     @dg.asset(
         key=[schema, table],
         partitions_def=months,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        description=DESCRIPTIONS[source.name] + LOADING,
+        description=source.description + LOADING,
         metadata={
             **definition_metadata(
                 schema,
                 table,
-                "crm_analytics/analytics/ingest/sources/sources.py",
-                "sql/analytics/0001_raw.sql",
+                f"crm_analytics/analytics/ingest/sources/{source.name}.py",
+                f"sql/analytics/{source.migration}",
             ),
-            "dagster/uri": f"{settings().landing_dir.as_uri()}/{source.name}",
         },
         group_name="raw" if schema == "raw" else "metrics",
         kinds={"postgres", "csv", "table"},
         owners=OWNERS,
         tags={"source": source.name},
-        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36)),
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=source.late_after_hours)),
     )
     def load(
         context: dg.AssetExecutionContext,
         config: LoadConfig,
-        analytics: AnalyticsDatabase,
-        landing: LandingFolder,
+        analytics: dg.ResourceParam[AnalyticsDatabase],
+        landing: dg.ResourceParam[LandingFolder],
     ) -> dg.MaterializeResult[Any]:
-        folder = landing.path()
-        if not folder.is_dir():
-            raise dg.Failure(
-                f"the landing folder {folder} does not exist: create it, or set LANDING_DIR",
-                allow_retries=False,
-            )
         result = load_source(
             analytics.address(),
-            folder,
+            landing.existing(),
             source.name,
-            timezone=settings().timezone,
+            timezone=analytics.settings.timezone,
             run_id=context.run_id,
             force=config.force,
             quiet_seconds=landing_folder.QUIET_SECONDS,
@@ -88,7 +72,8 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
         _report_months(context, result, rows, columns)
-        return dg.MaterializeResult(metadata=_files_metadata(result))
+        uri = f"{landing.path.as_uri()}/{source.name}"
+        return dg.MaterializeResult(metadata={"dagster/uri": uri, **_files_metadata(result)})
 
     return load
 
@@ -104,7 +89,7 @@ def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
 def _report_months(
     context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
 ) -> None:
-    """Row counts of the run's months, and materializations of the months that files touched outside them."""
+    """Reports row counts of the run's months, and a materialization of each month that files touched outside them."""
     window = window_of(context)
     inside = set(months_between(*window)) if window else set()
     for month in inside:
@@ -125,7 +110,7 @@ def _report_months(
 
 
 def _files_metadata(result: LoadResult) -> dict[str, Any]:
-    """Small: on a ranged run it is copied to every month's event."""
+    """Returns the numbers of files and records; kept small, because a ranged run copies them to every month's event."""
     totals = result.totals
     return {
         "files_loaded": sum(file.status == "loaded" for file in result.files),

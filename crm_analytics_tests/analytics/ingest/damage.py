@@ -1,4 +1,4 @@
-"""Random damage to the content of a file, as copying, editing, truncation and bad tools do it."""
+"""Damages the content of a file at random, as copying, editing, truncation and bad tools do."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ KINDS: tuple[Callable[[bytes, Random], bytes], ...] = (
 
 
 def damage(content: bytes, rng: Random) -> bytes:
-    """The content with one to three random damages."""
+    """Damages the content one to three times."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         content = rng.choice(KINDS)(content, rng) or b" "
     return content

@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from crm_analytics.analytics.ingest.loading.load import FileResult, LoadResult, load_source
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult
 
 NEW_YORK = ZoneInfo("America/New_York")
 JOBS = ("Job #", "UUID", "Job Type", "Source", "Status", "Created", "Job Date", "Tech", "Zip Code", "Total")
@@ -24,7 +25,7 @@ PROREF = ("Lead ID", "Date", "Customer", "Category", "ZIP", "Current Status")
 
 
 def text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV file's text."""
+    """Returns a CSV file's text."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(header)
@@ -33,7 +34,7 @@ def text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def job(number: int | str, uuid: str = "", **changes: str) -> tuple[str, ...]:
-    """A row under `JOBS`."""
+    """Returns a row under `JOBS`."""
     values = {
         "Job #": str(number),
         "UUID": uuid,
@@ -52,7 +53,7 @@ def job(number: int | str, uuid: str = "", **changes: str) -> tuple[str, ...]:
 
 
 class Landing:
-    """A landing folder under `folder`, loaded into the database at `url`."""
+    """A landing folder under `folder`, and a connection to the database into which it loads."""
 
     def __init__(self, folder: Path, connection: psycopg.Connection[Any]) -> None:
         self.folder = folder / "landing"
@@ -60,7 +61,7 @@ class Landing:
         self.connection = connection
 
     def write(self, name: str, content: str | bytes, *, day: int | None = None) -> Path:
-        """Write a file; `day` sets its modification time to that day of January 2025, 12:00 UTC."""
+        """Writes a file; `day` sets its modification time to that day of January 2025, 12:00 UTC."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -70,20 +71,20 @@ class Landing:
         return path
 
     def load(self, source: str, **options: Any) -> LoadResult:
-        """Load one source."""
+        """Loads one source."""
         return load_source(self.connection, self.folder, source, timezone=NEW_YORK, **options)
 
     def load_one(self, source: str, **options: Any) -> FileResult:
-        """Load one source, in which exactly one file is new."""
+        """Loads one source of which exactly one file is new."""
         (file,) = self.load(source, **options).files
         return file
 
     def rows(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """What a query finds."""
+        """Returns what a query finds."""
         return self.connection.execute(query, parameters).fetchall()
 
     def table(self, name: str) -> list[tuple[Any, ...]]:
-        """A table's rows without provenance (file, record, time of the change), sorted."""
+        """Returns a table's rows, sorted, without file, record and time of the change."""
         columns = ", ".join(
             f'"{column}"'
             for (column,) in self.rows(

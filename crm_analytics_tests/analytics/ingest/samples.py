@@ -1,4 +1,4 @@
-"""Small synthesized export files in the real shapes, and helpers that read a file whole."""
+"""Small invented export files in the real shapes, and helpers that read a whole file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from zoneinfo import ZoneInfo
 
 from openpyxl import Workbook
 
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, Rejected, open_file
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 NEW_YORK = ZoneInfo("America/New_York")
 EXPORTED_AT = datetime(2025, 12, 20, 17, 0, tzinfo=UTC)
@@ -28,7 +30,7 @@ JOBS_HEADER = (  # noqa: SIM905  (as the export writes it)
 
 
 def jobs_row(**cells: str) -> list[str]:
-    """A row under `JOBS_HEADER`; cells by folded header (`Job_#` is not possible, so `number`, `uuid`, ...)."""
+    """Returns a row under `JOBS_HEADER`; cells by header in lower case (`number`, `uuid` and `type` are short forms)."""
     values = {
         "Job #": "3504",
         "Client": "Ann Example",
@@ -52,7 +54,7 @@ def jobs_row(**cells: str) -> list[str]:
 
 
 def csv_text(rows: Sequence[Sequence[str]], **options: Any) -> str:
-    """Rows as CSV text."""
+    """Writes rows as CSV text."""
     text = io.StringIO()
     csv.writer(text, **options).writerows(rows)
     return text.getvalue()
@@ -119,7 +121,7 @@ SAMPLES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Whole:
-    """Everything that reading a file gave."""
+    """Everything that reading a file gives."""
 
     file: OpenFile
     rows: list[dict[str, Any]]
@@ -127,19 +129,23 @@ class Whole:
 
     @property
     def adds_up(self) -> bool:
-        """The sum that holds for every file."""
+        """Returns whether every record read was accepted, rejected or a summary line."""
         return self.file.records_read == len(self.rows) + len(self.rejected) + self.file.summary_lines
 
     @property
     def reasons(self) -> str:
-        """All reasons as one text."""
-        return "\n".join(reason for rejected in self.rejected for reason in rejected.reasons)
+        """Returns all reasons as text, each with the line of its record."""
+        return "\n".join(
+            f"line {rejected.as_found.line_no}: {reason}"
+            for rejected in self.rejected
+            for reason in rejected.reasons
+        )
 
 
 def read(
     path: Path, source: str | Source, *, exported_at: datetime = EXPORTED_AT, timezone: ZoneInfo = NEW_YORK
 ) -> Whole:
-    """Open and read a file whole."""
+    """Opens a file and reads all of it."""
     declared = SOURCES[source] if isinstance(source, str) else source
     file = open_file(path, declared, exported_at=exported_at, timezone=timezone)
     batches = list(file.batches())
@@ -153,14 +159,14 @@ def read(
 
 
 def read_text(folder: Path, source: str | Source, content: str | bytes, **options: Any) -> Whole:
-    """Write a file and read it whole."""
+    """Writes a file and reads all of it."""
     path = folder / "export.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return read(path, source, **options)
 
 
 def workbook_bytes(*sheets: Sequence[Sequence[Any]], hidden: Sequence[int] = ()) -> bytes:
-    """Sheets of cells as an XLSX file."""
+    """Writes sheets of cells as an XLSX workbook."""
     workbook = Workbook()
     for number, cells in enumerate(sheets):
         sheet = workbook.create_sheet(f"Sheet {number + 1}")
@@ -175,10 +181,10 @@ def workbook_bytes(*sheets: Sequence[Sequence[Any]], hidden: Sequence[int] = ())
 
 
 def utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
-    """A moment in UTC."""
+    """Returns a time in UTC."""
     return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
 
 def day(text: str) -> date:
-    """A date from its ISO form."""
+    """Reads a date in ISO form."""
     return date.fromisoformat(text)

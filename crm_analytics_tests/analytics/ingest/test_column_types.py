@@ -1,4 +1,4 @@
-"""The kinds of columns: exact rules, and the fast way that must agree with them."""
+"""Column types: their exact rules, and the fast path that must agree with the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from crm_analytics.analytics.ingest.values import column_types as cleaning
+from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
+from crm_analytics.analytics.ingest.values import column_types
 from crm_analytics.analytics.ingest.values.column_types import (
     CalendarDay,
     Cleaned,
@@ -28,9 +29,10 @@ from crm_analytics.analytics.ingest.values.column_types import (
     Text,
     When,
     WholeNumber,
+    by_distinct,
     read_decimal,
 )
-from crm_analytics.analytics.ingest.values.dates import Unreadable, read_moment
+from crm_analytics.analytics.ingest.values.dates import read_moment
 from crm_analytics.analytics.ingest.values.timezones import zone
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -39,13 +41,15 @@ REFUSED = object()
 
 
 def clean(kind: Kind, *texts: str, context: Context = CONTEXT) -> list[Any]:
-    """The cleaned texts, `REFUSED` where refused."""
+    """Returns the cleaned values, `REFUSED` for refused texts."""
     cleaned = kind.clean(pa.array(texts, pa.string()), context)
     return _values(cleaned)
 
 
 def _values(cleaned: Cleaned) -> list[Any]:
-    return [REFUSED if row in cleaned.bad else value for row, value in enumerate(cleaned.values.to_pylist())]
+    return [
+        REFUSED if row in cleaned.reasons else value for row, value in enumerate(cleaned.values.to_pylist())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +109,12 @@ def _values(cleaned: Cleaned) -> list[Any]:
     ],
 )
 def test_money(text: str, expected: object):
-    """A misread amount is a wrong number in every report; NULL must never become 0."""
+    """Amounts are read to the cent or refused: a misread one is wrong in every report, and NULL must not become 0."""
     assert clean(Money(), text) == [expected]
 
 
 def test_decimal_comma_only_where_declared():
-    """`1.234,50` is read only when the source declares it; then the point separates thousands."""
+    """`1.234,50` is read only if the source declares a decimal comma; then the point separates thousands."""
     comma = Context(CONTEXT.zone, CONTEXT.exported_at, decimal_comma=True)
     assert clean(Money(), "1.234,50", "20,5", "1.234", "12.34", context=comma) == [
         "1234.50",
@@ -123,7 +127,7 @@ def test_decimal_comma_only_where_declared():
 @settings(max_examples=120, deadline=None)
 @given(st.decimals(min_value=-99999999, max_value=99999999, places=2), st.integers(0, 5))
 def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, form: int):
-    """Every accepted spelling of an amount means that amount, to the cent."""
+    """Every accepted spelling of an amount is read as that amount, to the cent."""
     size = abs(amount)
     minus = "-" if amount < 0 else ""
     text = [
@@ -143,12 +147,12 @@ _money_like = st.text(alphabet=st.sampled_from(list("0123456789.,-()$ −\u00a0e
 @settings(max_examples=120, deadline=None)
 @given(st.lists(_money_like, min_size=1, max_size=20))
 def test_fast_money_agrees_with_the_rule(texts: list[str]):
-    """Cells that look plain skip the rule: the rule must say the same of them."""
+    """Cells that look plain skip the rule, which must give the same values."""
     expected: list[Any] = []
     for text in texts:
         try:
-            expected.append(read_decimal(text, 2, cleaning.MONEY_LIMIT))
-        except Unreadable:
+            expected.append(read_decimal(text, 2, column_types.MONEY_LIMIT))
+        except InvalidValue:
             expected.append(REFUSED)
     found = clean(Money(), *texts)
     assert [Decimal(value) if isinstance(value, str) else value for value in found] == expected
@@ -167,21 +171,20 @@ _id_like = st.one_of(
 @given(st.lists(_id_like, min_size=1, max_size=20))
 @pytest.mark.parametrize(
     ("kind", "rule"),
-    [(Text(), cleaning._text), (Identifier(), cleaning._identifier), (JobNumber(), cleaning._number)],
+    [
+        (Text(), column_types._text),
+        (Identifier(), column_types._identifier),
+        (JobNumber(), column_types._number),
+    ],
 )
 def test_fast_texts_agree_with_the_rule(kind: Kind, rule: Any, texts: list[str]):
-    """Cells that look plain skip the rule: the rule must say the same of them."""
-    expected = []
-    for text in texts:
-        try:
-            expected.append(rule(text))
-        except Unreadable:
-            expected.append(REFUSED)
-    assert clean(kind, *texts) == expected
+    """Cells that look plain skip the rule, which must give the same values."""
+    values, reasons = by_distinct(pa.array(texts, pa.string()), rule, pa.string(), column_types._NO_TEXT)
+    assert clean(kind, *texts) == _values(Cleaned(values, reasons))
 
 
 def test_ids():
-    """Ids are verbatim: stripping or rounding one would join two jobs, or lose one."""
+    """Ids stay verbatim: stripping or rounding one would join two jobs or lose one."""
     assert clean(Identifier(), "12E345", "123456", "001234", " AB12CD ", "", "null") == [
         "12E345", "123456", "001234", "AB12CD", None, None,
     ]  # fmt: skip
@@ -192,7 +195,7 @@ def test_ids():
 
 
 def test_texts():
-    """Names are compared after collapsing white space; formulas stay plain text."""
+    """Labels collapse white space; formulas stay plain text."""
     assert clean(Label(), "  COD \u00a0 Service\n", "null", "") == ["COD Service", None, None]
     assert clean(Label(), "x" * 200, "x" * 201, "x" + " " * 300 + "y") == ["x" * 200, REFUSED, "x y"]
     assert clean(Text(), " =1+1 ", "@x", "+5", "a  b", "null", "x" * 1001) == [
@@ -206,7 +209,7 @@ def test_texts():
 
 
 def local(text: str) -> datetime:
-    """An ISO local time of New York, in UTC."""
+    """Returns an ISO local time of New York in UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=NEW_YORK).astimezone(UTC)
 
 
@@ -253,12 +256,12 @@ def local(text: str) -> datetime:
     ],
 )
 def test_moments(text: str, expected: object):
-    """A misread date puts money into the wrong month."""
+    """Times are read exactly or refused: a misread date puts money into the wrong month."""
     assert clean(When(), text) == [expected]
 
 
 def test_day_first_only_where_declared():
-    """The order of numeric dates is the source's, never guessed from the row."""
+    """Numeric dates follow the order that the source declares; a row never decides."""
     day_first = Context(CONTEXT.zone, CONTEXT.exported_at, date_order="dmy")
     assert clean(When(), "11/02/2024", "13/02/2024", "02/13/2024", context=day_first) == [
         local("2024-02-11"), local("2024-02-13"), REFUSED,
@@ -266,14 +269,14 @@ def test_day_first_only_where_declared():
 
 
 def test_local_date_is_the_business_timezones():
-    """23:30 in Los Angeles on the 5th is the 6th in New York."""
+    """The local date is the business timezone's: 23:30 in Los Angeles on the 5th is the 6th in New York."""
     cleaned = When().clean(pa.array(["2025-12-05 23:30:00 -0800", "2025-12-05T03:00:00Z"]), CONTEXT)
     assert cleaned.local_date is not None
     assert cleaned.local_date.to_pylist() == [date(2025, 12, 6), date(2025, 12, 4)]
 
 
 def test_daylight_saving():
-    """Times the clock shows twice are the first of the two, skipped ones move forward; both are flagged."""
+    """A time that the clock shows twice is the first of the two, a skipped one moves forward; both are reported."""
     texts = ["2024-11-03 01:30:00", "2024-03-10 02:30:00", "2024-11-03 01:30:00 -0500", "2024-11-03 02:00:00", "2024-03-10 03:00:00", "2024-03-10 01:59:59"]  # fmt: skip
     cleaned = When().clean(pa.array(texts), CONTEXT)
     assert cleaned.values.to_pylist() == [
@@ -284,8 +287,8 @@ def test_daylight_saving():
         datetime(2024, 3, 10, 7, 0, tzinfo=UTC),
         datetime(2024, 3, 10, 6, 59, 59, tzinfo=UTC),
     ]
-    assert cleaned.odd_times is not None
-    assert cleaned.odd_times.tolist() == [True, True, False, False, False, False]
+    assert cleaned.dst_ambiguous is not None
+    assert cleaned.dst_ambiguous.tolist() == [True, True, False, False, False, False]
 
 
 @settings(max_examples=120, deadline=None)
@@ -305,9 +308,9 @@ def test_daylight_saving():
 )
 @example(datetime(2011, 12, 30, 10), "Pacific/Apia", 0)  # a whole day was skipped
 def test_times_agree_with_zoneinfo(moment: datetime, name: str, near: int):
-    """The table of offsets must give what Python's own time zones give (`fold=0`), around changes too."""
+    """The table of offsets agrees with Python's own time zones (`fold=0`), around changes too."""
     timezone = ZoneInfo(name)
-    transitions = zone(timezone)._moments
+    transitions = zone(timezone)._changes
     moments = [moment.replace(microsecond=0)]
     if len(transitions):
         change = int(transitions[moment.toordinal() % len(transitions)]) // 1_000_000 + near
@@ -334,7 +337,7 @@ _moment_like = st.one_of(
 @settings(max_examples=120, deadline=None)
 @given(st.lists(_moment_like, min_size=1, max_size=5))
 def test_fast_moments_agree_with_the_rule(texts: list[str]):
-    """Timestamps in the plain form skip the rule: the rule must say the same of them."""
+    """Timestamps in the plain form skip the rule, which must give the same values."""
     expected: list[Any] = []
     for text in texts:
         try:
@@ -343,13 +346,13 @@ def test_fast_moments_agree_with_the_rule(texts: list[str]):
             expected.append(
                 naive.replace(tzinfo=NEW_YORK).astimezone(UTC) if 2000 <= naive.year <= 2100 else REFUSED
             )
-        except Unreadable:
+        except InvalidValue:
             expected.append(REFUSED)
     assert clean(When(), *texts) == expected
 
 
 def test_call_times_without_a_year():
-    """The weekday and the export date give the year; a guess would put a call into a wrong year."""
+    """The weekday and the export's date tell the year: a guess would put a call into a wrong year."""
     kind = When(without_year=True)
     assert clean(
         kind,
@@ -369,14 +372,14 @@ def test_call_times_without_a_year():
 
 
 def test_durations():
-    """Seconds, from words and from clocks."""
+    """Durations are read from words and from clocks."""
     assert clean(Duration(), "3 Min 25 Sec", "45 Sec", "2 Min", "1 Hour 3 Min 25 Sec", "03:25", "1:03:25", "90", "", "x", "3:75") == [
         205, 45, 120, 3805, 205, 3805, 90, None, REFUSED, REFUSED,
     ]  # fmt: skip
 
 
 def test_targets_cells():
-    """A percentage is a ratio; `35` without the sign is refused instead of meaning 3,500%."""
+    """A percentage is a ratio; `35` without the sign is refused instead of read as 3,500%."""
     assert clean(Ratio(), "0.35", "35%", "12.5%", "1", "35", "-0.1", "0.12345", "") == [
         "0.35", "0.35", "0.125", "1", REFUSED, REFUSED, REFUSED, None,
     ]  # fmt: skip
@@ -384,17 +387,48 @@ def test_targets_cells():
 
 
 def test_micros():
-    """Millionths are exact: sums are rounded once, later."""
+    """Millionths stay exact, because their sum is rounded once, later."""
     assert clean(Micros(), "2520000000", "1", "-5", "", "1.5", "1e6") == [
         "2520.000000", "0.000001", "-0.000005", None, REFUSED, REFUSED,
     ]  # fmt: skip
 
 
 def test_months_and_days():
-    """The month forms of spreadsheets and reports."""
+    """Months are read in the forms of spreadsheets and reports."""
     assert clean(CalendarDay(month=True), "2024-10", "2024-10-01", "Oct 2024", "October 2024", "10/2024", "2024-13", "Oct", "") == [
         *[date(2024, 10, 1)] * 5, REFUSED, REFUSED, None,
     ]  # fmt: skip
     assert clean(CalendarDay(), "2024-10-05", "10/05/2024", "2024-10-05 10:00", "2150-01-01") == [
         date(2024, 10, 5), date(2024, 10, 5), REFUSED, REFUSED,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "code"),
+    [
+        (Money(), "ten", "not_a_number"),
+        (Money(), "1.234,50", "ambiguous_decimal_separator"),
+        (Money(), "1.005", "too_many_decimals"),
+        (Money(), "(-20)", "ambiguous_sign"),
+        (Money(), "100000000", "too_large"),
+        (Identifier(), "1.2E+05", "id_turned_into_a_number_by_a_spreadsheet"),
+        (Label(), "x" * 201, "too_long"),
+        (When(), "2024-02-30", "not_a_valid_date"),
+        (When(), "1999-12-31", "year_out_of_range"),
+        (When(without_year=True), "Mon Dec 17th, 03:21PM", "weekday_fits_no_recent_year"),
+        (CalendarDay(month=True), "1999-12", "year_out_of_range"),
+    ],
+)
+def test_refused_cells_have_a_reason(kind: Kind, text: str, code: str):
+    """A reason names the fault and what is accepted; without the latter a person would have to guess."""
+    (reason,) = kind.clean(pa.array([text]), CONTEXT).reasons.values()
+    assert reason.code == code
+    assert reason.accepted
+    assert (reason.column, reason.found) == (None, None)
+    assert reason.about("Date", text) == Reason(
+        code,
+        "Date",
+        text if len(text) <= 80 else f"{text[:80]}… (201 characters)",
+        reason.accepted,
+        reason.remedy,
+    )

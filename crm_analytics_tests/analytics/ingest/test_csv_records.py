@@ -1,4 +1,4 @@
-"""Splitting CSV text into records: both paths, the pieces' borders, quotes that do not fit."""
+"""Splitting CSV text into records: both paths, the borders of pieces, misplaced quotes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
-from crm_analytics.analytics.ingest.reading import csv_records as splitting
+from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics.analytics.ingest.reading.csv_records import QuoteNeverCloses, RecordTooLong, split
 from crm_analytics_tests.analytics.ingest.samples import read_text
 
@@ -21,12 +21,12 @@ Record = tuple[int, list[str], bool]  # first line, cells, whether it is a defec
 
 
 def _split(text: str, piece: int, cuts: list[int]) -> list[Record] | str:
-    """The records of a text that arrives in blocks cut at some offsets; `unclosed` where a quote never closes."""
+    """Splits a text that arrives in blocks cut at some offsets; returns `unclosed …` if a quote never closes."""
     content = text.encode()
     offsets = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
     blocks = iter([content[start:end] for start, end in pairwise(offsets)])
     found: list[Record] = []
-    before, splitting.PIECE = splitting.PIECE, piece
+    before, csv_records.PIECE = csv_records.PIECE, piece
     try:
         for block in split(blocks, ",", WIDTH, 1):
             lines = block.lines()
@@ -37,7 +37,7 @@ def _split(text: str, piece: int, cuts: list[int]) -> list[Record] | str:
     except QuoteNeverCloses as error:
         return f"unclosed in record {error.record}, line {error.line}"
     finally:
-        splitting.PIECE = before
+        csv_records.PIECE = before
     return found
 
 
@@ -54,10 +54,10 @@ _cuts = st.lists(st.integers(0, 200), max_size=6)
     cuts=_cuts,
     quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
-def test_sound_csv_is_split_as_it_was_written(
+def test_clean_csv_is_split_as_it_was_written(
     rows: list[list[str]], piece: int, cuts: list[int], quoting: int
 ):
-    """The fast path cuts pieces at newlines outside quotes: one wrong cut would shift every cell behind it."""
+    """Clean CSV is split as it was written: one wrong cut would shift every cell after it."""
     text = io.StringIO()
     csv.writer(text, quoting=quoting, lineterminator="\n").writerows(rows)  # type: ignore[arg-type]
     found = _split(text.getvalue(), piece, cuts)
@@ -72,13 +72,13 @@ def test_sound_csv_is_split_as_it_was_written(
 
 @settings(max_examples=300, deadline=None)
 @given(text=_texts, piece=st.integers(1, 80), cuts=_cuts)
-def test_any_text_splits_alike_wherever_it_is_cut(text: str, piece: int, cuts: list[int]):
-    """What a record is must not depend on where blocks happen to end, nor on which path splits it."""
+def test_text_splits_the_same_wherever_it_is_cut(text: str, piece: int, cuts: list[int]):
+    """Records depend neither on where blocks happen to end, nor on the path that splits them."""
     assert _split(text, piece, cuts) == _split(text, 10_000, [])
 
 
 def test_stray_quote_keeps_the_neighbors():
-    """A cell that opens with a stray quote must not swallow the records up to the next quote."""
+    """A cell that opens with a stray quote does not swallow the records up to the next quote."""
     found = _split('1,"Ann,x\n2,"Bob",y\n3,Cid,z\n', 1000, [])
     assert found == [
         (1, ["1", "Ann,x\n", ""], True),
@@ -88,7 +88,7 @@ def test_stray_quote_keeps_the_neighbors():
 
 
 def test_quotes_inside_an_unquoted_cell_are_text():
-    """Inches are written with quotes: `36" fridge` is a cell like any other."""
+    """A quote inside an unquoted cell is text: people write inches as in `36" fridge`."""
     assert _split('1,36" fridge,x\n2,"a,b",y\n', 1000, []) == [
         (1, ["1", '36" fridge', "x"], False),
         (2, ["2", "a,b", "y"], False),
@@ -97,14 +97,14 @@ def test_quotes_inside_an_unquoted_cell_are_text():
 
 @pytest.mark.parametrize("ending", ["", "\n", "\n2,b,c\n3,d,e\n"])
 def test_quote_that_never_closes_is_named(ending: str):
-    """Without the refusal, everything behind the quote would be one record's last cell."""
+    """An unclosed quote is refused: otherwise everything after it would be one record's last cell."""
     assert _split(f'1,a,b\n\n2,"c{ending}', 5, []) == "unclosed in record 2, line 3"
 
 
-def test_record_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
-    """An unclosed quote at the start of a large file would otherwise read the whole file into memory."""
-    monkeypatch.setattr(splitting, "MAX_RECORD", 1000)
-    monkeypatch.setattr(splitting, "PIECE", 100)
+def test_unclosed_quote_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
+    """Reading stops at the longest record: an unclosed quote must not read a whole large file into memory."""
+    monkeypatch.setattr(csv_records, "MAX_RECORD", 1000)
+    monkeypatch.setattr(csv_records, "PIECE", 100)
     consumed = []
 
     def blocks():
@@ -121,10 +121,10 @@ def test_record_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("before", ["", '2,"x",y\n', '2,a "b" c,y\n', '2,"a,b\nc,d\n'])
 @pytest.mark.parametrize("ending", ["", ",c\n4,b,c\n"])
-def test_cell_without_end_is_no_open_quote(before: str, ending: str, monkeypatch: pytest.MonkeyPatch):
-    """Somebody would look for a quote that is not there; where one is open, it is what to look for."""
-    monkeypatch.setattr(splitting, "MAX_RECORD", 1000)
-    monkeypatch.setattr(splitting, "PIECE", 100)
+def test_long_cell_is_not_an_open_quote(before: str, ending: str, monkeypatch: pytest.MonkeyPatch):
+    """A cell that is too long is not reported as an open quote, which a person would look for in vain."""
+    monkeypatch.setattr(csv_records, "MAX_RECORD", 1000)
+    monkeypatch.setattr(csv_records, "PIECE", 100)
     content = f"1,a,b\n{before}3,{'x' * 5000}{ending}".encode()
     blocks = (content[start : start + 50] for start in range(0, len(content), 50))
     open_quote = before.count('"') % 2
@@ -133,9 +133,9 @@ def test_cell_without_end_is_no_open_quote(before: str, ending: str, monkeypatch
     assert refusal.value.record == (2 if open_quote or not before else 3)
 
 
-def test_long_cell_is_refused_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The message is all that a person has."""
-    monkeypatch.setattr(splitting, "MAX_RECORD", 1000)
-    monkeypatch.setattr(splitting, "PIECE", 100)
-    with pytest.raises(RefusedFile, match=r"line 3: record 2 is longer than 1,000 bytes; accepted: "):
+def test_long_cell_is_refused_for_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell that is too long is refused for its length, since the message is all that a person has."""
+    monkeypatch.setattr(csv_records, "MAX_RECORD", 1000)
+    monkeypatch.setattr(csv_records, "PIECE", 100)
+    with pytest.raises(RefusedFile, match=r"line 3, record 2: record too long; accepted: at most "):
         read_text(tmp_path, "targets", 'month,target_repairs,note\n2025-10,1,a "b"\n2025-11,2,' + "x" * 2000)

@@ -1,4 +1,4 @@
-"""Which files of the landing folder are new, changed, still growing, or nobody's."""
+"""Which files of the landing folder are new, changed, still growing, or of no known source."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
-from crm_analytics.analytics.ingest.loading.load import record_unrecognized
-from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, NEW_YORK, Landing, job, text
+from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, Landing, job, text
 
 LEADS = text(ELOCALS, [("A", "2025-01-05 10:21:17 -0500", "01:10", "10", "ok", "")])
 
@@ -37,26 +36,26 @@ def _pending(landing: Landing, **options: object) -> dict[str, str | None]:
     ],
 )
 def test_ignored_names(name: str) -> None:
-    """Without it the lock file of an open workbook would be refused every time somebody edits it."""
+    """Lock files, hidden and partial files are ignored."""
     assert is_ignored(name)
     assert not is_ignored("export_export (23).csv")
 
 
 def test_scan_finds_folders_and_loose_files(landing: Landing) -> None:
-    """Without it files in folders of a source, or dropped beside these, would be overlooked."""
+    """Files in subfolders and beside them are found."""
     for name in ("jobs/2024/a.csv", "b.csv", "jobs/.hidden/c.csv", "jobs/d.csv.part", "notes/e.txt"):
         landing.write(name, "x")
     assert [file.name for file in scan(landing.folder).files] == ["b.csv", "jobs/2024/a.csv", "notes/e.txt"]
 
 
 def test_missing_folder_is_an_error(landing: Landing) -> None:
-    """Without it a mistyped LANDING_DIR would look like a day without exports."""
+    """A missing folder is an error, not a day without exports."""
     with pytest.raises(FileNotFoundError, match="LANDING_DIR"):
         scan(landing.folder / "nowhere")
 
 
 def test_loose_files_are_recognized(landing: Landing) -> None:
-    """Without it a file dropped into the landing folder itself would not be loaded."""
+    """A file in the landing folder itself is recognized by its name or header."""
     landing.write("leads cost Elocals October.csv", LEADS)
     landing.write("whatever.csv", text(JOBS, [job(1, "AAAAAA")]))
     assert _pending(landing) == {"leads cost Elocals October.csv": "elocals_leads", "whatever.csv": "jobs"}
@@ -67,16 +66,11 @@ def test_loose_files_are_recognized(landing: Landing) -> None:
 
 
 def test_unrecognized_files_are_recorded_once(landing: Landing) -> None:
-    """Without it a file that nobody reads would be skipped silently, or reported every ten seconds."""
+    """An unrecognized file is recorded once per content, not with every look at the folder."""
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.write("old stuff/a.csv", LEADS)
     assert _pending(landing) == {"minutes.csv": None, "old stuff/a.csv": None}
-    assert [
-        file.name for file in record_unrecognized(landing.connection, landing.folder, timezone=NEW_YORK)
-    ] == [
-        "minutes.csv",
-        "old stuff/a.csv",
-    ]
+    assert landing.load("jobs").files == []
     assert _pending(landing) == {}
     assert landing.load("jobs").files == []
     rows = landing.rows("SELECT path, source, status, message FROM raw.source_files ORDER BY path")
@@ -92,7 +86,7 @@ def test_unrecognized_files_are_recorded_once(landing: Landing) -> None:
 
 
 def test_any_load_records_unrecognized_files(landing: Landing) -> None:
-    """Without it they would be seen only by whoever asks for them."""
+    """A load of any source records unrecognized files."""
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.load("jobs")
     landing.load("calls")
@@ -100,7 +94,7 @@ def test_any_load_records_unrecognized_files(landing: Landing) -> None:
 
 
 def test_unrecognized_file_that_changes_becomes_a_source(landing: Landing) -> None:
-    """Without it a corrected file would stay unrecognized."""
+    """A corrected file is recognized again."""
     landing.write("data.csv", "who,what\nAnn,talked\n", day=1)
     landing.load("jobs")
     landing.write("data.csv", LEADS, day=2)
@@ -110,7 +104,7 @@ def test_unrecognized_file_that_changes_becomes_a_source(landing: Landing) -> No
 
 
 def test_only_what_looks_changed_is_hashed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the sensor would read gigabytes every ten seconds."""
+    """Only files whose size or time changed are hashed; the sensor looks every ten seconds."""
     path = landing.write("elocals_leads/a.csv", LEADS, day=1)
     landing.load("elocals_leads")
     hashed: list[Path] = []
@@ -130,7 +124,7 @@ def test_only_what_looks_changed_is_hashed(landing: Landing, monkeypatch: pytest
 
 
 def test_growing_files_wait(landing: Landing) -> None:
-    """Without it half an upload would be loaded."""
+    """A file touched just now is not pending yet."""
     path = landing.write("elocals_leads/a.csv", LEADS, day=1)  # an old time: a copy that keeps times
     assert _pending(landing, quiet_seconds=60) == {}
     assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
@@ -141,7 +135,7 @@ def test_growing_files_wait(landing: Landing) -> None:
 
 
 def test_refused_file_waits_for_a_change(landing: Landing) -> None:
-    """Without it the sensor would start a failing run every ten seconds."""
+    """A refused file is not pending again until it changes."""
     landing.write("elocals_leads/a.csv", "Unique ID,Cost\nA,1\n", day=1)
     assert landing.load_one("elocals_leads").status == "refused"
     assert _pending(landing) == {}
@@ -153,7 +147,7 @@ def test_refused_file_waits_for_a_change(landing: Landing) -> None:
 
 
 def test_file_names_that_are_not_utf8(landing: Landing) -> None:
-    """Without it one file from an old Windows disk would stop every load."""
+    """A file name that is not UTF-8 loads like any other."""
     raw = os.fsencode(landing.folder / "elocals_leads") + b"/caf\xe9.csv"
     (landing.folder / "elocals_leads").mkdir()
     with open(raw, "wb") as file:  # noqa: PTH123 - a path that is not text
@@ -163,7 +157,7 @@ def test_file_names_that_are_not_utf8(landing: Landing) -> None:
 
 
 def test_two_file_names_that_are_not_utf8(landing: Landing) -> None:
-    """Without it such files could share one name in the ledger, and every load would read one of them again."""
+    """Two such names stay two names in the ledger."""
     (landing.folder / "elocals_leads").mkdir()
     for name, content in ((b"a\xff.csv", LEADS), (b"a\xfe.csv", LEADS.replace("A", "B"))):
         with open(os.fsencode(landing.folder / "elocals_leads") + b"/" + name, "wb") as file:  # noqa: PTH123
@@ -173,14 +167,14 @@ def test_two_file_names_that_are_not_utf8(landing: Landing) -> None:
 
 
 def test_link_to_a_folder_above(landing: Landing) -> None:
-    """Without it such a link would make every scan go round for ever."""
+    """A link to a folder above is followed once, not forever."""
     landing.write("jobs/a.csv", "x")
     (landing.folder / "jobs" / "up").symlink_to(landing.folder)
     assert [file.name for file in scan(landing.folder).files] == ["jobs/a.csv"]
 
 
-def test_what_is_no_readable_file_is_named(landing: Landing) -> None:
-    """Without it an export behind a broken link would be missing without a word."""
+def test_unreadable_entries_are_named(landing: Landing) -> None:
+    """Broken links, pipes and unreadable files are named with the reason."""
     landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
     (landing.folder / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
     os.mkfifo(landing.folder / "jobs" / "pipe.csv")
@@ -191,7 +185,9 @@ def test_what_is_no_readable_file_is_named(landing: Landing) -> None:
         ("jobs/moved.csv", "refused", 0),
         ("jobs/pipe.csv", "refused", 0),
     ]
-    assert "/nowhere/moved.csv, which is not there; put that back" in (refused[0].message or "")
+    assert refused[0].message == (
+        '"/nowhere/moved.csv": broken link; put back what it links to, or remove the link'
+    )
     assert "accepted: files" in (refused[1].message or "")
     assert [line.split(":")[0] for line in not_loaded(landing.connection, landing.folder)] == [
         "jobs/moved.csv",
@@ -201,7 +197,7 @@ def test_what_is_no_readable_file_is_named(landing: Landing) -> None:
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Listing this folder fails as it does for a user without rights (tests may run as root)."""
+    """Makes listing this folder fail as it does without permission (tests may run as root)."""
     original = os.scandir
 
     def scandir(path: str | Path) -> Any:
@@ -213,21 +209,23 @@ def _forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_folder_that_cannot_be_listed_is_named(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it a folder copied with another user's rights would look like one without news."""
+    """A subfolder without permission is reported; it must not look like one without news."""
     landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
     landing.write("jobs/2024/b.csv", text(JOBS, [job(2, "BBBBBB")]))
     _forbid(monkeypatch, landing.folder / "jobs" / "2024")
     refused, loaded = landing.load("jobs").files
     assert (loaded.path, loaded.status) == ("jobs/a.csv", "loaded")
     assert (refused.path, refused.status) == ("jobs/2024", "refused")
-    assert "jobs/2024: the folder cannot be listed (Permission denied)" in (refused.message or "")
-    assert "the right to read it" in (refused.message or "")
+    assert (refused.message or "").startswith(
+        '"Permission denied": folder cannot be listed; its files are not'
+    )
+    assert "permission to read the folder" in (refused.message or "")
 
 
 def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it a landing folder without rights would look like a day without exports."""
+    """A landing folder without permission is an error, not a day without exports."""
     _forbid(monkeypatch, landing.folder)
-    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user the right"):
+    with pytest.raises(OSError, match=r"landing folder .* cannot be listed .*: give this user permission"):
         landing.load("jobs")
 
 
@@ -237,7 +235,7 @@ def test_landing_folder_that_cannot_be_listed(landing: Landing, monkeypatch: pyt
     ids=["unrecognized", "refused"],
 )
 def test_unreadable_content_that_comes_back_is_settled(first: str, landing: Landing) -> None:
-    """Without it the sensor would find such a file new for ever."""
+    """Refused content that returns to its path is concluded once, not found new forever."""
     for day, content in ((1, first), (2, LEADS), (1, first), (3, first)):
         landing.write("data.csv", content, day=day)
         landing.load("elocals_leads")

@@ -1,4 +1,4 @@
-"""Loads at once, and loads that are killed: nothing doubled, nothing half, no link lost."""
+"""Loads that run at once, and loads that are killed: nothing doubles, nothing stays half done, no link is lost."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
-from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.loading import load as loader
-from crm_analytics.analytics.ingest.loading.load import LoadResult, load_source
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.loading import ledger, load, load_file
+from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     ELOCALS,
     JOBS,
@@ -33,7 +33,7 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
 
 
 def _at_once(*actions: Callable[[], LoadResult]) -> list[LoadResult]:
-    """Run the actions in threads that start together; an action's error is raised here."""
+    """Runs the actions in threads that start together; raises an error of any of them here."""
     barrier = threading.Barrier(len(actions))
     results: dict[int, Any] = {}
 
@@ -62,7 +62,7 @@ def _lead_files(landing: Landing, count: int) -> None:
 
 
 def test_two_loads_of_one_source(landing: Landing, analytics_url: str) -> None:
-    """Without it the sensor's run and a person's would load a file twice."""
+    """Loads of one source wait for each other, so that the sensor's run and a person's don't load a file twice."""
     _lead_files(landing, 6)
 
     def load() -> LoadResult:
@@ -75,7 +75,7 @@ def test_two_loads_of_one_source(landing: Landing, analytics_url: str) -> None:
 
 
 def test_jobs_and_payments_at_once(landing: Landing, analytics_url: str) -> None:
-    """Without it jobs and payments that arrive in two transactions at once would miss each other for good."""
+    """Jobs and payments loaded in two transactions at once find each other; otherwise they would never be linked."""
     for _ in range(5):
         landing.connection.execute(
             "TRUNCATE raw.jobs, raw.payments, raw.source_files, raw.rejected_rows, raw.vanished_rows"
@@ -93,7 +93,7 @@ def test_jobs_and_payments_at_once(landing: Landing, analytics_url: str) -> None
 
 
 def test_payments_load_waits_for_uncommitted_jobs(landing: Landing, analytics_url: str) -> None:
-    """Without it the window between a load's look-up of jobs and these jobs' commit would lose the link."""
+    """Payments wait for jobs that are not committed yet, which their lookup could not see."""
     landing.write("payments/a.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "", "", "")]))
     with psycopg.connect(analytics_url) as other:
         other.execute(
@@ -112,10 +112,10 @@ def test_payments_load_waits_for_uncommitted_jobs(landing: Landing, analytics_ur
     assert landing.rows("SELECT job_id FROM raw.payments") == [("A",)]
 
 
-def test_two_sources_beside_a_file_that_nobody_recognizes(
+def test_two_loads_meet_the_same_unrecognized_file(
     landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it one stray file would end a whole load with an error, whenever two sources load at once."""
+    """Two loads may meet the same unrecognized file at once; neither fails over it."""
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.write("jobs/a.csv", text(JOBS, [job(1, "AAAAAA")]))
     landing.write("payments/a.csv", text(PAYMENTS, [("P1", "1", "11/16/2024", "10", "", "", "")]))
@@ -142,23 +142,24 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from zoneinfo import ZoneInfo
-from crm_analytics.analytics.ingest.loading import load as loader, merge as merging
+from crm_analytics.analytics.ingest.loading import load, load_file
+original = load_file.merge
 seen = 0
 def merge(*args):
     global seen
     seen += 1
-    result = merging.merge(*args)
+    result = original(*args)
     if seen == 3:
         print("third file merged, not committed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return result
-loader.merge = merge
-loader.load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
+load_file.merge = merge
+load.load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("America/New_York"))
 """
 
 
 def test_killed_between_files(landing: Landing, analytics_url: str) -> None:
-    """Without it a power cut would leave half a file in the table, or lose the files after it."""
+    """A kill leaves whole files only, and the next load continues with the rest."""
     _lead_files(landing, 5)
     killed = subprocess.run(
         [sys.executable, "-c", _KILLED, analytics_url, str(landing.folder)],
@@ -189,7 +190,7 @@ load_source(sys.argv[1], Path(sys.argv[2]), "elocals_leads", timezone=ZoneInfo("
 
 
 def test_killed_during_copy(landing: Landing, analytics_url: str) -> None:
-    """Without it a load killed while PostgreSQL takes its rows could leave some of them, or a lock."""
+    """A kill while PostgreSQL takes the rows leaves none of them, and no lock."""
     rows = [(f"L{n}", "2025-01-05 10:21:17 -0500", "01:10", "5", "ok", "") for n in range(300_000)]
     landing.write("elocals_leads/a.csv", text(ELOCALS, rows))
     loading = subprocess.Popen(
@@ -210,7 +211,7 @@ ROW = ("A", "2025-01-05 10:21:17", "", "1", "", "")
 
 
 def test_young_file_gets_time_to_settle(landing: Landing) -> None:
-    """Without it a person's refresh right after copying would either skip the file or take half of it."""
+    """A refresh right after copying a file waits for it, and loads all of it."""
     landing.write("elocals_leads/a.csv", text(ELOCALS, [ROW]), day=1)
     lines: list[str] = []
     assert landing.load_one("elocals_leads", quiet_seconds=0.5, report=lines.append).status == "loaded"
@@ -222,7 +223,7 @@ def test_young_file_gets_time_to_settle(landing: Landing) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it any run that another file starts would load half a copy, cut off where it still reads well."""
+    """A file that still grows is left for a later run: half a copy may read well, too."""
     landing.write("elocals_leads/done.csv", text(ELOCALS, [ROW]), day=1)
     growing = landing.write("elocals_leads/growing.csv", text(ELOCALS, []), day=2)
     loose = landing.write("loose.csv", "Unique", day=2)
@@ -232,7 +233,7 @@ def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch:
         growing.write_text(growing.read_text() + "B,2025-01-05 10:21:17,,1234\n")
         loose.write_text(loose.read_text() + " ID")
 
-    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(load, "time", SimpleNamespace(sleep=sleep))
     files = landing.load("elocals_leads", quiet_seconds=1.0, force=force).files
     done, waiting = sorted(files, key=lambda file: file.path)
     assert (done.status, waiting.path, waiting.status) == ("loaded", "elocals_leads/growing.csv", "waiting")
@@ -241,21 +242,21 @@ def test_file_that_still_grows_waits(force: bool, landing: Landing, monkeypatch:
 
 
 def _while_read(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
-    """Let something happen between a file's fingerprint and its reading."""
-    original = loader.open_file
+    """Makes something happen between a file's fingerprint and its reading."""
+    original = load_file.open_file
 
     def open_file(*arguments: Any, **options: Any) -> Any:
         happen()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loader, "open_file", open_file)
+    monkeypatch.setattr(load_file, "open_file", open_file)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "removed", "copied over with its time and size"])
 def test_refusal_of_a_file_that_changes_meanwhile_is_not_kept(
     fault: str, landing: Landing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it a good file that was copied over itself would be refused for ever under its good content."""
+    """A file that changes while it is read is not refused for good: its content may be fine."""
     good = text(ELOCALS, [ROW])
     path = landing.write("elocals_leads/a.csv", good, day=1)
 
@@ -274,26 +275,23 @@ def test_refusal_of_a_file_that_changes_meanwhile_is_not_kept(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_fault_of_the_disk_is_no_refusal(
-    wrapped: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without it one fault while reading would take a loaded file out of the order, and older exports would win."""
+def test_disk_error_refuses_nothing(wrapped: bool, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk error refuses nothing in the ledger; a loaded file keeps its place in the order."""
     landing.write("elocals_leads/2.csv", text(ELOCALS, [ROW]), day=2)
     landing.load("elocals_leads")
 
     def fail() -> None:
         error = OSError(errno.EIO, "Input/output error")
         if wrapped:
-            raise RefusedFile("2.csv: changed or vanished while it was read") from error
+            raise RefusedFile("2.csv", Reason("changed_or_vanished_while_it_was_read")) from error
         raise error
 
     with monkeypatch.context() as patched:
         _while_read(patched, fail)
         failed = landing.load_one("elocals_leads", force=True)
     assert (failed.status, failed.file_id) == ("refused", 0)
-    assert failed.message == (
-        "elocals_leads/2.csv: cannot be read (Input/output error); check the file and its rights"
-    )
+    assert failed.message == str(cannot_be_read(OSError(errno.EIO, "Input/output error")))
+    assert failed.message.startswith('"Input/output error": cannot be read; check ')
     assert landing.rows("SELECT status FROM raw.source_files") == [("loaded",)]
     landing.write(
         "elocals_leads/1.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "9", "", "")]), day=1
@@ -302,19 +300,19 @@ def test_fault_of_the_disk_is_no_refusal(
 
 
 def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it a file half overwritten would be loaded as if it were an export."""
+    """A file that is overwritten while it is read waits; half of it is never loaded."""
     path = landing.write("elocals_leads/a.csv", text(ELOCALS, []), day=1)
     landing.write(
         "elocals_leads/a.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "1", "", "")]), day=2
     )
 
-    def grow(connection: Any, *arguments: Any) -> Any:
+    def grow(*arguments: Any) -> Any:
         path.write_text(path.read_text() + "B,2025-01-05 10:21:17,,1,,\n")
-        return original(connection, *arguments)
+        return original(*arguments)
 
-    original = loader.merge
+    original = load_file.merge
     with monkeypatch.context() as patched:
-        patched.setattr(loader, "merge", grow)
+        patched.setattr(load_file, "merge", grow)
         assert landing.load_one("elocals_leads").status == "waiting"
     assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
     assert landing.load_one("elocals_leads").counts.inserted == 2

@@ -1,4 +1,4 @@
-"""What the loader does with the records of one file: odd rows of inputs.md that only the database can tell."""
+"""How records of one file become rows, where only the database can tell: repeats, conflicts, keys, months."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _lead(key: str, cost: str, status: str = "ok") -> tuple[str, ...]:
 
 
 def test_identical_records_collapse(landing: Landing) -> None:
-    """Without it a lead exported twice would be paid twice."""
+    """Identical records with one key count once."""
     landing.write(
         "elocals_leads/a.csv", text(ELOCALS, [_lead("A", "10"), _lead("B", "5"), _lead("A", "$10.00")])
     )
@@ -35,43 +35,44 @@ def test_identical_records_collapse(landing: Landing) -> None:
 
 
 def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:
-    """Without it one of two contradicting costs would be picked by chance."""
+    """Records with one key and different values are quarantined, all of them; none is picked by chance."""
     rows = [_lead("A", "10"), _lead("A", "10"), _lead("A", "11", "late"), _lead("B", "5")]
     landing.write("elocals_leads/a.csv", text(ELOCALS, rows))
     counts = landing.load_one("elocals_leads").counts
     assert (counts.inserted, counts.duplicates, counts.quarantined) == (1, 0, 3)
     found = landing.rows(
-        "SELECT record_no, row_key, reasons[1], record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
+        "SELECT record_no, row_key, reasons, record ->> 'Cost' FROM raw.rejected_rows ORDER BY 1"
     )
     assert [(number, key, cost) for number, key, _, cost in found] == [
         (1, "A", "10"),
         (2, "A", "10"),
         (3, "A", "11"),
     ]
-    for _, _, reason, _ in found:
-        assert reason == (
-            "lead A stands in 3 records of this file with different values (cost: 10.00 | 11.00; status: late | ok);"
-            " accepted: identical records, or one"
-        )
+    conflict = {"code": "conflicting_records", "accepted": "identical records, or one"}
+    for _, _, reasons, _ in found:
+        assert reasons == [
+            conflict | {"column": "Cost", "found": "10.00 | 11.00"},
+            conflict | {"column": "Status", "found": "late | ok"},
+        ]
 
 
-def test_conflicting_records_stand_in_the_quarantine_as_found(landing: Landing) -> None:
-    """Without it a person could not find the records in the file, nor see what was read wrongly."""
+def test_conflicting_records_are_quarantined_as_found(landing: Landing) -> None:
+    """The quarantine has the cells as found, by header, so that a person finds them in the file."""
     first = ("A", "2025-01-05 10:21:17 -0500", "01:10", "$1,000.5", " ok", "", "a, note")
     second = ("A", "01/05/2025 10:21:17 AM", "", "(1)", "null", "555", "é")
     rows = [("",) * 7, ("Total", *[""] * 6), first, ("B", *first[1:]), ("",) * 7, second]
     landing.write("elocals_leads/a.csv", text((*ELOCALS, "Notes"), rows), day=9)
     assert landing.load_one("elocals_leads").counts.quarantined == 2
-    found = landing.rows("SELECT record_no, record FROM raw.rejected_rows ORDER BY 1")
+    found = landing.rows("SELECT record_no, line_no, record FROM raw.rejected_rows ORDER BY 1")
     header = (*ELOCALS, "Notes")
     assert found == [
-        (2, dict(zip(header, first, strict=True))),
-        (4, dict(zip(header, second, strict=True))),
+        (2, 4, dict(zip(header, first, strict=True))),
+        (4, 7, dict(zip(header, second, strict=True))),
     ]
 
 
 def test_number_that_names_several_jobs(landing: Landing) -> None:
-    """Without it a file without UUIDs would change one of two jobs by chance."""
+    """A number that names several jobs changes none of them; the record is quarantined."""
     landing.write("jobs/1.csv", text(JOBS, [job(7, "AAAAAA"), job(7, "BBBBBB"), job(8, "CCCCCC")]), day=1)
     landing.load("jobs")
     landing.write(
@@ -82,18 +83,19 @@ def test_number_that_names_several_jobs(landing: Landing) -> None:
     counts = landing.load_one("jobs").counts
     assert (counts.updated, counts.quarantined) == (1, 1)
     assert landing.rows("SELECT record ->> 'Created' FROM raw.rejected_rows") == [("Fri Nov 15 2024",)]
-    assert landing.rows("SELECT row_key, reasons[1] FROM raw.rejected_rows") == [
+    assert landing.rows("SELECT row_key, line_no, raw.reason_text(reasons -> 0) FROM raw.rejected_rows") == [
         (
             "7",
-            "job number 7 names 2 jobs (AAAAAA, BBBBBB); accepted: a number that names one job, or an export with"
-            " the UUID column",
+            2,
+            'Job # "7 (2 rows: AAAAAA, BBBBBB)": names several rows; accepted: one that names one job, or an export'
+            " with the column UUID",
         )
     ]
     assert landing.rows("SELECT status FROM raw.jobs WHERE job_id = 'CCCCCC'") == [("Gone",)]
 
 
 def test_job_known_by_number_gets_its_uuid(landing: Landing) -> None:
-    """Without it the first export with UUIDs would double every job, and payments would stay with the old ones."""
+    """The first export with UUIDs renames jobs known by number, and their payments follow."""
     landing.write("payments/1.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "", "", "")]), day=1)
     landing.load("payments")
     landing.write("jobs/1.csv", text(JOBS[:1] + JOBS[2:], [("7", *job(7)[2:]), ("8", *job(8)[2:])]), day=1)
@@ -111,7 +113,7 @@ def test_job_known_by_number_gets_its_uuid(landing: Landing) -> None:
 
 
 def test_job_known_under_both_names_becomes_one(landing: Landing) -> None:
-    """Without it a job whose number came later would count twice."""
+    """A job whose number comes later is merged with the row known by that number."""
     landing.write("jobs/1.csv", text(JOBS, [job("", "AAAAAA")]), day=1)
     landing.write("jobs/2.csv", text(JOBS[:1] + JOBS[2:], [("7", *job(7)[2:])]), day=2)
     landing.load("jobs")
@@ -122,7 +124,7 @@ def test_job_known_under_both_names_becomes_one(landing: Landing) -> None:
 
 
 def test_payments_before_their_jobs_are_linked_when_these_arrive(landing: Landing) -> None:
-    """Without it revenue stays unattributed for good."""
+    """A job links the payments that waited for it."""
     landing.write("payments/1.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "", "", "")]))
     landing.load("payments")
     landing.write("jobs/1.csv", text(JOBS, [job(7, "AAAAAA")]))
@@ -131,7 +133,7 @@ def test_payments_before_their_jobs_are_linked_when_these_arrive(landing: Landin
 
 
 def test_payments_without_an_id_column(landing: Landing) -> None:
-    """Without it two equal payments on one day would be one, or a re-export would double them."""
+    """Equal payments of one day stay apart, and a new export of them doubles none."""
     header = PAYMENTS[1:]
     row = ("7", "11/16/2024", "10", "Cash", "", "")
     landing.write("payments/1.csv", text(header, [row, row]), day=1)
@@ -149,8 +151,8 @@ def test_payments_without_an_id_column(landing: Landing) -> None:
     ]
 
 
-def test_unchanged_rows_dirty_nothing(landing: Landing) -> None:
-    """Without it every re-export would recompute every month."""
+def test_unchanged_rows_make_nothing_stale(landing: Landing) -> None:
+    """Unchanged rows keep their provenance and make no month stale."""
     jobs = [job(number, f"JOB{number:03}") for number in range(1, 101)]
     landing.write("jobs/1.csv", text(JOBS, jobs), day=1)
     landing.load("jobs")
@@ -173,7 +175,7 @@ def test_unchanged_rows_dirty_nothing(landing: Landing) -> None:
 
 
 def test_rows_that_vanish_are_kept(landing: Landing) -> None:
-    """Without it an export of one month would delete all others."""
+    """Rows that a later export lacks stay: an export of one month says nothing about the others."""
     landing.write("elocals_leads/1.csv", text(ELOCALS, [_lead("A", "10"), _lead("B", "20")]), day=1)
     landing.write("elocals_leads/2.csv", text(ELOCALS, [_lead("B", "20")]), day=2)
     landing.load("elocals_leads")
@@ -181,21 +183,21 @@ def test_rows_that_vanish_are_kept(landing: Landing) -> None:
 
 
 def test_one_bad_record_leaves_its_neighbors(landing: Landing) -> None:
-    """Without it one typing mistake would hold back a whole export."""
+    """One bad record is quarantined, and its neighbors load."""
     rows = [_lead("A", "10"), _lead("B", "1.234,50"), _lead("C", "30"), ("Total", "", "", "40", "", "")]
     landing.write("elocals_leads/1.csv", text(ELOCALS, rows))
     result = landing.load_one("elocals_leads")
     counts = result.counts
     assert (counts.records_read, counts.inserted, counts.quarantined, counts.summary_lines) == (4, 2, 1, 1)
     ((number, key, record, reason),) = landing.rows(
-        "SELECT record_no, row_key, record, reasons[1] FROM raw.rejected_rows"
+        "SELECT record_no, row_key, record, reasons -> 0 FROM raw.rejected_rows"
     )
     assert (number, key, record["Cost"]) == (2, "B", "1.234,50")
-    assert "Cost" in reason and "1.234,50" in reason
+    assert (reason["column"], reason["found"]) == ("Cost", "1.234,50")
 
 
 def test_full_calls_export_warns(landing: Landing) -> None:
-    """Without it nobody would notice that the CRM cut the export off at 5,000 calls."""
+    """An export of exactly 5,000 calls warns that it was probably cut off."""
     rows = [
         ("", f"(555) 010-{number:04}", "", "(555) 010-0002", "Wed Dec 17th, 03:21PM", "", "", "5 Sec")
         for number in range(5000)
@@ -206,8 +208,8 @@ def test_full_calls_export_warns(landing: Landing) -> None:
     assert landing.rows("SELECT warnings FROM raw.source_files") == [([warning],)]
 
 
-def test_ledger_says_how_a_file_was_read(landing: Landing) -> None:
-    """Without it nobody could check afterwards which column was taken for what."""
+def test_ledger_records_how_a_file_was_read(landing: Landing) -> None:
+    """The ledger has how a file was read, and which column was taken for what."""
     landing.write(
         "elocals_leads/a.csv", text((*ELOCALS, "Mood"), [(*_lead("A", "10"), "x")]).replace(",", ";"), day=3
     )
@@ -235,7 +237,7 @@ def test_ledger_says_how_a_file_was_read(landing: Landing) -> None:
 
 
 def test_column_that_a_newer_export_lacks(landing: Landing) -> None:
-    """Without it nobody would notice that an export without statuses makes failed payments count."""
+    """A column that others have and this file lacks causes a warning: failed payments would count without it."""
     landing.write(
         "payments/1.csv", text(PAYMENTS, [("P1", "7", "11/16/2024", "10", "Cash", "Failed", "")]), day=1
     )
@@ -246,7 +248,7 @@ def test_column_that_a_newer_export_lacks(landing: Landing) -> None:
 
 
 def test_payments_with_and_without_ids_warn(landing: Landing) -> None:
-    """Without it nobody would notice that the same payments, exported in two forms, count twice."""
+    """Exports with and without payment ids cause a warning: a payment in both would count twice."""
     row = ("P1", "7", "11/16/2024", "10", "Cash", "", "")
     landing.write("payments/1.csv", text(PAYMENTS, [row]), day=1)
     assert landing.load_one("payments").warnings == []
@@ -259,7 +261,7 @@ SPEND = ("Month", "Campaign", "Amount")
 
 
 def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
-    """Without it a renamed campaign would be paid for under both names."""
+    """A newer report replaces the month, so that a renamed campaign counts once."""
     rows = [("2024-10", "Ovens", "100"), ("2024-10", "Fridges", "50"), ("2024-11", "Ovens", "7")]
     landing.write("google_spend/1.csv", text(SPEND, rows), day=1)
     landing.load("google_spend")
@@ -289,14 +291,14 @@ def test_newer_spend_replaces_the_whole_month(landing: Landing) -> None:
 def test_long_name_that_is_a_key(
     source: str, header: tuple[str, ...], row: tuple[str, ...], landing: Landing
 ) -> None:
-    """Without it one name too long for an index would stop its source, or the metrics, for ever."""
+    """A name too long for an index is quarantined; it stops neither its file nor the metrics."""
     name = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # does not compress
     rows = [[cell.format(text) for cell in row] for text in (name, "Google")]
     landing.write(f"{source}/2025-12-18T10_00_00.csv", text(header, rows))
     result = landing.load_one(source)
     assert (result.status, result.counts.inserted, result.counts.quarantined) == ("loaded", 1, 1)
-    ((reason,),) = landing.rows("SELECT reasons[1] FROM raw.rejected_rows")
-    assert "has 1000 characters; accepted: at most 200" in reason
+    ((reason,),) = landing.rows("SELECT reasons -> 0 FROM raw.rejected_rows")
+    assert "(1,000 characters)" in reason["found"] and reason["accepted"] == "at most 200 characters"
 
 
 @pytest.mark.parametrize(
@@ -308,8 +310,8 @@ def test_long_name_that_is_a_key(
         [("2024-10", "Generic")],
     ],
 )
-def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...]], landing: Landing) -> None:
-    """Without it a campaign would cost nothing because its newest figure could not be read."""
+def test_unreadable_spend_leaves_the_older_month(generic: list[tuple[str, ...]], landing: Landing) -> None:
+    """A month with unreadable records does not replace one that another file has whole."""
     landing.write(
         "google_spend/1.csv",
         text(SPEND, [("2024-10", "Brand", "1000"), ("2024-10", "Generic", "3000")]),
@@ -324,8 +326,8 @@ def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...
         {},
     )
     assert result.warnings == [
-        "2024-10: this file has quarantined records of the month, so what another file says of the whole month stays;"
-        " mend them, or export the month again"
+        "2024-10: this file has quarantined records of the month, so the month stays as another file has it whole;"
+        " correct the records, or export the month again"
     ]
     assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
         ("Brand", Decimal("1000.00")),
@@ -333,8 +335,8 @@ def test_spend_that_cannot_be_read_leaves_the_older(generic: list[tuple[str, ...
     ]
 
 
-def test_spend_of_which_a_part_cannot_be_read(landing: Landing) -> None:
-    """Without it one bad campaign would hide the others, or nobody would know that the month's cost is too low."""
+def test_partly_unreadable_spend(landing: Landing) -> None:
+    """What can be read of a month counts, with a warning, until a file has the month whole."""
     landing.write(
         "google_spend/1.csv", text(SPEND, [("2024-10", "Brand", "1"), ("2024-10", "Generic", "NaN")]), day=1
     )
@@ -348,7 +350,7 @@ def test_spend_of_which_a_part_cannot_be_read(landing: Landing) -> None:
 
 
 def test_spend_repeats_and_conflicts(landing: Landing) -> None:
-    """Without it a day exported twice would count twice, or one of two amounts be picked by chance."""
+    """A repeated day counts once, and a day with two amounts is quarantined."""
     rows = [
         ("2024-10-01", "Ovens", "10"),
         ("2024-10-01", "Ovens", "10.00"),
@@ -364,7 +366,7 @@ def test_spend_repeats_and_conflicts(landing: Landing) -> None:
 
 
 def test_other_timezone_is_refused(landing: Landing) -> None:
-    """Without it dates of two timezones would lie in one table."""
+    """A load in another timezone is refused: one table would mix dates of both."""
     landing.write("elocals_leads/a.csv", text(ELOCALS, [_lead("A", "10")]))
     with pytest.raises(ValueError, match="BUSINESS_TIMEZONE"):
         load_source(landing.connection, landing.folder, "elocals_leads", timezone=ZoneInfo("America/Chicago"))

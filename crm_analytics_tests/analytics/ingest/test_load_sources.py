@@ -1,4 +1,4 @@
-"""Every source's files end up in its table, typed, counted and dated."""
+"""Each source's files end up in its table: typed, counted and dated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
 
 
 def test_jobs(landing: Landing) -> None:
-    """Without it the main table could lose or mistype columns."""
+    """Jobs load with all columns, numbers without padding."""
     landing.write("jobs/a.csv", text(JOBS, [job(3504, "A1B2C3"), job("003505", "D4E5F6", Total="-95")]))
     result = landing.load("jobs")
     assert result.totals.inserted == result.totals.records_read == 2
@@ -53,7 +53,7 @@ def test_jobs(landing: Landing) -> None:
 
 
 def test_payments_find_their_job(landing: Landing) -> None:
-    """Without it revenue stays unattributed though the job is known."""
+    """Payments load with the link to their job, amounts in every form, and whether they count."""
     landing.write("jobs/a.csv", text(JOBS, [job(3504, "A1B2C3")]))
     landing.load("jobs")
     landing.write(
@@ -77,7 +77,7 @@ def test_payments_find_their_job(landing: Landing) -> None:
 
 
 def test_calls(landing: Landing) -> None:
-    """Without it calls, which have no id, could collapse into one or double on the next export."""
+    """Calls have no id: equal ones stay apart, and a new export adds only the new ones."""
     row = (
         "Ann",
         "(555) 010-0001",
@@ -100,7 +100,7 @@ def test_calls(landing: Landing) -> None:
 
 
 def test_leads(landing: Landing) -> None:
-    """Without it leads and their cost could be lost."""
+    """Leads of both kinds load with date, cost and status."""
     landing.write(
         "elocals_leads/a.csv",
         text(ELOCALS, [("L1", "2025-12-05 10:21:17 -0500", "01:10", "$65.25", "ok", "5550100001")]),
@@ -119,7 +119,7 @@ def test_leads(landing: Landing) -> None:
 
 
 def test_spend_by_day_is_summed_before_rounding(landing: Landing) -> None:
-    """Without it three micros of half a cent each would be rounded to three cents."""
+    """Days are summed before rounding, so that thousandths of a dollar are not lost."""
     landing.write(
         "google_spend/a.csv",
         text(
@@ -140,7 +140,7 @@ def test_spend_by_day_is_summed_before_rounding(landing: Landing) -> None:
 
 
 def test_targets(landing: Landing) -> None:
-    """Without it a target that is not set could become 0, or a changed one be ignored."""
+    """A target that is not set stays NULL, and a changed one is updated."""
     header = (
         "month",
         "source",

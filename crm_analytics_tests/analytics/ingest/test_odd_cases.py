@@ -1,7 +1,7 @@
-"""The odd-case table of `inputs.md`, row by row, on real files: what reading decides.
+"""Odd files and odd records, case by case, on real files: what reading decides.
 
-What the loader decides (repeats, conflicts, newer and older exports, unknown jobs, statuses that count) is
-tested with the loader.
+What loading decides (repeats, conflicts, newer and older exports, unknown jobs) is tested in test_load_records.py and
+test_load_order.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crm_analytics.analytics.ingest.reading.open_file import RefusedFile
+from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics_tests.analytics.ingest.samples import (
     SAMPLES,
     Whole,
@@ -63,7 +63,7 @@ def refusal(folder: Path, source: str, content: str | bytes) -> str:
     ],
 )
 def test_encodings_delimiters_and_line_ends(tmp_path: Path, content: bytes, encoding: str):
-    """All of these come from ordinary programs; none may change a value."""
+    """No encoding, delimiter or line end of ordinary programs changes a value."""
     whole = read_text(tmp_path, "payments", content)
     assert amounts(whole) == SOUND
     assert whole.rows[0]["method"] == "Café"
@@ -73,7 +73,7 @@ def test_encodings_delimiters_and_line_ends(tmp_path: Path, content: bytes, enco
 
 
 def test_quoted_newlines(tmp_path: Path):
-    """Records are counted, not lines."""
+    """A quoted newline belongs to its cell: records are counted, not lines."""
     whole = read_text(
         tmp_path, "payments", HEADER + 'P1,1,100.00,2024-11-01,"a\r\nb, ""c"""\nP2,2,-60.00,2024-11-09,\n'
     )
@@ -86,7 +86,7 @@ def test_quoted_newlines(tmp_path: Path):
 
 
 def test_unknown_reordered_and_missing_columns(tmp_path: Path):
-    """Exports get new columns and other orders without notice."""
+    """Unknown, reordered and missing optional columns do no harm, since exports change without notice."""
     whole = read_text(tmp_path, "payments", "Tip,DATE,amount_paid,Job Number\n5,2024-11-01,100.00,1\n")
     assert [(row["amount"], row["job_ref"], row["method"], row["status"]) for row in whole.rows] == [
         ("100.00", "1", None, None)
@@ -99,38 +99,38 @@ def test_unknown_reordered_and_missing_columns(tmp_path: Path):
 
 
 def test_required_column_missing(tmp_path: Path):
-    """The message names what is missing, what is accepted and what was found."""
+    """A missing column is refused with what is missing, what is accepted and what was found."""
     message = refusal(tmp_path, "payments", "Payment ID,Amount,Date\nP1,1.00,2024-11-01\n")
-    assert "one of job_uuid or job_number or job_id (accepted: Job UUID" in message
-    assert "found: Payment ID, Amount, Date" in message
+    assert "missing columns; accepted: one of job_uuid or job_number or job_id (Job UUID" in message
+    assert '"Payment ID, Amount, Date": missing columns' in message
     message = refusal(tmp_path, "jobs", "UUID,Job Type,Source\nAB12CD,COD Service,NSA\n")
-    assert "column missing: created_at (accepted: Created, CreatedDate, Created At, created_at)" in message
+    assert "missing columns; accepted: created_at (Created, CreatedDate, Created At, created_at)" in message
 
 
 def test_two_columns_for_one_name(tmp_path: Path):
-    """Choosing one of them would be a guess about money."""
+    """Two columns for one name are refused: choosing one would be a guess about money."""
     message = refusal(tmp_path, "payments", "Job #,Amount,Amount Paid,Date\n1,1.00,2.00,2024-11-01\n")
-    assert "two columns for amount: 'Amount' and 'Amount Paid' (accepted: one of them" in message
+    assert 'amount "Amount and Amount Paid": repeated column; accepted: one of them' in message
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "the file is empty"),
-        (b"\xef\xbb\xbf \r\n\r\n", "the file is empty"),
-        (b"\n" * 1000, "the file holds no text"),
-        (b"\r\n<!DOCTYPE html><html><body>Sign in", "this is a web page"),
-        (b"a\x00b" + b"x" * 100, "byte 2 is NUL"),
+        (b"", "empty file"),
+        (b"\xef\xbb\xbf \r\n\r\n", "empty file"),
+        (b"\n" * 1000, "empty file"),
+        (b"\r\n<!DOCTYPE html><html><body>Sign in", "web page"),
+        (b"a\x00b" + b"x" * 100, "byte 2: nul character in text"),
         (b"Job #,Amount,Date\n1,2,\x81\n", "neither UTF-8 nor valid cp1252"),
         (PAYMENTS.encode("utf-16")[:-1], "neither UTF-8 nor valid utf-16"),
         (
             b"P1,1,100.00,2024-11-01\n",
-            "no header row of payments of jobs in the first 30 rows; found: 'P1 | 1",
+            '"P1 | 1 | 100.00 | 2024-11-01": no header row; accepted: payments of jobs with a header in the first 30',
         ),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, content: bytes, problem: str):
-    """Nothing of such a file is loaded, and the message says what to do."""
+    """A file that cannot be read is refused as a whole, and the message names what is accepted."""
     message = refusal(tmp_path, "payments", content)
     assert problem in message
     assert "accepted" in message
@@ -140,13 +140,13 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, problem: str):
 
 
 def test_quote_that_never_closes(tmp_path: Path):
-    """The record where it opened is named: the rest of the file would be one cell."""
+    """A quote that never closes is refused at the record where it opens: the rest would be one cell."""
     message = refusal(tmp_path, "payments", PAYMENTS + 'P3,3,"5.00,2024-11-02,\nP4,4,6.00,2024-11-02,\n')
-    assert "line 4: a quote opens in record 3 and never closes" in message
+    assert "line 4, record 3: quote never closes" in message
 
 
-def test_quotes_that_do_not_fit(tmp_path: Path):
-    """A stray quote costs its own record, not the following ones."""
+def test_stray_quote(tmp_path: Path):
+    """A stray quote costs its own record, not those after it."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -156,14 +156,14 @@ def test_quotes_that_do_not_fit(tmp_path: Path):
         + 'P3,3,7.00,2024-11-02,"a, b"\n',
     )
     assert amounts(whole) == [*SOUND, ("P3", "7.00")]
-    assert "line 2: the record's quotes do not fit" in whole.reasons
+    assert "line 2: text after a closing quote; accepted: quotes around the whole cell" in whole.reasons
 
 
 # preamble, `Total`, `Total: …`, `Grand total`
 
 
 def test_preamble_and_summary_lines(tmp_path: Path):
-    """Totals are no records; one that is not the sum says that something is missing."""
+    """Totals are not records; a total that is not the sum is a warning that something is missing."""
     content = "Payments of November\n\n" + PAYMENTS + "Total,,40.00,,\nGrand total:,,40.00\n"
     whole = read_text(tmp_path, "payments", content)
     assert amounts(whole) == SOUND
@@ -181,7 +181,7 @@ def test_what_only_looks_like_a_summary_line(tmp_path: Path):
     )
     assert len(whole.rows) == 1
     assert whole.file.summary_lines == 0
-    assert "line 4: Date '' is blank" in whole.reasons
+    assert 'line 4: Date "": blank' in whole.reasons
     spend = read_text(
         tmp_path,
         "google_spend",
@@ -195,15 +195,15 @@ def test_what_only_looks_like_a_summary_line(tmp_path: Path):
 
 
 def test_missing_key(tmp_path: Path):
-    """Where the file has an id column, a blank id is quarantined; where it has none, the loader makes the key."""
+    """A blank id is quarantined; without an id column, the loader makes the key."""
     whole = read_text(tmp_path, "payments", PAYMENTS + ",3,5.00,2024-11-02,\n")
     assert amounts(whole) == SOUND
-    assert whole.reasons == "line 4: Payment ID '' is blank; accepted: never blank"
+    assert whole.reasons == 'line 4: Payment ID "": blank; accepted: a value'
     assert whole.rejected[0].key is None
     none = read_text(tmp_path, "payments", "Job #,Amount,Date\n3,5.00,2024-11-02\n3,5.00,2024-11-02\n")
     assert [row["payment_id"] for row in none.rows] == [None, None]
     leads = read_text(tmp_path, "elocals_leads", SAMPLES["elocals_leads"].replace("E2", "null"))
-    assert "Unique ID 'null' is blank" in leads.reasons
+    assert 'Unique ID "null": blank' in leads.reasons
 
 
 # job number `3504` / `003504`; id in a spreadsheet's scientific notation
@@ -223,16 +223,8 @@ def test_padding_and_scientific_notation(tmp_path: Path):
         ("3504", "001234"),
     ]
     assert whole.rejected[0].key == "AB12CD"
-    assert (
-        whole.rejected[0]
-        .reasons[0]
-        .startswith("line 4: Job # '1.2E+05' is an id that a spreadsheet has turned")
-    )
-    assert (
-        whole.rejected[1]
-        .reasons[0]
-        .startswith("line 5: UUID '1.2E+05' is an id that a spreadsheet has turned")
-    )
+    assert 'line 4: Job # "1.2E+05": id turned into a number by a spreadsheet' in whole.reasons
+    assert 'line 5: UUID "1.2E+05": id turned into a number by a spreadsheet' in whole.reasons
 
 
 def test_ids_in_a_workbook(tmp_path: Path):
@@ -249,14 +241,14 @@ def test_ids_in_a_workbook(tmp_path: Path):
     assert [(row["payment_id"], row["job_number_ref"], row["amount"]) for row in whole.rows] == [
         ("71", "3504", "-20")
     ]
-    assert whole.reasons.count("is an id that a spreadsheet has turned into a number") == 2
+    assert whole.reasons.count("id turned into a number by a spreadsheet") == 2
 
 
 # money
 
 
 def test_money_forms(tmp_path: Path):
-    """Every accepted form to the cent, in a file with quotes where they are needed."""
+    """Every accepted form of money is read to the cent, in quotes if it needs them."""
     forms = ['"$1,234.50"', "(20.00)", "-$20.00", "−20", "20-", "\u00a020.00\u00a0"]
     content = HEADER + "".join(f"P{number},1,{form},2024-11-01,\n" for number, form in enumerate(forms))
     whole = read_text(tmp_path, "payments", content)
@@ -264,34 +256,35 @@ def test_money_forms(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("amount", "problem"),
+    ("amount", "code"),
     [
-        ('"1.234,50"', "is ambiguous"),
-        ("NaN", "is not a number"),
-        ("Infinity", "is not a number"),
-        ("1.005", "has more than 2 decimals"),
-        ("99999999999", "is absurdly large"),
-        ("", "is blank"),
-        ("--", "is blank"),
-        ("N/A", "is blank"),
-        ("null", "is blank"),
+        ('"1.234,50"', "ambiguous_decimal_separator"),
+        ("NaN", "not_a_number"),
+        ("Infinity", "not_a_number"),
+        ("1.005", "too_many_decimals"),
+        ("99999999999", "too_large"),
+        ("", "blank"),
+        ("--", "blank"),
+        ("N/A", "blank"),
+        ("null", "blank"),
     ],
 )
-def test_money_that_is_quarantined(tmp_path: Path, amount: str, problem: str):
-    """Never 0, never rounded, never guessed; the neighbors are loaded."""
+def test_unclear_money_is_quarantined(tmp_path: Path, amount: str, code: str):
+    """Unclear money is quarantined, never 0, rounded or guessed; the records around it are loaded."""
     whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,{amount},2024-11-02,Cash\n")
     assert amounts(whole) == SOUND
     (rejected,) = whole.rejected
-    assert (rejected.record_no, rejected.key) == (3, "P3")
-    assert rejected.reasons[0].startswith(f"line 4: Amount {amount.strip(chr(34))!r} {problem}")
-    assert "accepted: " in rejected.reasons[0]
-    assert rejected.record == {
+    assert (rejected.as_found[:2], rejected.key) == ((3, 4), "P3")
+    (reason,) = rejected.reasons
+    assert (reason.code, reason.column, reason.found) == (code, "Amount", amount.strip('"'))
+    assert reason.accepted
+    assert rejected.as_found.record == {
         "Payment ID": "P3", "Job #": "3", "Amount": amount.strip('"'), "Date": "2024-11-02", "Payment Methods": "Cash",
     }  # fmt: skip
 
 
 def test_blank_money_is_null_where_it_may_be(tmp_path: Path):
-    """A lead without a cost yet is not a free lead."""
+    """Blank money is NULL where it may be blank: a lead without a cost yet is not a free lead."""
     content = "Unique ID,Time,Cost\nE1,2024-11-01,\nE2,2024-11-01,--\nE3,2024-11-01,0\n"
     whole = read_text(tmp_path, "elocals_leads", content)
     assert [row["cost"] for row in whole.rows] == [None, None, "0"]
@@ -301,15 +294,15 @@ def test_blank_money_is_null_where_it_may_be(tmp_path: Path):
 
 
 def test_numeric_dates_follow_the_declared_order(tmp_path: Path):
-    """11/02 is the second of November, although 13/02 in the next row could only be day first."""
+    """11/02 is November 2, although 13/02 in the next row could only be day first."""
     whole = read_text(tmp_path, "payments", HEADER + "P1,1,1.00,11/02/2024,\nP2,1,1.00,13/02/2024,\n")
     assert [row["paid_date"] for row in whole.rows] == [day("2024-11-02")]
-    assert "line 3: Date '13/02/2024' is not a date that exists; accepted: a date" in whole.reasons
+    assert 'line 3: Date "13/02/2024": not a valid date; accepted: a date' in whole.reasons
     assert "11/15/2024 (month first)" in whole.reasons
 
 
 def test_offsets_are_converted(tmp_path: Path):
-    """The date is the business timezone's, whatever the offset."""
+    """The date is the business timezone's, whatever offset the time has."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -319,11 +312,11 @@ def test_offsets_are_converted(tmp_path: Path):
         (utc(2024, 11, 1, 3, 30), day("2024-10-31")),
         (utc(2024, 11, 1, 6, 30), day("2024-11-01")),
     ]
-    assert whole.file.flagged == 0
+    assert whole.file.dst_ambiguous == 0
 
 
-def test_daylight_saving_is_flagged(tmp_path: Path):
-    """A fixed rule, and a warning that names how many records it touched."""
+def test_ambiguous_times_are_counted(tmp_path: Path):
+    """Ambiguous local times follow a fixed rule, and a warning counts their records."""
     whole = read_text(
         tmp_path,
         "payments",
@@ -331,7 +324,7 @@ def test_daylight_saving_is_flagged(tmp_path: Path):
         + "P1,1,1.00,2024-11-03 01:30:00,\nP2,1,1.00,2024-03-10 02:30:00,\nP3,1,x,2024-03-10 02:30:00,\n",
     )
     assert [row["paid_at"] for row in whole.rows] == [utc(2024, 11, 3, 5, 30), utc(2024, 3, 10, 7, 30)]
-    assert whole.file.flagged == 2
+    assert whole.file.dst_ambiguous == 2
     assert whole.file.warnings[0].startswith(
         "2 records have local times that daylight saving shows twice or skips"
     )
@@ -339,17 +332,17 @@ def test_daylight_saving_is_flagged(tmp_path: Path):
 
 @pytest.mark.parametrize("written", ["2024-02-30", "", "null", "1999-12-31", "2101-01-01", "someday"])
 def test_impossible_dates(tmp_path: Path, written: str):
-    """Never today's date, and never dropped."""
+    """An impossible date is quarantined, never replaced by today's and never dropped."""
     whole = read_text(tmp_path, "payments", PAYMENTS + f"P3,3,1.00,{written},\n")
     assert amounts(whole) == SOUND
-    assert whole.reasons.startswith(f"line 4: Date {written!r} is ")
+    assert whole.reasons.startswith(f'line 4: Date "{written}": ')
 
 
 # cells that a spreadsheet would execute
 
 
 def test_formulas_are_text(tmp_path: Path):
-    """A cell is what it says; nothing of it is computed or stripped."""
+    """A formula in a CSV file stays text; it is neither computed nor stripped."""
     whole = read_text(
         tmp_path,
         "jobs",
@@ -359,40 +352,45 @@ def test_formulas_are_text(tmp_path: Path):
     assert (row["type"], row["source"], row["technician"]) == ("=1+1", "@SUM(A1)", '=HYPERLINK("x")')
 
 
-# one bad record never drops its neighbors
+# one bad record never drops the records around it
 
 
 def test_records_of_another_width(tmp_path: Path):
-    """A comma too many shifts cells: the record is quarantined with all its cells, its neighbors load."""
+    """A record with too many or too few cells is quarantined with all of them; the others are loaded."""
     whole = read_text(
         tmp_path, "payments", PAYMENTS + "P3,3,1,000.00,2024-11-02,Cash\nP4,4\nP5,5,2.00,2024-11-02,,,\n"
     )
     assert amounts(whole) == [*SOUND, ("P5", "2.00")]
-    assert [rejected.reasons for rejected in whole.rejected] == [
-        ["line 4: the record has 6 cells where the header has 5; accepted: 5"],
-        ["line 5: the record has 2 cells where the header has 5; accepted: 5"],
+    assert whole.reasons.split("\n") == [
+        'line 4: "6 cells": wrong number of cells; accepted: 5 cells, as in the header',
+        'line 5: "2 cells": wrong number of cells; accepted: 5 cells, as in the header',
     ]
-    assert whole.rejected[0].record["(column 6)"] == "Cash"
+    assert whole.rejected[0].as_found.record["(column 6)"] == "Cash"
 
 
 @pytest.mark.parametrize("ending", ["", ",", ",,"])
 def test_header_line_that_ends_with_a_comma(tmp_path: Path, ending: str):
-    """Only a column without a name is missing from the records then: without it all of them would be refused."""
+    """Records may lack a last column without a name: otherwise all of them would be refused."""
     whole = read_text(tmp_path, "targets", f"month,target_repairs,\n2025-10,1{ending}\n2025-11,2{ending}\n")
     assert [row["target_repairs"] for row in whole.rows] == [1, 2]
     assert whole.rejected == []
     short = read_text(tmp_path, "targets", "month,target_repairs,,x,\n2025-10,1,,\n2025-11,2,\n")
-    assert [rejected.record_no for rejected in short.rejected] == [2]
+    assert [rejected.as_found.record_no for rejected in short.rejected] == [2]
 
 
 def test_all_reasons_of_a_record(tmp_path: Path):
-    """A record with several faults names each, so that one mending is enough."""
+    """A record with several faults has a reason for each, so that one correction is enough."""
     whole = read_text(tmp_path, "payments", HEADER + ",1.2E+05,x,y,\n")
-    assert [reason.split()[2] for reason in whole.rejected[0].reasons] == ["Payment", "Job", "Amount", "Date"]
+    assert [reason.column for reason in whole.rejected[0].reasons] == [
+        "Payment ID",
+        "Job #",
+        "Amount",
+        "Date",
+    ]
 
 
-def test_blank_records_are_none(tmp_path: Path):
-    """Spreadsheets export empty rows: they are neither records nor faults."""
+def test_blank_rows_are_not_records(tmp_path: Path):
+    """Blank rows, which spreadsheets export, are neither records nor faults."""
     whole = read_text(tmp_path, "payments", PAYMENTS.replace("P2", ",,,,\n\n , ,\u00a0,,\nP2"))
     assert amounts(whole) == SOUND
     assert [row["record_no"] for row in whole.rows] == [1, 2]
@@ -400,5 +398,5 @@ def test_blank_records_are_none(tmp_path: Path):
 
 
 def test_header_without_records(tmp_path: Path):
-    """An export of nothing is no fault, but worth a word."""
+    """A header without records is loaded with a warning."""
     assert read_text(tmp_path, "payments", HEADER).file.warnings == ["the file has a header but no records"]

@@ -1,4 +1,4 @@
-"""Opening and reading files: formats, headers, recognition, export times, workbooks, coverage of spend."""
+"""Opening and reading files: formats, headers, source detection, export times, workbooks, coverage of spend."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ import psycopg
 import pyarrow.csv as pacsv
 import pytest
 
-from crm_analytics.analytics.ingest.reading import csv_records as splitting
-from crm_analytics.analytics.ingest.reading.open_file import (
-    RefusedFile,
-    UnrecognizedFile,
-    export_time,
-    open_file,
-    recognize,
-)
+from crm_analytics.analytics.ingest.errors import RefusedFile, UnrecognizedFile
+from crm_analytics.analytics.ingest.reading import csv_records
+from crm_analytics.analytics.ingest.reading.open_file import UNCOMPUTED, open_file
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,
@@ -41,7 +37,7 @@ from crm_analytics_tests.analytics.ingest.samples import (
 
 
 def test_jobs_export(tmp_path: Path):
-    """The real 44-column export: what its columns mean, cells with newlines, a zero-padded number."""
+    """The real 44-column export is read: what its columns mean, cells with newlines, a zero-padded number."""
     whole = read_text(tmp_path, "jobs", SAMPLES["jobs"])
     assert whole.rejected == []
     assert whole.rows == [
@@ -78,7 +74,7 @@ def test_jobs_export(tmp_path: Path):
 
 
 def test_payments_export(tmp_path: Path):
-    """References as given and as what they may be; refunds are negative."""
+    """Payments keep the job as given and as what it may be; refunds are negative."""
     whole = read_text(tmp_path, "payments", SAMPLES["payments"])
     columns = (
         "payment_id",
@@ -113,7 +109,7 @@ def test_payments_export(tmp_path: Path):
     ],
 )
 def test_job_references_of_payments(tmp_path: Path, header: str, cell: str, expected: tuple[str | None, ...]):
-    """A Job UUID is a UUID, a Job # a number, a Job ID may be both: else payments land at the wrong job or at none."""
+    """A Job UUID is a UUID, a Job # a number, and a Job ID may be both: else payments go to the wrong job or to none."""
     whole = read_text(tmp_path, "payments", f"{header},Amount,Date\n{cell},1.00,2024-11-01\n")
     row = whole.rows[0]
     assert (row["job_ref"], row["job_id_ref"], row["job_number_ref"]) == expected
@@ -121,7 +117,7 @@ def test_job_references_of_payments(tmp_path: Path, header: str, cell: str, expe
 
 
 def test_calls_export(tmp_path: Path):
-    """Times without a year, durations in words, Answered as a name."""
+    """Calls have times without a year, durations in words, and a name in Answered."""
     whole = read_text(tmp_path, "calls", SAMPLES["calls"])
     assert whole.rows == [
         {
@@ -152,7 +148,7 @@ def test_calls_export(tmp_path: Path):
 
 
 def test_calls_export_at_its_limit(tmp_path: Path):
-    """An export of exactly 5,000 rows is probably cut off: without the warning nobody would notice."""
+    """An export of exactly 5,000 rows is probably cut off, which only the warning shows."""
     line = "(555) 010-0100,(555) 010-0199,2025-12-17 10:00,45 Sec\n"
     header = "From number,To number,Time,Duration\n"
     assert "cut off" in read_text(tmp_path, "calls", header + line * 5000).file.warnings[0]
@@ -174,13 +170,13 @@ def test_leads_exports(tmp_path: Path):
 
 
 def test_targets_file(tmp_path: Path):
-    """Blank source and segment mean the whole business; what is not set is NULL, not 0."""
+    """A blank source or segment means the whole business; a target that is not set is NULL, not 0."""
     whole = read_text(tmp_path, "targets", SAMPLES["targets"] + "2026-01,Google,Maybe,1,,,\n")
     assert [tuple(row.values())[1:] for row in whole.rows] == [
         (day("2025-12-01"), "ALL", "ALL", 120, "40000.00", "0.35", "55"),
         (day("2025-12-01"), "Google", "COD", 30, None, None, None),
     ]
-    assert "line 4: segment 'MAYBE' is no segment; accepted: ALL, COD, INS, OTHER" in whole.reasons
+    assert 'line 4: segment "Maybe": not a segment; accepted: ALL, COD, INS, OTHER' in whole.reasons
 
 
 def spend(whole) -> list[tuple[object, ...]]:
@@ -191,7 +187,7 @@ def spend(whole) -> list[tuple[object, ...]]:
 
 
 def test_google_report_with_a_date_range(tmp_path: Path):
-    """Title, range line and totals are no records; the range gives the month and what is covered."""
+    """Title, date range and totals are not records; the range gives the month and the covered days."""
     whole = read_text(tmp_path, "google_spend", SAMPLES["google_spend"])
     assert spend(whole) == [
         (day("2025-10-01"), None, "Fridges", "2520.00", day("2025-10-31")),
@@ -201,18 +197,20 @@ def test_google_report_with_a_date_range(tmp_path: Path):
 
 
 def test_google_report_over_several_months_without_dates(tmp_path: Path):
-    """Its spend cannot be told apart by month: refused at the header, nothing loaded."""
+    """A report over several months without dates is refused: its spend cannot be split by month."""
     content = SAMPLES["google_spend"].replace("October 31", "November 30")
     with pytest.raises(
-        RefusedFile, match=r"several months \(2025-10-01 to 2025-11-30\) and has no date column"
+        RefusedFile, match=r'"2025-10-01 to 2025-11-30": several months and no date column; accepted: '
     ):
         read_text(tmp_path, "google_spend", content)
-    with pytest.raises(RefusedFile, match="no column tells the month"):
+    with pytest.raises(
+        RefusedFile, match="no month; accepted: a column Month, Day or Date, or a line above the header"
+    ):
         read_text(tmp_path, "google_spend", content.split("\r\n", 2)[2])
 
 
 def test_google_coverage_of_months(tmp_path: Path):
-    """A month exported within itself is covered to the export's day, others to their end."""
+    """The month of the export is covered up to the export's day, other months to their end."""
     content = "Month,Amount\n2025-11,310.00\nDec 2025,99.5\n"
     assert spend(read_text(tmp_path, "google_spend", content)) == [
         (day("2025-11-01"), None, "all", "310.00", day("2025-11-30")),
@@ -221,13 +219,13 @@ def test_google_coverage_of_months(tmp_path: Path):
 
 
 def test_google_report_exported_before_its_range_ends(tmp_path: Path):
-    """A range to the month's end covers no more than was known on the day of the export."""
+    """A report covers no day after its export, even if its date range does."""
     content = SAMPLES["google_spend"].replace("October", "December")
     assert {row[-1] for row in spend(read_text(tmp_path, "google_spend", content))} == {day("2025-12-20")}
 
 
 def test_google_coverage_of_days(tmp_path: Path):
-    """A file by day covers its last month to its last day; a first month that starts late is warned of."""
+    """A file by day covers its last month up to its last day, and warns of a first month that starts late."""
     content = "Day,Campaign,Cost\n2025-10-30,A,1.00\n2025-10-31,A,2.00\n2025-11-04,B,3.00\n"
     whole = read_text(tmp_path, "google_spend", content)
     assert spend(whole) == [
@@ -239,7 +237,7 @@ def test_google_coverage_of_days(tmp_path: Path):
 
 
 def test_google_dates_that_are_months(tmp_path: Path):
-    """`Date` with nothing but firsts of months is a monthly file: else each month would be covered for one day."""
+    """A `Date` column with only firsts of months is monthly: else each month would be covered for one day."""
     whole = read_text(tmp_path, "google_spend", "Date,Amount\n2025-10-01,310.00\n2025-11-01,300.00\n")
     assert spend(whole) == [
         (day("2025-10-01"), None, "all", "310.00", day("2025-10-31")),
@@ -249,7 +247,7 @@ def test_google_dates_that_are_months(tmp_path: Path):
 
 
 def test_google_micros(tmp_path: Path):
-    """API exports count millionths; they stay unrounded for the sum."""
+    """Millionths of API exports stay unrounded for the sum."""
     content = "campaign.name,segments.date,metrics.cost_micros\nA,2025-10-02,1005000\nA,2025-10-03,1\n"
     assert [row["amount"] for row in read_text(tmp_path, "google_spend", content).rows] == [
         "1.005000",
@@ -262,18 +260,18 @@ def test_google_micros(tmp_path: Path):
     ["Ad group", "Device", "Network (with search partners)", "segments.device", "ad_group.name", "Account"],
 )
 def test_google_report_that_is_split_further(tmp_path: Path, header: str):
-    """Equal records of two ad groups would count once, others would contradict each other."""
+    """A report split further is refused: equal records of two ad groups would count once, others would conflict."""
     content = f"Day,Campaign,{header},Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,2.00\n2025-10-02,B,y,2.00\n"
     with pytest.raises(RefusedFile) as refusal:
         read_text(tmp_path, "google_spend", content)
     assert str(refusal.value) == (
-        f"export.csv: 2 records of campaign 'B' on 2025-10-02, because the report is split by {header}; accepted: one"
-        " record for each campaign and day or month; export it without these columns"
+        'export.csv: "2 records of campaign B on 2025-10-02": several records of one campaign and date; accepted: one'
+        f" record per campaign and day or month; export the report without the columns that split it: {header}"
     )
 
 
-def test_google_report_whose_parts_are_campaigns(tmp_path: Path):
-    """A column that splits nothing does no harm; other columns say nothing about the spend."""
+def test_google_report_with_other_columns(tmp_path: Path):
+    """A column that splits no campaign does no harm, and other columns do not matter."""
     content = "Day,Campaign,Ad group,Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,1.00\n2025-10-03,B,x,1.00\n"
     assert len(read_text(tmp_path, "google_spend", content).rows) == 3
     content = (
@@ -289,13 +287,13 @@ def test_jobs_without_uuids_go_by_number(tmp_path: Path):
         tmp_path, "jobs", f"Job #,{rest}\n003504,COD Service,NSA,2024-11-01\n,COD Service,NSA,2024-11-01\n"
     )
     assert [(row["job_id"], row["job_number"]) for row in whole.rows] == [(None, "3504")]
-    assert "line 3: Job # is blank; accepted: the job's id" in whole.reasons
+    assert 'line 3: Job # "": blank; accepted: the job\'s id' in whole.reasons
     both = read_text(tmp_path, "jobs", f"Job #,UUID,{rest}\n3504,,COD Service,NSA,2024-11-01\n")
-    assert "line 2: UUID is blank; accepted: the job's id" in both.reasons
+    assert 'line 2: UUID "": blank; accepted: the job\'s id' in both.reasons
 
 
 def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
-    """`Job ID` alone is the id; beside a UUID column it is the number."""
+    """`Job ID` alone is the id; next to a UUID column it is the number."""
     rest = "Job Type,Source,Created"
     alone = read_text(tmp_path, "jobs", f"Job ID,{rest}\n003504,COD Service,NSA,2024-11-01\n").rows[0]
     assert (alone["job_id"], alone["job_number"]) == ("003504", None)
@@ -306,14 +304,14 @@ def test_job_id_beside_a_uuid_is_the_number(tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_source_is_recognized_by_its_header(tmp_path: Path, source: str):
-    """Users drop files without telling names: exactly one source may fit a header."""
+def test_every_source_is_detected_by_its_header(tmp_path: Path, source: str):
+    """Exactly one source fits each header, because users drop files with meaningless names."""
     path = tmp_path / "export_export (23).csv"
     path.write_text(SAMPLES[source])
-    assert recognize(path, tmp_path).name == source
+    assert detect_source(path, tmp_path).name == source
     path = path.rename(tmp_path / "Book1.xlsx")
     path.write_bytes(workbook_bytes([line.split(",") for line in SAMPLES[source].splitlines()]))
-    assert recognize(path, tmp_path).name == source
+    assert detect_source(path, tmp_path).name == source
 
 
 @pytest.mark.parametrize(
@@ -331,39 +329,43 @@ def test_every_source_is_recognized_by_its_header(tmp_path: Path, source: str):
         ("targets 2026.csv", "targets"),
     ],
 )
-def test_recognized_by_name(tmp_path: Path, name: str, expected: str):
-    """A telling name needs no header."""
+def test_source_is_detected_by_name(tmp_path: Path, name: str, expected: str):
+    """A file whose name tells the source needs no header."""
     (tmp_path / name).write_text("anything")
-    assert recognize(tmp_path / name, tmp_path).name == expected
+    assert detect_source(tmp_path / name, tmp_path).name == expected
 
 
-def test_recognized_by_folder(tmp_path: Path):
-    """The folder decides, whatever the name says; deeper folders are the user's."""
+def test_source_is_detected_by_folder(tmp_path: Path):
+    """The folder decides before the name; deeper folders are the user's."""
     path = tmp_path / "payments" / "2025" / "jobs.csv"
     path.parent.mkdir(parents=True)
     path.write_text("x")
-    assert recognize(path, tmp_path).name == "payments"
+    assert detect_source(path, tmp_path).name == "payments"
 
 
 def test_unrecognized_files(tmp_path: Path):
-    """Never skipped silently: the message says where the file can go."""
+    """A file that fits no source or several is refused, and the message names the folders it can go to."""
     (tmp_path / "invoices").mkdir()
     for path, content, message in (
-        (tmp_path / "data.csv", "a,b\n1,2\n", "neither its name nor its header"),
+        (
+            tmp_path / "data.csv",
+            "a,b\n1,2\n",
+            "neither name nor header tells the source; move it into the folder of its source",
+        ),
         (
             tmp_path / "invoices" / "jobs.csv",
             SAMPLES["jobs"],
-            "'invoices' is no source; accepted: jobs, payments",
+            '"invoices": unknown source folder; accepted: jobs, payments',
         ),
         (
             tmp_path / "all.csv",
             "Month,Amount,target_repairs\n2025-10,1,2\n",
-            r"fits several sources \(google_spend, targets\)",
+            '"google_spend, targets": header fits several sources',
         ),
     ):
         path.write_text(content)
         with pytest.raises(UnrecognizedFile, match=message):
-            recognize(path, tmp_path)
+            detect_source(path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -375,21 +377,21 @@ def test_unrecognized_files(tmp_path: Path):
     ],
 )
 def test_export_time_in_the_name(tmp_path: Path, name: str, expected: datetime):
-    """Which of two files is newer must not depend on when they were copied; without Z it is business time."""
+    """A date-time in the name beats the copy's modification time; without Z it is business time."""
     (tmp_path / name).touch()
     assert export_time(tmp_path / name, NEW_YORK) == (expected, "name")
 
 
 @pytest.mark.parametrize("name", ["jobs 2025-12-16.csv", "2025-13-16T13_58_55Z.csv", "2025-12-16T13_58.csv"])
 def test_export_time_from_the_file(tmp_path: Path, name: str):
-    """A date alone, or an impossible one, is no export time."""
+    """A date alone or an impossible time in the name does not count."""
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
     assert export_time(tmp_path / name, NEW_YORK) == (datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "mtime")
 
 
 def test_workbook_of_jobs(tmp_path: Path):
-    """Numbers to 15 digits, ids that a spreadsheet holds as numbers, dates as dates, the first fitting sheet."""
+    """The first fitting sheet is read: numbers to 15 digits, ids that are numbers, dates as dates."""
     header = ["Job #", "UUID", "Job Type", "Source", "Created", "Total"]
     path = tmp_path / "jobs.xlsx"
     path.write_bytes(
@@ -416,17 +418,16 @@ def test_workbook_of_jobs(tmp_path: Path):
         ("3504", "AB12CD", utc(2025, 12, 18, 15, 30), "0.3"),
         ("3505", "123456", utc(2025, 12, 18, 5), "244.6"),
     ]
-    assert "line 7: Total '12.345' has more than 2 decimals" in whole.reasons
-    assert "line 8: Created '45611.4375' is not a date" in whole.reasons
+    assert 'line 7: Total "12.345": too many decimals' in whole.reasons
+    assert 'line 8: Created "45611.4375": not a valid date' in whole.reasons
     assert (whole.file.sheet, whole.file.encoding, whole.file.summary_lines) == ("Sheet 3", "xlsx", 1)
     assert whole.file.warnings == [
-        "only the sheet 'Sheet 3' was read; not read, though they look alike: 'Sheet 4'; save each sheet as a file of "
-        "its own"
+        "only the sheet 'Sheet 3' was read; similar sheets were not: 'Sheet 4'; save each sheet as its own file"
     ]
 
 
 def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
-    """Without it a cost or a target's source would become blank, which means something else."""
+    """A formula without a result is refused: blank would mean something else in a cost or a target's source."""
     path = tmp_path / "targets.xlsx"
     path.write_bytes(
         workbook_bytes(
@@ -443,12 +444,12 @@ def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
     whole = read(path, "targets")
     assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("eLocals", 2)]
     assert whole.file.summary_lines == 1
-    for rejected, line, header in zip(
-        whole.rejected, (2, 4, 5), ("source", "target_repairs", "target_repairs"), strict=True
-    ):
-        (reason,) = rejected.reasons
-        assert reason.startswith(f"line {line}: {header} is a formula without a stored result; accepted: ")
-    assert whole.rejected[0].record == {
+    assert [(rejected.as_found.line_no, *rejected.reasons) for rejected in whole.rejected] == [
+        (2, UNCOMPUTED.about("source", '="Goo"&"gle"')),
+        (4, UNCOMPUTED.about("target_repairs", "=1+2")),
+        (5, UNCOMPUTED.about("target_repairs", "=C4")),
+    ]
+    assert whole.rejected[0].as_found.record == {
         "month": "2025-10",
         "source": '="Goo"&"gle"',
         "target_repairs": "1",
@@ -457,7 +458,7 @@ def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
 
 
 def test_workbook_with_computed_formulas(tmp_path: Path):
-    """What a spreadsheet program saves has the results, of which one may be an empty text."""
+    """Stored results of formulas are read; one may be an empty text."""
     cells = [["month", "source", "target_repairs"], ["2025-10", '=IF(TRUE,"","x")', "=1+2"]]
     computed = {
         b'<c r="B2"><f>IF(TRUE,"","x")</f><v /></c>': b'<c r="B2" t="str"><f>IF(TRUE,"","x")</f><v></v></c>',
@@ -494,50 +495,53 @@ def test_workbook_with_computed_formulas(tmp_path: Path):
     ],
 )
 def test_spreadsheet_cells_as_text(value: object, expected: str):
-    """What a spreadsheet holds as a number or date must read as its export would."""
+    """Numbers and dates of a spreadsheet read as its CSV export would."""
     assert cell_text(value) == expected
 
 
 def test_workbook_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A small archive can unpack to more than the machine has."""
+    """A workbook that would unpack to more than the limit is refused before it fills the memory."""
     monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.MAX_UNCOMPRESSED", 1000)
     path = tmp_path / "jobs.xlsx"
     path.write_bytes(workbook_bytes([["x"]]))
     with pytest.raises(
-        RefusedFile, match=r"the workbook unpacks to .* bytes; accepted: at most 1,000; save it as CSV"
+        RefusedFile,
+        match=r'bytes unpacked": workbook too large; accepted: at most 1,000 bytes; save it as CSV',
     ):
         read(path, "jobs")
 
 
-def test_workbook_beyond_the_sheet_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Damaged row numbers would otherwise make a sheet of any length."""
+def test_sheet_with_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows after the format's limit are refused: damaged row numbers would make a sheet endless."""
     monkeypatch.setattr("crm_analytics.analytics.ingest.reading.workbook.MAX_ROWS", 2)
     path = tmp_path / "targets.xlsx"
     path.write_bytes(workbook_bytes([["month", "target_repairs"], ["2025-10", 1], ["2025-11", 2]]))
-    with pytest.raises(RefusedFile, match="goes beyond 2 rows"):
+    with pytest.raises(
+        RefusedFile, match=r"sheet 'Sheet 1', row 3: sheet too large; accepted: at most 2 rows"
+    ):
         read(path, "targets")
 
 
 def test_old_and_foreign_formats(tmp_path: Path):
-    """What is no table of text is named for what it is."""
+    """A file that is not a table of text is refused as what it is."""
     for start, message in (
-        (b"\xd0\xcf\x11\xe0" + b"x" * 600, "old or encrypted Excel"),
-        (b"%PDF-1.7", "not a table"),
-        (b"PK\x03\x04junk", "damaged"),
+        (b"\xd0\xcf\x11\xe0" + b"x" * 600, "old or encrypted excel file"),
+        (b"%PDF-1.7", r"%PDF.*: not a table"),
+        (b"PK\x03\x04junk", "damaged workbook"),
     ):
         with pytest.raises(RefusedFile, match=message):
             read_text(tmp_path, "jobs", start)
 
 
 def test_unreadable_file(tmp_path: Path):
-    """A folder, or a file that has gone, is a refusal like others."""
+    """A folder, or a file that is gone, is refused like any other."""
     for path in (tmp_path / "gone.csv", tmp_path):
         with pytest.raises(RefusedFile, match="cannot be read"):
             open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
 
 
 def test_file_that_vanishes_while_it_is_read(tmp_path: Path):
-    """Users move files at any moment: that is a refusal, not a traceback."""
+    """A file that vanishes while it is read is refused without a traceback, since users move files at any time."""
     path = tmp_path / "jobs.csv"
     path.write_text(SAMPLES["jobs"])
     file = open_file(path, SOURCES["jobs"], exported_at=EXPORTED_AT, timezone=NEW_YORK)
@@ -562,14 +566,14 @@ def test_another_timezone(tmp_path: Path):
 
 
 def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Record numbers, line numbers and counts must run on from batch to batch."""
+    """Record numbers, line numbers and counts continue from batch to batch."""
     rows = [
         jobs_row(number=str(number), uuid=f"U{number:05}", total="1.00" if number % 50 else "x")
         for number in range(1, 501)
     ]
     content = csv_text([JOBS_HEADER, *rows])
     one = read_text(tmp_path, "jobs", content)
-    monkeypatch.setattr(splitting, "PIECE", 5000)
+    monkeypatch.setattr(csv_records, "PIECE", 5000)
     monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.BLOCK", 1111)
     many = read_text(tmp_path, "jobs", content)
     assert (many.rows, many.rejected) == (one.rows, one.rejected)
@@ -583,19 +587,19 @@ def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         > 10
     )
-    # Each record takes two lines (its notes), the header one: record 50 begins in line 100.
-    assert many.rejected[0].record_no == 50
-    assert many.rejected[0].reasons[0].startswith("line 100: Total 'x' is not a number")
+    # The header takes one line and each record two, because of its notes: record 50 begins in line 100.
+    assert many.rejected[0].as_found[:2] == (50, 100)
+    assert str(many.rejected[0].reasons[0]).startswith('Total "x": not a number')
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[..., str], source: str):
-    """The loader copies what pyarrow writes: every staged value must be one that PostgreSQL reads as its type."""
+    """PostgreSQL reads every staged value that pyarrow writes as the column's type."""
     declared = SOURCES[source]
     path = tmp_path / "x.csv"
     path.write_text(SAMPLES[source])
     file = open_file(path, declared, exported_at=EXPORTED_AT, timezone=NEW_YORK)
-    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns)
+    columns = ", ".join(f"{name} {kind}" for name, kind in declared.staged_columns.items())
     with psycopg.connect(new_database()) as connection:
         connection.execute(f"CREATE TEMP TABLE staged (record_no bigint, {columns})")
         total = 0
@@ -609,7 +613,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
                     "SELECT * FROM staged WHERE record_no = %s", [staged["record_no"]]
                 ).fetchone()
                 assert found is not None
-                for (name, kind), value in zip(declared.staged_columns, found[1:], strict=True):
+                for (name, kind), value in zip(declared.staged_columns.items(), found[1:], strict=True):
                     text = staged[name]
                     expected = text if not kind.startswith("numeric") or text is None else type(value)(text)
                     assert value == expected, name
@@ -617,7 +621,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
 
 
 def test_declared_decimal_comma_is_used(tmp_path: Path):
-    """A source may declare European amounts; none does by default."""
+    """A source may declare European amounts; by default none does."""
     european = replace(SOURCES["payments"], decimal_comma=True, date_order="dmy")
     row = read_text(tmp_path, european, "Job #;Amount;Date\n1;1.234,50;03.02.2024\n").rows[0]
     assert (row["amount"], row["paid_date"]) == ("1234.50", day("2024-02-03"))

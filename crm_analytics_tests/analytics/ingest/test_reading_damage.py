@@ -1,4 +1,4 @@
-"""Damaged files: a clear refusal or counts that add up, never another exception."""
+"""Reads damaged files: each is refused clearly or its counts add up; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from random import Random
 
 import pytest
 
-from crm_analytics.analytics.ingest.reading import csv_records as splitting
-from crm_analytics.analytics.ingest.reading.open_file import RefusedFile, recognize
+from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.reading import csv_records
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics_tests.analytics.ingest.damage import damage
 from crm_analytics_tests.analytics.ingest.samples import SAMPLES, read, workbook_bytes
 
@@ -22,11 +23,12 @@ WORKBOOKS = 280
 
 def _survives(path: Path, source: str) -> bool:
     try:
-        recognize(path, path.parent)
+        detect_source(path, path.parent)
     except RefusedFile as error:
         assert str(error).startswith(path.name)
     try:
-        read(path, source)  # asserts the sum
+        # Asserts that the counts add up.
+        read(path, source)
     except RefusedFile as error:
         assert str(error).startswith(path.name)
         assert len(str(error)) < 2000
@@ -36,9 +38,9 @@ def _survives(path: Path, source: str) -> bool:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_csv_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int):
-    """An exception other than a refusal would end a run over all files; a sum that is off loses records."""
-    # Small pieces, so that these small files cross the pieces' borders.
-    monkeypatch.setattr(splitting, "PIECE", 300)
+    """Damaged CSV files are refused or add up: another exception would end a run over all files."""
+    # With small pieces, these small files cross the borders of pieces.
+    monkeypatch.setattr(csv_records, "PIECE", 300)
     monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.BLOCK", 97)
     rng = Random(seed)
     read_through = 0
@@ -49,11 +51,12 @@ def test_damaged_csv_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed
         path = tmp_path / f"x{number}.csv"
         path.write_bytes(damage(header + b"\r\n" + records * 3, rng))
         read_through += _survives(path, source)
-    assert 0 < read_through < CSV_FILES // 4  # the damage is neither nothing nor too much
+    # Otherwise the damage would be too strong or too weak.
+    assert 0 < read_through < CSV_FILES // 4
 
 
 def _damage_inside(content: bytes, rng: Random) -> bytes:
-    """Damage one part of the archive, and pack it soundly again."""
+    """Damages one part of the archive, and packs a sound archive again."""
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(result, "w") as new:
         chosen = rng.choice([name for name in old.namelist() if "theme" not in name])
@@ -64,7 +67,7 @@ def _damage_inside(content: bytes, rng: Random) -> bytes:
 
 
 def _damage_xml(part: bytes, rng: Random) -> bytes:
-    """Half of the time damage that leaves the XML well formed: other values in attributes and cells."""
+    """Damages a part; half of the time the XML stays well formed, with other values in attributes and cells."""
     if rng.random() < 0.5:
         return damage(part, rng)
     values = list(re.finditer(rb'(?<=")[^"<>]*(?=")|(?<=>)[^<>]+(?=<)', part))
@@ -80,7 +83,7 @@ VALUES = (
 
 
 def test_damaged_workbooks(tmp_path: Path):
-    """A workbook is an archive of XML: the library raises errors of many kinds for damaged ones."""
+    """Damaged workbooks are refused or add up, though the library raises many kinds of errors for them."""
     rng = Random(7)
     contents = {
         source: workbook_bytes([_cells(line) for line in text.splitlines()])
@@ -94,7 +97,7 @@ def test_damaged_workbooks(tmp_path: Path):
 
 
 def _cells(line: str) -> list[object]:
-    """Some of the cells as numbers and dates, as in real workbooks."""
+    """Makes some of the cells numbers and dates, as in real workbooks."""
     cells: list[object] = []
     for cell in line.split(","):
         try:

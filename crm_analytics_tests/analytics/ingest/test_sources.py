@@ -1,18 +1,25 @@
-"""The declarations themselves, and the matching of headers against them."""
+"""The declarations, and how headers match them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
+from crm_analytics.analytics.ingest.errors import UnrecognizedFile
 from crm_analytics.analytics.ingest.reading.header import find_header, match_header
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source, fold_header
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.core.settings import PROJECT_DIR
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_no_header_names_two_columns(source: Source):
-    """A header that two columns accept would go to one of them by chance."""
+    """No header is accepted for two columns of a source."""
     accepted = Counter(
         folded for column in source.columns for folded in {fold_header(header) for header in column.headers}
     )
@@ -23,7 +30,7 @@ def test_no_header_names_two_columns(source: Source):
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_canonical_names_are_accepted(source: Source):
-    """A file written with our own names must load."""
+    """Canonical names are accepted as headers."""
     for column in source.columns:
         assert match_header(source, [column.name]).positions == {column.name: 0}
 
@@ -60,14 +67,14 @@ def test_canonical_names_are_accepted(source: Source):
     ],
 )
 def test_aliases(source: str, column: str, headers: str):
-    """The alias table of `inputs.md`: a header lost here refuses every file that has it."""
+    """Every alias is accepted in any spelling; a lost one would refuse every file that has it."""
     for header in headers.split(","):
         for spelling in (header, f"\ufeff{header.upper()}\u00a0", header.replace(" ", "_")):
             assert match_header(SOURCES[source], [spelling]).positions == {column: 0}
 
 
-def test_what_is_not_taken():
-    """Columns of the jobs export that look like others: lead cost, revenue, and statuses of another kind."""
+def test_headers_that_only_look_alike():
+    """Headers that only look alike are not taken: other costs, other amounts, other statuses."""
     unknown = [
         "Cost",
         "Amount Paid",
@@ -83,8 +90,34 @@ def test_what_is_not_taken():
     assert match_header(SOURCES["google_spend"], ["Cost / conv.", "Avg. cost"]).positions == {}
 
 
+def test_freshness_view_has_every_raw_source(analytics: psycopg.Connection[Any]) -> None:
+    """The dashboards show of every export how fresh it is."""
+    shown = {source for (source,) in analytics.execute("SELECT source FROM reporting.freshness")}
+    assert shown == {source.name for source in SOURCES.values() if source.table_path[0] == "raw"}
+
+
+def test_module_of_each_source_has_its_name() -> None:
+    """The asset's link to the code, and a person, find the declaration by the source's name."""
+    folder = PROJECT_DIR / "crm_analytics/analytics/ingest/sources"
+    others = {"__init__", "declaration", "registry"}
+    assert {path.stem for path in folder.glob("*.py")} - others == set(SOURCES)
+    assert all((PROJECT_DIR / "sql/analytics" / source.migration).is_file() for source in SOURCES.values())
+
+
+def test_leads_of_the_jobs_tool_are_not_jobs(tmp_path: Path) -> None:
+    """Its exports of leads and of jobs share many headers; a file is told by those that only its kind has."""
+    header = "Lead #,Status,Source,Client,City,Job Type,Phone,Created,Estimates,Converted Lead total,UUID"
+    path = tmp_path / "export_export (23).csv"
+    path.write_text(f"{header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,,A1B2C3\n")
+    with pytest.raises(UnrecognizedFile):
+        detect_source(path, tmp_path)
+    jobs_header = header.replace("Lead #", "Job #").replace("Converted Lead total", "Total")
+    path.write_text(f"{jobs_header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,85,A1B2C3\n")
+    assert detect_source(path, tmp_path).name == "jobs"
+
+
 def test_header_row_is_the_first_complete_one():
-    """Titles above the header and data that resembles one must not be taken for it."""
+    """The first complete row is the header, not a title above it or data below."""
     rows = [
         ["Report of Amount", "Date"],
         ["Amount"],
@@ -98,6 +131,6 @@ def test_header_row_is_the_first_complete_one():
 
 
 def test_labels_are_distinct():
-    """A quarantined record is shown by header: repeated and blank ones must not swallow each other's cells."""
+    """Repeated and blank headers get labels of their own, so that no cell hides another in the quarantine."""
     match = match_header(SOURCES["payments"], ["Note", "Note", "", " Note", "Amount"])
     assert match.labels == ["Note", "Note (2)", "(column 3)", "Note (4)", "Amount"]

@@ -1,10 +1,10 @@
-"""Rows that vanish from later exports are kept and reported (architecture, decision 9)."""
+"""Rows that vanish from later exports are kept and reported (docs/decisions/landing-is-the-archive.md)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from crm_analytics.analytics.ingest.loading.plans import PLANS
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.check_queries import vanished_sql
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     CALLS,
@@ -26,11 +26,11 @@ def _leads(*leads: tuple[str, ...]) -> str:
 
 
 def _reported(landing: Landing, source: str) -> list[tuple[Any, ...]]:
-    return landing.rows(vanished_sql(PLANS[source]))
+    return landing.rows(vanished_sql(SOURCES[source]))
 
 
 def test_a_row_that_a_newer_export_of_its_dates_lacks_is_kept_and_reported(landing: Landing) -> None:
-    """Dates before and after the newer export's are none of its business."""
+    """Rows outside of the newer export's dates are not reported."""
     landing.write(
         "elocals_leads/1.csv",
         _leads(_lead("before", 4), _lead("A", 5), _lead("gone", 6), _lead("B", 7), _lead("after", 8)),
@@ -48,7 +48,7 @@ def test_a_row_that_a_newer_export_of_its_dates_lacks_is_kept_and_reported(landi
 
 
 def test_a_row_that_comes_back_is_forgotten(landing: Landing) -> None:
-    """The report tells what holds now."""
+    """The report shows the present state."""
     for day, leads in enumerate((("A", "B", "C"), ("A", "B"), ("A", "C", "B")), start=1):
         landing.write(f"elocals_leads/{day}.csv", _leads(*map(_lead, leads)), day=day)
         landing.load("elocals_leads")
@@ -70,7 +70,7 @@ def test_a_row_deleted_or_dismissed_by_hand_is_reported_no_more(landing: Landing
 
 
 def test_a_selection_is_not_taken_for_an_export_of_everything(landing: Landing) -> None:
-    """A file with at most half of the rows known for its dates proves nothing."""
+    """A file with at most half of the known rows of its dates is no evidence."""
     landing.write("elocals_leads/1.csv", _leads(*map(_lead, "ABCDE")), day=1)
     landing.load("elocals_leads")
     landing.write("elocals_leads/2.csv", _leads(*map(_lead, "AB")), day=2)
@@ -79,7 +79,7 @@ def test_a_selection_is_not_taken_for_an_export_of_everything(landing: Landing) 
 
 
 def test_quarantined_records_have_not_vanished(landing: Landing) -> None:
-    """They are in the file; the older version counts. By number, too."""
+    """They are in the file, by key or by number, and the older version counts."""
     landing.write("jobs/1.csv", text(JOBS, [job(n, f"AAAAA{n}") for n in range(1, 6)]), day=1)
     landing.load("jobs")
     rows = [job(1, "AAAAA1"), job(2, "AAAAA2", Total="NaN"), job(3, "AAAAA3"), job(4, "AAAAA4")]
@@ -93,7 +93,7 @@ def test_quarantined_records_have_not_vanished(landing: Landing) -> None:
 
 
 def test_a_late_older_file_reports_nothing_and_forgets_nothing(landing: Landing) -> None:
-    """What an old export lacks had not happened yet."""
+    """Rows may be younger than an old export."""
     landing.write("elocals_leads/1.csv", _leads(*map(_lead, "ABCD")), day=2)
     landing.load("elocals_leads")
     landing.write("elocals_leads/2.csv", _leads(*map(_lead, "ABC")), day=3)
@@ -104,7 +104,7 @@ def test_a_late_older_file_reports_nothing_and_forgets_nothing(landing: Landing)
 
 
 def test_a_payment_without_id_whose_amount_was_corrected_is_reported(landing: Landing) -> None:
-    """Its key is made of its values, so the corrected one is another row, and both would count unseen."""
+    """Its key is made of its values, so the old row and the corrected one would both count unseen."""
     header = PAYMENTS[1:]
 
     def payment(number: int, amount: str) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def test_a_payment_without_id_whose_amount_was_corrected_is_reported(landing: La
 
 
 def test_an_export_cut_off_at_its_limit_proves_nothing(landing: Landing) -> None:
-    """Calls beyond the 5,000th were not exported."""
+    """Calls beyond the limit were not exported."""
 
     def call(number: int) -> tuple[str, ...]:
         minute = f"{number // 60 % 12 + 1:02}:{number % 60:02}PM"
@@ -148,7 +148,7 @@ def test_an_export_cut_off_at_its_limit_proves_nothing(landing: Landing) -> None
 
 
 def test_a_target_missing_from_the_newest_sheet_is_reported(landing: Landing) -> None:
-    """A target stays in force until a file says otherwise; that a sheet dropped it must be seen."""
+    """The target stays in force until a file changes it, which a person must see."""
     header = ("month", "source", "segment", "target_repairs")
     rows = [
         ("2025-01", "ALL", "ALL", "90"),

@@ -1,4 +1,4 @@
-"""The landing folder: which files lie there, which of them are new or changed, which still grow."""
+"""The landing folder: which files are in it, which of them are new or changed, and which are still growing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.reading.open_file import recognize
-from crm_analytics.analytics.ingest.sources.sources import SOURCES
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 _IGNORED_PREFIXES = (".", "~")
 _IGNORED_SUFFIXES = (
@@ -22,7 +22,8 @@ _IGNORED_SUFFIXES = (
 )
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 
-QUIET_SECONDS = 5.0  #: a file touched within so many seconds may still be growing: no run loads it yet
+#: A file touched within so many seconds may still be growing: no run loads it yet.
+QUIET_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,23 @@ class LandingFile:
     """A file in the landing folder, as its directory entry describes it."""
 
     path: Path
-    name: str  #: path below the landing folder, with `/`: what the ledger calls it
-    size: int  #: bytes
-    modified_at: datetime  #: UTC, to the microsecond, as the ledger keeps it
-    changed_at: (
-        datetime  #: UTC; when content, name or rights last changed: a copy may set `modified_at`, not this
-    )
+    #: Path below the landing folder, with `/`, as in the ledger.
+    name: str
+    #: Bytes.
+    size: int
+    #: UTC, to the microsecond, as in the ledger.
+    modified_at: datetime
+    #: UTC; when content, name or permissions last changed. A copy may set `modified_at`, but not this.
+    changed_at: datetime
 
     def age(self) -> float:
-        """Seconds since the file was last touched. A modification time in the future says nothing."""
+        """Returns the seconds since the file was last touched; a time in the future tells nothing."""
         now = datetime.now(UTC)
         ages = ((now - moment).total_seconds() for moment in (self.modified_at, self.changed_at))
         return min((age for age in ages if age >= 0), default=0)
 
     def is_unchanged(self, landing: Path) -> bool:
-        """Whether the file lies there as it did when this was noted."""
+        """Returns whether the file is still as it was when this was noted."""
         try:
             now = stat(self.path, landing)
         except OSError:
@@ -54,21 +57,23 @@ class LandingFile:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands in the landing folder and is no file that can be read: no content, so no ledger entry."""
+    """An entry of the landing folder that cannot be read as a file: without content, it has no ledger entry."""
 
-    name: str  #: path below the landing folder
-    message: str  #: names it, says why, and the remedy
+    #: Path below the landing folder.
+    name: str
+    #: The reason and the remedy.
+    message: str
 
     @property
     def source(self) -> str | None:
-        """The source in whose folder it stands; None elsewhere."""
+        """The source in whose folder it is; None elsewhere."""
         folder = self.name.split("/")[0]
         return folder if folder in SOURCES else None
 
 
 @dataclass
 class Listing:
-    """What the landing folder holds, by name; hidden, temporary and lock files left out."""
+    """The entries of the landing folder, by name; without hidden, temporary and lock files."""
 
     files: list[LandingFile] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -76,14 +81,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class PendingFile(LandingFile):
-    """A file that a load would read, or could not: `source` is None and `message` says why."""
+    """A file that a load would read; or one of no known source, with the reason as `message`."""
 
     source: str | None
     message: str | None = None
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder name is hidden, temporary, a lock or a partial download."""
+    """Returns whether a file or folder is hidden, temporary, a lock or a partial download."""
     folded = name.casefold()
     return (
         folded.startswith(_IGNORED_PREFIXES) or folded.endswith(_IGNORED_SUFFIXES) or folded in _IGNORED_NAMES
@@ -91,7 +96,7 @@ def is_ignored(name: str) -> bool:
 
 
 def stat(path: Path, landing: Path) -> LandingFile:
-    """The directory entry of one file; `FileNotFoundError` if it is gone."""
+    """Reads the directory entry of one file. Raises FileNotFoundError if it is gone."""
     return _described(path, landing, path.stat())
 
 
@@ -101,7 +106,7 @@ def _described(path: Path, landing: Path, status: os.stat_result) -> LandingFile
 
 
 def _name(path: Path, landing: Path) -> str:
-    """What the ledger calls a path: bytes that are no UTF-8, which it cannot hold, as `\\xff`."""
+    """Returns a path as in the ledger, which has bytes that are not UTF-8 as `\\xff`."""
     return os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -111,7 +116,7 @@ def _moment(nanoseconds: int) -> datetime:
 
 
 def scan(landing: Path) -> Listing:
-    """Every file of the landing folder and its subfolders, and what there cannot be read.
+    """Lists every file of the landing folder and its subfolders, and what there cannot be read.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -126,23 +131,24 @@ def scan(landing: Path) -> Listing:
         if folder == landing:
             raise OSError(
                 error.errno,
-                f"landing folder {landing} cannot be listed ({error.strerror}): give this user the right to read it",
+                f"landing folder {landing} cannot be listed ({error.strerror}): give this user permission to read it",
             )
-        if not isinstance(error, FileNotFoundError):  # else removed meanwhile
-            refuse(
-                folder,
-                f"the folder cannot be listed ({error.strerror}), so its files are not loaded; give this user the"
-                " right to read it, or move it out of the landing folder",
+        # a folder that is gone was removed meanwhile
+        if not isinstance(error, FileNotFoundError):
+            remedy = (
+                "its files are not loaded: give this user permission to read the folder, or move it out of the landing"
+                " folder"
             )
+            refuse(folder, Reason("folder_cannot_be_listed", found=error.strerror, remedy=remedy))
 
-    def refuse(path: Path, why: str) -> None:
-        name = _name(path, landing)
-        listing.unreadable.append(Unreadable(name, f"{name}: {why}"))
+    def refuse(path: Path, reason: Reason) -> None:
+        listing.unreadable.append(Unreadable(_name(path, landing), str(reason)))
 
     seen: set[Path] = set()
     for folder, folders, names in os.walk(landing, onerror=not_listed, followlinks=True):
         real = Path(folder).resolve()
-        if real in seen:  # a link to a folder above would go round for ever
+        # a link to a folder above would lead around forever
+        if real in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -154,18 +160,17 @@ def scan(landing: Path) -> Listing:
             try:
                 status = path.stat()
             except FileNotFoundError:
-                if path.is_symlink():  # else removed since the folder was listed
-                    refuse(
-                        path,
-                        f"a link to {path.readlink()}, which is not there; put that back, or remove the link",
-                    )
+                # anything but a link was removed since the folder was listed
+                if path.is_symlink():
+                    remedy = "put back what it links to, or remove the link"
+                    refuse(path, Reason("broken_link", found=str(path.readlink()), remedy=remedy))
             except OSError as error:
-                refuse(path, f"cannot be read ({error.strerror}); check it and the rights of its folder")
+                refuse(path, cannot_be_read(error))
             else:
                 if not modes.S_ISREG(status.st_mode):
-                    refuse(path, "no regular file but a pipe, socket or device; accepted: files; remove it")
+                    refuse(path, Reason("pipe_socket_or_device", accepted="files", remedy="remove it"))
                 elif not os.access(path, os.R_OK):
-                    refuse(path, "cannot be read (Permission denied); give this user the right to read it")
+                    refuse(path, cannot_be_read(PermissionError("Permission denied")))
                 else:
                     listing.files.append(_described(path, landing, status))
     listing.files.sort(key=lambda file: file.name)
@@ -174,13 +179,13 @@ def scan(landing: Path) -> Listing:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the file's content, in hexadecimal."""
+    """Returns the SHA-256 of the file's content, in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def declarations_version() -> int:
-    """Changes whenever any source's declaration does: a file that none recognized is then looked at again."""
+    """Returns a number that changes with any declaration, so that unrecognized files are then looked at again."""
     return sum(source.version for source in SOURCES.values())
 
 
@@ -192,19 +197,18 @@ def pending(
     quiet_seconds: float = 0,
     include_loaded: bool = False,
 ) -> list[PendingFile]:
-    """Which files of the landing folder are new or changed by the ledger, unrecognized ones among them.
+    """Lists the files of the landing folder that are new or changed since the ledger saw them, unrecognized ones too.
 
-    Size and modification time are compared first; a known path where only the time differs is hashed, and if its
-    content is known, its ledger entry gets the new time. Known content is pending where it took the place of
-    other content of its path. A refused or unrecognized file is pending again only
-    when its content or its source's declaration changes.
+    Compares size and modification time first. Where only the time differs, the file is hashed, and if its content is
+    known, its ledger entry gets the new time. Known content is pending where it replaced other content of its path. A
+    refused or unrecognized file is pending again only when its content or its source's declaration changes.
 
     Args:
         connection: to the analytics database.
         landing: the landing folder.
-        only: leave out files of other sources (unrecognized ones are reported all the same).
-        quiet_seconds: files touched within so many seconds may still be growing, and are left out.
-        include_loaded: every file, not only the new and changed ones (a forced reload).
+        only: leaves out files of other sources, but not unrecognized ones.
+        quiet_seconds: leaves out files touched within so many seconds, which may still be growing.
+        include_loaded: lists every file, not only new and changed ones, for a forced reload.
 
     Raises:
         FileNotFoundError: if the landing folder does not exist.
@@ -220,7 +224,8 @@ def pending(
         if (
             current is not None
             and current.declaration_version == _version(source)
-            and current is _latest(seen_here, source)  # else it has come back
+            # otherwise it has come back
+            and current is _latest(seen_here, source)
             and not (include_loaded and source)
         ):
             continue
@@ -229,16 +234,18 @@ def pending(
         message = None
         if source is None:
             try:
-                source = recognize(file.path, landing).name
-            except (RefusedFile, OSError) as error:
-                message = str(error)
+                source = detect_source(file.path, landing).name
+            except RefusedFile as error:
+                message = error.why
+            except OSError as error:
+                message = str(cannot_be_read(error))
         if only is None or source is None or source == only:
             found.append(PendingFile(**vars(file), source=source, message=message))
     return found
 
 
 def _latest(entries: Iterable[ledger.Entry], source: str | None) -> ledger.Entry:
-    """What was seen last at a path, by the source or by none."""
+    """Returns the entry seen last at a path, of the source or of none."""
     return max(
         (entry for entry in entries if entry.source in (source, None)), key=lambda entry: entry.first_seen_at
     )
@@ -253,7 +260,7 @@ def _version(source: str | None) -> int | None:
 def _current_entry(
     connection: ledger.Connection, file: LandingFile, known: Iterable[ledger.Entry]
 ) -> ledger.Entry | None:
-    """The ledger's entry for what lies at this path now, or None if its content is new."""
+    """Returns the ledger's entry for what is at this path now, or None if its content is new."""
     newest_first = sorted(known, key=lambda entry: entry.first_seen_at, reverse=True)
     for entry in newest_first:
         if (entry.size_bytes, entry.modified_at) == (file.size, file.modified_at):
@@ -272,24 +279,22 @@ def _current_entry(
 
 
 def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
-    """Ledger entries, refused or unrecognized, of files that lie in the landing folder as they were then."""
-    present = [(file.name, file.size, file.modified_at) for file in scan(landing).files]
-    return ledger.unreadable(ledger.entries(connection), present)
+    """Lists the refused and unrecognized ledger entries whose files are still in the landing folder, unchanged."""
+    present = {(file.name, file.size, file.modified_at) for file in scan(landing).files}
+    return [
+        entry
+        for entry in ledger.entries(connection)
+        if entry.status in ("refused", "unrecognized")
+        and (entry.path, entry.size_bytes, entry.modified_at) in present
+    ]
 
 
 def not_loaded(connection: ledger.Connection, landing: Path) -> list[str]:
-    """What stands in the landing folder and is not loaded after a run, each with the reason and the remedy."""
+    """Lists what is in the landing folder and not loaded after a run, each with the reason and the remedy."""
     if not landing.is_dir():
         return []
-    found = [f"{entry.path}: {entry.message}" for entry in unreadable(connection, landing)]
-    found += [entry.message for entry in scan(landing).unreadable]
-    found += [
-        f"{file.name}: "
-        + (
-            file.message
-            or "it was still changing, or could not be read, when the run came to it (the run's log says which);"
-            " refresh again when it has settled"
-        )
-        for file in pending(connection, landing)
-    ]
-    return found
+    changing = "changed, or could not be read, when the run came to it (see its log); refresh again when it has settled"
+    found = [(entry.path, entry.message) for entry in unreadable(connection, landing)]
+    found += [(entry.name, entry.message) for entry in scan(landing).unreadable]
+    found += [(file.name, file.message or changing) for file in pending(connection, landing)]
+    return [f"{name}: {message}" for name, message in found]

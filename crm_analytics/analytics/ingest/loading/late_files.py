@@ -1,4 +1,11 @@
-"""Late files: which keys newer files of the source accepted already (architecture, decision 3)."""
+"""Late files: older exports that arrive after newer ones, and change only what these left open.
+
+A row knows only the file that last changed it, not every newer file that has it unchanged. So when a late file arrives,
+the newer files are read once more, from the landing folder and without their values: `NewerKeys` notes which keys each
+of them accepted, and `NewerFiles` takes these out of what the late file would write. Where a newer file is gone, the
+rows it wrote still count as its own; records that it may have had unchanged cannot be placed, and refuse the late file.
+See docs/decisions/late-files.md.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +15,44 @@ from pathlib import Path
 from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
 
-import psycopg
 from psycopg import errors, sql
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
-from crm_analytics.analytics.ingest.loading.plans import Plan
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.staging import Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 
-Connection = psycopg.Connection[Any]
+
+class UnknownNewerValues(Exception):
+    """Raised where a late file's records may be older than those of a file that is gone."""
+
+    def __init__(self, records: int, example: str) -> None:
+        super().__init__(f"{records} records, e.g. {example}")
+        self.records = records
+        self.example = example
 
 
 @dataclass
-class NewerKeys:
+class NewerKeys(SourceSession):
     """The keys that the source's loaded files accepted, read again from the landing folder once per run.
 
-    They stand in temporary tables of the session: key (or, of job files without UUIDs, number; of Google spend also
-    month and campaign, and whether the file has the month whole) and the place in the order of the newest file that
-    accepted it.
+    They are in temporary tables of the session, each with the place in the order of the newest file that accepted it:
+    `newer_keys`; `newer_alternates` for files that have only the alternate key; `newer_months` with the keys of monthly
+    totals and whether the file has the month whole.
     """
 
-    connection: Connection
     landing: Path
-    plan: Plan
     timezone: ZoneInfo
     report: Callable[[str], None]
     places: list[Entry] | None = None
     lost: set[int] = field(default_factory=set)
 
     def after(self, order: Order, own: int | None, path: str, known: Iterable[Entry]) -> NewerFiles:
-        """What newer files say about the file at this place of the order; reads them again if there are any.
+        """Returns the files around this place in the order; reads the newer ones again if there are any.
 
-        The first call of a run decides how far back keys are known: later calls must be for newer places.
+        The first use in a run decides how far back keys are known: later ones must be for newer places.
 
         Args:
             order: the file's place.
@@ -52,32 +63,37 @@ class NewerKeys:
         others = [entry for entry in known if entry.file_id != own]
         placed = sorted((entry for entry in others if entry.counts_in_order), key=lambda entry: entry.order)
         newer = [entry for entry in placed if entry.order > order]
-        older_ids = [entry.file_id for entry in placed if entry.order < order]
         if newer and self.places is None:
             self.places = newer
             self._read(others)
         places = self.places or []
-        threshold = next((place for place, other in enumerate(places) if other.order > order), len(places))
         return NewerFiles(
             self.connection,
-            self.plan,
+            self.source,
             path,
-            older_ids,
-            newer,
-            [entry for entry in newer if entry.file_id in self.lost],
-            threshold,
-            {entry.file_id: place for place, entry in enumerate(places)},
+            older_ids=[entry.file_id for entry in placed if entry.order < order],
+            entries=newer,
+            lost=[entry for entry in newer if entry.file_id in self.lost],
+            threshold=next((place for place, other in enumerate(places) if other.order > order), len(places)),
+            places={entry.file_id: place for place, entry in enumerate(places)},
         )
 
     def _read(self, entries: list[Entry]) -> None:
         assert self.places is not None
         self.drop()
         self.connection.execute(
-            "CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);"
-            "CREATE TEMP TABLE newer_numbers (row_key text PRIMARY KEY, place int NOT NULL);"
-            "CREATE TEMP TABLE newer_spend"
-            " (month date, campaign text, whole boolean, place int NOT NULL, PRIMARY KEY (month, campaign, whole))"
+            """
+            CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);
+            CREATE TEMP TABLE newer_alternates (row_key text PRIMARY KEY, place int NOT NULL);
+            """
         )
+        if self.source.month_totals:
+            self.execute(
+                """
+                CREATE TEMP TABLE newer_months AS SELECT {keys}, whole, 0 AS place FROM {table} LIMIT 0;
+                ALTER TABLE pg_temp.newer_months ADD PRIMARY KEY ({keys}, whole)
+                """
+            )
         for place, entry in enumerate(self.places):
             path = self._find(entry, entries)
             if path is None:
@@ -91,7 +107,7 @@ class NewerKeys:
                 self.lost.add(entry.file_id)
 
     def _find(self, entry: Entry, entries: list[Entry]) -> Path | None:
-        """Where the entry's content lies now, under whichever of the source's names."""
+        """Returns where the entry's content is now, under whichever of the source's names."""
         names = [entry.path, *(other.path for other in entries if other.sha256 == entry.sha256)]
         for name in dict.fromkeys(names):
             path = self.landing / name
@@ -103,122 +119,171 @@ class NewerKeys:
         return None
 
     def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
-        opened = open_file(path, self.plan.source, exported_at=entry.exported_at, timezone=self.timezone)
-        staged = stage(self.connection, opened, self.plan, None)
-        table: LiteralString = "newer_numbers" if staged.numbers_only else "newer_keys"
-        key: LiteralString = "s.job_number" if staged.numbers_only else self.plan.key
-        self.connection.execute(
-            sql.SQL(
-                "INSERT INTO pg_temp.{table} SELECT DISTINCT {key}, {place} FROM pg_temp.staged s"
-                " WHERE {key} IS NOT NULL ON CONFLICT (row_key) DO UPDATE SET place = excluded.place"
-            ).format(table=sql.Identifier(table), key=sql.SQL(key), place=sql.Literal(place))
+        opened = open_file(path, self.source, exported_at=entry.exported_at, timezone=self.timezone)
+        staged = stage(self.connection, opened, None)
+        self.execute(
+            """
+            INSERT INTO pg_temp.{noted}
+            SELECT DISTINCT {record_key}, {place} FROM pg_temp.staged s WHERE {record_key} IS NOT NULL
+            ON CONFLICT (row_key) DO UPDATE SET place = excluded.place;
+            ANALYZE pg_temp.{noted}
+            """,
+            noted=sql.Identifier("newer_alternates" if staged.by_alternate else "newer_keys"),
+            place=place,
         )
-        self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(table)))
-        if self.plan.source.name == "google_spend":
-            self.connection.execute(
-                sql.SQL(
-                    "INSERT INTO pg_temp.newer_spend"
-                    " SELECT DISTINCT s.month, s.campaign, {whole}, {place} FROM pg_temp.staged s"
-                    " ON CONFLICT (month, campaign, whole) DO UPDATE SET place = excluded.place"
-                ).format(whole=staged.whole, place=sql.Literal(place))
+        if self.source.month_totals:
+            self.execute(
+                """
+                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {whole}, {place} FROM pg_temp.staged s
+                ON CONFLICT ({keys}, whole) DO UPDATE SET place = excluded.place
+                """,
+                whole=staged.whole,
+                place=place,
             )
 
     def drop(self) -> None:
-        """Remove the session's temporary tables."""
+        """Removes the session's temporary tables."""
         self.connection.execute(
-            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_numbers, pg_temp.newer_spend"
+            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_alternates, pg_temp.newer_months"
         )
 
 
-@dataclass(frozen=True)
-class NewerFiles:
-    """The files newer than one file: what they accepted, and which of them are no longer to be found."""
+@dataclass
+class NewerFiles(SourceSession):
+    """The files newer than one file: what they accepted, and which of them are gone."""
 
-    connection: Connection
-    plan: Plan
-    name: str
-    older_ids: list[int]  #: entries of the files before it
+    path: str
+    #: Ledger entries of the files before it.
+    older_ids: list[int]
+    #: The files after it.
     entries: list[Entry]
+    #: Those of them that cannot be read again.
     lost: list[Entry]
-    threshold: int  #: places from here on are newer
-    places: dict[int, int]  #: entry -> its place
+    #: Places from here on are newer.
+    threshold: int
+    #: Entry -> its place.
+    places: dict[int, int]
 
     @property
-    def _lost_ids(self) -> list[int]:
-        return [entry.file_id for entry in self.lost]
+    def parts(self) -> dict[str, Any]:
+        """See `SourceSession`."""
+        return {"threshold": self.threshold, "lost": [entry.file_id for entry in self.lost]}
 
     def remove_superseded(self, staged: Staged) -> int:
-        """Delete from `staged` the records whose key a newer file accepted; returns how many."""
+        """Deletes from `staged` the records whose key a newer file accepted; returns how many."""
         if not self.entries:
             return 0
-        removed = self.connection.execute(
-            sql.SQL(
-                "DELETE FROM pg_temp.staged s USING pg_temp.newer_keys n"
-                " WHERE n.row_key = {key} AND n.place >= {threshold}"
-            ).format(key=sql.SQL(self.plan.key), threshold=sql.Literal(self.threshold))
+        removed = self.execute(
+            """
+            DELETE FROM pg_temp.staged s USING pg_temp.newer_keys n
+            WHERE n.row_key = {record_key} AND n.place >= {threshold}
+            """
         ).rowcount
-        if self.plan.source.name == "jobs":
-            # a newer file without UUIDs means this job if no other has its number
-            removed += self.connection.execute(
-                "DELETE FROM pg_temp.staged s USING pg_temp.newer_numbers n"
-                " WHERE n.row_key = s.job_number AND n.place >= %s AND NOT EXISTS ("
-                "  SELECT FROM raw.jobs o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id"
-                "  AND o.job_id <> o.job_number) AND NOT EXISTS ("
-                "  SELECT FROM pg_temp.staged o WHERE o.job_number = s.job_number AND o.job_id <> s.job_id)",
-                [self.threshold],
+        if self.source.key.alternate:
+            # a newer file without keys means this row if no other has its alternate
+            removed += self.execute(
+                """
+                DELETE FROM pg_temp.staged s USING pg_temp.newer_alternates n
+                WHERE n.row_key = s.{alternate} AND n.place >= {threshold}
+                    AND NOT EXISTS (
+                        SELECT FROM {table} o
+                        WHERE o.{alternate} = s.{alternate} AND o.{key_column} <> s.{key_column}
+                            AND o.{key_column} <> o.{alternate}
+                    ) AND NOT EXISTS (
+                        SELECT FROM pg_temp.staged o
+                        WHERE o.{alternate} = s.{alternate} AND o.{key_column} <> s.{key_column}
+                    )
+                """
             ).rowcount
         if self.lost:
-            removed += self.connection.execute(
-                sql.SQL(
-                    "DELETE FROM pg_temp.staged s USING {table} t WHERE {match} AND t.file_id = ANY ({lost})"
-                ).format(
-                    table=self.plan.table,
-                    match=sql.SQL(self.plan.match),
-                    lost=sql.Literal(self._lost_ids),
-                )
+            removed += self.execute(
+                "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})"
             ).rowcount
         return removed
 
-    def keep_numbers_given_anew(self) -> None:
-        """Delete from `rekeyed` what newer files undid: the job of that UUID got another number before a file without
-        UUIDs brought the row that has the number now."""
+    def keep_alternates_given_anew(self) -> None:
+        """Deletes from `rekeyed` what newer files undid.
+
+        That is where the row of the key got another alternate, before a file without keys brought the row that has the
+        alternate now.
+        """
         if not self.entries:
             return
-        self.connection.execute(
-            "DELETE FROM pg_temp.rekeyed r USING raw.jobs t, pg_temp.newer_keys n,"
-            " unnest(%s::bigint[], %s::int[]) AS f (file_id, place)"
-            " WHERE t.job_id = r.old_id AND f.file_id = t.file_id"
-            " AND n.row_key = r.new_id AND n.place >= %s AND n.place < f.place",
-            [list(self.places), list(self.places.values()), self.threshold],
+        self.execute(
+            """
+            DELETE FROM pg_temp.rekeyed r
+            USING {table} t, pg_temp.newer_keys n, unnest({files}::bigint[], {places}::int[]) AS f (file_id, place)
+            WHERE t.{key_column} = r.old_key AND f.file_id = t.file_id
+                AND n.row_key = r.new_key AND n.place >= {threshold} AND n.place < f.place
+            """,
+            files=list(self.places),
+            places=list(self.places.values()),
         )
 
-    def remove_superseded_spend(self) -> int:
-        """Delete from `sums` what newer files say too; returns how many records these were.
+    def remove_superseded_months(self) -> int:
+        """Deletes from `totals` what newer files have too; returns how many records these were.
 
-        A newer file that has the month whole says all of it. One that has not says its campaigns, against another that
-        has not.
+        A newer file that has the month whole replaces all of it. One that has not replaces its own keys, against
+        another that has not.
         """
         if not self.entries:
             return 0
-        row = self.connection.execute(
-            "WITH newer AS (SELECT month, campaign, whole FROM pg_temp.newer_spend WHERE place >= %s"
-            "  UNION SELECT month, campaign, whole FROM raw.google_spend WHERE file_id = ANY (%s)),"
-            " gone AS (DELETE FROM pg_temp.sums n WHERE EXISTS (SELECT FROM newer WHERE newer.month = n.month"
-            "  AND (newer.whole OR (NOT n.whole AND newer.campaign = n.campaign))) RETURNING n.records)"
-            " SELECT coalesce(sum(records), 0) FROM gone",
-            [self.threshold, self._lost_ids],
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
-
-    def close_answered(self, file_id: int) -> None:
-        """Close this file's quarantined records that newer files answer."""
-        if not self.entries:
-            return
-        self.connection.execute(
-            "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = %s"
-            " WHERE r.file_id = %s AND r.status = 'open' AND r.row_key IN ("
-            "  SELECT row_key FROM pg_temp.newer_keys WHERE place >= %s"
-            "  UNION ALL SELECT row_key FROM pg_temp.newer_numbers WHERE place >= %s)",
-            ["accepted from a newer export", file_id, self.threshold, self.threshold],
+        removed: int = self.value(
+            """
+            WITH newer AS (
+                SELECT {keys}, whole FROM pg_temp.newer_months WHERE place >= {threshold}
+                UNION SELECT {keys}, whole FROM {table} WHERE file_id = ANY ({lost}::bigint[])
+            ), gone AS (
+                DELETE FROM pg_temp.totals
+                WHERE {day} IN (SELECT {day} FROM newer WHERE whole)
+                    OR (NOT whole AND ({keys}) IN (SELECT {keys} FROM newer))
+                RETURNING records
+            )
+            SELECT coalesce(sum(records), 0)::int FROM gone
+            """
         )
+        return removed
+
+    def close_answered(self, staged: Staged) -> None:
+        """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
+        if self.older_ids and self.value(
+            "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
+        ):
+            self.execute(
+                """
+                UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}
+                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older_ids}) AND """
+                + _accepted_in(staged),
+                note=f"accepted from a newer export: {self.path}",
+                older_ids=self.older_ids,
+            )
+        if self.entries:
+            staged.execute(
+                """
+                UPDATE raw.rejected_rows r
+                SET status = 'closed', closed_at = now(), note = 'accepted from a newer export'
+                WHERE r.file_id = {file_id} AND r.status = 'open' AND r.row_key IN (
+                    SELECT row_key FROM pg_temp.newer_keys WHERE place >= {threshold}
+                    UNION ALL SELECT row_key FROM pg_temp.newer_alternates WHERE place >= {threshold}
+                )
+                """,
+                threshold=self.threshold,
+            )
+
+
+def _accepted_in(staged: Staged) -> LiteralString:
+    """Returns SQL over a quarantined record `r`: whether the staged file has its key.
+
+    A record of a file without keys was quarantined under its alternate, which must not be taken for a key that looks
+    like one.
+    """
+    key = staged.source.key
+    if key.alternate is None:
+        return "r.row_key IN (SELECT {record_key} FROM pg_temp.staged s)"
+    known = " WHERE s.{key_column} <> s.{alternate}" if staged.by_alternate else ""
+    return f"""
+        CASE WHEN EXISTS (
+            SELECT FROM raw.source_files f WHERE f.file_id = r.file_id AND f.mapping ? '{key.columns[0]}'
+        ) THEN r.row_key IN (SELECT s.{{key_column}} FROM pg_temp.staged s{known})
+        ELSE r.row_key IN (SELECT s.{{alternate}} FROM pg_temp.staged s) END
+        """

@@ -1,8 +1,7 @@
-"""The ledger of landing files (raw.source_files): reading its entries and writing what became of a file."""
+"""The ledger of landing files (raw.source_files): reads its entries and writes what became of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -12,7 +11,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Json
 
 Connection = psycopg.Connection[Any]
-Order = tuple[datetime, str, datetime]  #: export time, path, and when the content was seen at that path
+#: Export time, path, and when the content was seen at that path.
+Order = tuple[datetime, str, datetime]
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Entry:
 
     @property
     def order(self) -> Order:
-        """Files of a source apply in this order (architecture, decision 3); contents of one path as they came."""
+        """The order in which files of a source apply; contents of one path apply as they came."""
         return (self.exported_at, self.path, self.first_seen_at)
 
     @property
     def counts_in_order(self) -> bool:
-        """Whether what this content says is in the tables: it was loaded, or a copy of it was."""
+        """Whether this content is in the tables: it was loaded, or a copy of it was."""
         return self.status in ("loaded", "same_content")
 
 
 @dataclass
 class Counts:
-    """What became of a file's records; the parts always add up to `records_read` (architecture, decision 8)."""
+    """What became of a file's records; the parts always add up to `records_read`."""
 
     records_read: int = 0
     inserted: int = 0
@@ -70,9 +70,8 @@ class Content:
     modified_at: datetime
     exported_at: datetime
     exported_at_from: str
-    returned: bool = (
-        False  #: known content that lies at its path again: its entry is the path's last once more
-    )
+    #: Known content that is at its path again, which makes its entry the path's last once more.
+    returned: bool = False
 
 
 @dataclass
@@ -98,27 +97,29 @@ _ENTRY_COLUMNS = ", ".join(Entry.__dataclass_fields__)
 
 
 def entries(connection: Connection, file_id: int | None = None) -> list[Entry]:
-    """The ledger's entries of all sources, unrecognized files included, oldest first; or just one."""
+    """Returns the entries of all sources, oldest first, unrecognized files included; or just one."""
     with connection.cursor(row_factory=class_row(Entry)) as cursor:
         cursor.execute(
-            f"SELECT {_ENTRY_COLUMNS} FROM raw.source_files"
-            " WHERE %(file_id)s::bigint IS NULL OR file_id = %(file_id)s ORDER BY file_id",
+            f"""
+            SELECT {_ENTRY_COLUMNS} FROM raw.source_files
+            WHERE %(file_id)s::bigint IS NULL OR file_id = %(file_id)s ORDER BY file_id
+            """,
             {"file_id": file_id},
         )
         return cursor.fetchall()
 
 
 def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
-    """Note a new modification time of content that is known already, so that it is not hashed again."""
+    """Notes a new modification time of known content, so that it is not hashed again."""
     connection.execute(
         "UPDATE raw.source_files SET modified_at = %s WHERE file_id = %s", [modified_at, file_id]
     )
 
 
 def see_unrecognized_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
-    """Note that this content, which no source recognizes, is what lies at its path now.
+    """Notes that this content, which no source recognizes, is at its path now.
 
-    For content that has no place in the order only: `first_seen_at` is part of it.
+    Only for content without a place in the order, of which `first_seen_at` is a part.
     """
     connection.execute(
         "UPDATE raw.source_files SET modified_at = %s, first_seen_at = clock_timestamp() WHERE file_id = %s",
@@ -127,46 +128,47 @@ def see_unrecognized_again(connection: Connection, file_id: int, modified_at: da
 
 
 def identify(connection: Connection, source: str | None, content: Content, version: int) -> int:
-    """The number of the entry for this content at this path; a new entry if it was never seen.
+    """Returns the number of the entry for this content at this path, which is new if the content never was there.
 
-    An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless
-    its content returned.
+    An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless its
+    content returned.
     """
-    moved = ", exported_at = %(exported_at)s, exported_at_from = %(exported_at_from)s, first_seen_at = clock_timestamp()"
     values = {**vars(content), "source": source, "version": version}
     found = connection.execute(
-        "UPDATE raw.source_files SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s"
-        + (moved if content.returned else "")
-        + " WHERE file_id = (SELECT file_id FROM raw.source_files"
-        "  WHERE path = %(path)s AND sha256 = %(sha256)s AND (source = %(source)s OR source IS NULL)"
-        "  ORDER BY source NULLS LAST LIMIT 1) RETURNING file_id",
+        """
+        UPDATE raw.source_files
+        SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s,
+            exported_at = CASE WHEN %(returned)s THEN %(exported_at)s ELSE exported_at END,
+            exported_at_from = CASE WHEN %(returned)s THEN %(exported_at_from)s ELSE exported_at_from END,
+            first_seen_at = CASE WHEN %(returned)s THEN clock_timestamp() ELSE first_seen_at END
+        WHERE file_id = (
+            SELECT file_id FROM raw.source_files
+            WHERE path = %(path)s AND sha256 = %(sha256)s AND (source = %(source)s OR source IS NULL)
+            ORDER BY source NULLS LAST LIMIT 1
+        )
+        RETURNING file_id
+        """,
         values,
     ).fetchone()
-    if found is None:  # loads of two sources at once may both meet a file that no source recognizes
+    if found is None:
+        # loads of two sources at once may both meet a file that no source recognizes
         found = connection.execute(
-            "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,"
-            " exported_at, exported_at_from, status) VALUES (%(source)s, %(path)s, %(sha256)s, %(size_bytes)s,"
-            " %(modified_at)s, %(version)s, %(exported_at)s, %(exported_at_from)s, 'loaded')"
-            " ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at"
-            " RETURNING file_id",
+            """
+            INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,
+                exported_at, exported_at_from, status)
+            VALUES (%(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(version)s,
+                %(exported_at)s, %(exported_at_from)s, 'loaded')
+            ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at
+            RETURNING file_id
+            """,
             values,
         ).fetchone()
     assert found is not None
     return int(found[0])
 
 
-def close_replaced(connection: Connection, path: str, file_id: int) -> None:
-    """Close the quarantine of what lay at this path before this entry's content (architecture, decision 8)."""
-    connection.execute(
-        "UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = 'the file has new content'"
-        " FROM raw.source_files f WHERE r.file_id = f.file_id AND r.status = 'open'"
-        " AND f.path = %s AND f.file_id <> %s",
-        [path, file_id],
-    )
-
-
 def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
-    """Write what became of a file into its entry (the table's CHECK refuses counts that do not add up)."""
+    """Writes what became of a file into its entry; the table's CHECK refuses counts that do not add up."""
     values: dict[str, Any] = {
         **{name: value for name, value in vars(reading).items() if name != "counts"},
         **vars(reading.counts),
@@ -177,19 +179,3 @@ def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
         f"UPDATE raw.source_files SET {assignments}, finished_at = clock_timestamp() WHERE file_id = %(file_id)s",
         {**values, "file_id": file_id},
     )
-
-
-def unreadable(entries: Iterable[Entry], present: Iterable[tuple[str, int, datetime]]) -> list[Entry]:
-    """The refused and unrecognized entries whose content is what lies in the landing folder now.
-
-    Args:
-        entries: the ledger.
-        present: (path, size in bytes, modification time) of the files that are there.
-    """
-    there = set(present)
-    return [
-        entry
-        for entry in entries
-        if entry.status in ("refused", "unrecognized")
-        and (entry.path, entry.size_bytes, entry.modified_at) in there
-    ]

@@ -1,4 +1,4 @@
-"""From an open export file into a temporary table: COPY while the next batch is parsed, repeats sorted out."""
+"""Staging: copies an open file's records into a temporary table and settles those that repeat a key."""
 
 from __future__ import annotations
 
@@ -8,108 +8,177 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, LiteralString
 
-import psycopg
 import pyarrow as pa
 from psycopg import sql
-from psycopg.types.json import Json
 from pyarrow import csv
 
-from crm_analytics.analytics.ingest.loading.plans import Plan
-from crm_analytics.analytics.ingest.reading.open_file import OpenFile, Rejected
+from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
+from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
+from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile
+from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
 
-Connection = psycopg.Connection[Any]
-FEW = 1000  #: with so few records any plan is good, and statistics cost more than they save
+#: With so few records any query plan is good, and statistics cost more than they save.
+FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
 
 
 @dataclass
-class Staged:
+class Staged(SourceSession):
     """A file's records in the temporary table `staged`, and what was left out of it."""
 
     open_file: OpenFile
-    plan: Plan
-    numbers_only: bool  #: a jobs file without UUIDs: job_id holds the number until it is matched
+    #: The file's ledger entry; None where only the accepted keys are wanted, and no quarantine is written.
+    file_id: int | None
     rejected: int = 0
     duplicates: int = 0
-    #: Google spend: months of quarantined records, None where one's month cannot be read
+    #: Months of quarantined records, None for an unreadable one; kept where files replace whole months.
     partial_months: set[date | None] = field(default_factory=set)
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """See `SourceSession`."""
+        return {"file_id": self.file_id}
+
+    @property
+    def by_alternate(self) -> bool:
+        """Whether the file lacks the key and has only the alternate, which takes the key's place in `staged`."""
+        key = self.source.key
+        return key.alternate is not None and key.columns[0] not in self.open_file.mapping
+
+    @property
     def whole(self) -> sql.Composable:
-        """SQL over `s`: whether the file has no quarantined record of the month (Google spend)."""
+        """SQL over the record `s`: whether the file has no quarantined record of the record's month."""
         if None in self.partial_months:
             return sql.SQL("false")
-        return sql.SQL("s.month <> ALL ({}::date[])").format(sql.Literal(list(self.partial_months)))
+        return sql.SQL("s.{} <> ALL ({}::date[])").format(
+            sql.Identifier(self.source.date_column), sql.Literal(list(self.partial_months))
+        )
+
+    def quarantine(
+        self, compared: LiteralString, where: LiteralString, reasons: LiteralString, **parts: Any
+    ) -> None:
+        """Moves records that only a comparison refuses from `staged` into the quarantine.
+
+        Args:
+            compared: a temporary table.
+            where: SQL condition over the record `s` and the table's row `c`.
+            reasons: SQL expression of the reasons (jsonb).
+            parts: further names in the reasons.
+        """
+        refused: LiteralString = "pg_temp." + compared + " c WHERE " + where
+        if self.file_id is not None and self._find_cells(refused):
+            self.execute(
+                """
+                INSERT INTO raw.rejected_rows (file_id, source, record_no, line_no, row_key, reasons, record)
+                SELECT {file_id}, {source}, s.record_no, found.line_no, {record_key}, """
+                + reasons
+                + """, found.record
+                FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no, """
+                + refused,
+                **parts,
+            )
+        self.rejected += self.execute("DELETE FROM pg_temp.staged s USING " + refused).rowcount
+
+    def _find_cells(self, refused: LiteralString) -> bool:
+        """Reads the file once more for the cells of these records, into the temporary table `as_found`."""
+        numbers = {
+            number for (number,) in self.execute("SELECT s.record_no FROM pg_temp.staged s, " + refused)
+        }
+        if not numbers:
+            return False
+        self.execute(
+            """
+            DROP TABLE IF EXISTS pg_temp.as_found;
+            CREATE TEMP TABLE as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP
+            """
+        )
+        for found in self.open_file.as_found(numbers):
+            with (
+                self.connection.cursor() as cursor,
+                cursor.copy("COPY pg_temp.as_found (record_no, line_no, record) FROM STDIN") as copy,
+            ):
+                for record_no, line_no, record in found:
+                    copy.write_row((record_no, line_no, as_json(record)))
+        return True
 
 
-def stage(connection: Connection, open_file: OpenFile, plan: Plan, file_id: int | None) -> Staged:
-    """Copy a file's good records into the temporary table `staged` and its bad ones into the quarantine.
+def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+    """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
-    Identical records of one key are collapsed; records of one key that differ are quarantined, all of them. Keys
+    Identical records with one key are collapsed. Records with one key that differ are quarantined, all of them. Keys
     made of a hash get their occurrence numbers.
 
     Args:
         connection: inside a transaction; the table goes with it.
         open_file: the file.
-        plan: of its source.
-        file_id: its ledger entry; None to write no quarantine (only the accepted keys are wanted).
+        file_id: its ledger entry; None writes no quarantine, where only the accepted keys are wanted.
 
     Raises:
-        RefusedFile: by the reader, for what it finds only while reading.
+        RefusedFile: for what the reader finds only while it reads.
     """
-    staged = Staged(open_file, plan, plan.source.name == "jobs" and "job_id" not in open_file.mapping)
-    _create(connection, plan)
-    names = [name for name, _ in plan.source.staged_columns]
+    source = open_file.source
+    staged = Staged(connection, source, open_file, file_id)
+    _create(staged)
     copy_rows = sql.SQL("COPY pg_temp.staged ({}) FROM STDIN (FORMAT csv)").format(
-        sql.SQL(", ").join(map(sql.Identifier, ["record_no", *names]))
+        column_list(["record_no", *source.staged_columns])
     )
     for rows, rejected in _read_ahead(staged):
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
                 copy.write(rows)
         if rejected and file_id is not None:
-            _quarantine(connection, file_id, plan, rejected)
+            quarantine_rejected(connection, file_id, source.name, rejected)
         staged.rejected += len(rejected)
-        if plan.source.name == "google_spend":
+        if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
-    if (
-        open_file.records_read > FEW
-    ):  # the key decides how to join; statistics of the rest cost time for nothing
-        keys = [sql.Identifier(column.removeprefix("s.")) for _, column in plan.identity]
-        connection.execute(sql.SQL("ANALYZE pg_temp.staged ({})").format(sql.SQL(", ").join(keys)))
-    _settle_repeats(connection, staged, file_id)
+    if open_file.records_read > FEW:
+        # the key decides how to join; statistics of other columns cost time for nothing
+        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
+    _settle_repeats(staged)
     return staged
 
 
-def _create(connection: Connection, plan: Plan) -> None:
+def _create(staged: Staged) -> None:
+    source = staged.source
     columns: list[sql.Composable] = [sql.SQL("record_no int NOT NULL")]
     columns += [
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
-        for name, sql_type in plan.source.staged_columns
+        for name, sql_type in source.staged_columns.items()
     ]
-    if plan.hashed_key:
+    if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
-        columns.append(
-            sql.SQL("row_key text GENERATED ALWAYS AS ({}) STORED").format(sql.SQL(plan.hashed_key))
-        )
-    connection.execute(
-        sql.SQL("DROP TABLE IF EXISTS pg_temp.staged; CREATE TEMP TABLE staged ({}) ON COMMIT DROP").format(
-            sql.SQL(", ").join(columns)
-        )
+        columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
+    staged.execute(
+        "DROP TABLE IF EXISTS pg_temp.staged; CREATE TEMP TABLE staged ({columns}) ON COMMIT DROP",
+        columns=sql.SQL(", ").join(columns),
     )
 
 
+def _hashed_key(source: Source) -> LiteralString:
+    """Returns immutable SQL for the key: the given id, else a hash and the number of the occurrence.
+
+    A separator keeps the hashed fields from running together.
+    """
+    fields = " || E'\\x1f' || ".join(f"coalesce({field}, '')" for field in source.key.hashed)
+    key: LiteralString = f"md5({fields}) || '-' || occurrence"
+    return f"coalesce({source.given_id}, {key})" if source.given_id else key
+
+
 def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
-    """Batches as CSV for COPY; the next one is parsed in a thread while the database takes this one."""
+    """Yields batches as CSV for COPY; a thread parses the next one while the database takes this one."""
     batches = staged.open_file.batches()
+    key = staged.source.key
 
     def encode_next() -> tuple[bytes, list[Rejected]] | None:
         batch = next(batches, None)
         if batch is None:
             return None
         rows = batch.rows
-        if staged.numbers_only:
-            rows = rows.set_column(rows.schema.get_field_index("job_id"), "job_id", rows["job_number"])
+        if staged.by_alternate:
+            (column,) = key.columns
+            rows = rows.set_column(rows.schema.get_field_index(column), column, rows[key.alternate])
         rows = _with_written_moments(rows)
         sink = pa.BufferOutputStream()
         csv.write_csv(rows, sink, _CSV)
@@ -123,7 +192,7 @@ def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
-    """Moments as text, each distinct one written once: most exports have dates, and a batch has few of these."""
+    """Writes moments as text, each distinct one once: most exports have dates, and a batch has few of these."""
     for number, column in enumerate(rows.schema):
         if pa.types.is_timestamp(column.type):
             encoded = rows[column.name].combine_chunks().dictionary_encode()
@@ -132,139 +201,82 @@ def _with_written_moments(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _quarantine(connection: Connection, file_id: int, plan: Plan, rejected: list[Rejected]) -> None:
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(
-            "COPY raw.rejected_rows (file_id, source, record_no, row_key, reasons, record) FROM STDIN"
-        ) as copy,
-    ):
-        for row in rejected:
-            reasons = [_storable(reason) for reason in row.reasons]
-            key = None if row.key is None else _storable(row.key)
-            copy.write_row((file_id, plan.source.name, row.record_no, key, reasons, _as_json(row.record)))
-
-
-def _as_json(record: dict[str, str]) -> Json:
-    return Json({_storable(header): _storable(cell) for header, cell in record.items()})
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL's text holds no NUL and no lone surrogate; a damaged cell is quarantined without them."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _settle_repeats(connection: Connection, staged: Staged, file_id: int | None) -> None:
-    """Collapse identical records of one key, quarantine different ones, number the occurrences of a hash."""
-    plan = staged.plan
-    key = sql.SQL(plan.key)
-    repeated = sql.SQL("SELECT {} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1").format(
-        key
+def _settle_repeats(staged: Staged) -> None:
+    """Numbers the occurrences of a hash, collapses identical records, and quarantines those that differ."""
+    source = staged.source
+    repeated: LiteralString = (
+        "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
     )
-    if connection.execute(repeated + sql.SQL(" LIMIT 1")).fetchone() is None:
+    if not staged.value("SELECT EXISTS (" + repeated + ")"):
         return
-    connection.execute(
-        sql.SQL(
-            "DROP TABLE IF EXISTS pg_temp.repeated; CREATE TEMP TABLE repeated ON COMMIT DROP AS {}"
-        ).format(repeated)
-    )
-    if plan.hashed_key:
-        connection.execute(
-            "UPDATE pg_temp.staged s SET occurrence = numbered.occurrence FROM ("
-            "  SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence"
-            "  FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)"
-            f"  WHERE {plan.numbered}) numbered"
-            " WHERE numbered.occurrence > 1 AND s.record_no = numbered.record_no"
+    staged.create_temporary("repeated", repeated)
+    if source.key.hashed:
+        staged.execute(
+            """
+            UPDATE pg_temp.staged s SET occurrence = numbered.occurrence
+            FROM (
+                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence
+                FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)
+                WHERE {given_id} IS NULL
+            ) numbered
+            WHERE numbered.occurrence > 1 AND s.record_no = numbered.record_no
+            """,
+            # without such a column every key is a hash
+            given_id=sql.Identifier("s", source.given_id) if source.given_id else None,
         )
-        if not plan.given_key:
+        if not source.given_id:
             return
-    columns = [name for name, _ in plan.source.staged_columns]
-    differing = sql.SQL(", ").join(
-        sql.SQL(
-            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {label} ||"
-            " string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | ') END"
-        ).format(column=sql.Identifier(name), label=sql.Literal(f"{name}: "))
-        for name in columns
-    )
-    connection.execute(
-        sql.SQL(
-            "DROP TABLE IF EXISTS pg_temp.conflicting; CREATE TEMP TABLE conflicting ON COMMIT DROP AS SELECT * FROM ("
-            " SELECT r.row_key, count(*) AS records, nullif(concat_ws('; ', {differing}), '') AS differing"
-            " FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {key} GROUP BY r.row_key"
-            ") compared"
-        ).format(differing=differing, key=key)
-    )
-    if plan.source.name == "google_spend":
-        staged.partial_months.update(
-            month
-            for (month,) in connection.execute(
-                sql.SQL(
-                    "SELECT DISTINCT s.month FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {key}"
-                    " WHERE c.differing IS NOT NULL"
-                ).format(key=key)
-            )
+    _note_conflicts(staged)
+    if source.month_totals:
+        months = staged.execute(
+            """
+            SELECT DISTINCT s.{day} FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
+            WHERE c.reasons <> '[]'
+            """
         )
-    if file_id is not None:
-        quarantine_staged(
-            connection,
-            staged,
-            file_id,
-            "JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NOT NULL",
-            "format('%s %s stands in %s records of this file with different values (%s); accepted: identical"
-            " records, or one', {name}, c.row_key, c.records, left(c.differing, 1000))",
-        )
-    staged.rejected += connection.execute(
-        sql.SQL(
-            "DELETE FROM pg_temp.staged s USING pg_temp.conflicting c"
-            " WHERE c.row_key = {key} AND c.differing IS NOT NULL"
-        ).format(key=key)
-    ).rowcount
-    staged.duplicates += connection.execute(
-        sql.SQL(
-            "DELETE FROM pg_temp.staged s USING ("
-            " SELECT {key} AS row_key, min(s.record_no) AS record_no FROM pg_temp.staged s"
-            " JOIN pg_temp.conflicting c ON c.row_key = {key} WHERE c.differing IS NULL GROUP BY 1) first"
-            " WHERE first.row_key = {key} AND s.record_no <> first.record_no"
-        ).format(key=key)
+        staged.partial_months.update(month for (month,) in months)
+    staged.quarantine(
+        "conflicting",
+        "c.row_key = {record_key} AND c.reasons <> '[]'",
+        "c.reasons",
+    )
+    staged.duplicates += staged.execute(
+        """
+        DELETE FROM pg_temp.staged s USING (
+            SELECT {record_key} AS row_key, min(s.record_no) AS record_no
+            FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key} GROUP BY 1
+        ) first
+        WHERE first.row_key = {record_key} AND s.record_no <> first.record_no
+        """
     ).rowcount
 
 
-def quarantine_staged(
-    connection: Connection, staged: Staged, file_id: int, which: LiteralString, reason: LiteralString
-) -> None:
-    """Write staged records into the quarantine (the caller deletes them from `staged`).
-
-    Their cells as found are no longer known, so the file is read once more, for these records alone.
-
-    Args:
-        connection: inside the file's transaction.
-        staged: the file.
-        file_id: its ledger entry.
-        which: SQL after `FROM pg_temp.staged s`; `{key}` is the record's key.
-        reason: SQL expression of the one reason; `{name}` is what the source calls its key.
-    """
-    plan = staged.plan
-    parts = {"key": sql.SQL(plan.key), "name": sql.Literal(plan.key_name)}
-    chosen = connection.execute(
-        sql.SQL("SELECT s.record_no FROM pg_temp.staged s " + which).format(**parts)
-    ).fetchall()
-    if not chosen:
-        return
-    connection.execute(
-        "DROP TABLE IF EXISTS pg_temp.as_found;"
-        "CREATE TEMP TABLE as_found (record_no int, record jsonb) ON COMMIT DROP"
-    )
-    for records in staged.open_file.as_found({number for (number,) in chosen}):
-        with (
-            connection.cursor() as cursor,
-            cursor.copy("COPY pg_temp.as_found (record_no, record) FROM STDIN") as copy,
-        ):
-            for number, record in records.items():
-                copy.write_row((number, _as_json(record)))
-    connection.execute(
-        sql.SQL(
-            "INSERT INTO raw.rejected_rows (file_id, source, record_no, row_key, reasons, record)"
-            " SELECT {file_id}, {source}, s.record_no, {key}, ARRAY[" + reason + "], found.record"
-            " FROM pg_temp.staged s JOIN pg_temp.as_found found ON found.record_no = s.record_no " + which
-        ).format(file_id=sql.Literal(file_id), source=sql.Literal(plan.source.name), **parts)
+def _note_conflicts(staged: Staged) -> None:
+    """Lists the repeated keys in the temporary table `conflicting`, with a reason per column that differs."""
+    source, mapping = staged.source, staged.open_file.mapping
+    personal = {column.name for column in source.columns if column.personal}
+    found: LiteralString = """
+        || jsonb_build_object(
+            'found', left(string_agg(DISTINCT coalesce(left(s.{column}::text, 80), '(blank)'), ' | '), 1000)
+        )
+        """
+    reasons = []
+    for name in source.staged_columns:
+        reason = Reason("conflicting_records", mapping.get(name, name), accepted="identical records, or one")
+        case = sql.SQL(
+            "CASE WHEN count(DISTINCT s.{column}) + (count(*) > count(s.{column}))::int > 1 THEN {reason}"
+            + ("" if name in personal else found)
+            + " END"
+        )
+        reasons.append(
+            case.format(column=sql.Identifier(name), reason=sql.Literal(as_json(reason.as_dict())))
+        )
+    staged.create_temporary(
+        "conflicting",
+        """
+        SELECT r.row_key, to_jsonb(array_remove(ARRAY[{reasons}], NULL)) AS reasons
+        FROM pg_temp.staged s JOIN pg_temp.repeated r ON r.row_key = {record_key}
+        GROUP BY r.row_key
+        """,
+        reasons=sql.SQL(", ").join(reasons),
     )

@@ -1,4 +1,4 @@
-"""Blocks of cells to batches of cleaned records: what is no record, what is refused and why, what is staged."""
+"""Turns blocks of cells into batches of cleaned records: skips totals, rejects bad records, stages good ones."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crm_analytics.analytics.ingest.errors import shown
+from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
-from crm_analytics.analytics.ingest.sources import derive
-from crm_analytics.analytics.ingest.sources.sources import Source
+from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
-from crm_analytics.analytics.ingest.values.dates import Unreadable
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
-_DATED = {"created_at", "paid_at", "started_at", "lead_at", "month", "day"}
+_BLANK = Reason("blank", accepted="a value")
 _ARROW_TYPES = {
     "timestamptz": pa.timestamp("us", tz="UTC"),
     "date": pa.date32(),
@@ -32,15 +31,22 @@ _ARROW_TYPES = {
 }
 
 
+class AsFound(NamedTuple):
+    """A record as it is in the file."""
+
+    record_no: int  #: from 1 after the header
+    line_no: int  #: in a workbook, the row
+    record: dict[str, str]  #: header as found -> cell
+
+
 @dataclass(frozen=True)
 class Rejected:
     """A record that was not accepted."""
 
-    record_no: int
+    as_found: AsFound
     key: str | None
-    reasons: list[str]
-    record: dict[str, str]  # header as found -> cell
-    day: date | None  # in the source's date column, where it can be read
+    reasons: list[Reason]
+    day: date | None  #: in the source's date column, where it can be read
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,6 @@ class Batch:
 
     rows: pa.Table
     rejected: list[Rejected]
-    flagged: int  # accepted records with a local time that the clock shows twice or never
 
 
 @dataclass
@@ -58,102 +63,114 @@ class Records:
 
     source: Source
     header: HeaderMatch
-    facts: derive.FileFacts
+    facts: FileFacts
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
-    flagged: int = 0
+    dst_ambiguous: int = 0  #: accepted records with a local time that the clock shows twice or skips
     _totals: list[Decimal] = field(default_factory=list)
     _sum: Decimal = Decimal(0)
 
     def clean(self, block: Block) -> Batch:
-        """A block of cells as a batch: summary lines out, columns cleaned, records with reasons rejected."""
-        texts, defects = block.columns, block.defects
+        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected."""
         blank, summary = self._not_records(block)
         numbers = self._number(blank)
         self.summary_lines += int(summary.sum())
         self._note_totals(block, np.flatnonzero(summary).tolist())
 
         kept = np.flatnonzero(~(blank | summary))
-        if len(kept) < block.length:
-            texts = [column.take(pa.array(kept)) for column in texts]
-        length = len(kept)
-        reasons: dict[int, list[str]] = {}
-        columns: derive.Columns = {}
-        odd = np.zeros(length, dtype=np.bool_)
+        columns, reasons, ambiguous = self._clean_columns(block, kept)
+        derived = self.source.derive(columns, len(kept), self.facts)
+        for row, (name, reason) in derived.reasons.items():
+            found = reasons.setdefault(row, {})
+            found.setdefault(name, self._about(name, reason, block, int(kept[row])))
+        rows = self._staged(derived.columns, numbers[kept])
+        accepted = np.ones(len(kept), dtype=np.bool_)
+        accepted[list(reasons)] = False
+        accepted &= ~np.isin(kept, list(block.defects))
+        if not accepted.all():
+            rows = rows.filter(pa.array(accepted))
+        self._count(rows, int((ambiguous & accepted).sum()))
+
+        keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
+        days = derived.columns.get(self.source.date_column)
+        rejected = []
+        for row in np.flatnonzero(~accepted).tolist():
+            original = int(kept[row])
+            as_found = self._as_found(block, original, numbers)
+            if original in block.defects:
+                # The cells of such a record may be in the wrong columns.
+                rejected.append(Rejected(as_found, None, [block.defects[original]], None))
+                continue
+            key, day = (None if column is None else column[row].as_py() for column in (keys, days))
+            rejected.append(Rejected(as_found, key, list(reasons[row].values()), day))
+        return Batch(rows, rejected)
+
+    def _clean_columns(
+        self, block: Block, kept: npt.NDArray[np.intp]
+    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
+        """Returns the cleaned columns, row -> column -> reason, and which rows have an ambiguous local time."""
+        columns: Columns = {}
+        reasons: dict[int, dict[str, Reason]] = {}
+        ambiguous = np.zeros(len(kept), dtype=np.bool_)
         for name, position in self.header.positions.items():
-            column, header = self.source.column(name), self.facts.mapping[name]
-            cleaned = column.kind_under(header).clean(texts[position], self.facts.context)
+            column, texts = self.source.column(name), block.columns[position]
+            if len(kept) < block.length:
+                texts = texts.take(pa.array(kept))
+            cleaned = column.kind_under(self.facts.mapping[name]).clean(texts, self.facts.context)
             columns[name] = cleaned.values
             if column.date_as:
                 columns[column.date_as] = cleaned.local_date
-            if cleaned.odd_times is not None:
-                odd |= cleaned.odd_times
-            bad = dict(cleaned.bad)
-            if column.filled and cleaned.values.null_count > len(bad):
-                for empty in np.flatnonzero(cleaned.values.is_null().to_numpy(zero_copy_only=False)).tolist():
-                    bad.setdefault(empty, "is blank; accepted: never blank")
-            for row, why in bad.items():
-                reasons.setdefault(row, []).append(f"{header} {shown(texts[position][row].as_py())} {why}")
-        derived = self.source.derive(columns, length, self.facts)
-        for row, (header, why) in derived.reasons.items():
-            if not any(reason.startswith(f"{header} ") for reason in reasons.get(row, [])):
-                reasons.setdefault(row, []).append(f"{header} {why}")
-        for row, original in enumerate(kept.tolist()) if defects else ():
-            if original in defects:  # what its cells say does not matter then
-                reasons[row] = [defects[original]]
+            if cleaned.dst_ambiguous is not None:
+                ambiguous |= cleaned.dst_ambiguous
+            refused = cleaned.reasons
+            if column.not_null and cleaned.values.null_count > len(refused):
+                empty = np.flatnonzero(cleaned.values.is_null().to_numpy(zero_copy_only=False))
+                refused = dict.fromkeys(empty.tolist(), _BLANK) | refused
+            for row, reason in refused.items():
+                about = self._about(name, reason, block, int(kept[row]))
+                reasons.setdefault(row, {})[name] = about
+        return columns, reasons, ambiguous
 
-        rows = self._staged(derived.columns, numbers[kept])
-        rejected: list[Rejected] = []
-        if reasons:
-            accepted = np.ones(length, dtype=np.bool_)
-            accepted[list(reasons)] = False
-            rows, odd = rows.filter(pa.array(accepted)), odd & accepted
-            keys = next((columns[name] for name in self.source.record_key if name in columns), None)
-            days = derived.columns.get(self.source.date_column)
-            lines = block.lines()
-            for row, original in ((row, int(kept[row])) for row in sorted(reasons)):
-                rejected.append(
-                    Rejected(
-                        int(numbers[original]),
-                        None if keys is None or original in defects else keys[row].as_py(),
-                        [f"line {lines[original]}: {reason}" for reason in reasons[row]],
-                        self._record(block, original),
-                        None if days is None or original in defects else days[row].as_py(),
-                    )
-                )
-        flagged = int(odd.sum())
+    def _about(self, name: str, reason: Reason, block: Block, row: int) -> Reason:
+        """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
+        personal = self.source.column(name).personal
+        cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        return reason.about(self.facts.mapping[name], cell)
+
+    def _count(self, rows: pa.Table, dst_ambiguous: int) -> None:
         self.accepted += rows.num_rows
-        self.flagged += flagged
+        self.dst_ambiguous += dst_ambiguous
         if self.source.summed:
             amounts = pc.cast(rows[self.source.summed], pa.decimal128(38, 6))
             self._sum += pc.sum(amounts).as_py() or Decimal(0)
-        return Batch(rows, rejected, flagged)
 
-    def as_found(self, block: Block, wanted: Container[int]) -> dict[int, dict[str, str]]:
-        """The block's records of these numbers as they stand in the file: header as found -> cell as found."""
+    def as_found(self, block: Block, wanted: Container[int]) -> list[AsFound]:
+        """Returns the block's records of these numbers as they are in the file."""
         blank, _ = self._not_records(block)
-        numbers = self._number(blank).tolist()
+        numbers = self._number(blank)
         rows = np.flatnonzero(~blank).tolist()
-        return {numbers[row]: self._record(block, row) for row in rows if numbers[row] in wanted}
+        return [self._as_found(block, row, numbers) for row in rows if int(numbers[row]) in wanted]
 
     def _number(self, blank: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """The numbers of a block's records, by row; blank rows are none."""
+        """Returns the numbers of a block's records, by row; a blank row is not a record."""
         numbers = self.read + np.cumsum(~blank)
         self.read += int((~blank).sum())
         return numbers
 
-    def _staged(self, columns: derive.Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        """The staged columns in their order, behind the record numbers; NULL where the file has no such column."""
+    def _staged(self, columns: Columns, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """Returns the record numbers and the staged columns, in order; NULL where the file has no such column."""
         arrays = {"record_no": pa.array(numbers, pa.int64())}
-        for name, sql_type in self.source.staged_columns:
+        for name, sql_type in self.source.staged_columns.items():
             absent = pa.nulls(len(numbers), _ARROW_TYPES.get(sql_type, pa.string()))
             arrays[name] = columns.get(name, absent)
         return pa.table(arrays)
 
     def _not_records(self, block: Block) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which rows are blank, and which are summary lines: the first cell that is not blank says Total, and
-        no other cell gives the record's date."""
+        """Returns which rows are blank, and which are summary lines.
+
+        The first cell of a summary line that is not blank says Total, and no other cell has a date.
+        """
         candidates = np.arange(block.length)
         totals: list[tuple[int, int]] = []
         for position, column in enumerate(block.columns):
@@ -165,9 +182,11 @@ class Records:
             if not len(candidates):
                 break
         blank = np.zeros(block.length, dtype=np.bool_)
-        blank[[row for row in candidates.tolist() if not any(block.beyond.get(row, []))]] = True
+        blank[[row for row in candidates.tolist() if not any(block.extra_cells.get(row, []))]] = True
         summary = np.zeros(block.length, dtype=np.bool_)
-        dated = [position for name, position in self.header.positions.items() if name in _DATED]
+        dated = [
+            position for name, position in self.header.positions.items() if name in self.source.date_givers
+        ]
         for row, position in totals:
             others = [block.columns[other][row].as_py() for other in dated if other != position]
             summary[row] = not any(re.search(r"\d", text) for text in others)
@@ -181,28 +200,28 @@ class Records:
             text = block.columns[self.header.positions[name]][row].as_py()
             try:
                 total = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=self.source.decimal_comma)
-            except Unreadable:
+            except InvalidValue:
                 continue
             if total is not None:
                 micros = "micros" in self.facts.mapping[name].casefold()
                 self._totals.append(total.scaleb(-6) if micros else total)
 
-    def _record(self, block: Block, row: int) -> dict[str, str]:
+    def _as_found(self, block: Block, row: int, numbers: npt.NDArray[np.int64]) -> AsFound:
         cells = {
             label: column[row].as_py()
             for label, column in zip(self.header.labels, block.columns, strict=True)
         }
-        for number, cell in enumerate(block.beyond.get(row, []), start=len(cells) + 1):
+        for number, cell in enumerate(block.extra_cells.get(row, []), start=len(cells) + 1):
             cells[f"(column {number})"] = cell
-        return cells
+        return AsFound(int(numbers[row]), int(block.lines()[row]), cells)
 
     @property
     def probably_cut_off(self) -> bool:
-        """Whether there are exactly as many records as the tool exports at most."""
+        """Returns whether there are exactly as many records as the tool exports at most."""
         return self.source.suspicious_record_count == self.read
 
     def warnings(self) -> list[str]:
-        """What the counts say, after the last block."""
+        """Returns warnings about the file as a whole, after the last block."""
         found = []
         if self.read == 0:
             found.append("the file has a header but no records")
@@ -211,9 +230,9 @@ class Records:
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
             )
-        if self.flagged:
+        if self.dst_ambiguous:
             found.append(
-                f"{self.flagged} records have local times that daylight saving shows twice or skips "
+                f"{self.dst_ambiguous} records have local times that daylight saving shows twice or skips "
                 "(the first of the two is taken; a skipped time moves forward)"
             )
         if self._totals and self._sum not in self._totals:
@@ -226,5 +245,5 @@ class Records:
 
 
 def _dollars(amount: Decimal) -> str:
-    """An amount as messages show it: to the cent, or to the millionth where it has more."""
+    """Formats an amount for messages: to the cent, or to the millionth if it has more decimals."""
     return f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount:,.6f}"

@@ -1,8 +1,8 @@
-"""CSV text split into records: a fast exact path for clean quoting, a careful one for the rest.
+"""Splits CSV text into records: on a fast path where quoting is clean, carefully elsewhere.
 
-Both see UTF-8 with plain newlines. While every quote is where RFC 4180 wants it, records can be cut by the
-parity of quotes and pyarrow splits them. Pieces with a stray quote, or with records of different widths, are
-split by the csv module, record by record.
+Both paths take UTF-8 with plain newlines. While every quote is where RFC 4180 wants it, the parity of quotes tells
+where records end, and pyarrow splits them. The csv module splits pieces with a stray quote or with records of
+different widths, record by record.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import csv
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
+
+from crm_analytics.analytics.ingest.errors import Reason
 
 PIECE = 4 << 20
 MAX_RECORD = 16 << 20
@@ -25,7 +29,9 @@ csv.field_size_limit(MAX_RECORD)
 
 
 class Unsplittable(Exception):
-    """No record can be told from here on: the record (counted from 1 within the data) and its line."""
+    """Where the next record ends cannot be told: the record (from 1 after the header) and its line in the file."""
+
+    reason: ClassVar[Reason]
 
     def __init__(self, record: int, line: int) -> None:
         super().__init__(f"record {record}, line {line}")
@@ -34,11 +40,23 @@ class Unsplittable(Exception):
 
 
 class QuoteNeverCloses(Unsplittable):
-    """A quote opened in this record and never closed (or not within `MAX_RECORD`)."""
+    """A quote opens in this record and does not close, or not within `MAX_RECORD`."""
+
+    reason = Reason(
+        "quote_never_closes",
+        accepted="quotes in pairs",
+        remedy="export the file again (it may have been cut off), or close the quote and keep the new file",
+    )
 
 
 class RecordTooLong(Unsplittable):
-    """The record goes beyond `MAX_RECORD`, and no quote is open."""
+    """The record is longer than `MAX_RECORD`, and no quote is open."""
+
+    reason = Reason(
+        "record_too_long",
+        accepted=f"at most {MAX_RECORD:,} bytes",
+        remedy="shorten the cell, or export the file without its column",
+    )
 
 
 @dataclass
@@ -47,44 +65,46 @@ class Block:
 
     columns: list[pa.Array]
     length: int
-    lines: Callable[[], npt.NDArray[np.int64]]  # each record's first line in the file
-    defects: dict[int, str] = field(default_factory=dict)  # row -> why it cannot be a record
-    beyond: dict[int, list[str]] = field(default_factory=dict)  # row -> cells beyond the header's
+    lines: Callable[[], npt.NDArray[np.int64]]  #: the line in the file where each record begins
+    defects: dict[int, Reason] = field(default_factory=dict)  #: row -> why it is not a record
+    extra_cells: dict[int, list[str]] = field(default_factory=dict)  #: row -> cells after the header's last
 
 
 def block_of_rows(
-    rows: list[list[str]], lines: list[int], width: int, defects: dict[int, str], least: int | None = None
+    rows: list[list[str]], lines: list[int], width: int, defects: dict[int, Reason], least: int | None = None
 ) -> Block:
-    """A block of records that were split one by one; too short and too long ones become defects.
+    """Makes a block of records that were split one by one; records that are too short or too long become defects.
 
-    `width` is the header's; `least` are the cells that a record must have (those behind have no header).
+    Args:
+        rows: the records' cells; they are brought to the header's width.
+        lines: where each record begins.
+        width: the header's.
+        defects: row -> why it is not a record.
+        least: how many cells a record must have, if the header's last ones are blank.
     """
-    beyond: dict[int, list[str]] = {}
+    extra_cells: dict[int, list[str]] = {}
     defects = dict(defects)
     for number, row in enumerate(rows):
         if len(row) == width:
             continue
-        found = len(row)
-        extra = row[width:]
-        if found < width:
-            rows[number] = row + [""] * (width - found)
-        else:
-            rows[number] = row[:width]
+        found, extra = len(row), row[width:]
+        rows[number] = row[:width] + [""] * (width - found)
         if found < (width if least is None else least) or any(cell.strip() for cell in extra):
-            beyond[number] = extra
-            defects.setdefault(
-                number, f"the record has {found} cells where the header has {width}; accepted: {width}"
-            )
+            extra_cells[number] = extra
+            accepted = f"{width} cells, as in the header"
+            reason = Reason("wrong_number_of_cells", found=f"{found} cells", accepted=accepted)
+            defects.setdefault(number, reason)
     columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-    return Block(columns, len(rows), lambda: np.array(lines, dtype=np.int64), defects, beyond)
+    first_lines = np.array(lines, dtype=np.int64)
+    return Block(columns, len(rows), lambda: first_lines, defects, extra_cells)
 
 
 def split(
     blocks: Iterator[bytes], delimiter: str, width: int, first_line: int, least: int | None = None
 ) -> Iterator[Block]:
-    """The records of the data (what follows the header), in blocks; blank lines are not records.
+    """Splits the data after the header into blocks of records; blank lines are not records.
 
-    Memory is bounded by the size of a piece. `least`: see `block_of_rows`. Raises Unsplittable.
+    Memory is bounded by the size of a piece. For `least` see `block_of_rows`. Raises Unsplittable.
     """
     pending = b""
     line = first_line
@@ -122,7 +142,7 @@ def split(
 
 
 def _clean(buffer: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp], separator: int) -> bool:
-    """Whether every opening quote begins a cell and every closing one ends it (doubled ones do both)."""
+    """Returns whether every opening quote begins a cell and every closing one ends it (a doubled quote does both)."""
     if not len(quotes):
         return True
     opening, closing = quotes[::2], quotes[1::2]
@@ -135,7 +155,7 @@ def _clean(buffer: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp], separato
 
 
 def _last_record_end(piece: bytes, quotes: npt.NDArray[np.intp]) -> int:
-    """The offset behind the last newline that is outside quotes; 0 where there is none."""
+    """Returns the offset after the last newline outside quotes, 0 without one."""
     end = len(piece)
     while True:
         newline = piece.rfind(b"\n", 0, end)
@@ -144,11 +164,12 @@ def _last_record_end(piece: bytes, quotes: npt.NDArray[np.intp]) -> int:
         before = int(np.searchsorted(quotes, newline))
         if before % 2 == 0:
             return newline + 1
-        end = int(quotes[before - 1])  # inside the cell that this quote opens
+        # The newline is inside the cell that this quote opens.
+        end = int(quotes[before - 1])
 
 
 def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int, line: int) -> Block | None:
-    """The piece split by pyarrow; None where records differ in width."""
+    """Splits the piece with pyarrow; returns None if its records differ in width."""
     names = [str(number) for number in range(width)]
     try:
         table = pacsv.read_csv(
@@ -162,11 +183,11 @@ def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int
     except pa.ArrowInvalid:
         return None
 
+    @cache
     def lines() -> npt.NDArray[np.int64]:
         newlines = np.flatnonzero(np.frombuffer(piece, dtype=np.uint8) == 10)
-        ends = np.flatnonzero(
-            np.searchsorted(quotes, newlines) % 2 == 0
-        )  # the numbers of newlines that end records
+        # Which of the newlines are outside quotes and end a record.
+        ends = np.flatnonzero(np.searchsorted(quotes, newlines) % 2 == 0)
         offsets = np.concatenate(([0], newlines[ends] + 1))
         filled = np.diff(np.append(offsets, len(piece) + 1)) > 1
         return (line + np.concatenate(([0], ends + 1)))[filled]
@@ -176,7 +197,7 @@ def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int
 
 
 class _Text:
-    """Hands lines to the csv module, remembers those of the current record and can take them back."""
+    """Hands lines to the csv module, remembers those of the current record, and can take them back."""
 
     def __init__(self, data: bytes, blocks: Iterator[bytes] | None = None) -> None:
         self._data = data
@@ -185,8 +206,9 @@ class _Text:
         self._waiting: deque[str] = deque()
         self._size = 0
         self.record: list[str] = []
-        self.lines = 0  # of the records before the current one
-        self.handed = 0  # bytes of these records
+        #: lines and bytes of the records before the current one
+        self.lines = 0
+        self.handed = 0
 
     def __iter__(self) -> _Text:
         return self
@@ -218,19 +240,19 @@ class _Text:
         return line.decode()
 
     def next_record(self) -> None:
-        """Forget the lines of the record that is complete."""
+        """Forgets the lines of the record, which is complete."""
         self.lines += len(self.record)
         self.handed += sum(len(line.encode()) for line in self.record)
         self.record, self._size = [], 0
 
     def take_back(self) -> None:
-        """The current record is its first line alone: the others are handed out again."""
+        """Reduces the current record to its first line; the other lines are handed out again."""
         self._waiting.extendleft(reversed(self.record[1:]))
         del self.record[1:]
 
     @property
     def rest(self) -> bytes:
-        """What was not handed out, or was taken back."""
+        """Returns what was not handed out, or was taken back."""
         return "".join(self._waiting).encode() + self._data[self._at :]
 
 
@@ -238,9 +260,8 @@ class _TooLong(Exception):
     pass
 
 
-BAD_QUOTES = (
-    "the record's quotes do not fit (text stands beside a quoted cell's end); accepted: a cell with quotes stands in "
-    "quotes itself, those inside it doubled"
+BAD_QUOTES = Reason(
+    "text_after_a_closing_quote", accepted="quotes around the whole cell, and doubled quotes inside it"
 )
 
 
@@ -253,15 +274,15 @@ def _carefully(
     least: int | None,
     enough: int | None = None,
 ) -> Iterator[Block]:
-    """Records split by the csv module, strictly, until `enough` bytes are through or none is left.
+    """Splits records with the csv module, strictly, until `enough` bytes are read or none is left.
 
-    Where a record's quotes do not fit, its first line alone is the bad record and reading goes on with the next
-    line, so that its neighbors are kept.
+    If a record's quotes do not match, only its first line is the defect. Reading goes on with the next line, which
+    keeps the records after it.
     """
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
-    defects: dict[int, str] = {}
+    defects: dict[int, Reason] = {}
     more = True
     while more:
         line = first_line + text.lines

@@ -1,17 +1,19 @@
-"""What kind of file it is, in which encoding, and its content as clean UTF-8 with plain line ends."""
+"""Tells what kind of file it is and in which encoding, and reads its text as UTF-8 with plain newlines."""
 
 from __future__ import annotations
 
 import codecs
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 
 BLOCK = 2 << 20
 DELIMITERS = ",;\t|"
+ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
+EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
 
 
 @dataclass(frozen=True)
@@ -23,41 +25,43 @@ class TextFormat:
 
 
 def is_workbook(path: Path) -> bool:
-    """Whether the content (not the name) is an `.xlsx` workbook. Raises RefusedFile for what cannot be read at all."""
+    """Returns whether the content (not the name) is an `.xlsx` workbook. Raises RefusedFile for other formats."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise RefusedFile(
-            f"{path.name}: cannot be read ({error.strerror}); check that it is a file and its rights"
-        ) from error
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
     if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and path.stat().st_size <= len(start):
-        raise RefusedFile(f"{path.name}: the file is empty; accepted: a CSV or XLSX export with a header row")
+        raise RefusedFile(path.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row"))
     if start.startswith(b"PK\x03\x04"):
         return True
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    remedy = "accepted: CSV text or an XLSX workbook; export it again as CSV"
     if text.startswith(
         (b"<!doctype", b"<!--", b"<html", b"<table", b"<head", b"<?xml", b"<body", b"<script")
     ):
-        raise RefusedFile(
-            f"{path.name}: this is a web page (HTML or XML), probably a login or error page; {remedy}"
+        reason = Reason(
+            "web_page",
+            found="HTML or XML",
+            remedy="this may be a login or error page; export it again as CSV",
         )
-    if start.startswith(b"\xd0\xcf\x11\xe0"):
-        raise RefusedFile(
-            f"{path.name}: this is an old or encrypted Excel file (.xls); {remedy}, or save it as .xlsx without a password"
+    elif start.startswith(b"\xd0\xcf\x11\xe0"):
+        reason = Reason(
+            "old_or_encrypted_excel_file",
+            remedy="export it again as CSV, or save it as .xlsx without a password",
         )
-    if start.startswith((b"%PDF", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"PAR1", b"\x89PNG", b"\xff\xd8\xff")):
-        raise RefusedFile(
-            f"{path.name}: this is not a table of text (its first bytes are {start[:4]!r}); {remedy}"
-        )
-    return False
+    elif start.startswith(
+        (b"%PDF", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"PAR1", b"\x89PNG", b"\xff\xd8\xff")
+    ):
+        reason = Reason("not_a_table", found=f"first bytes {start[:4]!r}", remedy="export it again as CSV")
+    else:
+        return False
+    raise RefusedFile(path.name, replace(reason, accepted="CSV text or an XLSX workbook"))
 
 
 def sniff_encoding(path: Path) -> TextFormat:
-    """Strict UTF-8 first; NUL bytes mean UTF-16; cp1252 last, with a warning. Reads the whole file once.
+    """Tells the encoding: strict UTF-8 first, UTF-16 if there are NUL bytes, and cp1252 last, with a warning.
 
-    Raises RefusedFile where none of them can be the encoding.
+    Reads the whole file once. Raises RefusedFile if none of them can be the encoding.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     utf8 = True
@@ -72,10 +76,7 @@ def sniff_encoding(path: Path) -> TextFormat:
                 even, odd = block[::2].count(0), block[1::2].count(0)
                 if max(even, odd) > len(block) // 8 and position == 0:
                     return _checked(path, "utf-16-le" if odd > even else "utf-16-be")
-                raise RefusedFile(
-                    f"{path.name}: byte {position + block.index(0) + 1} is NUL, so this is not plain text; accepted: "
-                    "UTF-8, UTF-16 or Windows-1252 (cp1252) text; export the file again as CSV (UTF-8)"
-                )
+                raise _nul(path, f"byte {position + block.index(0) + 1}")
             if utf8:
                 try:
                     decoder.decode(block)
@@ -93,30 +94,32 @@ def sniff_encoding(path: Path) -> TextFormat:
     checked = _checked(path, "cp1252")
     return TextFormat(
         checked.encoding,
-        f"not UTF-8 (byte {undecodable}): read as Windows-1252 (cp1252); check names with accents, "
-        "or export the file again as CSV (UTF-8)",
+        f"not UTF-8 (byte {undecodable}), so it was read as Windows-1252 (cp1252); check names with accents, "
+        f"or {EXPORT_AGAIN}",
     )
 
 
 def _checked(path: Path, encoding: str) -> TextFormat:
-    """The encoding, if the whole file decodes strictly in it. Raises RefusedFile."""
+    """Returns the encoding if the whole file decodes strictly in it. Raises RefusedFile otherwise."""
     try:
         with path.open("r", encoding=encoding, newline="") as file:
             while block := file.read(BLOCK):
                 if "\x00" in block:
-                    raise RefusedFile(
-                        f"{path.name}: contains NUL characters; export the file again as CSV (UTF-8)"
-                    )
+                    raise _nul(path)
     except UnicodeError as error:
-        raise RefusedFile(
-            f"{path.name}: the text is neither UTF-8 nor valid {encoding} ({error}); "
-            "accepted: UTF-8, UTF-16 or Windows-1252 (cp1252); export the file again as CSV (UTF-8)"
-        ) from error
+        found = f"neither UTF-8 nor valid {encoding} ({error})"
+        reason = Reason("unknown_encoding", None, found, ENCODINGS, EXPORT_AGAIN)
+        raise RefusedFile(path.name, reason) from error
     return TextFormat(encoding)
 
 
+def _nul(path: Path, place: str | None = None) -> RefusedFile:
+    reason = Reason("nul_character_in_text", accepted=ENCODINGS, remedy=EXPORT_AGAIN)
+    return RefusedFile(path.name, reason, place=place)
+
+
 def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
-    """The file's text as blocks of UTF-8: no BOM, every line end a single newline."""
+    """Yields the file's text as blocks of UTF-8, without BOM and with a plain newline at every line's end."""
     first = True
     held = b""
     with path.open("rb") as file:
@@ -126,7 +129,8 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
             if first and block:
                 block, first = block.removeprefix(codecs.BOM_UTF8), False
             block = held + block
-            held = b"\r" if block.endswith(b"\r") else b""  # its newline may begin the next block
+            # The newline of a final carriage return may begin the next block.
+            held = b"\r" if block.endswith(b"\r") else b""
             if held:
                 block = block[:-1]
             if b"\r" in block:
@@ -141,15 +145,25 @@ MAX_UNCOMPRESSED = 512 << 20
 
 
 def check_workbook_size(path: Path) -> None:
-    """Refuse a workbook whose parts would unpack to more than 512 MiB, or that is no sound archive."""
+    """Raises RefusedFile for a workbook that would unpack to more than 512 MiB, and for a damaged archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise RefusedFile(
-            f"{path.name}: the workbook is damaged ({error}); copy or export it again, or save it as CSV"
-        ) from error
+        raise damaged_workbook(path, error) from error
     if size > MAX_UNCOMPRESSED:
-        raise RefusedFile(
-            f"{path.name}: the workbook unpacks to {size:,} bytes; accepted: at most {MAX_UNCOMPRESSED:,}; save it as CSV"
+        reason = Reason(
+            "workbook_too_large",
+            None,
+            f"{size:,} bytes unpacked",
+            f"at most {MAX_UNCOMPRESSED:,} bytes",
+            "save it as CSV",
         )
+        raise RefusedFile(path.name, reason)
+
+
+def damaged_workbook(path: Path, error: Exception) -> RefusedFile:
+    """Returns the refusal of a workbook that the libraries cannot read."""
+    found = f"{type(error).__name__}: {str(error)[:200]}"
+    remedy = "copy or export it again, or save it as CSV"
+    return RefusedFile(path.name, Reason("damaged_workbook", found=found, remedy=remedy))

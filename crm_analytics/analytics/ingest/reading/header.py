@@ -1,47 +1,84 @@
-"""Which cells of a header row are which columns of a source, and which row is the header."""
+"""Finds a source's header in a file: its row, its delimiter or sheet, and which cell is which column."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 
-from crm_analytics.analytics.ingest.sources.sources import Source, fold_header
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read, quotable
+from crm_analytics.analytics.ingest.reading import workbook
+from crm_analytics.analytics.ingest.reading.encoding import (
+    DELIMITERS,
+    is_workbook,
+    sniff_encoding,
+    utf8_blocks,
+)
+from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
+
+HEADER_ROWS = 30
+HEADER_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first rows of a sheet, or of a text read with one delimiter."""
+
+    delimiter: str
+    sheet: str | None
+    rows: list[list[str]]
+    next_lines: list[int]  #: by row, the line (in a sheet, the row) after it
+    next_bytes: list[int]  #: by row, the offset after it in the clean UTF-8 text
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Every way that a file's first rows can be read."""
+
+    path: Path
+    encoding: str  #: `xlsx` for a workbook
+    warnings: list[str]
+    readings: list[Beginning]
 
 
 @dataclass(frozen=True)
 class HeaderMatch:
-    """How one row of cells reads as a source's header."""
+    """A row of cells, matched to a source's columns."""
 
     cells: list[str]
-    positions: dict[str, int]  # canonical name -> position
-    twice: dict[str, list[str]] = field(default_factory=dict)  # canonical name -> headers that claim it
-    missing: list[str] = field(default_factory=list)  # what is needed and not there, as sentences
+    positions: dict[str, int]  #: canonical name -> position
+    repeated: dict[str, list[str]] = field(default_factory=dict)  #: canonical name -> headers that claim it
+    missing: list[str] = field(
+        default_factory=list
+    )  #: required columns that are not there, with accepted headers
 
     @property
     def complete(self) -> bool:
-        """Whether the row can serve as the header."""
-        return not self.missing and not self.twice
+        """Returns whether the row can serve as the header."""
+        return not self.missing and not self.repeated
 
     @property
     def folded(self) -> frozenset[str]:
-        """All the row's headers, folded."""
+        """Returns all headers of the row, folded."""
         return frozenset(fold_header(cell) for cell in self.cells)
 
     @property
     def unknown(self) -> list[str]:
-        """The headers that no column claims."""
+        """Returns the headers that no column claims."""
         taken = set(self.positions.values())
         return [cell for position, cell in enumerate(self.cells) if position not in taken and cell.strip()]
 
     @property
     def named_width(self) -> int:
-        """How many cells a record must have: those up to the last header that is not blank."""
+        """Returns how many cells a record must have: those up to the last header that is not blank."""
         return max(number for number, cell in enumerate(self.cells, start=1) if cell.strip())
 
     @cached_property
     def labels(self) -> list[str]:
-        """One distinct label for each position: the header as found, numbered where it repeats or is blank."""
+        """Returns one distinct label per position: the header as found, numbered if it repeats or is blank."""
         labels: list[str] = []
         seen: set[str] = set()
         for number, cell in enumerate(self.cells, start=1):
@@ -53,8 +90,75 @@ class HeaderMatch:
         return labels
 
 
+@dataclass(frozen=True)
+class Located:
+    """A source's header in a file."""
+
+    match: HeaderMatch
+    reading: Beginning
+    row: int
+
+    @property
+    def preamble(self) -> list[list[str]]:
+        """Returns the rows above the header."""
+        return self.reading.rows[: self.row]
+
+    @property
+    def first_line(self) -> int:
+        """Returns the line (in a sheet, the row) after the header."""
+        return self.reading.next_lines[self.row]
+
+    @property
+    def first_byte(self) -> int:
+        """Returns the offset after the header in the clean UTF-8 text."""
+        return self.reading.next_bytes[self.row]
+
+
+def read_beginnings(path: Path) -> Beginnings:
+    """Reads the first rows of a file with every delimiter, or of every visible sheet. Raises RefusedFile."""
+    try:
+        if is_workbook(path):
+            return Beginnings(
+                path, "xlsx", [], [_of_sheet(path, sheet) for sheet in workbook.sheet_names(path)]
+            )
+        text = sniff_encoding(path)
+        warnings = [text.warning] if text.warning else []
+        return Beginnings(path, text.encoding, warnings, _of_text(path, text.encoding))
+    except (OSError, UnicodeError) as error:
+        raise RefusedFile(path.name, cannot_be_read(error)) from error
+
+
+def _of_sheet(path: Path, sheet: str) -> Beginning:
+    rows = list(islice(workbook.rows(path, sheet), HEADER_ROWS))
+    return Beginning(
+        "", sheet, [cells for _, cells in rows], [number + 1 for number, _ in rows], [0] * len(rows)
+    )
+
+
+def _of_text(path: Path, encoding: str) -> list[Beginning]:
+    text = b""
+    for block in utf8_blocks(path, encoding):
+        text += block
+        if len(text) >= HEADER_BYTES:
+            break
+    lines = [line + "\n" for line in text[:HEADER_BYTES].decode(errors="ignore").split("\n")]
+    found = []
+    for delimiter in DELIMITERS:
+        beginning = Beginning(delimiter, None, [], [], [])
+        reader = csv.reader(lines, delimiter=delimiter)
+        line = offset = 0
+        for row in islice(reader, HEADER_ROWS):
+            offset += sum(len(consumed.encode()) for consumed in lines[line : reader.line_num])
+            line = reader.line_num
+            beginning.rows.append(row)
+            beginning.next_lines.append(line + 1)
+            beginning.next_bytes.append(min(offset, len(text)))
+        found.append(beginning)
+    return found
+
+
 def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
-    """Match a row to the source's columns by folded names and aliases (`inputs.md`, header matching)."""
+    """Matches a row of cells to the source's columns by their folded headers."""
     cells = list(cells)
     folded = [fold_header(cell) for cell in cells]
     owner = source.owners
@@ -67,14 +171,14 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
             first = owner[header]
             claims.setdefault(source.second_choice[header] if first in claims else first, []).append(position)
     missing = [
-        f"{column.name} (accepted: {', '.join(column.headers)})"
+        f"{column.name} ({', '.join(column.headers)})"
         for column in source.columns
-        if column.present and column.name not in claims
+        if column.required and column.name not in claims
     ]
     for group in source.needs_one_of:
         if not any(name in claims for name in group):
             accepted = dict.fromkeys(header for name in group for header in source.column(name).headers)
-            missing.append(f"one of {' or '.join(group)} (accepted: {', '.join(accepted)})")
+            missing.append(f"one of {' or '.join(group)} ({', '.join(accepted)})")
     return HeaderMatch(
         cells,
         {name: positions[0] for name, positions in claims.items()},
@@ -88,7 +192,7 @@ def match_header(source: Source, cells: Sequence[str]) -> HeaderMatch:
 
 
 def find_header(source: Source, rows: Sequence[Sequence[str]]) -> tuple[int, HeaderMatch] | None:
-    """The first row that is a complete header, else the one with most columns; None where no row has any."""
+    """Returns the first row that is a complete header, or else the one with most columns; None if no row has any."""
     best: tuple[int, HeaderMatch] | None = None
     for number, row in enumerate(rows):
         match = match_header(source, row)
@@ -97,3 +201,83 @@ def find_header(source: Source, rows: Sequence[Sequence[str]]) -> tuple[int, Hea
         if match.positions and (best is None or len(match.positions) > len(best[1].positions)):
             best = number, match
     return best
+
+
+def best_match(source: Source, beginnings: Beginnings) -> Located | None:
+    """Returns what reads best as the source's header, or None if nothing resembles it.
+
+    This is the first sheet with a complete header, or the delimiter that gives most columns.
+    """
+    best: Located | None = None
+    for reading in beginnings.readings:
+        found = find_header(source, reading.rows)
+        if found is None:
+            continue
+        row, match = found
+        if best is None or _rank(match) > _rank(best.match):
+            best = Located(match, reading, row)
+        if reading.sheet is not None and match.complete:
+            break
+    return best
+
+
+def _rank(match: HeaderMatch) -> tuple[bool, int]:
+    return match.complete, len(match.positions)
+
+
+def locate(source: Source, beginnings: Beginnings) -> Located:
+    """Returns the source's header in the file. Raises RefusedFile if it is not there, or lacks a column."""
+    found = best_match(source, beginnings)
+    if found is None or not found.match.complete:
+        rows = beginnings.readings[0].rows if beginnings.readings else []
+        raise _refusal(beginnings.path, source, found.match if found else None, rows)
+    return found
+
+
+def unread_sheets(source: Source, beginnings: Beginnings, located: Located) -> list[str]:
+    """Returns a warning if other sheets of the workbook have a header of the source too, since one sheet is read."""
+    if located.reading.sheet is None:
+        return []
+    others = [
+        repr(reading.sheet)
+        for reading in beginnings.readings
+        if reading is not located.reading
+        and (found := find_header(source, reading.rows))
+        and found[1].complete
+    ]
+    if not others:
+        return []
+    return [
+        f"only the sheet {located.reading.sheet!r} was read; similar sheets were not: {', '.join(others)}; "
+        "save each sheet as its own file"
+    ]
+
+
+def _refusal(
+    path: Path, source: Source, match: HeaderMatch | None, first_rows: Sequence[Sequence[str]]
+) -> RefusedFile:
+    if match is not None:
+        return RefusedFile(path.name, *_faults(match))
+    found = next((row for row in first_rows if any(cell.strip() for cell in row)), None)
+    if found is None:
+        return RefusedFile(path.name, Reason("empty_file", accepted="an export with a header row"))
+    required = "; ".join(
+        f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
+    )
+    reason = Reason(
+        "no_header_row",
+        found=quotable(" | ".join(found)),
+        accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
+        remedy="export the file with its header row, or move it to the folder of its source",
+    )
+    return RefusedFile(path.name, reason)
+
+
+def _faults(match: HeaderMatch) -> Iterator[Reason]:
+    for name, cells in match.repeated.items():
+        found = " and ".join(cells)
+        yield Reason("repeated_column", name, found, "one of them", "remove or rename the other")
+    if match.missing:
+        found = ", ".join(cell.strip() for cell in match.cells if cell.strip())[:600]
+        accepted = "; ".join(match.missing)
+        yield Reason("missing_columns", None, found, accepted, "export the file with these columns")

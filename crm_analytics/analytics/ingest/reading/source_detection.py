@@ -1,4 +1,4 @@
-"""Which source a landing file belongs to, and when it was exported."""
+"""Detects which source a landing file belongs to, and when it was exported."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from crm_analytics.analytics.ingest.errors import UnrecognizedFile
-from crm_analytics.analytics.ingest.reading.locating import best_match, read_beginnings
-from crm_analytics.analytics.ingest.sources.sources import SOURCES, Source
+from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
+from crm_analytics.analytics.ingest.reading.header import best_match, read_beginnings
+from crm_analytics.analytics.ingest.sources.declaration import Source
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
 _EXPORT_TIME = re.compile(
     r"(?<!\d)(\d{4})-(\d{2})-(\d{2})T(\d{2})[_:-](\d{2})[_:-](\d{2})(?:\.(\d{1,9}))?(Z)?", re.IGNORECASE
@@ -17,9 +18,10 @@ _EXPORT_TIME = re.compile(
 
 
 def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
-    """When the file was exported, in UTC, and where that is from: `name` or `mtime`.
+    """Returns when the file was exported, in UTC, and whether its `name` or its `mtime` tells.
 
-    A full date-time in the file's name (with `Z` it is UTC, else business time), else the modification time.
+    A full date-time in the file's name counts first (with `Z` it is UTC, otherwise business time), then the
+    modification time.
     """
     for match in _EXPORT_TIME.finditer(path.name):
         *parts, fraction, utc = match.groups()
@@ -34,19 +36,19 @@ def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC), "mtime"
 
 
-def recognize(path: Path, landing: Path) -> Source:
-    """The source of a landing file: by its folder, else by its name, else by its header.
+def detect_source(path: Path, landing: Path) -> Source:
+    """Returns the source of a landing file: by its folder, or else its name, or else its header.
 
-    Raises UnrecognizedFile where none or several sources fit, RefusedFile where the file cannot be read.
+    Raises UnrecognizedFile if no source or several sources fit, and RefusedFile if the file cannot be read.
     """
+    sources = ", ".join(SOURCES)
     folders = path.relative_to(landing).parts[:-1] if path.is_relative_to(landing) else ()
     if folders:
         if folders[0] in SOURCES:
             return SOURCES[folders[0]]
-        raise UnrecognizedFile(
-            f"{'/'.join(folders)}/{path.name}: the folder {folders[0]!r} is no source; accepted: "
-            f"{', '.join(SOURCES)}; move the file into one of these, or directly into the landing folder"
-        )
+        remedy = "move the file into one of these, or directly into the landing folder"
+        reason = Reason("unknown_source_folder", found=folders[0], accepted=sources, remedy=remedy)
+        raise UnrecognizedFile("/".join((*folders, path.name)), reason)
     named = [
         source
         for source in SOURCES.values()
@@ -57,23 +59,22 @@ def recognize(path: Path, landing: Path) -> Source:
     fitting = _fitting_sources(path)
     if len(fitting) == 1:
         return fitting[0]
-    accepted = f"move it into the folder of its source ({', '.join(SOURCES)})"
+    remedy = f"move it into the folder of its source ({sources})"
     if not fitting:
-        raise UnrecognizedFile(
-            f"{path.name}: neither its name nor its header tells the source of this file; {accepted}"
-        )
-    raise UnrecognizedFile(
-        f"{path.name}: its header fits several sources ({', '.join(source.name for source in fitting)}); {accepted}"
-    )
+        reason = Reason("neither_name_nor_header_tells_the_source", remedy=remedy)
+    else:
+        found = ", ".join(source.name for source in fitting)
+        reason = Reason("header_fits_several_sources", found=found, remedy=remedy)
+    raise UnrecognizedFile(path.name, reason)
 
 
 def _words(stem: str) -> str:
-    """A file's name as words, for its patterns."""
+    """Returns a file's name as words, for the sources' patterns."""
     return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)).casefold().strip()
 
 
 def _fitting_sources(path: Path) -> list[Source]:
-    """The sources whose header the file has, with none of the headers that are foreign to them."""
+    """Returns the sources whose header the file has, without headers that are foreign to them."""
     beginnings = read_beginnings(path)
     found = ((source, best_match(source, beginnings)) for source in SOURCES.values())
     return [

@@ -1,4 +1,4 @@
-"""XLSX workbooks as rows of text: visible sheets, within the sheet format's own limits."""
+"""Reads XLSX workbooks as rows of text: visible sheets, within the limits of the format."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from openpyxl import load_workbook
 
-from crm_analytics.analytics.ingest.errors import RefusedFile
-from crm_analytics.analytics.ingest.reading.encoding import check_workbook_size
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
+from crm_analytics.analytics.ingest.reading.encoding import check_workbook_size, damaged_workbook
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
-# What it remarks on (styles, extensions, bad dates) either does not matter here or becomes a cell like `#VALUE!`.
+# Its warnings (styles, extensions, bad dates) do not matter here, or the cell becomes text like `#VALUE!`.
 warnings.filterwarnings("ignore", module=r"openpyxl\.")
 
 
 def cell_text(value: Any) -> str:
-    """A cell's value as the text that a CSV export would have.
+    """Returns a cell's value as the text that a CSV export would have.
 
-    Numbers to 15 significant digits (what a spreadsheet shows: 244.60000000000002 is 244.6), whole floats
-    without decimals, moments in ISO form to the second, a midnight as its date.
+    Numbers have 15 significant digits, as a spreadsheet shows them (244.60000000000002 is 244.6), whole floats have
+    no decimals, times are in ISO form to the second, and a midnight is its date.
     """
     match value:
         case None:
@@ -38,33 +38,31 @@ def cell_text(value: Any) -> str:
         case datetime():
             if value.year < 9999:
                 value += timedelta(microseconds=500_000)
-            value = value.replace(microsecond=0)
-            return value.date().isoformat() if value.time() == time() else value.isoformat(" ")
+            rounded: datetime = value.replace(microsecond=0)
+            return rounded.date().isoformat() if rounded.time() == time() else rounded.isoformat(" ")
         case date() | time():
             return value.isoformat()
         case timedelta():
             minutes, seconds = divmod(round(value.total_seconds()), 60)
             return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
         case _:
-            # Escapes such as _x0000_ and _xD800_ make characters that no database takes.
+            # Escapes such as _x0000_ and _xD800_ make characters that PostgreSQL does not store.
             return str(value).replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Whatever the library meets in a damaged workbook (it raises many kinds of errors) is a refusal."""
+    """Turns every error of the library, which raises many kinds for damaged workbooks, into a refusal."""
     try:
         yield
     except RefusedFile:
         raise
     except Exception as error:
-        raise RefusedFile(
-            f"{path.name}: the workbook is damaged ({type(error).__name__}: {str(error)[:200]}); copy or export it again, or save it as CSV"
-        ) from error
+        raise damaged_workbook(path, error) from error
 
 
 def sheet_names(path: Path) -> list[str]:
-    """The names of the visible sheets, in order. Raises RefusedFile."""
+    """Returns the names of the visible sheets, in order. Raises RefusedFile."""
     with _refusing(path):
         check_workbook_size(path)
         workbook = load_workbook(path, read_only=True, data_only=True)
@@ -74,20 +72,21 @@ def sheet_names(path: Path) -> list[str]:
             workbook.close()
 
 
-Formulas = dict[int, dict[int, str]]  # row number -> position in the row -> formula
+#: row number -> position in the row -> formula
+Formulas = dict[int, dict[int, str]]
 
 
 def rows(path: Path, sheet: str, uncomputed: Formulas | None = None) -> Iterator[tuple[int, list[str]]]:
-    """The sheet's rows that hold anything: row number from 1, cells as text. Raises RefusedFile.
+    """Yields the sheet's rows that are not blank: row number from 1, and cells as text. Raises RefusedFile.
 
-    A formula without a result is blank, or itself where it stands in `uncomputed`.
+    A formula without a stored result is blank, or its own text if `uncomputed` has it.
     """
     with _refusing(path), _sheet(path, sheet, data_only=True) as worksheet:
         for number, row in enumerate(worksheet.iter_rows(values_only=True), start=1):
             if number > MAX_ROWS or len(row) > MAX_COLUMNS:
-                raise RefusedFile(
-                    f"{path.name}: sheet {sheet!r} goes beyond {MAX_ROWS:,} rows or {MAX_COLUMNS:,} columns; save it as CSV"
-                )
+                accepted = f"at most {MAX_ROWS:,} rows and {MAX_COLUMNS:,} columns"
+                reason = Reason("sheet_too_large", None, None, accepted, "save it as CSV")
+                raise RefusedFile(path.name, reason, place=f"sheet {sheet!r}, row {number}")
             cells = [cell_text(value) for value in row]
             for position, formula in uncomputed.get(number, {}).items() if uncomputed else ():
                 cells[position] = formula
@@ -96,9 +95,9 @@ def rows(path: Path, sheet: str, uncomputed: Formulas | None = None) -> Iterator
 
 
 def formulas_without_result(path: Path, sheet: str) -> Formulas:
-    """The sheet's formulas that were never computed (a program wrote them). Raises RefusedFile.
+    """Returns the sheet's formulas without a stored result, as programs write them. Raises RefusedFile.
 
-    The sheet is read for this only if the workbook has any formula at all.
+    Reads the sheet only if the workbook has a formula.
     """
     found: Formulas = {}
     with _refusing(path):
@@ -111,12 +110,10 @@ def formulas_without_result(path: Path, sheet: str) -> Formulas:
             for number, (computed, written) in enumerate(
                 zip(results.iter_rows(), formulas.iter_rows(), strict=True), start=1
             ):
+                # An array formula's value is an object with a text. A stored result that is an empty text has type `str`.
                 here = {
-                    position: cell_text(
-                        getattr(formula.value, "text", formula.value)
-                    )  # an array's is an object
+                    position: cell_text(getattr(formula.value, "text", formula.value))
                     for position, (result, formula) in enumerate(zip(computed, written, strict=True))
-                    # a result that is an empty text says that it is a text
                     if formula.data_type == "f" and result.value is None and result.data_type != "str"
                 }
                 if here:
@@ -129,7 +126,8 @@ def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
     workbook = load_workbook(path, read_only=True, data_only=data_only)
     try:
         worksheet = workbook[sheet]
-        worksheet.reset_dimensions()  # the declared size may be anything; what is there counts
+        # The declared size may be wrong.
+        worksheet.reset_dimensions()
         yield worksheet
     finally:
         workbook.close()

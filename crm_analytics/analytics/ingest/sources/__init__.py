@@ -1,1 +1,1 @@
-"""One declaration per source: columns, key, date, derivation, file patterns."""
+"""The sources: one module for each kind of export file, holding all that is particular to it."""

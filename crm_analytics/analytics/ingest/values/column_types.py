@@ -1,7 +1,7 @@
-"""Kinds of columns: each cleans a whole column of text by one exact rule, and names the cells it refuses.
+"""Column types: each turns a column of text into values by one exact rule, and gives reasons for the cells it refuses.
 
-A kind has one scalar rule. Cells that match its `plain` pattern are by that rule already clean and pass
-untouched; the rule itself is asked once for each other distinct text.
+A cell that matches the type's pattern of plain texts is already clean and passes untouched. The rule itself runs once
+for each other distinct text, and a test holds that both give the same values.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.values.dates import (
+    ACCEPTED_MONTHS,
     DateOrder,
-    Moment,
-    Unreadable,
     accepted_dates,
+    accepted_days,
     read_call_time,
     read_day,
     read_duration,
     read_moment,
     read_month,
 )
-from crm_analytics.analytics.ingest.values.timezones import Zone
+from crm_analytics.analytics.ingest.values.timezones import Int64, Zone
 
 ID_LENGTH = 100
-LABEL_LENGTH = 200  # labels become keys, and an index entry holds 2,700 bytes at most
+#: Labels become keys, and an index entry holds at most 2,700 bytes.
+LABEL_LENGTH = 200
 TEXT_LENGTH = 1000
 MONEY_LIMIT = Decimal(10) ** 8
 FIRST_YEAR, LAST_YEAR = 2000, 2100
@@ -44,7 +46,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a rule needs to know beyond the cell: the time zone, the order of dates, when the file was exported."""
+    """What a rule must know besides the cell: time zone, order of dates, and when (an aware time) the file was exported."""
 
     zone: Zone
     exported_at: datetime
@@ -53,33 +55,29 @@ class Context:
 
     @property
     def exported_on(self) -> date:
-        """The export's local date."""
+        """Returns the export's local date."""
         return self.exported_at.astimezone(self.zone.timezone).date()
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """A cleaned column: values (NULL where blank or refused), row -> why refused, and what comes with it."""
+    """A cleaned column: its values (NULL where blank or refused), and row -> reason where a cell is refused."""
 
     values: pa.Array
-    bad: dict[int, str] = field(default_factory=dict)
-    local_date: pa.Array | None = None
-    odd_times: Mask | None = None  # local times that the clock shows twice or never
+    reasons: dict[int, Reason] = field(default_factory=dict)
+    local_date: pa.Array | None = None  #: of a time
+    dst_ambiguous: Mask | None = None  #: local times that the clock shows twice or skips
 
 
 class Kind(Protocol):
-    """A kind of column."""
+    """A type of column."""
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """The cleaned column of a column of (not NULL) texts."""
+        """Cleans a column of texts, none of them NULL."""
 
 
 def _trim(text: str) -> str:
     return text.strip().strip("\ufeff\u200b").strip()
-
-
-def _is_blank(text: str, words: frozenset[str]) -> bool:
-    return text.casefold() in words
 
 
 _NO_TEXT = frozenset({"", "null"})
@@ -88,18 +86,22 @@ _SPREADSHEET_ID = re.compile(r"\d(?:\.\d+)?E[+-]\d+|\d\.\d+E\d+|\d+\.0+", re.IGN
 
 
 def by_distinct(
-    texts: pa.Array, rule: Callable[[str], Any], kind: pa.DataType
-) -> tuple[pa.Array, dict[int, str]]:
-    """Ask the rule once for each distinct text; refused cells are NULL and listed with the rule's message."""
+    texts: pa.Array, rule: Callable[[str], Any], kind: pa.DataType, blank: frozenset[str] = _NO_VALUE
+) -> tuple[pa.Array, dict[int, Reason]]:
+    """Applies the rule once to each distinct text, trimmed.
+
+    Blank cells (those of the words `blank`) and refused ones become NULL; the latter are listed with the reason.
+    """
     encoded = texts.dictionary_encode()
     values: list[Any] = []
-    refused: dict[int, str] = {}
+    refused: dict[int, Reason] = {}
     for number, text in enumerate(encoded.dictionary.to_pylist()):
+        trimmed = _trim(text)
         try:
-            values.append(rule(text))
-        except Unreadable as error:
+            values.append(None if trimmed.casefold() in blank else rule(trimmed))
+        except InvalidValue as error:
             values.append(None)
-            refused[number] = str(error)
+            refused[number] = error.reason
     cleaned = pa.array(values, kind).take(encoded.indices)
     if not refused:
         return cleaned, {}
@@ -108,58 +110,53 @@ def by_distinct(
     return cleaned, {int(row): refused[int(indices[row])] for row in rows}
 
 
-def by_pattern(texts: pa.Array, plain: str, rule: Callable[[str], str | None]) -> Cleaned:
-    """Texts that match `plain` pass untouched; every other distinct one goes through the rule."""
+def by_pattern(
+    texts: pa.Array, plain: str, rule: Callable[[str], str | None], blank: frozenset[str] = _NO_TEXT
+) -> Cleaned:
+    """Passes texts that match `plain` untouched, and applies the rule to every other distinct one."""
     is_plain = pc.match_substring_regex(texts, plain)
     rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
     if not len(rest):
         return Cleaned(texts)
-    cleaned, bad = by_distinct(texts.take(pa.array(rest)), rule, pa.string())
+    cleaned, reasons = by_distinct(texts.take(pa.array(rest)), rule, pa.string(), blank)
     values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
-    return Cleaned(values, {int(rest[row]): why for row, why in bad.items()})
-
-
-def _text(text: str) -> str | None:
-    text = _trim(text)
-    return None if _is_blank(text, _NO_TEXT) else _not_longer(text, TEXT_LENGTH)
+    return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()})
 
 
 def _not_longer(text: str, length: int) -> str:
     if len(text) > length:
-        raise Unreadable(f"has {len(text)} characters; accepted: at most {length}")
+        raise InvalidValue("too_long", f"at most {length} characters")
     return text
 
 
-def _label(text: str) -> str | None:
-    found = _text(text)
-    return found and _not_longer(" ".join(found.split()), LABEL_LENGTH)
+def _text(text: str) -> str:
+    return _not_longer(text, TEXT_LENGTH)
 
 
-def _identifier(text: str) -> str | None:
-    found = _text(text)
-    if found is None:
-        return None
-    if len(found) > ID_LENGTH:
-        raise Unreadable(f"has {len(found)} characters; accepted: an id of at most {ID_LENGTH}")
-    if _SPREADSHEET_ID.fullmatch(found):
-        raise Unreadable(
-            "is an id that a spreadsheet has turned into a number; accepted: the id as exported "
-            "(format the column as text before saving)"
+def _label(text: str) -> str:
+    return _not_longer(" ".join(_text(text).split()), LABEL_LENGTH)
+
+
+def _identifier(text: str) -> str:
+    if _SPREADSHEET_ID.fullmatch(_not_longer(text, ID_LENGTH)):
+        raise InvalidValue(
+            "id_turned_into_a_number_by_a_spreadsheet",
+            "the id as exported",
+            "format the column as text before saving",
         )
-    return found
+    return text
 
 
 def without_padding(text: str) -> str:
-    """A job number without zero padding; other texts are ids and stay verbatim (`003504` is `3504`)."""
+    """Strips zero padding from a job number (`003504` is `3504`); other texts are ids and stay verbatim."""
     return (text.lstrip("0") or "0") if re.fullmatch(r"[0-9]+", text) else text
 
 
-def _number(text: str) -> str | None:
-    found = _identifier(text)
-    return found and without_padding(found)
+def _number(text: str) -> str:
+    return without_padding(_identifier(text))
 
 
-# Words of four letters may be `null`, and long texts may be too long: those are left to the rule.
+# A word of four letters may be `null`, and a long text may be too long: the rule decides about those.
 _PLAIN_TEXT = r"^([!-~]{1,3}|[!-~]{5,100}|[!-~]{1,50}( [!-~]{1,50}){1,9})$"
 _PLAIN_ID = r"^([A-Za-z0-9_-]{1,3}|[0-9]{4}|[A-Za-z0-9_-]{5,50})$"
 _PLAIN_NUMBER = r"^[1-9][0-9]{0,30}$"
@@ -178,7 +175,7 @@ class Label:
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
-        return Cleaned(*by_distinct(texts, _label, pa.string()))
+        return Cleaned(*by_distinct(texts, _label, pa.string(), _NO_TEXT))
 
 
 class Identifier:
@@ -206,17 +203,17 @@ _MONEY_FORM = re.compile(
 
 
 def read_decimal(text: str, decimals: int, limit: Decimal, *, decimal_comma: bool = False) -> Decimal | None:
-    """Money or another decimal, exactly; NULL where blank. Never rounds, never makes 0 of nothing.
+    """Reads an amount or another decimal exactly; a blank one is None. Never rounds, and never reads nothing as 0.
 
-    Implements the money rows of `inputs.md`: signs before, after or as brackets, the dollar sign, thousands
-    separators. Raises Unreadable for everything else, and where there are more decimals or digits than allowed.
+    Accepts a sign before or after the number, parentheses for negative amounts, a dollar sign and thousands separators.
+    Raises InvalidValue for anything else, for more decimals than `decimals`, and from `limit` on.
     """
     accepted = (
-        f"accepted: like {'1.234,50' if decimal_comma else '1234.50, $1,234.50, -20 or (20.00)'}, "
+        f"a number like {'1.234,50' if decimal_comma else '1234.50, $1,234.50, -20 or (20.00)'}, "
         f"at most {decimals} decimals, below {limit:,}"
     )
     text = _trim(text)
-    if _is_blank(text, _NO_VALUE):
+    if text.casefold() in _NO_VALUE:
         return None
     form = _MONEY_FORM.fullmatch(text.translate(_SIGNS)) if len(text) <= 60 else None
     number = form and (_COMMA_AMOUNT if decimal_comma else _AMOUNT).fullmatch(
@@ -224,21 +221,16 @@ def read_decimal(text: str, decimals: int, limit: Decimal, *, decimal_comma: boo
     )
     if not form or not number or not (number["whole"] or number["cents"]):
         ambiguous = re.fullmatch(r"[^,]*\d\.\d{3},\d+.*|\D*\d+,\d{1,2}\D*", text)
-        problem = (
-            "is ambiguous (which of the point and the comma is the decimal?)"
-            if ambiguous
-            else "is not a number"
-        )
-        raise Unreadable(f"{problem}; {accepted}")
+        raise InvalidValue("ambiguous_decimal_separator" if ambiguous else "not_a_number", accepted)
     signs = [form["sign"], form["inner"], form["after"], form["open"]]
     if bool(form["open"]) != bool(form["close"]) or sum(sign is not None for sign in signs) > 1:
-        raise Unreadable(f"has unclear signs; {accepted}")
+        raise InvalidValue("ambiguous_sign", accepted)
     cents = number["cents"] or ""
     if len(cents) > decimals:
-        raise Unreadable(f"has more than {decimals} decimals; {accepted}")
+        raise InvalidValue("too_many_decimals", accepted)
     value = Decimal((re.sub(r"\D", "", number["whole"]) or "0") + (f".{cents}" if cents else ""))
     if value >= limit:
-        raise Unreadable(f"is absurdly large; {accepted}")
+        raise InvalidValue("too_large", accepted)
     negative = form["open"] or "-" in (form["sign"], form["inner"], form["after"])
     return -value if negative and value else value
 
@@ -260,9 +252,9 @@ class Money:
         def rule(text: str) -> str | None:
             return _plain(read_decimal(text, self.decimals, self.limit, decimal_comma=context.decimal_comma))
 
-        # With a decimal comma, `1.23` is a fault: nothing but whole numbers is plain.
+        # With a decimal comma, `1.23` is invalid: only whole numbers are plain.
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
-        return by_pattern(texts, rf"^(-?[1-9][0-9]{{0,6}}|0){cents}$", rule)
+        return by_pattern(texts, rf"^(-?[1-9][0-9]{{0,6}}|0){cents}$", rule, _NO_VALUE)
 
 
 class Micros:
@@ -272,11 +264,8 @@ class Micros:
         """See `Kind`."""
 
         def rule(text: str) -> str | None:
-            text = _trim(text)
-            if _is_blank(text, _NO_VALUE):
-                return None
             if not re.fullmatch(r"-?[0-9]{1,30}", text) or abs(int(text)) >= MONEY_LIMIT * 10**6:
-                raise Unreadable("is not a number of micros; accepted: whole millionths like 2520000000")
+                raise InvalidValue("not_a_number_of_micros", "whole millionths of a dollar like 2520000000")
             return _plain(Decimal(text).scaleb(-6))
 
         return Cleaned(*by_distinct(texts, rule, pa.string()))
@@ -289,16 +278,15 @@ class Ratio:
         """See `Kind`."""
 
         def rule(text: str) -> str | None:
-            text = _trim(text)
             percent = text.endswith("%")
             try:
                 value = read_decimal(text.removesuffix("%"), 2 if percent else 4, Decimal(1000))
-            except Unreadable:
+            except InvalidValue:
                 value = Decimal(-1)
             if value is not None and percent:
                 value = value / 100
             if value is not None and not 0 <= value <= 1:
-                raise Unreadable("is not a ratio; accepted: 0 to 1 with at most 4 decimals like 0.35, or 35%")
+                raise InvalidValue("not_a_ratio", "0 to 1 with at most 4 decimals like 0.35, or 35%")
             return _plain(value)
 
         return Cleaned(*by_distinct(texts, rule, pa.string()))
@@ -310,12 +298,9 @@ class WholeNumber:
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
 
-        def rule(text: str) -> int | None:
-            text = _trim(text)
-            if _is_blank(text, _NO_VALUE):
-                return None
+        def rule(text: str) -> int:
             if not re.fullmatch(r"[0-9]{1,9}|[0-9]{1,3}(,[0-9]{3}){1,2}", text):
-                raise Unreadable("is not a whole number; accepted: like 120 or 1,200")
+                raise InvalidValue("not_a_whole_number", "a number like 120 or 1,200")
             return int(text.replace(",", ""))
 
         return Cleaned(*by_distinct(texts, rule, pa.int32()))
@@ -326,12 +311,7 @@ class Duration:
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
-
-        def rule(text: str) -> int | None:
-            text = _trim(text)
-            return None if _is_blank(text, _NO_VALUE) else read_duration(text)
-
-        return Cleaned(*by_distinct(texts, rule, pa.int32()))
+        return Cleaned(*by_distinct(texts, read_duration, pa.int32()))
 
 
 _PLAIN_MOMENT = (
@@ -341,53 +321,51 @@ _PLAIN_MOMENT = (
 
 @dataclass(frozen=True)
 class When:
-    """A moment: UTC, with its local date beside it. Local times follow the DST rule of `Zone.to_utc`."""
+    """A time in UTC, with its local date. `Zone.to_utc` has the rule for daylight saving time."""
 
-    without_year: bool = False  # calls: the year comes from the weekday and the export date
+    without_year: bool = False  #: the weekday and the export's date tell the year
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
-        is_plain = pc.match_substring_regex(texts, _PLAIN_MOMENT)
-        plain = is_plain.to_numpy(zero_copy_only=False)
-        local = np.zeros(len(texts), dtype=np.int64)
-        try:
-            read = pc.cast(texts.filter(is_plain), pa.timestamp("us"))
-            local[plain] = read.to_numpy(zero_copy_only=False).astype(np.int64)
-        except pa.ArrowInvalid:  # a 31st of April among them: the rule finds it
-            plain = np.zeros(len(texts), dtype=np.bool_)
-        known = plain.copy()
-        aware = np.zeros(len(texts), dtype=np.bool_)
-        bad: dict[int, str] = {}
-        rest = np.flatnonzero(~plain)
-        if len(rest):
-            moments, refused = by_distinct(
-                texts.take(pa.array(rest)), lambda text: self._rule(text, context), _MOMENT
-            )
-            bad = {int(rest[row]): why for row, why in refused.items()}
-            local[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
-            aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
-            known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
-        utc, odd = context.zone.to_utc(local)
-        utc = np.where(aware, local, utc)
+        as_written, aware, known, reasons = self._read(texts, context)
+        utc, dst_ambiguous = context.zone.to_utc(as_written)
+        utc = np.where(aware, as_written, utc)
         days = context.zone.local_days(utc)
-        for row in np.flatnonzero(known & ((days < _FIRST_DAY) | (days > _LAST_DAY))):
-            known[row] = False
-            bad[int(row)] = (
-                f"is outside the years {FIRST_YEAR} to {LAST_YEAR}; accepted: {accepted_dates(context.date_order)}"
-            )
-        missing = ~known
+        outside = known & ((days < _FIRST_DAY) | (days > _LAST_DAY))
+        out_of_range = Reason("year_out_of_range", accepted=accepted_dates(context.date_order))
+        reasons |= dict.fromkeys(np.flatnonzero(outside).tolist(), out_of_range)
+        known &= ~outside
         return Cleaned(
-            pa.array(utc, mask=missing).cast(pa.timestamp("us")).cast(TIMESTAMP),
-            bad,
-            pa.array(days.astype(np.int32), mask=missing).cast(pa.date32()),
-            odd & known & ~aware,
+            pa.array(utc, mask=~known).cast(pa.timestamp("us")).cast(TIMESTAMP),
+            reasons,
+            pa.array(days.astype(np.int32), mask=~known).cast(pa.date32()),
+            dst_ambiguous & known & ~aware,
         )
 
-    def _rule(self, text: str, context: Context) -> dict[str, int | bool] | None:
-        text = _trim(text)
-        if _is_blank(text, _NO_VALUE):
-            return None
-        moment: Moment
+    def _read(self, texts: pa.Array, context: Context) -> tuple[Int64, Mask, Mask, dict[int, Reason]]:
+        """Returns microseconds since 1970, whether they are UTC, whether there is a time at all, and reasons."""
+        is_plain = pc.match_substring_regex(texts, _PLAIN_MOMENT)
+        known = is_plain.to_numpy(zero_copy_only=False).copy()
+        as_written = np.zeros(len(texts), dtype=np.int64)
+        aware = np.zeros(len(texts), dtype=np.bool_)
+        try:
+            plain = pc.cast(texts.filter(is_plain), pa.timestamp("us"))
+            as_written[known] = plain.to_numpy(zero_copy_only=False).astype(np.int64)
+        except pa.ArrowInvalid:
+            # One of them is a date like April 31, which the rule refuses.
+            known[:] = False
+        rest = np.flatnonzero(~known)
+        if not len(rest):
+            return as_written, aware, known, {}
+        moments, refused = by_distinct(
+            texts.take(pa.array(rest)), lambda text: self._rule(text, context), _MOMENT
+        )
+        as_written[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
+        aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
+        known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
+        return as_written, aware, known, {int(rest[row]): reason for row, reason in refused.items()}
+
+    def _rule(self, text: str, context: Context) -> dict[str, int | bool]:
         if self.without_year:
             moment = read_call_time(text, context.date_order, context.exported_on)
         else:
@@ -400,20 +378,18 @@ _MOMENT = pa.struct([("microseconds", pa.int64()), ("aware", pa.bool_())])
 
 @dataclass(frozen=True)
 class CalendarDay:
-    """A date without a time, or with `month` a month as its first day."""
+    """A date without a time of day, or with `month` a month as its first day."""
 
     month: bool = False
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
 
-        def rule(text: str) -> date | None:
-            text = _trim(text)
-            if _is_blank(text, _NO_VALUE):
-                return None
+        def rule(text: str) -> date:
             value = (read_month if self.month else read_day)(text, context.date_order)
             if not FIRST_YEAR <= value.year <= LAST_YEAR:
-                raise Unreadable(f"is outside the years {FIRST_YEAR} to {LAST_YEAR}")
+                accepted = ACCEPTED_MONTHS if self.month else accepted_days(context.date_order)
+                raise InvalidValue("year_out_of_range", accepted)
             return value
 
         return Cleaned(*by_distinct(texts, rule, pa.date32()))

@@ -1,4 +1,4 @@
-"""The exact scalar rules for dates, times of day, months and durations written as text."""
+"""Exact rules that read one text as a date, a time, a month or a duration."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from functools import lru_cache
 from typing import Literal
 
+from crm_analytics.analytics.ingest.errors import InvalidValue
+
 DateOrder = Literal["mdy", "dmy"]
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-ACCEPTED_DATES = (
-    "a date of the years 2000 to 2100 like 2024-11-15, Fri Nov 15 2024, Nov 15, 2024 or {numeric}, "
-    "with or without a time like 10:30:00 or 10:30 AM and an offset like -0500 or Z"
-)
-ACCEPTED_MONTHS = "a month like 2024-11, 2024-11-01, Nov 2024 or 11/2024"
+ACCEPTED_DAYS = "a date from 2000 to 2100 like 2024-11-15, Fri Nov 15 2024, Nov 15, 2024 or {numeric}"
+ACCEPTED_TIMES = "with or without a time like 10:30:00 or 10:30 AM and an offset like -0500 or Z"
+ACCEPTED_MONTHS = "a month from 2000 to 2100 like 2024-11, 2024-11-01, Nov 2024 or 11/2024"
 ACCEPTED_DURATIONS = "3 Min 25 Sec, 3:25 (minutes and seconds), 1:03:25 or whole seconds"
 ACCEPTED_CALL_TIMES = (
-    "Wed Dec 17th, 03:21PM (weekday fitting one of the five years up to the export) or a full date and time"
+    "a time like Wed Dec 17th, 03:21PM with the weekday of one of the five years up to the export of {exported_on}, "
+    "or a full date and time"
 )
-
-
-class Unreadable(ValueError):
-    """A cell that a rule does not accept; the message says why and what is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Microseconds since 1970, in UTC where the text had an offset (`aware`), else of the local wall clock."""
+    """Microseconds since 1970: in UTC where the text has an offset (`aware`), otherwise by the local wall clock."""
 
     microseconds: int
     aware: bool
@@ -74,10 +71,15 @@ _DURATION_WORDS = re.compile(
 _CLOCK = re.compile(r"(?:(?P<hours>\d{1,4}):)?(?P<minutes>\d{1,4}):(?P<seconds>[0-5]\d)")
 
 
-def accepted_dates(order: DateOrder) -> str:
-    """The sentence of accepted date forms, with the declared order of numeric dates."""
+def accepted_days(order: DateOrder) -> str:
+    """Returns the accepted forms of a date, with numeric dates in the declared order."""
     numeric = "11/15/2024 (month first)" if order == "mdy" else "15/11/2024 (day first)"
-    return ACCEPTED_DATES.format(numeric=numeric)
+    return ACCEPTED_DAYS.format(numeric=numeric)
+
+
+def accepted_dates(order: DateOrder) -> str:
+    """Returns the accepted forms of a date with or without a time of day."""
+    return f"{accepted_days(order)}, {ACCEPTED_TIMES}"
 
 
 def _month_number(text: str) -> int:
@@ -86,7 +88,7 @@ def _month_number(text: str) -> int:
 
 @lru_cache(maxsize=4096)
 def _read_date(text: str, order: DateOrder) -> tuple[date, int] | None:
-    """The date that the text begins with and where it ends; None where no form fits or the day is impossible."""
+    """Returns the date at the start of the text and where it ends, or None if there is no such date."""
     for pattern in _DATES:
         match = pattern.match(text)
         if not match:
@@ -122,7 +124,7 @@ def _read_time(match: re.Match[str]) -> time | None:
 
 
 def _read_offset(text: str | None) -> timezone | None:
-    """The offset as a timezone; None where there is none. Raises ValueError for impossible ones."""
+    """Returns the offset as a timezone, or None without one. Raises ValueError for an impossible offset."""
     if not text:
         return None
     digits = re.sub(r"[^0-9+-]", "", text)
@@ -133,10 +135,10 @@ def _read_offset(text: str | None) -> timezone | None:
 
 
 def read_moment(text: str, order: DateOrder) -> Moment:
-    """A date with or without a time of day and offset; a date alone is its local midnight.
+    """Reads a date with or without a time of day and an offset; a date alone is its local midnight.
 
-    Numeric dates follow the declared order, never guessed row by row. A weekday that does not fit the date is
-    refused. Raises Unreadable.
+    Numeric dates follow the declared order, which is never guessed row by row. A weekday must fit the date.
+    Raises InvalidValue.
     """
     found = _read_date(text, order)
     if found:
@@ -155,43 +157,42 @@ def read_moment(text: str, order: DateOrder) -> Moment:
                 return Moment((value - _EPOCH) // _MICROSECOND, offset is not None)
             except (ValueError, OverflowError):
                 pass
-    raise Unreadable(f"is not a date that exists; accepted: {accepted_dates(order)}")
+    raise InvalidValue("not_a_valid_date", accepted_dates(order))
 
 
 def read_day(text: str, order: DateOrder) -> date:
-    """A date; a time of day after it is refused. Raises Unreadable."""
+    """Reads a date without a time of day. Raises InvalidValue."""
     found = _read_date(text, order)
     if not found or found[1] != len(text):
-        raise Unreadable(
-            f"is not a date that exists; accepted: {accepted_dates(order).partition(', with')[0]}"
-        )
+        raise InvalidValue("not_a_valid_date", accepted_days(order))
     return found[0]
 
 
 def read_month(text: str, order: DateOrder) -> date:
-    """A month as its first day; of a full date, its month. Raises Unreadable."""
+    """Reads a month, or the month of a full date, as its first day. Raises InvalidValue."""
     for pattern in _MONTH_FORMS:
         match = pattern.fullmatch(text)
         if match and 1 <= (month := _month_number(match["month"])) <= 12 and match["year"] != "0000":
             return date(int(match["year"]), month, 1)
     found = _read_date(text, order)
     if not found or found[1] != len(text):
-        raise Unreadable(f"is not a month; accepted: {ACCEPTED_MONTHS}")
+        raise InvalidValue("not_a_month", ACCEPTED_MONTHS)
     return found[0].replace(day=1)
 
 
 def read_call_time(text: str, order: DateOrder, exported_on: date) -> Moment:
-    """A call's time; one without a year is resolved by its weekday and the export's local date.
+    """Reads a call's time; its weekday and the export's local date tell the year of one without a year.
 
-    Of the export's year and the four before it, exactly one can fit a weekday (the same date returns to a
-    weekday after five years at the earliest); a date after the export's never fits. Raises Unreadable.
+    Among the export's year and the four before it, at most one fits: a date falls on the same weekday again after
+    five years at the earliest. A date after the export never fits. Raises InvalidValue.
     """
+    accepted = ACCEPTED_CALL_TIMES.format(exported_on=exported_on)
     match = _CALL_TIME.fullmatch(text)
     if not match:
         try:
             return read_moment(text, order)
-        except Unreadable as error:
-            raise Unreadable(f"is not a call's time; accepted: {ACCEPTED_CALL_TIMES}") from error
+        except InvalidValue as error:
+            raise InvalidValue("not_a_call_time", accepted) from error
     clock = _read_time(match)
     month, day, weekday = _month_number(match["month"]), int(match["day"]), match["weekday"].lower()
     for year in range(exported_on.year, exported_on.year - 5, -1):
@@ -201,25 +202,22 @@ def read_call_time(text: str, order: DateOrder, exported_on: date) -> Moment:
             continue
         if clock is not None and value <= exported_on and value.weekday() == WEEKDAYS.index(weekday[:3]):
             return Moment((datetime.combine(value, clock, UTC) - _EPOCH) // _MICROSECOND, False)
-    raise Unreadable(
-        f"has no year and its weekday fits none of the five years up to the export of {exported_on}; "
-        f"accepted: {ACCEPTED_CALL_TIMES}"
-    )
+    raise InvalidValue("weekday_fits_no_recent_year", accepted)
 
 
 def read_duration(text: str) -> int:
-    """A duration in seconds. Raises Unreadable."""
+    """Reads a duration in seconds. Raises InvalidValue."""
     if text.isascii() and text.isdigit() and len(text) <= 7:
         return int(text)
     match = _CLOCK.fullmatch(text) or _DURATION_WORDS.fullmatch(text)
     if not match or not text:
-        raise Unreadable(f"is not a duration; accepted: {ACCEPTED_DURATIONS}")
+        raise InvalidValue("not_a_duration", ACCEPTED_DURATIONS)
     hours, minutes, seconds = (int(match[part] or 0) for part in ("hours", "minutes", "seconds"))
     return hours * 3600 + minutes * 60 + seconds
 
 
 def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
-    """The first and last day of a report's date range line, or of a single day; None where it is neither."""
+    """Reads the first and last day of a report's date range, or of a single day; None if it is neither."""
     ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
     if len(ends) not in (1, 2):
         return None

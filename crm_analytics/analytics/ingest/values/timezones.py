@@ -1,4 +1,4 @@
-"""Local times of one time zone to UTC and back, for whole arrays at once."""
+"""Converts whole arrays between local times of one time zone and UTC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Zone:
-    """A time zone's offsets between 1999-12-01 and 2101-02-01 as arrays (moments are microseconds)."""
+    """A time zone's offsets from 1999-12-01 to 2101-02-01, as arrays. Times are microseconds since 1970."""
 
     def __init__(self, timezone: ZoneInfo) -> None:
         def offset(second: int) -> int:
@@ -26,44 +26,44 @@ class Zone:
             assert shift is not None
             return int(shift.total_seconds())
 
-        moments, offsets = [], [offset(_FIRST)]
+        changes, offsets = [], [offset(_FIRST)]
         for day in range(_FIRST, _LAST, 86_400):
             before, after = offset(day), offset(day + 86_400)
             if before == after:
                 continue
-            low, high = day, day + 86_400  # the offset changes in (low, high]
+            # The offset changes in (low, high].
+            low, high = day, day + 86_400
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if offset(middle) == before else (low, middle)
-            moments.append(high)
+            changes.append(high)
             offsets.append(after)
         self.timezone = timezone
-        self._moments = np.array(moments, dtype=np.int64) * MICROSECONDS
+        self._changes = np.array(changes, dtype=np.int64) * MICROSECONDS
         self._offsets = np.array(offsets, dtype=np.int64) * MICROSECONDS
         earlier, later = self._offsets[:-1], self._offsets[1:]
-        self._odd_from = self._moments + np.minimum(earlier, later)
-        self._odd_to = self._moments + np.maximum(earlier, later)
+        self._ambiguous_from = self._changes + np.minimum(earlier, later)
+        self._ambiguous_to = self._changes + np.maximum(earlier, later)
 
     def to_utc(self, local: Int64) -> tuple[Int64, npt.NDArray[np.bool_]]:
-        """Local wall times as UTC, and which of them the clock shows twice or never.
+        """Returns local wall times as UTC, and which of them the clock shows twice or skips.
 
-        Until a transition is over the offset before it counts: a time shown twice is the first of the two,
-        a time that is skipped moves forward by the length of the gap (`inputs.md`, DST row; this is
-        Python's own reading with `fold=0`).
+        The offset before a change holds until the change is over, as in Python with `fold=0`: a time shown twice is
+        the first of the two, and a skipped time moves forward by the gap (docs/decisions/business-timezone.md).
         """
-        index = np.searchsorted(self._odd_to, local, side="right")
-        odd = np.zeros(len(local), dtype=np.bool_)
-        inside = index < len(self._odd_from)
-        odd[inside] = local[inside] >= self._odd_from[index[inside]]
-        return local - self._offsets[index], odd
+        index = np.searchsorted(self._ambiguous_to, local, side="right")
+        ambiguous = np.zeros(len(local), dtype=np.bool_)
+        inside = index < len(self._ambiguous_from)
+        ambiguous[inside] = local[inside] >= self._ambiguous_from[index[inside]]
+        return local - self._offsets[index], ambiguous
 
     def local_days(self, utc: Int64) -> Int64:
-        """The local date of UTC moments, as days since 1970-01-01."""
-        index = np.searchsorted(self._moments, utc, side="right")
+        """Returns the local dates of UTC times, as days since 1970-01-01."""
+        index = np.searchsorted(self._changes, utc, side="right")
         return (utc + self._offsets[index]) // DAY
 
 
 @lru_cache(maxsize=8)
 def zone(timezone: ZoneInfo) -> Zone:
-    """The (kept) table of a time zone."""
+    """Returns a time zone's table, kept once it is made."""
     return Zone(timezone)

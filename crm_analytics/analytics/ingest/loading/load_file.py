@@ -1,0 +1,267 @@
+"""Loads one file of a source in one transaction: stages it, merges it, and writes the ledger; or refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import errors
+
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.loading import ledger, quarantine
+from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
+from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
+from crm_analytics.analytics.ingest.loading.landing import PendingFile
+from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
+from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
+from crm_analytics.analytics.ingest.loading.merge_months import merge_months
+from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
+from crm_analytics.analytics.ingest.reading.open_file import open_file
+
+#: Bytes of a file whose reading is announced.
+LARGE = 20_000_000
+#: Joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk.
+WORK_MEM = "128MB"
+
+_DATED_BACK = (
+    "its modification time is before that of the content which it replaced here; it counts as the newer one, because"
+    " it replaced it"
+)
+
+
+class _FileChanged(Exception):
+    """Raised where the file changed while it was read."""
+
+
+@dataclass
+class FileLoader(SourceSession):
+    """Loads the files of one run: knows the source's ledger entries, and the newer keys once a late file needs them."""
+
+    landing: Path
+    timezone: ZoneInfo
+    run_id: str | None
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        mine = (self.source.name, None)
+        self.entries = {
+            entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
+        }
+        self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
+
+    def close(self) -> None:
+        """Leaves the session as it was."""
+        if not self.connection.broken:
+            self.newer_keys.drop()
+
+    def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
+        """Loads the files in their order; notes copies of loaded files first, since late files may need them."""
+        to_read: list[IdentifiedFile] = []
+        for file in files:
+            try:
+                item = identify(file, self.timezone, self.entries.values())
+            except FileNotFoundError:
+                # removed since the folder was listed
+                continue
+            except OSError as error:
+                conclude(_not_readable(file, error))
+                continue
+            copy = self._conclude_copy(item)
+            if copy is not None:
+                conclude(copy)
+            else:
+                to_read.append(item)
+        for item in sorted(to_read, key=lambda item: item.order):
+            conclude(self._conclude_copy(item) or self._load_file(item))
+
+    def _conclude_copy(self, item: IdentifiedFile) -> FileResult | None:
+        twin = find_loaded_copy(item, self.entries.values())
+        if twin is None:
+            return None
+        message = f"the same content as {twin.path}, which is loaded"
+        reading = Reading("same_content", self.source.version, message, twin.file_id, run_id=self.run_id)
+        return self._conclude_without_rows(item.content, reading)
+
+    def _load_file(self, item: IdentifiedFile) -> FileResult:
+        content, entry = item.content, item.entry
+        newer = self.newer_keys.after(
+            item.order, entry.file_id if entry else None, content.path, self.entries.values()
+        )
+        try:
+            with self.connection.transaction():
+                result = self._load_rows(item, newer)
+        except (
+            _FileChanged,
+            RefusedFile,
+            UnknownNewerValues,
+            OSError,
+            errors.DataError,
+            errors.IntegrityError,
+            errors.ProgramLimitExceeded,
+        ) as error:
+            return self._not_loaded(item, newer, error)
+        self._remember(result.file_id)
+        return result
+
+    def _not_loaded(self, item: IdentifiedFile, newer: NewerFiles, error: Exception) -> FileResult:
+        """Refuses a content only for what is in it: not for what was read while it changed, or could not be read."""
+        content = item.content
+        if isinstance(error, _FileChanged) or not item.file.is_unchanged(self.landing):
+            message = "changed while it was read; it is loaded when it has settled"
+            return FileResult(content.path, "waiting", message)
+        fault = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(fault, OSError):
+            return _not_readable(item.file, fault)
+        if isinstance(error, UnknownNewerValues):
+            message = str(_unknowable(content, newer, error))
+        elif isinstance(error, psycopg.Error):
+            message = str(_rejected_by_database(error))
+        else:
+            message = error.why if isinstance(error, RefusedFile) else str(error)
+        reading = Reading("refused", self.source.version, message, run_id=self.run_id)
+        return self._conclude_without_rows(content, reading)
+
+    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> FileResult:
+        file, content = item.file, item.content
+        source, connection = self.source, self.connection
+        if file.size > LARGE:
+            self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
+        connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
+        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        file_id = ledger.identify(connection, source.name, content, source.version)
+        quarantine.close_replaced(connection, content.path, file_id)
+        dismissed = quarantine.forget_quarantine(connection, file_id)
+        staged = stage(connection, opened, file_id)
+        merged = merge(staged, newer)
+        quarantine.dismiss_again(connection, file_id, dismissed)
+        if not file.is_unchanged(self.landing):
+            raise _FileChanged
+        warnings = [
+            *([_DATED_BACK] if item.dated_back else []),
+            *opened.warnings,
+            *merged.warnings,
+            *_column_warnings(staged, merged),
+        ]
+        reading = Reading(
+            status="loaded",
+            declaration_version=source.version,
+            encoding=opened.encoding,
+            delimiter=opened.delimiter or None,
+            mapping=opened.mapping,
+            unknown_columns=opened.unknown_columns,
+            warnings=warnings,
+            counts=merged.counts,
+            first_date=merged.first_date,
+            last_date=merged.last_date,
+            run_id=self.run_id,
+        )
+        ledger.conclude(connection, file_id, reading)
+        return FileResult(
+            content.path, "loaded", None, file_id, merged.counts, warnings, merged.changed_by_month
+        )
+
+    def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
+        with self.connection.transaction():
+            file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
+            quarantine.close_replaced(self.connection, content.path, file_id)
+            quarantine.forget_quarantine(self.connection, file_id)
+            ledger.conclude(self.connection, file_id, reading)
+        self._remember(file_id)
+        return FileResult(content.path, reading.status, reading.message, file_id)
+
+    def _remember(self, file_id: int) -> None:
+        (self.entries[file_id],) = ledger.entries(self.connection, file_id)
+
+
+def merge(staged: Staged, newer: NewerFiles) -> Merged:
+    """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
+    source = staged.source
+    if source.lock:
+        staged.execute(source.lock)
+    find_keys(staged)
+    newer.close_answered(staged)
+    merged = (merge_months if source.month_totals else merge_rows)(staged, newer)
+    merged.counts.records_read = staged.open_file.records_read
+    merged.counts.duplicates = staged.duplicates
+    merged.counts.quarantined = staged.rejected
+    merged.counts.summary_lines = staged.open_file.summary_lines
+    _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
+    return merged
+
+
+def _analyze_if_grown(staged: Staged, changed: int) -> None:
+    """Refreshes the table's statistics for what follows (links, facts), where autovacuum would come too late."""
+    if changed < FEW:
+        return
+    estimate = staged.value(
+        "SELECT reltuples FROM pg_class WHERE oid = {name}::regclass", name=staged.source.table
+    )
+    if changed > 0.1 * estimate:
+        staged.execute("ANALYZE {table}")
+
+
+def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
+    """Warns of columns that other files of the source have and this one lacks, where that matters."""
+    source, mapping = staged.source, staged.open_file.mapping
+    others = staged.execute(
+        """
+        SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files
+        WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
+        """
+    )
+    replaceable = {column.name for column in source.columns if column.replaceable}
+    missing = {name for (name,) in others} & source.staged_columns.keys() - replaceable - mapping.keys()
+    warnings = []
+    if missing and merged.counts.updated:
+        warnings.append(
+            f"no column for {', '.join(sorted(missing))}, which other exports have: rows that this file updates have none"
+            " now"
+        )
+    if source.given_id and staged.value(
+        """
+        SELECT EXISTS (
+            SELECT FROM raw.source_files WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
+                AND records_read > 0 AND (mapping ? {given_id}) <> {given}
+        )
+        """,
+        given_id=source.given_id,
+        given=source.given_id in mapping,
+    ):
+        label = source.key.label
+        here, there = ("a", "none") if source.given_id in mapping else ("no", "one")
+        warnings.append(
+            f"this export has {here} {label} id column and others have {there}: a {label} that is in both counts"
+            f" twice; export all {label}s in one form"
+        )
+    return warnings
+
+
+def _not_readable(file: PendingFile, error: OSError) -> FileResult:
+    """Reports a file that may be readable later: the ledger has no entry for it, and the next run tries again."""
+    return FileResult(file.name, "refused", str(cannot_be_read(error)))
+
+
+def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> Reason:
+    missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
+    return Reason(
+        "may_be_older_than_missing_files",
+        found=f"exported {content.exported_at:%Y-%m-%d %H:%M} UTC, {error.records:,} records, e.g. {error.example}",
+        remedy=f"{len(newer.lost)} newer files cannot be read again ({missing}): put them back into the landing folder,"
+        " under any name in this source's folder, and load again with force",
+    )
+
+
+def _rejected_by_database(error: psycopg.Error) -> Reason:
+    detail = error.diag.message_detail
+    return Reason(
+        "rejected_by_the_database",
+        found=f"{error.diag.message_primary or error}" + (f" ({detail})" if detail else ""),
+        remedy="correct the value in the export, or report this, since such a record should have been quarantined;"
+        " nothing in the file was loaded",
+    )

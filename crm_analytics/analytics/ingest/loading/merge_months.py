@@ -1,0 +1,135 @@
+"""Merges a file into a table of monthly totals: the newest file that covers a month replaces the month's rows.
+
+A file with quarantined records of a month does not have the month whole. Of such files the newest record of each key
+counts, and only until a file has the month whole.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, UnknownNewerValues
+from crm_analytics.analytics.ingest.loading.ledger import Counts
+from crm_analytics.analytics.ingest.loading.results import Merged
+from crm_analytics.analytics.ingest.loading.staging import Staged
+
+
+def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
+    """Replaces the months that the file has whole, and completes those that no file has whole.
+
+    Raises:
+        UnknownNewerValues: if only files that cannot be read again could tell which totals are newer.
+    """
+    staged.create_temporary(
+        "totals",
+        """
+        SELECT {keys}, round(sum({amount}), 2) AS {amount}, max({covered_to}) AS {covered_to},
+            min(record_no) AS record_no, count(*) AS records, {whole} AS whole
+        FROM pg_temp.staged s GROUP BY {keys}
+        """,
+        whole=staged.whole,
+    )
+    merged = Merged(Counts(superseded=newer.remove_superseded_months()))
+    _yield_to_whole_months(staged, merged)
+    if newer.lost:
+        _refuse_if_unknowable(staged)
+    merged.first_date, merged.last_date, accepted = staged.row(
+        "SELECT min({day}), max({covered_to}), coalesce(sum(records), 0)::int FROM pg_temp.totals"
+    )
+    removed = _remove_others(staged)
+    _write(staged, merged)
+    merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
+    part = staged.source.key.columns[-1]
+    for month, rows in removed:
+        merged.note_changes(month, rows)
+        merged.warnings.append(
+            f"{month:%Y-%m}: {rows} {part}{'s' if rows != 1 else ''} of an older file replaced: this file does not"
+            " name them"
+        )
+    return merged
+
+
+def _yield_to_whole_months(staged: Staged, merged: Merged) -> None:
+    """Drops totals of months that this file has not whole and another has; warns of months that stay incomplete."""
+    for month, records in staged.execute(
+        """
+        WITH gone AS (
+            DELETE FROM pg_temp.totals n
+            WHERE NOT n.whole AND EXISTS (
+                SELECT FROM {table} t
+                WHERE t.{day} = n.{day} AND t.whole AND t.file_id IS DISTINCT FROM {file_id}
+            )
+            RETURNING n.{day}, n.records
+        )
+        SELECT {day}, sum(records)::int FROM gone GROUP BY {day} ORDER BY {day}
+        """
+    ):
+        merged.counts.superseded += records
+        merged.warnings.append(
+            f"{month:%Y-%m}: this file has quarantined records of the month, so the month stays as another file has it"
+            " whole; correct the records, or export the month again"
+        )
+    for (month,) in staged.execute(
+        "SELECT DISTINCT {day} FROM pg_temp.totals WHERE NOT whole ORDER BY {day}"
+    ):
+        merged.warnings.append(
+            f"{month:%Y-%m}: incomplete, because this file has quarantined records of the month"
+        )
+
+
+def _refuse_if_unknowable(staged: Staged) -> None:
+    """Refuses totals that differ from rows of older files when newer files are gone: either may be the newer one."""
+    records, example = staged.row(
+        """
+        SELECT coalesce(sum(n.records), 0), min(to_char({day}, 'YYYY-MM'))
+        FROM pg_temp.totals n LEFT JOIN {table} same USING ({keys}, {amount}, {covered_to})
+        WHERE same.updated_at IS NULL AND EXISTS (
+            SELECT FROM {table} t
+            WHERE t.{day} = n.{day} AND t.file_id IS DISTINCT FROM {file_id} AND (t.whole OR NOT n.whole)
+        )
+        """
+    )
+    if records:
+        raise UnknownNewerValues(records, example)
+
+
+def _remove_others(staged: Staged) -> list[tuple[date, int]]:
+    """Removes rows of the file's whole months that the file does not name; returns how many by month."""
+    return staged.execute(
+        """
+        WITH gone AS (
+            DELETE FROM {table}
+            WHERE {day} IN (SELECT {day} FROM pg_temp.totals WHERE whole)
+                AND ({keys}) NOT IN (SELECT {keys} FROM pg_temp.totals)
+            RETURNING {day}
+        )
+        SELECT {day}, count(*) FROM gone GROUP BY {day} ORDER BY {day}
+        """
+    ).fetchall()
+
+
+def _write(staged: Staged, merged: Merged) -> None:
+    """Inserts new totals and updates changed ones."""
+    for month, is_new, records, rows in staged.execute(
+        """
+        WITH written AS (
+            INSERT INTO {table} ({keys}, {amount}, {covered_to}, whole, file_id, record_no)
+            SELECT {keys}, n.{amount}, n.{covered_to}, n.whole, {file_id}, n.record_no
+            FROM pg_temp.totals n LEFT JOIN {table} t USING ({keys})
+            WHERE t.updated_at IS NULL
+                OR (t.{amount}, t.{covered_to}, t.whole) IS DISTINCT FROM (n.{amount}, n.{covered_to}, n.whole)
+            ON CONFLICT ({keys}) DO UPDATE SET {amount} = excluded.{amount}, {covered_to} = excluded.{covered_to},
+                whole = excluded.whole, file_id = excluded.file_id, record_no = excluded.record_no, updated_at = now()
+            RETURNING {keys}
+        )
+        -- the table is read as it was before the write
+        SELECT {day}, t.updated_at IS NULL, sum(n.records)::int, count(*)
+        FROM written JOIN pg_temp.totals n USING ({keys}) LEFT JOIN {table} t USING ({keys})
+        GROUP BY 1, 2
+        """
+    ):
+        if is_new:
+            merged.counts.inserted += records
+        else:
+            merged.counts.updated += records
+        merged.note_changes(month, rows)

@@ -1,0 +1,137 @@
+"""Merges staged records into a table that has one row per record: set-based SQL that writes only what changed."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+from psycopg import sql
+
+from crm_analytics.analytics.ingest.loading.alternate_keys import bring_keys
+from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, UnknownNewerValues
+from crm_analytics.analytics.ingest.loading.ledger import Counts
+from crm_analytics.analytics.ingest.loading.results import Merged
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged
+from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
+from crm_analytics.analytics.ingest.sources.declaration import column_list
+
+
+def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
+    """Inserts new records and updates changed ones, except where a newer file has the record too.
+
+    Raises:
+        UnknownNewerValues: if only files that cannot be read again could tell which values are newer.
+    """
+    rekeyed = bring_keys(staged, newer)
+    merged = Merged(Counts(superseded=newer.remove_superseded(staged)))
+    if newer.lost:
+        _refuse_if_unknowable(staged)
+    merged.first_date, merged.last_date, accepted = staged.row(
+        "SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s"
+    )
+    # into an empty table go all staged records, which then need no comparison
+    was_empty = not staged.value("SELECT EXISTS (SELECT FROM {table})")
+    if not was_empty:
+        _find_changes(staged, rekeyed)
+        if accepted > FEW:
+            staged.execute("ANALYZE pg_temp.changes")
+        _update(staged, merged)
+    _insert(staged, merged, was_empty)
+    merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
+    if not was_empty and not newer.entries:
+        merged.warnings += note_vanished(staged)
+    return merged
+
+
+def _find_changes(staged: Staged, rekeyed: bool) -> None:
+    """Puts new and changed records into the temporary table `changes`, and those whose row got its key just now."""
+    forced: LiteralString = "OR s.{key_column} IN (SELECT new_key FROM pg_temp.rekeyed)" if rekeyed else ""
+    staged.create_temporary(
+        "changes",
+        """
+        SELECT s.*, t.{key_column} IS NULL AS is_new, t.{day} AS old_date
+        FROM pg_temp.staged s LEFT JOIN {table} t ON {same_key}
+        WHERE t.{key_column} IS NULL OR ({row_values}) IS DISTINCT FROM ({record_values}) """
+        + forced,
+    )
+
+
+def _update(staged: Staged, merged: Merged) -> None:
+    merged.counts.updated = staged.execute(
+        """
+        UPDATE {table} t SET ({values}) = ROW ({record_values}), file_id = {file_id}, record_no = s.record_no,
+            updated_at = now()
+        FROM pg_temp.changes s WHERE NOT s.is_new AND {same_key}
+        """
+    ).rowcount
+    for month, rows in staged.execute(
+        """
+        SELECT date_trunc('month', moved.day)::date, count(DISTINCT s.record_no)
+        FROM pg_temp.changes s, LATERAL (VALUES (s.{day}), (s.old_date)) AS moved (day)
+        WHERE NOT s.is_new GROUP BY 1
+        """
+    ):
+        merged.note_changes(month, rows)
+
+
+def _insert(staged: Staged, merged: Merged, was_empty: bool) -> None:
+    source = staged.source
+    joins, found = _lookups(staged)
+    columns = [*source.key.columns, *source.value_columns, *found]
+    expressions = [column_list((*source.staged_key, *source.value_columns), "s"), *found.values()]
+    for month, rows in staged.execute(
+        """
+        WITH added AS (
+            INSERT INTO {table} ({columns}, file_id, record_no)
+            SELECT {expressions}, {file_id}, s.record_no FROM {records} s {joins} {only_new}
+            RETURNING {day}
+        )
+        SELECT date_trunc('month', {day})::date, count(*) FROM added GROUP BY 1
+        """,
+        columns=column_list(columns),
+        expressions=sql.SQL(", ").join(expressions),
+        records=sql.Identifier("pg_temp", "staged" if was_empty else "changes"),
+        joins=sql.SQL(" ").join(joins),
+        only_new=sql.SQL("" if was_empty else "WHERE s.is_new"),
+    ):
+        merged.note_changes(month, rows)
+        merged.counts.inserted += rows
+
+
+def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed]]:
+    """Returns the joins that find what new rows refer to, and by column the SQL of what they find.
+
+    A join that can find nothing is left out.
+    """
+    reference = staged.source.reference
+    if reference is None:
+        return [], {}
+    joins, found = [], []
+    for lookup in reference.lookups:
+        staged_column, alias = sql.Identifier("s", lookup.staged), f"by_{lookup.by}"
+        if staged.value(
+            "SELECT EXISTS (SELECT FROM pg_temp.staged s WHERE {name} IS NOT NULL)", name=staged_column
+        ):
+            joins.append(
+                sql.SQL("LEFT JOIN {} {} ON {} = {}").format(
+                    sql.Identifier(*lookup.relation.split(".")),
+                    sql.Identifier(alias),
+                    sql.Identifier(alias, lookup.by),
+                    staged_column,
+                )
+            )
+            found.append(sql.Identifier(alias, reference.column))
+    if not found:
+        return [], {}
+    return joins, {reference.column: sql.SQL("coalesce({})").format(sql.SQL(", ").join(found))}
+
+
+def _refuse_if_unknowable(staged: Staged) -> None:
+    """Refuses records that differ from rows of older files when newer files are gone: either may be the newer one."""
+    records, example = staged.row(
+        """
+        SELECT count(*), min({record_key}) FROM pg_temp.staged s JOIN {table} t ON {same_key}
+        WHERE t.file_id IS DISTINCT FROM {file_id} AND ({row_values}) IS DISTINCT FROM ({record_values})
+        """
+    )
+    if records:
+        raise UnknownNewerValues(records, example)

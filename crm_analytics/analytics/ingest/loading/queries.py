@@ -1,0 +1,55 @@
+"""The statements of a load, all of them about one source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from crm_analytics.analytics.ingest.sources.declaration import Source
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass
+class SourceSession:
+    """A connection whose statements are about one source.
+
+    Statements have the names of `Source.fragments`, of `parts`, and of further arguments in braces.
+    """
+
+    connection: Connection
+    source: Source
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Values that every statement may name."""
+        return {}
+
+    def execute(self, statement: LiteralString, **parts: Any) -> psycopg.Cursor[Any]:
+        """Executes a statement; parts are SQL, or values that become literals."""
+        composed = {
+            name: part if isinstance(part, sql.Composable) else sql.Literal(part)
+            for name, part in (self.parts | parts).items()
+        }
+        return self.connection.execute(sql.SQL(statement).format(**self.source.fragments, **composed))
+
+    def row(self, statement: LiteralString, **parts: Any) -> tuple[Any, ...]:
+        """Returns the only row of a query."""
+        row = self.execute(statement, **parts).fetchone()
+        assert row is not None
+        return tuple(row)
+
+    def value(self, statement: LiteralString, **parts: Any) -> Any:
+        """Returns the only value of a query."""
+        return self.row(statement, **parts)[0]
+
+    def create_temporary(self, name: LiteralString, query: LiteralString, **parts: Any) -> None:
+        """Makes a temporary table of a query's rows, for the rest of the transaction."""
+        self.execute(
+            "DROP TABLE IF EXISTS pg_temp.{name}; CREATE TEMP TABLE {name} ON COMMIT DROP AS " + query,
+            name=sql.Identifier(name),
+            **parts,
+        )

@@ -1,0 +1,71 @@
+"""Phone calls from the call log of the field-service CRM; they have no id."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crm_analytics.analytics.ingest.sources.declaration import (
+    Column,
+    Columns,
+    Derived,
+    FileFacts,
+    Key,
+    Source,
+)
+from crm_analytics.analytics.ingest.values.column_types import Duration, Identifier, Label, Text, When
+
+_NOT_ANSWERED = {"no", "false", "missed", "voicemail"}
+_ANSWERED = {"yes", "true", "answered"}
+
+
+def _split_answered(columns: Columns, length: int, facts: FileFacts) -> Derived:
+    """Stages whether the call was answered, and by whom: the cell has a name, yes, no, or nothing."""
+    answered = columns.pop("answered", pa.nulls(length, pa.string()))
+    folded = pc.utf8_lower(answered)
+    no = pc.is_in(folded, value_set=pa.array(sorted(_NOT_ANSWERED)))
+    nameless = pc.or_(no, pc.is_in(folded, value_set=pa.array(sorted(_ANSWERED))))
+    columns["answered"] = pc.and_(pc.is_valid(answered), pc.invert(no))
+    columns["answered_by"] = pc.if_else(nameless, pa.scalar(None, pa.string()), answered)
+    return Derived(columns)
+
+
+CALLS = Source(
+    name="calls",
+    version=1,
+    table="raw.calls",
+    title="phone calls",
+    description="Phone calls by flow.",
+    columns=(
+        Column(
+            "started_at",
+            When(without_year=True),
+            ("Time", "Call Time", "Started"),
+            required=True,
+            not_null=True,
+            date_as="call_date",
+        ),
+        Column("from_number", Text(), ("From number", "Caller number"), required=True, personal=True),
+        Column("to_number", Text(), ("To number", "Called number"), required=True, personal=True),
+        Column("flow", Label(), ("Flow", "Call Flow")),
+        Column("answered", Text(), ("Answered", "Answered By"), personal=True, sql_type="boolean"),
+        Column("duration_seconds", Duration(), ("Duration",), required=True),
+        Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),
+    ),
+    # other fields are filled in later, so the hash leaves them out
+    key=Key(
+        "call",
+        ("call_id",),
+        hashed=(
+            "from_number",
+            "to_number",
+            "extract(epoch FROM started_at AT TIME ZONE 'UTC')::bigint::text",
+            "duration_seconds::text",
+        ),
+    ),
+    date_column="call_date",
+    filename_patterns=(r"\bcalls?\b",),
+    derive=_split_answered,
+    derived_columns={"answered_by": "text"},
+    suspicious_record_count=5000,
+)

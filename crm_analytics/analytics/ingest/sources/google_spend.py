@@ -1,0 +1,188 @@
+"""Google Ads spend: a list of months and amounts, or a report of Google Ads in any of its forms."""
+
+from __future__ import annotations
+
+import calendar
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
+from crm_analytics.analytics.ingest.sources.declaration import (
+    Column,
+    Columns,
+    Derived,
+    FileFacts,
+    Key,
+    MonthTotals,
+    Source,
+    rows_where,
+)
+from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
+from crm_analytics.analytics.ingest.values.dates import read_range
+
+#: Folded headers (the API's begin with `segments`) by which a report can split a campaign's spend further.
+_SPLITTING_HEADERS = frozenset({
+    "account", "accountname", "customerid", "customerdescriptivename", "adgroup", "adgroupname", "adgroupid",
+    "assetgroup", "assetgroupname", "assetgroupid", "ad", "adname", "adid", "adgroupadadid", "keyword", "keywordid",
+    "keywordinfotext", "searchkeyword", "searchterm", "device", "devices", "network", "networkwithsearchpartners",
+    "adnetworktype", "clicktype", "slot", "topvsother", "hour", "houroftheday", "hourofday", "dayofweek",
+    "dayoftheweek", "age", "agerange", "gender", "location", "userlocation", "matchedlocation", "country",
+    "countryterritory", "region", "city", "conversionaction", "conversionactionname", "conversionactioncategory",
+    "conversioncategory", "conversionsource",
+})  # fmt: skip
+_OTHER_KINDS = frozenset({
+    "jobid", "jobnumber", "jobuuid", "uuid", "leadid", "uniqueid", "callid", "paymentid", "transactionid",
+})  # fmt: skip
+_REMEDY = "export it with the segment Day or Month, or one file per month"
+
+
+def _report_range(facts: FileFacts) -> tuple[date, date] | None:
+    """Returns the first and last day of the report, from the date range line above the header."""
+    for row in facts.preamble:
+        text = ", ".join(cell.strip() for cell in row if cell.strip())
+        found = read_range(text, facts.context.date_order)
+        if found:
+            return found
+    return None
+
+
+def _only_month(facts: FileFacts) -> date:
+    """Returns the month of a report without a date column. Raises RefusedFile unless there is exactly one."""
+    found = _report_range(facts)
+    if found is None:
+        accepted = (
+            "a column Month, Day or Date, or a line above the header with the report's dates, like "
+            "October 1, 2024 - October 31, 2024"
+        )
+        raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=_REMEDY))
+    first, last = found
+    if (first.year, first.month) != (last.year, last.month):
+        accepted = "a report of one month, or a column Month, Day or Date"
+        reason = Reason("several_months_and_no_date_column", None, f"{first} to {last}", accepted, _REMEDY)
+        raise RefusedFile(facts.file, reason)
+    return first.replace(day=1)
+
+
+def _check_month(facts: FileFacts) -> None:
+    """Refuses a report whose month cannot be told."""
+    if not {"month", "day"} & facts.mapping.keys():
+        _only_month(facts)
+
+
+def _month_and_campaign(columns: Columns, length: int, facts: FileFacts) -> Derived:
+    """Stages each record's month, its day where it has one, and its campaign."""
+    reasons: dict[int, tuple[str, Reason]] = {}
+    dated = "day" if "day" in columns else "month" if "month" in columns else None
+    if dated:
+        reason = Reason("blank", accepted=f"the {dated} of the spend")
+        reasons = dict.fromkeys(rows_where(pc.is_null(columns[dated])), (dated, reason))
+    if dated == "day":
+        columns["month"] = pc.cast(pc.floor_temporal(columns["day"], unit="month"), pa.date32())
+    elif dated is None:
+        columns["month"] = pa.array([_only_month(facts)] * length, pa.date32())
+    columns.setdefault("day", pa.nulls(length, pa.date32()))
+    columns["campaign"] = pc.fill_null(columns.get("campaign", pa.nulls(length, pa.string())), "all")
+    columns["covered_to"] = pa.nulls(length, pa.date32())
+    return Derived(columns, reasons)
+
+
+def _refuse_split_campaigns(records: pa.Table, facts: FileFacts) -> None:
+    """Refuses a report that has several records for a campaign's day or month because it splits them further.
+
+    Two of these may be equal (two ad groups that cost the same), so they look like one record that is repeated.
+    """
+    splitting = [
+        header
+        for folded, header in facts.unknown.items()
+        if folded.removeprefix("segments") in _SPLITTING_HEADERS
+    ]
+    if not splitting:
+        return
+    counted = records.group_by(["month", "day", "campaign"]).aggregate([("record_no", "count")])
+    most = counted.sort_by([("record_no_count", "descending")]).slice(0, 1).to_pylist()[0]
+    if most["record_no_count"] == 1:
+        return
+    when = most["day"] or f"{most['month']:%Y-%m}"
+    reason = Reason(
+        "several_records_of_one_campaign_and_date",
+        found=f"{most['record_no_count']} records of campaign {most['campaign']} on {when}",
+        accepted="one record per campaign and day or month",
+        remedy=f"export the report without the columns that split it: {', '.join(splitting)}",
+    )
+    raise RefusedFile(facts.file, reason)
+
+
+def _add_coverage(tables: list[pa.Table], facts: FileFacts) -> tuple[list[pa.Table], list[str]]:
+    """Fills `covered_to`: per month, the last day that the file's figure covers.
+
+    That is the report's last day (from its date range line, else the last day of a file by day), else the day of the
+    export where that is inside the month, else the month's last day. A date column that has nothing but firsts of
+    months is a column of months.
+    """
+    records = pa.concat_tables(tables) if tables else None
+    if records is None or not records.num_rows:
+        return tables, []
+    _refuse_split_campaigns(records, facts)
+    by_day = records["day"].null_count == 0 and pc.any(pc.not_equal(pc.day(records["day"]), 1)).as_py()
+    found = _report_range(facts)
+    last_day: date | None = found[1] if found else pc.max(records["day"]).as_py() if by_day else None
+    exported_on = facts.context.exported_on
+    covered: dict[date, date] = {}
+    for month in pc.unique(records["month"]).to_pylist():
+        end = month.replace(day=calendar.monthrange(month.year, month.month)[1])
+        # no export covers the days after it
+        limit = min(last_day or exported_on, exported_on)
+        covered[month] = limit if month <= limit <= end else end
+    result = []
+    for table in tables:
+        encoded = table["month"].combine_chunks().dictionary_encode()
+        ends = pa.array([covered[month] for month in encoded.dictionary.to_pylist()], pa.date32())
+        column = table.schema.get_field_index("covered_to")
+        table = table.set_column(column, "covered_to", ends.take(encoded.indices))
+        if not by_day:
+            table = table.set_column(
+                table.schema.get_field_index("day"), "day", pa.nulls(table.num_rows, pa.date32())
+            )
+        result.append(table)
+    first_day: date | None = found[0] if found else pc.min(records["day"]).as_py() if by_day else None
+    if first_day is None or first_day.day == 1:
+        return result, []
+    return result, [
+        f"the report begins on {first_day}, so its figure for {first_day:%Y-%m} lacks the days before; "
+        "export whole months"
+    ]
+
+
+GOOGLE_SPEND = Source(
+    name="google_spend",
+    version=1,
+    table="raw.google_spend",
+    title="Google Ads spend",
+    description="Google Ads spend by month and campaign; the newest file that covers a month replaces it.",
+    columns=(
+        Column("month", CalendarDay(month=True), ("Month", "segments.month"), replaceable=True),
+        Column("day", CalendarDay(), ("Day", "Date", "segments.date"), replaceable=True),
+        Column("campaign", Label(), ("Campaign", "Campaign name")),
+        Column(
+            "amount",
+            Money(),
+            ("Amount", "Cost", "Spend", "cost_micros", "metrics.cost_micros"),
+            required=True,
+            not_null=True,
+            kind_by_header={"costmicros": Micros(), "metricscostmicros": Micros()},
+            sql_type="numeric",
+        ),
+    ),
+    key=Key("spend", ("month", "campaign"), record_columns=("day", "month", "campaign")),
+    date_column="month",
+    filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
+    derive=_month_and_campaign,
+    derived_columns={"covered_to": "date"},
+    foreign_headers=_OTHER_KINDS,
+    check=_check_month,
+    complete=_add_coverage,
+    summed="amount",
+    month_totals=MonthTotals("amount", "covered_to"),
+)

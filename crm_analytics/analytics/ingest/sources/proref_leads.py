@@ -1,0 +1,32 @@
+"""Leads from Pro Referral, which have a status but no cost."""
+
+from __future__ import annotations
+
+from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.values.column_types import Identifier, Text, When
+
+PROREF_LEADS = Source(
+    name="proref_leads",
+    version=1,
+    table="raw.proref_leads",
+    title="leads of Pro Referral",
+    description="Leads from Pro Referral; every one that is not Passed counts.",
+    columns=(
+        Column("lead_id", Identifier(), ("Lead ID", "Unique ID", "Call ID"), required=True, not_null=True),
+        Column(
+            "lead_at",
+            When(),
+            ("Date", "Time", "Call Date Time", "Created"),
+            required=True,
+            not_null=True,
+            date_as="lead_date",
+        ),
+        Column("current_status", Text(), ("Current Status",), required=True),
+        Column("category", Text(), ("Category",)),
+        Column("zip", Text(), ("ZIP", "Zip Code", "Postal Code")),
+    ),
+    key=Key("lead", ("lead_id",)),
+    date_column="lead_date",
+    filename_patterns=(r"pro[ -]?ref(erral)?\b",),
+    foreign_headers=frozenset({"cost", "callcost", "leadprice"}),
+)

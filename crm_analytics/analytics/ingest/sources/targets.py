@@ -1,0 +1,57 @@
+"""Targets by month, for the whole business or for one source or segment of it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.analytics.ingest.sources.declaration import (
+    Column,
+    Columns,
+    Derived,
+    FileFacts,
+    Key,
+    Source,
+    rows_where,
+)
+from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Money, Ratio, WholeNumber
+
+SEGMENTS = ("ALL", "COD", "INS", "OTHER")
+
+
+def _whole_business(columns: Columns, length: int, facts: FileFacts) -> Derived:
+    """Stages ALL where source or segment is blank, and refuses unknown segments."""
+    absent = pa.nulls(length, pa.string())
+    source = pc.fill_null(columns.get("source", absent), "ALL")
+    columns["source"] = pc.if_else(pc.equal(pc.utf8_upper(source), "ALL"), "ALL", source)
+    columns["segment"] = pc.utf8_upper(pc.fill_null(columns.get("segment", absent), "ALL"))
+    unknown = pc.invert(pc.is_in(columns["segment"], value_set=pa.array(SEGMENTS)))
+    reason = Reason("not_a_segment", accepted=f"{', '.join(SEGMENTS)} or blank")
+    return Derived(columns, dict.fromkeys(rows_where(unknown), ("segment", reason)))
+
+
+TARGETS = Source(
+    name="targets",
+    version=1,
+    table="analytics.targets",
+    title="targets by month",
+    description="Monthly targets for repairs, revenue40, conversion and cost per lead.",
+    columns=(
+        Column("month", CalendarDay(month=True), ("Month",), required=True, not_null=True),
+        Column("source", Label(), ("Source",)),
+        Column("segment", Label(), ("Segment",)),
+        Column("target_repairs", WholeNumber()),
+        Column("target_revenue40", Money(limit=Decimal(10) ** 12), sql_type="numeric(14,2)"),
+        Column("target_conv_l_to_r", Ratio(), sql_type="numeric(6,4)"),
+        Column("target_cpl_max", Money(), sql_type="numeric(10,2)"),
+    ),
+    key=Key("target", ("month", "source", "segment")),
+    date_column="month",
+    filename_patterns=(r"\btargets?\b",),
+    derive=_whole_business,
+    needs_one_of=(("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),),
+    migration="0004_metrics.sql",
+)

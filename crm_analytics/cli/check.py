@@ -1,0 +1,86 @@
+"""Prints what loading files would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from crm_analytics.analytics.ingest.dry_run import FileReport, examine
+from crm_analytics.analytics.ingest.loading.ledger import Connection
+
+#: quarantined records printed per file
+MOST_RECORDS = 20
+
+
+def check_files(
+    paths: Sequence[Path],
+    *,
+    console: Console,
+    timezone: ZoneInfo,
+    landing: Path | None = None,
+    connection: Connection | None = None,
+) -> bool:
+    """Prints what loading the files would do; returns whether all of them can be read.
+
+    `timezone` is the business timezone, `landing` the landing folder. With a connection to the analytics database, the
+    counts say what would be inserted, updated and superseded there. Nothing is written in either case.
+    """
+    reports = [examine(path, timezone=timezone, landing=landing, connection=connection) for path in paths]
+    for report in reports:
+        _print(report, console, timezone)
+    return all(report.refusal is None for report in reports)
+
+
+def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
+    console.print()
+    console.rule(escape(report.path.name), align="left")
+    if report.refusal is not None:
+        console.print(f"[red]would be refused:[/] {escape(report.refusal)}", highlight=False)
+        return
+    assert report.exported_at is not None
+    how = "workbook" if report.delimiter is None else f"{report.encoding}, delimiter {report.delimiter!r}"
+    console.print(
+        f"source [bold]{report.source}[/], exported {report.exported_at.astimezone(timezone):%Y-%m-%d %H:%M}, {how}"
+    )
+    columns = Table("column", "header in the file", box=None, pad_edge=False)
+    for name, header in report.mapping.items():
+        columns.add_row(name, escape(header))
+    console.print(columns)
+    if report.unknown_columns:
+        console.print(f"not used: {escape(', '.join(report.unknown_columns))}", highlight=False)
+    _print_counts(report, console)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    if report.quarantined:
+        _print_quarantine(report, console)
+
+
+def _print_counts(report: FileReport, console: Console) -> None:
+    accepted = report.records_read - report.summary_lines - report.duplicates - len(report.quarantined)
+    console.print(
+        f"{report.records_read:,} records: {accepted:,} good, {report.duplicates:,} duplicates,"
+        f" {len(report.quarantined):,} to be quarantined, {report.summary_lines:,} summary lines"
+    )
+    if report.database is not None:
+        counts = vars(report.database)
+        changes = ("inserted", "updated", "unchanged", "superseded", "quarantined")
+        console.print("in the database: " + ", ".join(f"{counts[name]:,} {name}" for name in changes))
+    if report.months:
+        months = ", ".join(f"{month:%Y-%m} ({count:,})" for month, count in report.months.items())
+        console.print(f"months: {months}", highlight=False)
+
+
+def _print_quarantine(report: FileReport, console: Console) -> None:
+    records = Table("record", "line", "key", "would be quarantined because", box=None, pad_edge=False)
+    for row in report.quarantined[:MOST_RECORDS]:
+        line = "" if row.line_no is None else str(row.line_no)
+        reasons = "; ".join(map(str, row.reasons))
+        records.add_row(str(row.record_no), line, escape(row.key or ""), escape(reasons))
+    console.print(records)
+    if len(report.quarantined) > MOST_RECORDS:
+        console.print(f"… and {len(report.quarantined) - MOST_RECORDS:,} more")
