@@ -1,4 +1,7 @@
-"""Calls the RPCs of the CRM, which rpc_methods lists, on a connection: arguments, transaction, errors."""
+"""Calls one RPC of the CRM on a connection: arguments, transaction, errors.
+
+The calls themselves are in rpc_methods.py.
+"""
 
 from __future__ import annotations
 

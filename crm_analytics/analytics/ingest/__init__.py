@@ -1,1 +1,1 @@
-"""From export files to raw tables: declarations, reading, cleaning and loading."""
+"""Loads export files into the raw tables: declarations, reading, typing, loading."""

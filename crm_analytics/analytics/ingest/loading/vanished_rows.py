@@ -1,4 +1,4 @@
-"""Keeps and reports vanished rows: rows of older exports that the newest export of their dates lacks."""
+"""Reports vanished rows, which are kept: rows of older exports that the newest export of their dates lacks."""
 
 from __future__ import annotations
 
