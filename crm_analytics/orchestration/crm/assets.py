@@ -26,13 +26,7 @@ NOTHING_SEALED = "nothing sealed yet"
     ),
 )
 def crm_schema(
-<<<<<<< HEAD
     context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
-=======
-    context: dg.AssetExecutionContext,
-    crm_database: dg.ResourceParam[CrmDatabase],
-    crm_migrations: dg.ResourceParam[CrmMigrations],
->>>>>>> habits
 ) -> dg.MaterializeResult[None]:
     """Migrates the CRM, and records its version, files and manifest hash."""
     status = migrate_crm(database_url("crm", crm_database.settings), report=context.log.info)
