@@ -1,4 +1,4 @@
-"""Runs the analytics checks as asset checks; one that cannot run raises and so fails, it never passes."""
+"""The analytics checks as Dagster asset checks; one that cannot run raises, so that it fails and never passes."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
