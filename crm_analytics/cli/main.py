@@ -166,7 +166,7 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
 def up(port: int, host: str) -> None:
     """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
-    from crm_analytics.cli.refresh import migrate_both
+    from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
 
     config = settings()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from datetime import date, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -80,7 +79,7 @@ class Settings(BaseSettings):
     def _has_begun(cls, value: date, info: ValidationInfo) -> date:
         zone = info.data.get("business_timezone")
         if zone and value > datetime.now(ZoneInfo(zone)).date():
-            raise ValueError(f"{value:%Y-%m} is in the future: the first month with data, e.g. 2023-01")
+            raise ValueError(f"{value:%Y-%m} is in the future: give the first month with data, e.g. 2023-01")
         return value
 
     @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
@@ -91,7 +90,7 @@ class Settings(BaseSettings):
                 conninfo_to_dict(value)
             except psycopg.ProgrammingError:  # its text may quote the password
                 raise ValueError(
-                    "no database address: postgresql://user:password@host:5432/database, or host=… dbname=…"
+                    "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
         return value
 
@@ -100,7 +99,7 @@ class Settings(BaseSettings):
     def _comes_with_the_wheel(cls, value: int) -> int:
         if value not in EMBEDDED_VERSIONS:
             raise ValueError(
-                f"{value} does not come with the wheel: one of {', '.join(map(str, EMBEDDED_VERSIONS))}"
+                f"{value} does not come with the platform: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
             )
         return value
 
@@ -108,7 +107,9 @@ class Settings(BaseSettings):
     @classmethod
     def _web_address(cls, value: str) -> str:
         if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-            raise ValueError("no address that a browser opens: http(s)://…, e.g. https://dagster.example.com")
+            raise ValueError(
+                "not an address that a browser opens: write http(s)://…, e.g. https://dagster.example.com"
+            )
         return value.rstrip("/")
 
     @field_validator("landing_dir", "crm_analytics_home")
@@ -116,7 +117,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
-    @cached_property
+    @property
     def timezone(self) -> ZoneInfo:
         """The business timezone; every date in the warehouse is a local date in it (docs/decisions/business-timezone.md)."""
         return ZoneInfo(self.business_timezone)

@@ -81,11 +81,11 @@ def test_common_cause_is_printed_once(run: Run) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("ANALYTICS_DATABASE_URL", "s3cret garbage", "ANALYTICS_DATABASE_URL: no database address"),
-        ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: no database address"),
-        ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: no database address"),
+        ("ANALYTICS_DATABASE_URL", "s3cret garbage", "ANALYTICS_DATABASE_URL: not a database address"),
+        ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: not a database address"),
+        ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: not a database address"),
         ("START_MONTH", "2999-01", "START_MONTH: 2999-01 is in the future"),
-        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the wheel"),
+        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the platform"),
     ],
 )
 def test_wrong_setting_is_one_line(
