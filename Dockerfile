@@ -19,5 +19,4 @@ RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
 COPY . .
 
 USER app
-ENV DAGSTER_HOME=/app CRM_ANALYTICS_HOME=/var/lib/crm_analytics CRM_ANALYTICS_DAGSTER_DIR=/var/lib/crm_analytics/dagster \
-    DAGSTER_DISABLE_TELEMETRY=yes
+ENV DAGSTER_HOME=/app CRM_ANALYTICS_HOME=/var/lib/crm_analytics DAGSTER_DISABLE_TELEMETRY=yes

@@ -12,7 +12,7 @@ help:
 	@echo "make demo          load sample data, compute everything, serve Dagster on port $(PORT) (SERVE=0: don't serve)"
 	@echo "make up            serve Dagster with its daemon on your own exports in LANDING_DIR"
 	@echo "make test [PG=16]  run lint and all tests on the embedded PostgreSQL (TESTS=path: only these)"
-	@echo "make lint          check format, rules and types"
+	@echo "make lint          check format, rules, types and SQL"
 	@echo "make generate      write all generated files again"
 	@echo "make bench         measure speed and write docs/benchmarks.md"
 	@echo "make clean         remove the virtual environment and the state folder with its databases"

@@ -1,1 +1,1 @@
-"""The benchmark behind `make bench`. Every line compares a measurement with a named baseline of the same run."""
+"""The benchmark behind `make bench`: every line compares a measurement with a named baseline of the same run."""

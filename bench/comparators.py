@@ -1,4 +1,4 @@
-"""DuckDB and pandas on the same exports, for the same daily numbers. These lines inform and have no limit."""
+"""DuckDB and pandas on the same exports, for the same daily numbers: these lines inform and have no limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that loads one source, so that its memory can be measured. Arguments: URL, landing folder, source."""
+"""A process that loads one source (arguments: URL, landing folder, source), so that its memory can be measured."""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
 from rich.console import Console
 
-from crm_analytics.cli.run_dagster import dagster_environment, migrate_both, refresh_months
+import crm_analytics.definitions  # noqa: F401  its import is not timed
+from crm_analytics.cli.refresh import migrate_both, refresh_months
 from crm_analytics.core.settings import settings
+from crm_analytics.orchestration.instance import open_instance
 
 
 def main() -> None:
@@ -17,14 +18,8 @@ def main() -> None:
     config = settings()
     console = Console(stderr=True)
     migrate_both(config, console)
-    os.environ.update(dagster_environment(config))
-    import dagster as dg
-
-    import crm_analytics.definitions
-
-    assert crm_analytics.definitions.defs
     # opening an instance creates Dagster's own tables
-    with dg.DagsterInstance.get():
+    with open_instance(config):
         pass
     start = time.perf_counter()
     done = refresh_months(config, None, None, console=console, accept_refused=True)

@@ -32,7 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name.upper(), None)
     os.environ["CRM_ANALYTICS_HOME"] = os.environ[STATE_VARIABLE]
     os.environ["EMBEDDED_POSTGRES_VERSION"] = str(PG_VERSION)
-    os.environ["BUSINESS_TIMEZONE"] = "America/New_York"
 
 
 _OWNED = pytest.StashKey[str]()
@@ -109,7 +108,7 @@ def _template(server: EmbeddedPostgres, database: str) -> str:
 
 def _make_dagster_storage(url: str) -> None:
     """Creates Dagster's tables once, because creating them on opening an instance takes a second per test."""
-    from crm_analytics.orchestration.dagster_storage import PooledPostgresStorage
+    from crm_analytics.orchestration.instance import PooledPostgresStorage
 
     PooledPostgresStorage(url).close()
 

@@ -21,7 +21,7 @@ def generated_files(project: Path) -> list[Path]:
     marked = [
         path for path in texts if re.search(r"(^|\. )Generated (by|from)", path.read_text()[:200], re.M)
     ]
-    silent = [*project.glob("grafana/dashboards/*.json"), *project.glob("crm_analytics/crm/**/manifest.json")]
+    silent = [*project.glob("grafana/dashboards/*.json"), *project.glob("crm_analytics/crm/schema/*.json")]
     return [path for path in (*marked, *silent) if path != project / KILL_TABLE]
 
 

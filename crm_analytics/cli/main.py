@@ -1,4 +1,4 @@
-"""The command line: `crm-analytics`. Each command is thin; heavy modules are imported when a command needs them."""
+"""Defines the command line `crm-analytics`; a command imports heavy modules only when it needs them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from crm_analytics.core.database import database_url, embedded, resolved
-from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
+from crm_analytics.cli import crm as crm_commands
+from crm_analytics.core import migrations
+from crm_analytics.core.database import database_url, embedded
+from crm_analytics.core.settings import DATABASES, parse_month, settings
 
-PIPED_WIDTH = 120  # a log file has no width of its own
+PIPED_WIDTH = 120  #: a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 errors = Console(stderr=True)
 SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
@@ -30,7 +33,7 @@ class Month(click.ParamType):
     name = "YYYY-MM"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """The first day of the month, or a usage error that says how to write it."""
+        """Returns the first day of the month, or raises a usage error that says how to write it."""
         try:
             return parse_month(value)
         except ValueError as error:
@@ -38,13 +41,9 @@ class Month(click.ParamType):
 
 
 class _Commands(click.Group):
-    """Expected failures are one readable line on stderr and exit code 1, not a traceback."""
+    """Prints an expected failure as one readable line on stderr, with exit code 1 and no traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        import psycopg
-
-        from crm_analytics.core.migrations import MigrationError
-
         try:
             return super().invoke(ctx)
         except ValidationError as error:
@@ -53,7 +52,7 @@ class _Commands(click.Group):
                 found = "" if name in SECRET else f" (found {problem['input']!r})"
                 text = problem["msg"].removeprefix("Value error, ")
                 errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
-        except MigrationError as error:
+        except migrations.MigrationError as error:
             errors.print(f"[red]migration refused[/]: {error}", highlight=False)
         except psycopg.OperationalError as error:
             errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
@@ -87,22 +86,20 @@ def main() -> None:
     "--sql", is_flag=True, help="Print the SQL instead of running it (CREATE scripts, raw tables first)."
 )
 @click.option(
-    "--check", is_flag=True, help="Only say whether anything is pending or drifted: exit code 1 if so."
+    "--check", is_flag=True, help="Only print whether anything is pending or drifted; exit code 1 if so."
 )
 @click.option(
     "--replace-legacy", is_flag=True, help="crm: drop legacy functions, triggers and rules of our names."
 )
 def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) -> None:
     """Bring one database, or both, to the newest schema. Safe to repeat, and to run twice at once."""
-    from crm_analytics.core import migrations
-
     failed = False
     for name in [database] if database else ["analytics", "crm"]:
         if name == "crm":
-            from crm_analytics.cli import crm as commands
-
             echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
-            failed |= bool(commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo))
+            failed |= bool(
+                crm_commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo)
+            )
         elif sql:
             click.echo(migrations.script(name))
         elif check:
@@ -123,15 +120,17 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
     type=click.Path(file_okay=False, path_type=Path),
     help="Landing folder; LANDING_DIR by default.",
 )
-@click.option("--force", is_flag=True, help="Read every file again, though its content is loaded already.")
+@click.option("--force", is_flag=True, help="Read every file again, even if its content is loaded already.")
 def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
     """Load new files and compute the months, as one Dagster run that the UI shows.
 
     Exit code 0 only if every file was read, the run succeeded, and no month in the range is stale.
     """
-    from crm_analytics.cli.run_dagster import refresh_months
+    from crm_analytics.cli.refresh import refresh_months
 
-    config = _with_landing(settings(), landing)
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
 
 
@@ -140,13 +139,11 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 def check_files_command(files: tuple[Path, ...]) -> None:
-    """Say what loading FILES would do; nothing is written.
+    """Print what loading FILES would do; write nothing.
 
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
-    import psycopg
-
     from crm_analytics.cli.check import check_files
 
     config = settings()
@@ -169,7 +166,8 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
 def up(port: int, host: str) -> None:
     """Serve the Dagster UI with its daemon (sensors, schedules, backfills) on your own data."""
-    from crm_analytics.cli.run_dagster import migrate_both, serve
+    from crm_analytics.cli.refresh import migrate_both
+    from crm_analytics.cli.serving import serve
 
     config = settings()
     _refuse_taken(host, port)
@@ -189,11 +187,16 @@ def up(port: int, host: str) -> None:
 )
 def demo(serve: bool, port: int, months: int) -> None:
     """Write a sample landing folder, refresh all its months through Dagster, and show the result."""
-    from crm_analytics.cli.demo import run_demo
+    from crm_analytics.cli.demo import demo_settings, run_demo
 
     if serve:
         _refuse_taken("127.0.0.1", port)
-    sys.exit(run_demo(settings(), serve=serve, port=port, months=months, console=console))
+    config = settings()
+    wanted = demo_settings(config, months)
+    if wanted.start_month < config.start_month:
+        # the months are read from the environment when their module is imported: go on in a process that has it
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted.environment())  # noqa: S606
+    sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -247,34 +250,21 @@ def prune(days: int) -> None:
     """Delete old event logs and output of finished runs; materializations are never removed."""
     from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
-    config = resolved()
+    config = settings()
     events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
     console.print(f"{events} events and the output of {runs} runs deleted")
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    """Before anything is started: Dagster itself would go on without its UI."""
-    from crm_analytics.cli.run_dagster import why_not_free
+    """Refuses a taken port before anything starts, because Dagster itself would go on without its UI."""
+    from crm_analytics.cli.serving import why_not_free
 
     reason = why_not_free(host, port)
     if reason:
         raise click.ClickException(f"port {port} of {host} is taken ({reason}): choose another with --port")
 
 
-def _with_landing(config: Settings, landing: Path | None) -> Settings:
-    if landing is None:
-        return config
-    os.environ["LANDING_DIR"] = str(landing.resolve())  # resources read the environment when the run starts
-    return settings()
-
-
-def _register() -> None:
-    from crm_analytics.cli.crm import crm
-
-    main.add_command(crm)
-
-
-_register()
+main.add_command(crm_commands.crm)
 
 if __name__ == "__main__":
     main()

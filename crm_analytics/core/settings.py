@@ -1,4 +1,4 @@
-"""Environment variables read into one typed object. No other module reads `os.environ` for configuration."""
+"""Reads environment variables and .env into one typed object, the only place where configuration enters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ PROJECT_DIR = Path(__file__).resolve().parents[2]
 SQL_DIR = PROJECT_DIR / "sql"
 DATABASES = ("analytics", "crm", "dagster")
 EMBEDDED_VERSIONS = (16, 18)
-SAMPLE_FOLDER = "sample_landing"  #: below the state folder: never where people drop their own exports
+#: Below the state folder, so that the sample never lands among people's own exports.
+SAMPLE_FOLDER = "sample_landing"
 
 
 def parse_month(value: Any) -> date:
-    """`2024-10` (or `2024-10-01`, or a date) as the first day of that month.
+    """Returns the first day of the month that `2024-10`, `2024-10-01` or a date names.
 
     Raises:
-        ValueError: for anything else, saying what is accepted.
+        ValueError: for anything else; the message says what is accepted.
     """
     if isinstance(value, date):
         return value.replace(day=1)
@@ -37,7 +38,7 @@ def parse_month(value: Any) -> date:
 
 
 def _default_landing_dir(values: dict[str, Any]) -> Path:
-    """`landing/`; in a state folder whose databases hold the demo's sample, that sample's own folder."""
+    """Returns `landing/`, or the sample's folder in a state folder whose databases hold the demo's sample."""
     sample = values.get("crm_analytics_home", Path()) / SAMPLE_FOLDER
     return sample if sample.is_dir() else Path("landing")
 
@@ -46,7 +47,7 @@ class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(
-        # a test run names another file, so that it never meets the databases and the webhook of the folder it is in
+        # tests name another file, so that they never meet the databases and the webhook of a developer's .env
         env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE", ".env"),
         extra="ignore",
         env_ignore_empty=True,
@@ -117,43 +118,28 @@ class Settings(BaseSettings):
 
     @cached_property
     def timezone(self) -> ZoneInfo:
-        """The business timezone: every date in the warehouse is a local date in it."""
+        """The business timezone; every date in the warehouse is a local date in it (docs/decisions/business-timezone.md)."""
         return ZoneInfo(self.business_timezone)
 
     @property
     def sample_dir(self) -> Path:
-        """Where the demo writes its sample exports."""
+        """The folder that the demo writes its sample exports into."""
         return self.crm_analytics_home / SAMPLE_FOLDER
 
     def configured_url(self, database: str) -> str | None:
-        """The URL that the environment gives for `analytics`, `crm` or `dagster`; None means embedded."""
-        if database not in DATABASES:
-            raise ValueError(f"unknown database {database!r}: one of {', '.join(DATABASES)}")
-        return {
-            "analytics": self.analytics_database_url,
-            "crm": self.crm_database_url,
-            "dagster": self.dagster_postgres_url,
-        }[database]
+        """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server."""
+        urls = (self.analytics_database_url, self.crm_database_url, self.dagster_postgres_url)
+        return dict(zip(DATABASES, urls, strict=True))[database]
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for child processes started in another directory."""
+        """Returns the process's environment with these settings, for child processes in any directory."""
         values = {
-            "LANDING_DIR": str(self.landing_dir),
-            "CRM_ANALYTICS_HOME": str(self.crm_analytics_home),
-            "BUSINESS_TIMEZONE": self.business_timezone,
-            "START_MONTH": f"{self.start_month:%Y-%m}",
-            "EMBEDDED_POSTGRES_VERSION": str(self.embedded_postgres_version),
-            "DAGSTER_URL": self.dagster_url,
+            **self.model_dump(exclude={"start_month", "grafana_reader_password"}, exclude_none=True),
+            "start_month": f"{self.start_month:%Y-%m}",
         }
-        urls = {
-            "ANALYTICS_DATABASE_URL": self.analytics_database_url,
-            "CRM_DATABASE_URL": self.crm_database_url,
-            "DAGSTER_POSTGRES_URL": self.dagster_postgres_url,
-            "ALERT_WEBHOOK_URL": self.alert_webhook_url,
-        }
-        return {**os.environ, **values, **{name: url for name, url in urls.items() if url}}
+        return {**os.environ, **{name.upper(): str(value) for name, value in values.items()}}
 
 
 def settings() -> Settings:
-    """The settings of this moment's environment (never cached: tests and children change it)."""
+    """Returns the settings of this moment's environment."""
     return Settings()

@@ -1,4 +1,4 @@
-"""The six dashboards: their panels, each with its query (sql/grafana/NAME.sql), columns and definition."""
+"""The six dashboards: their panels, each with its query in sql/grafana/, its columns and its definition."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Alerts by webhook: failed runs, failed error-level checks and refused files, once each.
+"""Posts alerts to a webhook: failed runs, failed error-level checks and refused files, once each.
 
-The cursor's place in the events moves only when everything up to it is settled; until then the cursor names the
+The cursor's place in the events moves only when everything up to it is settled. Until then the cursor names the
 alerts that were sent, so that none is sent twice. A webhook that is down loses nothing: a tick that gets nothing
-through fails visibly, and the next one tries again. An alert that the webhook refuses, while it takes others, is
-set aside, so that it holds up nobody else.
+through fails visibly, and the next one tries again. An alert that the webhook refuses while it accepts others is
+set aside, so that it does not hold up the rest.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from crm_analytics.core.settings import settings
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
-MOST_AT_ONCE = 20  # Slack takes 50 blocks a message
-LONGEST_TEXT = 2800  # and 3000 characters a block
-TIMEOUT = 10  # seconds
-LONGEST_TICK = 30  # seconds; Dagster ends a tick after 60, and what it sent would not be remembered
-CONTENT_REFUSED = (400, 413, 422)  # this message; other statuses are about the address or the server
+MOST_AT_ONCE = 20  #: alerts per message; Slack accepts 50 blocks
+LONGEST_TEXT = 2800  #: characters per block; Slack accepts 3000
+TIMEOUT = 10  #: seconds
+#: Seconds. Dagster ends a tick after 60, and would not remember what that tick had sent.
+LONGEST_TICK = 30
+#: Statuses that refuse this message; others are about the address or the server.
+CONTENT_REFUSED = (400, 413, 422)
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing that somebody should look at; `key` is the same at every tick, `run_id` becomes a link."""
+    """One thing to look at; `key` is the same at every tick, `run_id` becomes a link."""
 
     key: str
     title: str
@@ -39,15 +41,16 @@ class Alert:
 
 
 class WebhookError(Exception):
-    """The webhook did not take a message. Names the host only: the rest of the address is a secret."""
+    """The webhook did not accept a message. The text names the host only: the rest of the address is a secret."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
-        self.status = status  #: of the answer; None if there was none
+        #: of the answer; None if there was none
+        self.status = status
 
 
 def message(alerts: Sequence[Alert], dagster_url: str) -> dict[str, Any]:
-    """The alerts as Slack's incoming webhooks take them; `text` says it all where blocks are not understood."""
+    """Returns the message that Slack's incoming webhooks accept; `text` is for readers that do not know blocks."""
     blocks = []
     for alert in alerts:
         text = f"*{_escaped(alert.title)}*\n{_escaped(alert.detail)}"[:LONGEST_TEXT]
@@ -61,7 +64,7 @@ def message(alerts: Sequence[Alert], dagster_url: str) -> dict[str, Any]:
 
 
 def post(url: str, payload: Mapping[str, Any]) -> None:
-    """POST `payload` as JSON.
+    """Posts `payload` as JSON.
 
     Raises:
         WebhookError: unless the webhook answers with a 2xx status within 10 seconds.
@@ -77,14 +80,14 @@ def post(url: str, payload: Mapping[str, Any]) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "code", None) or getattr(error, "reason", None) or type(error).__name__
         raise WebhookError(
-            f"the webhook at {urlsplit(url).hostname} did not take the message: {reason}",
+            f"the webhook at {urlsplit(url).hostname} did not accept the message: {reason}",
             getattr(error, "code", None),
         ) from None
 
 
 @dataclass
 class Delivery:
-    """What became of the alerts of one tick, by their keys; `error` is the last one that stays."""
+    """What became of the alerts of one tick; `error` is the last one that occurred."""
 
     sent: list[str] = field(default_factory=list)
     set_aside: list[Alert] = field(default_factory=list)
@@ -92,10 +95,10 @@ class Delivery:
 
 
 def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
-    """Post the alerts in messages of MOST_AT_ONCE; those of a refused message one by one.
+    """Posts the alerts in messages of MOST_AT_ONCE, and those of a refused message one by one.
 
-    An alert whose content is refused counts as set aside only if the webhook took another one meanwhile:
-    a webhook that refuses everything is a wrong address, and nothing may get lost.
+    An alert whose content is refused is set aside only if the webhook accepted another one meanwhile: a webhook
+    that refuses everything is a wrong address, and then nothing may get lost.
     """
     done = Delivery()
     refused: list[Alert] = []
@@ -126,12 +129,16 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
     description="Posts failed runs, failed error-level checks and refused files to ALERT_WEBHOOK_URL, once each. "
     "A check alerts when it begins to fail, and again only after it has passed.",
 )
-def alerts(context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase) -> dg.SkipReason:
-    """Collect what happened since the cursor and post what is not settled yet; without a URL nothing is collected nor kept."""
-    config = settings()
-    if not config.alert_webhook_url:
+def alerts(
+    context: dg.SensorEvaluationContext,
+    analytics: dg.ResourceParam[AnalyticsDatabase],
+    settings: dg.ResourceParam[Settings],
+) -> dg.SkipReason:
+    """Collects what happened since the cursor and posts what is not settled; without a URL, collects and keeps nothing."""
+    if not settings.alert_webhook_url:
         if context.cursor:
-            context.update_cursor("")  # switched on again it begins with that day, not with old failures
+            # alerts that are switched on again begin with that day, not with old failures
+            context.update_cursor("")
         return dg.SkipReason("ALERT_WEBHOOK_URL is not set: no alerts")
     newest = context.instance.event_log_storage.get_maximum_record_id() or 0
     begin: dict[str, Any] = {"event": newest, "failing": [], "refused": [], "settled": []}
@@ -140,7 +147,7 @@ def alerts(context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase) ->
     files, refused = _refused_files(analytics, set(cursor["refused"]))
     found = [*_failed_runs(context.instance, cursor["event"], newest), *checks, *files]
     found = [alert for alert in found if alert.key not in cursor["settled"]]
-    done = deliver(config.alert_webhook_url, found, config.dagster_url)
+    done = deliver(settings.alert_webhook_url, found, settings.dagster_url)
     for alert in done.set_aside:
         context.log.error(
             f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"
@@ -183,7 +190,7 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
 
 
 def _why(instance: dg.DagsterInstance, run_id: str) -> str:
-    """What the failed steps said, their own exception rather than the one wrapped around it."""
+    """Returns the messages of the failed steps: of their own exceptions, not of those wrapped around them."""
     reasons = []
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         event = entry.dagster_event
@@ -197,7 +204,7 @@ def _why(instance: dg.DagsterInstance, run_id: str) -> str:
 def _failed_checks(
     instance: dg.DagsterInstance, after: int, until: int, failing: set[str]
 ) -> tuple[list[Alert], set[str]]:
-    """Checks of severity ERROR that began to fail, and the names of all that fail now."""
+    """Returns alerts for checks of severity ERROR that began to fail, and the names of all that fail now."""
     found = []
     for record in instance.get_event_records(
         dg.EventRecordsFilter(
@@ -226,7 +233,7 @@ def _failed_checks(
 
 
 def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[Alert], set[int]]:
-    """Files whose present content is refused and not yet alerted, and the ledger ids of all such files."""
+    """Returns alerts for newly refused files, and the ledger ids of all files whose current content is refused."""
     with analytics.connect() as connection:
         refused = connection.execute(
             "SELECT file_id, path, message, run_id FROM reporting.files"

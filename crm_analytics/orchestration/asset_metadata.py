@@ -1,4 +1,4 @@
-"""What every analytics asset shows in the UI: its table, and columns with comments where it is materialized."""
+"""Describes the analytics assets in the UI: their table, code, columns and number of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OWNERS = ["team:data"]
 
 
 def definition_metadata(schema: str, table: str, *code: str) -> dict[str, Any]:
-    """Static metadata: the table's name and where its rules stand in the code."""
+    """Returns what is known before a run: the table's name and the files that have its rules."""
     references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
         dg.LocalFileCodeReference(file_path=str(PROJECT_DIR / path), line_number=1) for path in code
     ]
@@ -25,7 +25,7 @@ def definition_metadata(schema: str, table: str, *code: str) -> dict[str, Any]:
 
 
 def table_metadata(connection: psycopg.Connection[Any], schema: str, table: str) -> dict[str, Any]:
-    """The table's columns as the catalog has them, and its rows."""
+    """Returns the table's columns as in the catalog, and its number of rows."""
     columns = [
         dg.TableColumn(
             name=column.name,

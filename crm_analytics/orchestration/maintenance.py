@@ -1,29 +1,28 @@
-"""Maintenance of the Dagster instance itself."""
+"""The weekly job that keeps Dagster's own database and folder from growing without end."""
 
 import dagster as dg
 
-from crm_analytics.core.database import resolved
-from crm_analytics.core.settings import settings
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
 
 KEPT_DAYS = 90
 
 
 @dg.op(
-    description="Deletes old event logs and output of finished runs; materializations and checks are never removed."
+    description="Deletes old event logs and output of finished runs; keeps every materialization and check result."
 )
-def prune(context: dg.OpExecutionContext) -> None:
-    """Prune with the default age."""
-    config = resolved(settings())
-    events, runs = prune_event_logs(config, KEPT_DAYS), prune_compute_logs(config, KEPT_DAYS)
+def prune(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    """Prunes what is older than the default age."""
+    events, runs = prune_event_logs(settings, KEPT_DAYS), prune_compute_logs(settings, KEPT_DAYS)
     context.log.info(f"{events} events and the output of {runs} runs older than {KEPT_DAYS} days deleted")
 
 
 @dg.job(
-    description=f"Event logs and output grow for ever: deletes those of runs that ended more than {KEPT_DAYS} days ago."
+    description=f"Event logs and output grow without end: deletes those of runs that ended more than {KEPT_DAYS}"
+    " days ago."
 )
 def prune_old_events() -> None:
-    """The pruning as a job."""
+    """Runs the pruning."""
     prune()
 
 

@@ -1,4 +1,7 @@
-"""The months: the one partitions definition that every partitioned asset shares."""
+"""The months: the one partitions definition that all partitioned assets share (docs/decisions/months-as-partitions.md).
+
+The first month and the business timezone are read from the environment here, once, when this module is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,34 @@ from datetime import date
 import dagster as dg
 
 from crm_analytics.core.months import next_month
-from crm_analytics.core.settings import Settings, parse_month, settings
+from crm_analytics.core.settings import Settings, parse_month
 
 MONTH_FORMAT = "%Y-%m"
 
 
-def build_months(config: Settings) -> dg.MonthlyPartitionsDefinition:
-    """START_MONTH to the current month inclusive (month to date), in the business timezone."""
-    return dg.MonthlyPartitionsDefinition(
-        start_date=config.start_month.strftime(MONTH_FORMAT),
-        fmt=MONTH_FORMAT,
-        timezone=config.business_timezone,
-        end_offset=1,
-    )
+_settings = Settings()
 
-
-months = build_months(settings())
+#: START_MONTH to the current month inclusive (month to date), in the business timezone.
+months = dg.MonthlyPartitionsDefinition(
+    start_date=f"{_settings.start_month:%Y-%m}",
+    fmt=MONTH_FORMAT,
+    timezone=_settings.business_timezone,
+    end_offset=1,
+)
 
 
 def month_key(month: date) -> str:
-    """The partition key of a month."""
+    """Returns the partition key of a month."""
     return month.strftime(MONTH_FORMAT)
 
 
 def key_month(key: str) -> date:
-    """The month of a partition key."""
+    """Returns the month of a partition key."""
     return parse_month(key)
 
 
 def range_tags(first: date, last: date) -> dict[str, str]:
-    """Run tags that make one run of all months from `first` to `last`, both included."""
+    """Returns the tags that make one run of all months from `first` to `last`, both included."""
     return {
         "dagster/asset_partition_range_start": month_key(first),
         "dagster/asset_partition_range_end": month_key(last),
@@ -44,7 +45,7 @@ def range_tags(first: date, last: date) -> dict[str, str]:
 
 
 def window_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[date, date] | None:
-    """The half-open range of months [start, end) that the run is about; None when it has no partitions."""
+    """Returns the half-open range of months [start, end) of the run; None when it has no partitions."""
     tags = context.run.tags
     first = tags.get("dagster/asset_partition_range_start") or tags.get("dagster/partition")
     last = tags.get("dagster/asset_partition_range_end") or tags.get("dagster/partition")

@@ -25,4 +25,5 @@ REVIEWS = Source(
     filename_patterns=(r"\breviews?\b",),
     foreign_headers=frozenset({"leadid", "jobnumber"}),
     late_after_hours=24 * 7,
+    migration="0007_reviews.sql",
 )

@@ -17,10 +17,10 @@ from crm_analytics.analytics.ingest.dry_run import examine
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.checks import build_checks
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
 from crm_analytics.orchestration.analytics.raw_assets import build_raw_asset
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics_tests.adding_a_source.reviews import REVIEWS
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, text
 
@@ -46,8 +46,8 @@ def run(landing: Landing, url: str) -> dg.ExecuteInProcessResult:
         assets=[build_raw_asset(REVIEWS)],
         asset_checks=[build_checks("raw/reviews")],
         resources={
-            "analytics": AnalyticsDatabase(url=url),
-            "landing": LandingFolder(folder=str(landing.folder)),
+            "analytics": AnalyticsDatabase(Settings(analytics_database_url=url)),
+            "landing": LandingFolder(landing.folder),
         },
     )
     job = definitions.resolve_implicit_global_asset_job_def()
@@ -145,6 +145,15 @@ def test_asset_says_when_it_is_late_and_what_it_is() -> None:
     assert spec.freshness_policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(days=7))
     assert (spec.description or "").startswith("Reviews by customers, with their stars.")
     assert spec.tags["source"] == "reviews"
+
+
+def test_dashboards_show_how_fresh_it_is(landing: Landing) -> None:
+    """Grafana's table of the newest files has a row for it, before its first file and after."""
+    freshness = "SELECT last_file, last_row FROM reporting.freshness WHERE source = 'reviews'"
+    assert landing.rows(freshness) == [(None, None)]
+    landing.write("reviews/1.csv", text(HEADER, [review(1)]))
+    landing.load("reviews")
+    assert landing.rows(freshness) == [("reviews/1.csv", date(2024, 10, 15))]
 
 
 def test_data_model_page_shows_the_table(landing: Landing) -> None:

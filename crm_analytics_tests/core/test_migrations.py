@@ -27,7 +27,7 @@ from crm_analytics_tests.conftest import PG_VERSION
 
 
 def test_migrating_twice_and_twice_at_once_is_harmless(new_database: Callable[..., str]) -> None:
-    """Two containers may start at the same time."""
+    """Migrating twice, and concurrently, succeeds: two containers may start at the same time."""
     url = new_database()
     failures: list[Exception] = []
 
@@ -48,10 +48,10 @@ def test_migrating_twice_and_twice_at_once_is_harmless(new_database: Callable[..
     assert again.version == migrations.migration_files("analytics")[-1].version
 
 
-def test_migration_names_whom_it_waits_for_and_gives_up(
+def test_a_waiting_migration_names_the_lock_holder_and_gives_up(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forgotten session with the lock would let every deployment hang without a word."""
+    """A forgotten session that holds the lock is named, and the wait ends; else every deployment would hang silently."""
     url = new_database("analytics")
     monkeypatch.setattr(migrations, "LOCK_PATIENCE", 1)
     lines = list[str]()
@@ -64,8 +64,8 @@ def test_migration_names_whom_it_waits_for_and_gives_up(
     assert migrations.migrate("analytics", url=url).pending == ()
 
 
-def test_server_part_comes_back_at_every_migrate(new_database: Callable[..., str]) -> None:
-    """A restored database has lost its settings: unqualified names would fail, and Grafana's role have no limits."""
+def test_every_migration_restores_the_server_part(new_database: Callable[..., str]) -> None:
+    """Migrating restores the settings that a restored database has lost: the search_path, and the limits of Grafana's role."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         for target in ("DATABASE {0}", "ROLE grafana_reader IN DATABASE {0}"):
@@ -82,7 +82,7 @@ def test_server_part_comes_back_at_every_migrate(new_database: Callable[..., str
 
 
 def test_changed_migration_is_refused(new_database: Callable[..., str]) -> None:
-    """Databases migrated before and after the change would differ, and nobody would know."""
+    """A file that changed after it ran is refused; else databases would silently differ."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("UPDATE analytics.migration_files SET sha256 = 'x' WHERE version = '0002'")
@@ -93,7 +93,7 @@ def test_changed_migration_is_refused(new_database: Callable[..., str]) -> None:
 
 
 def test_database_of_a_newer_release_is_refused(new_database: Callable[..., str]) -> None:
-    """An old release must not run against a schema it does not know."""
+    """An old release refuses a database that a newer one has migrated, because it does not know its schema."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("INSERT INTO analytics.migration_files VALUES ('9999', '9999_future.sql', 'x')")
@@ -102,7 +102,7 @@ def test_database_of_a_newer_release_is_refused(new_database: Callable[..., str]
 
 
 def test_other_timezone_is_refused(new_database: Callable[..., str]) -> None:
-    """Dates of two timezones in one table would be silently wrong (decision 13)."""
+    """Another business timezone is refused; dates of two timezones in one table would be silently wrong."""
     url = new_database("analytics")
     with pytest.raises(
         migrations.MigrationError, match="America/New_York, but BUSINESS_TIMEZONE is Europe/Berlin"
@@ -113,7 +113,7 @@ def test_other_timezone_is_refused(new_database: Callable[..., str]) -> None:
 def test_failed_file_leaves_nothing_and_names_itself(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file is one transaction: a half-applied one could not be repeated."""
+    """A failed file is rolled back whole and named in the error; half a file could not be repeated."""
     folder = tmp_path / "analytics"
     folder.mkdir()
     (folder / "server.sql").write_text("")
@@ -132,7 +132,7 @@ def test_failed_file_leaves_nothing_and_names_itself(
 
 
 def test_script_creates_the_same_schema(new_database: Callable[..., str], server: EmbeddedPostgres) -> None:
-    """`migrate analytics --sql` is what people review and run by hand: psql must accept it as it is."""
+    """psql runs the output of `migrate analytics --sql` as it is, because people review it and run it by hand."""
     url = new_database()
     script = migrations.script("analytics")
     assert script.index("CREATE TABLE raw.jobs") < script.index("CREATE TABLE analytics.daily_metrics")
@@ -148,7 +148,7 @@ def test_script_creates_the_same_schema(new_database: Callable[..., str], server
 
 
 def test_data_model_page_is_the_catalog(analytics: psycopg.Connection[Any]) -> None:
-    """docs/data-model.md is generated; a schema change without it would leave readers with the old one."""
+    """docs/data-model.md is current; it is generated, and a schema change must regenerate it."""
     page = (PROJECT_DIR / "docs" / "data-model.md").read_text()
     assert page == data_model(analytics), (
         "run: python -m crm_analytics.analytics.warehouse.data_model_doc > docs/data-model.md"
@@ -156,7 +156,7 @@ def test_data_model_page_is_the_catalog(analytics: psycopg.Connection[Any]) -> N
 
 
 def test_everything_has_a_comment(analytics: psycopg.Connection[Any]) -> None:
-    """The seed asks for every table's purpose and every column's meaning."""
+    """Every table and every column has a comment, since the generated pages consist of them."""
     silent = [
         f"{relation.schema}.{relation.name}.{column.name}"
         for relation in relations(analytics, *SCHEMAS)
@@ -166,8 +166,8 @@ def test_everything_has_a_comment(analytics: psycopg.Connection[Any]) -> None:
     assert silent == []
 
 
-def test_seed_queries_use_indexes(analytics: psycopg.Connection[Any]) -> None:
-    """'All metrics by month/source/segment' and 'all daily metrics of the current month' must not scan the tables."""
+def test_common_queries_use_indexes(analytics: psycopg.Connection[Any]) -> None:
+    """Metrics by month, source and segment, and daily metrics of one month, are read through indexes."""
     analytics.execute(
         "INSERT INTO daily_metrics (date, source, segment, jobs) SELECT d, 'S' || s, 'COD', 1"
         " FROM generate_series('2015-01-01'::date, '2024-12-31', '1 day') d, generate_series(1, 20) s"
@@ -191,7 +191,7 @@ def _postmaster(server: EmbeddedPostgres) -> int:
 
 
 def test_killed_embedded_server_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 at any moment leaves a state that the next start repairs."""
+    """The next start repairs the state that kill -9 leaves, at any moment."""
     first = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     with psycopg.connect(first.url("analytics"), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
@@ -202,10 +202,10 @@ def test_killed_embedded_server_comes_back(tmp_path: Path, monkeypatch: pytest.M
     ).stdout.split()
     for victim in [pid, *map(int, children)]:
         os.kill(victim, signal.SIGKILL)
-    # what a busy machine shows by chance: nobody answers, and yet the killed process still looks alive
-    truth = EmbeddedPostgres._running
+    # as a busy machine shows by chance: no server answers, but the killed process still looks alive
+    truth = EmbeddedPostgres.running
     answers = iter([True])
-    monkeypatch.setattr(EmbeddedPostgres, "_running", lambda self: next(answers, None) or truth(self))
+    monkeypatch.setattr(EmbeddedPostgres, "running", lambda self: next(answers, None) or truth(self))
     second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     assert second.url("analytics") == url, "the port is kept, so that saved connections go on working"
     with psycopg.connect(second.url("analytics")) as connection:
@@ -216,7 +216,7 @@ def test_killed_embedded_server_comes_back(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_start_waits_for_what_is_left_of_a_killed_server(tmp_path: Path) -> None:
-    """Only the postmaster is killed: a backend in the middle of a query holds the shared memory for a while."""
+    """A start waits for the backends of a killed postmaster: one in the middle of a query still holds the shared memory."""
     first = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     busy = psycopg.connect(first.url("analytics"), autocommit=True)
     backend = busy.info.backend_pid
@@ -224,7 +224,7 @@ def test_start_waits_for_what_is_left_of_a_killed_server(tmp_path: Path) -> None
     with psycopg.connect(first.url("analytics"), autocommit=True) as watcher:
         active = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
         while not watcher.execute(active, [backend]).fetchall():
-            time.sleep(0.01)  # the query must have begun, else the backend ends at once
+            time.sleep(0.01)  # until the query has begun; before, the backend would end at once
     os.kill(_postmaster(first), signal.SIGKILL)
     second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     with suppress(psutil.NoSuchProcess):
@@ -237,7 +237,7 @@ def test_start_waits_for_what_is_left_of_a_killed_server(tmp_path: Path) -> None
 
 
 def test_two_processes_share_one_server_and_the_last_one_stops_it(tmp_path: Path) -> None:
-    """Two commands at once must neither start two servers nor stop each other's."""
+    """Two commands at once share one server, and the one that ends last stops it."""
     mine = EmbeddedPostgres(tmp_path, PG_VERSION).start()
     code = (
         "import sys; from pathlib import Path; from crm_analytics.core.embedded_postgres import EmbeddedPostgres;"
@@ -267,6 +267,6 @@ def test_two_processes_share_one_server_and_the_last_one_stops_it(tmp_path: Path
         ("postgres://u@h/x?sslmode=require", "postgresql://u@h/x?sslmode=require"),
     ],
 )
-def test_any_libpq_form_becomes_a_url(conninfo: str, expected: str) -> None:
-    """dagster-postgres takes URLs only; operators write what libpq accepts."""
+def test_every_libpq_form_becomes_a_url(conninfo: str, expected: str) -> None:
+    """Every address that libpq accepts becomes a URL, because dagster-postgres accepts only URLs."""
     assert sqlalchemy_url(conninfo) == expected

@@ -1,4 +1,4 @@
-"""Where settings come from."""
+"""Where settings come from, and which values are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _start_month(folder: Path, environment: dict[str, str]) -> str:
 
 
 def test_dot_env_is_read_but_never_by_tests(tmp_path: Path) -> None:
-    """A developer's .env names real databases and a real webhook."""
+    """A .env is read, but not by tests: a developer's names real databases and a real webhook."""
     (tmp_path / ".env").write_text("START_MONTH=2024-05\n")
     inherited = dict(os.environ)
     assert _start_month(tmp_path, inherited) == "2023-01-01"
@@ -39,10 +39,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_commands_after_the_demo_go_on_with_its_sample(
+def test_commands_after_the_demo_continue_with_its_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`up` after `make demo` would load people's own exports into the sample's database, or none."""
+    """After the demo the landing folder is its sample, so that `up` doesn't load other exports into its databases."""
     assert settings().landing_dir == tmp_path / "landing"
     settings().sample_dir.mkdir(parents=True)
     assert settings().landing_dir == tmp_path / "state" / "sample_landing"
@@ -56,10 +56,10 @@ def test_commands_after_the_demo_go_on_with_its_sample(
 @pytest.mark.parametrize(
     "value", ["dagster.example.com", "ftp://x.example", "https://", "http://a b/", "http://x/?a"]
 )
-def test_address_of_dagster_that_no_browser_opens_is_refused(
+def test_dagster_address_that_no_browser_opens_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would fail later, as a broken link or as a check constraint that names no variable."""
+    """A wrong DAGSTER_URL is refused by name; later it would be a broken link or a failed check constraint."""
     monkeypatch.setenv("DAGSTER_URL", value)
     with pytest.raises(
         ValueError, match=r"dagster_url\s+Value error, no address .*https://dagster\.example\.com"
@@ -70,10 +70,10 @@ def test_address_of_dagster_that_no_browser_opens_is_refused(
 @pytest.mark.parametrize(
     "value", ["http://localhost:3000", "https://d/", "https://tools.example.com/dagster/"]
 )
-def test_every_accepted_address_of_dagster_fits_its_table(
+def test_every_accepted_dagster_address_fits_its_table(
     value: str, monkeypatch: pytest.MonkeyPatch, analytics: psycopg.Connection[Any]
 ) -> None:
-    """The two rules must not differ, or `migrate` dies on what the settings let through."""
+    """An address that the settings accept is accepted by the table, too; else `migrate` would fail on it."""
     monkeypatch.setenv("DAGSTER_URL", value)
     analytics.execute("UPDATE reporting.deployment SET dagster_url = %s", [settings().dagster_url])
     with pytest.raises(psycopg.errors.CheckViolation):

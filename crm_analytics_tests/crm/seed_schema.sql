@@ -1,6 +1,5 @@
--- The nine tables of the CRM as production has them: the DDL that was handed over, word for word, in an order in
--- which it runs. Its enum types were not handed over: here with labels in another order than ours, some of ours
--- missing and some extra, as a grown database has them.
+-- The CRM's nine tables as production has them: its DDL word for word, in an order that runs. The DDL came without the
+-- enum types, so these stand in for a database that has grown: labels in another order, some missing, some extra.
 
 create type public.preferred_channel_enum as enum ('whatsapp', 'telegram', 'email', 'viber');
 create type public.document_type_enum as enum ('passport', 'invoice', 'receipt');

@@ -1,4 +1,4 @@
-"""What the RPCs do with rows adopted from before the guards, which hold what no RPC would write."""
+"""RPCs on adopted rows, which have values that no RPC would write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Adopt = Callable[..., Connection]
 
 @pytest.fixture
 def adopt(new_database: Callable[..., str]) -> Iterator[Adopt]:
-    """Fills a database made from the DDL handed over, adopts it, and connects to it."""
+    """Fills a database made from production's DDL, adopts it, and connects to it."""
     with ExitStack() as stack:
 
         def run(fill: str, report: Callable[[str], None] = lambda line: None) -> Connection:
@@ -49,7 +49,7 @@ FROM (VALUES {}) AS p (status, reference, at)
 
 @pytest.mark.parametrize("blank", ["''", "'  '", "NULL"])
 def test_blank_reference_is_filled_in(adopt: Adopt, blank: str) -> None:
-    """Without it the reference with which an old payment is completed would be dropped, and could be booked again."""
+    """Completing an old payment that has no reference stores the given one; else it could be booked a second time."""
     connection = adopt(PENDING.format(f"('planned', {blank}, '2020-01-01')"))
     client, manager = CrmClient(connection), add_user(connection, "Max")
     client.update_payment_status_safe(
@@ -69,7 +69,7 @@ def test_blank_reference_is_filled_in(adopt: Adopt, blank: str) -> None:
 
 
 def test_duplicate_of_a_reference_is_not_completed(adopt: Adopt) -> None:
-    """Without it one payment of a provider would be paid twice: the old row was stored under its reference two times."""
+    """Of two old payments with one reference, only the holder completes; else one payment would count twice."""
     connection = adopt(
         PENDING.format("('completed', 'DUP', '2020-01-01'), ('planned', ' DUP ', '2020-01-02')")
     )
@@ -88,8 +88,8 @@ def test_duplicate_of_a_reference_is_not_completed(adopt: Adopt) -> None:
     client.update_payment_status_safe(payment_id=second, new_status="cancelled", user_id=manager)
 
 
-def test_a_completed_duplicate_is_an_offence(adopt: Adopt) -> None:
-    """Without it a faulty RPC could complete both of two old payments with one reference, and no check would say so."""
+def test_a_completed_duplicate_breaks_an_invariant(adopt: Adopt) -> None:
+    """The invariants notice two completed payments with one reference; else a faulty RPC could complete both unseen."""
     connection = adopt(
         PENDING.format("('completed', 'DUP', '2020-01-01'), ('planned', ' DUP ', '2020-01-02')")
     )
@@ -107,7 +107,7 @@ def test_a_completed_duplicate_is_an_offence(adopt: Adopt) -> None:
 
 @pytest.mark.parametrize(("price", "currency"), [("NULL", "EUR"), ("100", "RUB")])
 def test_cancelling_counts_client_money_in_every_currency(adopt: Adopt, price: str, currency: str) -> None:
-    """Without it a manager could cancel an old order whose money came in another currency, or before it had one."""
+    """Cancelling counts client money in every currency; else a manager could cancel an old order that was paid in another."""
     connection = adopt(
         f"""
         INSERT INTO public.orders (id, order_code, final_price_eur) VALUES (md5('a')::uuid, 'A', {price}), (md5('b')::uuid, 'B', {price});
@@ -136,8 +136,8 @@ def test_cancelling_counts_client_money_in_every_currency(adopt: Adopt, price: s
 
 
 @pytest.mark.parametrize("column", ["final_price_eur", "total_amount"])
-def test_price_that_is_no_number_is_no_total(adopt: Adopt, column: str) -> None:
-    """Without it an old order priced NaN could never be paid: nothing reaches NaN, and a payment fixed the total."""
+def test_the_price_nan_gives_no_total(adopt: Adopt, column: str) -> None:
+    """An old order with the price NaN is adopted without a total, and gets one later; no payment ever reaches NaN."""
     lines: list[str] = []
     connection = adopt(
         f"""
@@ -153,7 +153,7 @@ def test_price_that_is_no_number_is_no_total(adopt: Adopt, column: str) -> None:
     if column == "final_price_eur":
         assert rows(connection, "SELECT DISTINCT total_amount FROM public.orders") == [(None,)]
         assert [line for line in lines if line.startswith("2 order(s) have the price NaN")]
-    with pytest.raises(Conflict) as refused:  # what the row lacks is no fault of the argument's
+    with pytest.raises(Conflict) as refused:  # the row lacks a currency: a conflict, not a wrong argument
         client.update_order_safe(order_id=order_id(connection, "B"), user_id=manager, total_amount=100)
     assert (refused.value.detail["rule"], refused.value.detail["field"]) == ("currency", "p_currency")
     client.update_order_safe(order_id=order, user_id=manager, total_amount=100, currency="EUR")

@@ -1,4 +1,4 @@
-"""Adoption: a database made from the DDL handed over, full of old rows, is migrated without losing or changing one."""
+"""Adoption: a database made from production's DDL and full of old rows migrates without losing or changing a row."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from crm_analytics.core.migrations import migration_files
 from crm_analytics.crm import Conflict, CrmClient
+from crm_analytics.crm.migrating import preflight
 from crm_analytics.crm.migrating.adoption import AdoptionError, prepare
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import invariants
@@ -28,8 +29,8 @@ TABLES = (
     "users", "customers", "leads", "orders", "documents", "order_status_events", "payments", "shipments", "tasks",
 )  # fmt: skip
 
-#: 10,000 orders with what eight years leave behind: every status and label, missing customers and actors, zero
-#: amounts, two or more payments with one reference, events out of order and events of no order.
+#: 10,000 orders as eight years leave them: every status and label, missing customers and actors, zero amounts, several
+#: payments with one reference, events out of order, and events without an order.
 FILL = """
 INSERT INTO public.users (id, name, role, active)
 SELECT md5('user' || n)::uuid, 'User ' || n, (enum_range(NULL::public.user_role_enum))[1 + n % 2], n % 3 > 0
@@ -78,7 +79,7 @@ SELECT md5('task' || n)::uuid, md5('order' || n)::uuid, 'Task ' || n, CASE n % 3
 
 @pytest.fixture
 def seed_url(new_database: Callable[..., str]) -> str:
-    """URL of a database as production has it: the tables handed over, no rows."""
+    """Returns the URL of a database with production's tables and no rows."""
     url = new_database()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(SEED_SCHEMA)
@@ -86,7 +87,7 @@ def seed_url(new_database: Callable[..., str]) -> str:
 
 
 def snapshot(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table, in the columns that the tables have now."""
+    """Returns every row of every table, with the columns that the tables have now."""
     return {name: rows(connection, f"SELECT * FROM public.{name} ORDER BY id") for name in TABLES}
 
 
@@ -103,7 +104,7 @@ def columns(connection: Connection) -> dict[str, str]:
 
 
 def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
-    """Without it a migration could lose, change or misfill eight years of orders."""
+    """Every old row stays as it was, and new columns are filled as documented; else eight years of orders could be lost."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(FILL)
         before, old_columns = snapshot(connection), columns(connection)
@@ -121,7 +122,7 @@ def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
             assert [row for row in found if row[0] not in added] == old, name
             assert len(added) == {"users": 1, "order_status_events": 10000}.get(name, 0), name
 
-        # the documented fills, worked out from the old rows in Python
+        # the documented fills, computed from the old rows in Python
         prices = {row[0]: row[6] for row in before["orders"]}
         assert {
             key: (total, currency)
@@ -178,7 +179,7 @@ def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
 
 
 def test_adopted_rows_hold_the_invariants(seed_url: str) -> None:
-    """Without it the hourly checks would be red on every adopted database, or run for minutes on it."""
+    """Adopted rows pass the invariants within 20 seconds; else the hourly checks would fail on every adopted database."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(FILL)
     migrate_crm(url=seed_url)
@@ -189,7 +190,7 @@ def test_adopted_rows_hold_the_invariants(seed_url: str) -> None:
 
 
 def test_rows_written_while_migrating_are_adopted_too(seed_url: str) -> None:
-    """Without it what the old application writes between two files would have no event and no audit row for ever."""
+    """Rows that the old application writes between two migration files get their event and audit row too."""
 
     def meanwhile(line: str) -> None:
         if line == "applied 0010_seals.sql":
@@ -215,7 +216,7 @@ def test_rows_written_while_migrating_are_adopted_too(seed_url: str) -> None:
 
 
 def test_same_catalog_as_a_fresh_database(seed_url: str, crm: Connection) -> None:
-    """Without it an adopted database would differ from a fresh one, and every later migration meet two of them."""
+    """An adopted database ends with the catalog of a fresh one; else later migrations would meet two kinds of database."""
     migrate_crm(url=seed_url)
     with psycopg.connect(seed_url, autocommit=True) as connection:
         found = manifest.diff(manifest.collect(crm), manifest.collect(connection))
@@ -238,8 +239,8 @@ def _by_order(connection: Connection) -> dict[UUID, list[tuple[Any, ...]]]:
     return found
 
 
-def test_adopted_orders_live_on(seed_url: str) -> None:
-    """Without it old orders would be frozen: no actor, no total, a duplicate reference or a zero amount would stop them."""
+def test_adopted_orders_can_be_processed(seed_url: str) -> None:
+    """Old orders accept payments and changes, although they lack actors and totals, and have zero amounts."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             """
@@ -288,6 +289,9 @@ def test_adopted_orders_live_on(seed_url: str) -> None:
         ("ALTER TABLE public.orders ADD COLUMN total_amount double precision", "column public.orders.total_amount: type is double precision, expected numeric(12,2)\n    ALTER TABLE public.orders ALTER COLUMN total_amount TYPE numeric(12,2)"),
         ("ALTER TABLE public.orders ADD COLUMN currency public.currency_enum DEFAULT 'RUB'", "ALTER COLUMN currency DROP DEFAULT;"),
         ("ALTER TABLE public.tasks ADD COLUMN status text", "ALTER TABLE public.tasks RENAME COLUMN status TO status_legacy;"),
+        ("ALTER TABLE public.tasks ADD COLUMN status text GENERATED ALWAYS AS ('open') STORED", "ALTER TABLE public.tasks ALTER COLUMN status DROP EXPRESSION; ALTER TABLE public.tasks RENAME COLUMN status TO status_legacy;"),
+        ("ALTER TABLE public.payments ADD COLUMN reference_key text NOT NULL; INSERT INTO public.payments (direction, role, method, amount, currency, reference_key) VALUES ('incoming', 'refund', 'card', 1, 'EUR', 'x')", "ALTER TABLE public.payments ALTER COLUMN reference_key DROP NOT NULL; ALTER TABLE public.payments RENAME COLUMN reference_key TO reference_key_legacy;"),
+        ("ALTER TABLE public.orders DROP COLUMN commission_eur; ALTER TABLE public.orders ADD COLUMN commission_eur numeric(12, 2) GENERATED ALWAYS AS (final_price_eur / 10) STORED", "ALTER TABLE public.orders ALTER COLUMN commission_eur DROP EXPRESSION;"),
         ("CREATE TABLE public.audit_log (id int)", "ALTER TABLE public.audit_log RENAME TO audit_log_legacy;"),
         ("ALTER TABLE public.users ADD COLUMN email text; INSERT INTO public.users (name, email) VALUES ('a', 'A@example.com'), ('b', ' a@example.com')", "users.email: several users have a@example.com"),
         ("ALTER TABLE public.shipments ADD COLUMN status text; INSERT INTO public.shipments (status) VALUES ('sent')", "shipments.status is sent, accepted is CHECK ((status = ANY (ARRAY['created'::text,"),
@@ -307,11 +311,17 @@ def test_adopted_orders_live_on(seed_url: str) -> None:
         ("CREATE UNIQUE INDEX one_url ON public.orders (bike_url)", "index public.orders.one_url is not expected here: a unique index"),
         ("CREATE FUNCTION public.old_json(public.payment_role_enum) RETURNS json LANGUAGE sql AS 'SELECT NULL::json'; CREATE CAST (public.payment_role_enum AS json) WITH FUNCTION public.old_json", "DROP CAST (public.payment_role_enum AS json);"),
         ("CREATE TABLE public.evil () INHERITS (public.payments)", "ALTER TABLE public.evil NO INHERIT public.payments;"),
+        ("CREATE TABLE public.all_tasks (LIKE public.tasks) PARTITION BY HASH (id); ALTER TABLE public.all_tasks ATTACH PARTITION public.tasks FOR VALUES WITH (MODULUS 1, REMAINDER 0)", "ALTER TABLE public.all_tasks DETACH PARTITION public.tasks;"),
+        ("ALTER TABLE public.customers ALTER full_name TYPE text COLLATE \"C\"", "type is text COLLATE \"C\", expected text"),
+        ("INSERT INTO public.shipments DEFAULT VALUES; ALTER TABLE public.shipments ALTER provider DROP DEFAULT, ALTER provider TYPE text; DROP TYPE public.shipment_provider_enum", "type public.shipment_provider_enum is missing\n    CREATE TYPE public.shipment_provider_enum AS ENUM ('rusbid',"),
+        ("CREATE SCHEMA crm_private; CREATE VIEW crm_private.old AS SELECT 1; CREATE SEQUENCE crm_private.order_code_seq", "DROP VIEW crm_private.old;"),
+        ("CREATE ROLE adoption_other; CREATE SCHEMA crm_private AUTHORIZATION adoption_other", "ALTER SCHEMA crm_private OWNER TO postgres;"),
+        ("CREATE ROLE adoption_other; ALTER TYPE public.user_role_enum OWNER TO adoption_other", "ALTER TYPE public.user_role_enum OWNER TO postgres;"),
         ("CREATE ROLE adoption_other; ALTER TABLE public.tasks OWNER TO adoption_other", "table public.tasks: owner is adoption_other, expected postgres; migrate as adoption_other, or give it away\n    ALTER TABLE public.tasks OWNER TO postgres;"),
     ],
 )  # fmt: skip
 def test_a_different_database_is_refused(seed_url: str, change: str, message: str) -> None:
-    """Without it a database that only looks like ours would be stamped, and fail or lose data later."""
+    """Any difference from the baseline is refused, and the shown SQL repairs it; else a wrong database would be stamped."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(change.encode())
     with pytest.raises(AdoptionError) as refused:
@@ -332,8 +342,33 @@ def test_a_different_database_is_refused(seed_url: str, change: str, message: st
         assert [difference.problem for difference in manifest.compare(connection).differences] == []
 
 
-def test_a_legacy_function_that_others_need_is_refused_in_words(seed_url: str) -> None:
-    """Without it --replace-legacy would end in a traceback, with the labels added."""
+def test_preflight_knows_what_the_migrations_make(crm: Connection) -> None:
+    """A schema or an index over texts that a new migration makes must be in preflight's lists, or it fails halfway."""
+    found = rows(
+        crm, "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+    )
+    assert {name for (name,) in found} == {"public", "crm_private", *preflight.SCHEMAS}
+    indexed = rows(
+        crm,
+        """
+        SELECT DISTINCT t.relname, a.attname FROM pg_index x
+        JOIN pg_class t ON t.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
+        JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refobjid = t.oid
+        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid AND a.atttypid = 'text'::regtype
+        WHERE t.relname = ANY (%s) AND NOT format('index public.%%s.%%s', t.relname, i.relname) = ANY (%s)
+        """,
+        list(TABLES),
+        list(manifest.baseline().objects),
+    )
+    assert (
+        {("users", "email"), ("customers", "phone")}
+        <= set(indexed)
+        <= {(t, c) for t, c, _ in preflight.INDEXED}
+    )
+
+
+def test_a_legacy_function_that_something_depends_on_is_refused(seed_url: str) -> None:
+    """--replace-legacy names what depends on a function that it cannot drop, and changes nothing."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             "CREATE FUNCTION public.create_lead_safe() RETURNS integer LANGUAGE sql AS 'SELECT 1';"
@@ -345,8 +380,8 @@ def test_a_legacy_function_that_others_need_is_refused_in_words(seed_url: str) -
         assert value(connection, "SELECT count(*) FROM crm_private.migration_files") == 0
 
 
-def test_what_adoption_tolerates_stays_green(seed_url: str) -> None:
-    """Without it an adopted database could be red for ever, or its RPCs fail on a column that they do not know."""
+def test_allowed_extras_pass_the_checks_after_adoption(seed_url: str) -> None:
+    """What adoption allows, the drift check and the RPCs accept too; else an adopted database would fail its checks."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             "ALTER TABLE public.orders ADD COLUMN shop text NOT NULL DEFAULT 'q', ADD COLUMN seen timestamptz;"
@@ -363,8 +398,8 @@ def test_what_adoption_tolerates_stays_green(seed_url: str) -> None:
         assert {name: result.examples for name, result in found.items() if not result.holds} == {}
 
 
-def test_money_that_went_the_other_way_is_no_client_money(seed_url: str) -> None:
-    """Without it the invariants would count what the RPCs do not, and be red for ever after a correct payment."""
+def test_money_in_the_other_direction_is_not_client_money(seed_url: str) -> None:
+    """RPCs and invariants agree on what client money is; else a correct payment would break an invariant."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             """
@@ -390,8 +425,8 @@ def test_money_that_went_the_other_way_is_no_client_money(seed_url: str) -> None
     assert {name: result.examples for name, result in found.items() if not result.holds} == {}
 
 
-def test_extras_are_tolerated_and_reported(seed_url: str) -> None:
-    """Without it every grown database would be refused for a harmless index, or its extras pass unseen."""
+def test_extras_are_allowed_and_reported(seed_url: str) -> None:
+    """Harmless extras stay and are reported; else a database that has grown could not be adopted."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             "ALTER TABLE public.orders ADD COLUMN color text, ADD COLUMN items jsonb,"
@@ -420,7 +455,7 @@ def test_extras_are_tolerated_and_reported(seed_url: str) -> None:
 
 
 def test_legacy_guards_are_refused_or_replaced(seed_url: str) -> None:
-    """Without it an old function of our name would stay beside ours, or an old trigger act inside every RPC."""
+    """Functions with an RPC's name, triggers, rules and policies are refused, or dropped on request."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             """
@@ -451,7 +486,7 @@ def test_legacy_guards_are_refused_or_replaced(seed_url: str) -> None:
 
 
 def test_legacy_function_in_an_empty_database_is_refused(new_database: Callable[..., str]) -> None:
-    """Without it a database without tables would lose a function of somebody else's unasked."""
+    """A function with an RPC's name is not dropped unasked, even where there are no tables."""
     url = new_database()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE FUNCTION public.create_user_safe() RETURNS void LANGUAGE sql AS 'SELECT'")
@@ -460,7 +495,7 @@ def test_legacy_function_in_an_empty_database_is_refused(new_database: Callable[
 
 
 def test_migrating_again_changes_nothing(crm_url: str) -> None:
-    """Without it a second deploy would fail, or write its fills and events once more."""
+    """A second migration changes nothing; else the next deployment would fill rows and write events again."""
     query = (
         "SELECT (SELECT max(id) FROM public.audit_log), (SELECT count(*) FROM public.users), (SELECT max(oid::bigint) FROM pg_proc),"
         " (SELECT max(oid::bigint) FROM pg_class)"
@@ -473,7 +508,7 @@ def test_migrating_again_changes_nothing(crm_url: str) -> None:
 
 
 def test_migrating_twice_at_once(new_database: Callable[..., str]) -> None:
-    """Without it two deploys at once, or databases of one server side by side, would trip over each other."""
+    """Concurrent migrations of one database, and of two on one server, all succeed; deployments may overlap."""
     urls = [new_database(), new_database()]
     code = "import sys; from crm_analytics.crm.migrating.migrate import migrate_crm; print(migrate_crm(url=sys.argv[1]).version)"
     processes = [
@@ -493,7 +528,7 @@ def test_migrating_twice_at_once(new_database: Callable[..., str]) -> None:
 
 
 def test_prepare_leaves_an_empty_database_alone(new_database: Callable[..., str]) -> None:
-    """Without it an empty database would be stamped without tables, and every later file fail."""
+    """An empty database is not stamped; else it would never get its tables."""
     url = new_database()
     with psycopg.connect(url) as connection:
         connection.execute("CREATE SCHEMA crm_private")
@@ -503,7 +538,7 @@ def test_prepare_leaves_an_empty_database_alone(new_database: Callable[..., str]
 
 
 def test_amounts_stay_exact(seed_url: str) -> None:
-    """Without it a fill could round a price."""
+    """The fill keeps every digit of a price."""
     with psycopg.connect(seed_url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO public.orders (order_code, final_price_eur) VALUES ('A', 9999999999.99)"

@@ -1,4 +1,4 @@
-"""The catalog manifest: equal to the committed one, the same everywhere, and every difference repairable."""
+"""The manifest of the catalog: equal to the committed one on every server, and every difference comes with its repair."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.catalog import CRM_TYPES
 from crm_analytics_tests.conftest import PG_VERSION
 
 Connection = psycopg.Connection[Any]
@@ -27,8 +28,8 @@ def crm(new_database: Callable[..., str]) -> Iterator[Connection]:
         yield connection
 
 
-def test_the_committed_manifest_is_what_the_migrations_lead_to(crm: Connection) -> None:
-    """Without it, a new migration would turn every production check red. `crm-analytics crm manifest` writes it."""
+def test_the_committed_manifest_is_what_the_migrations_make(crm: Connection) -> None:
+    """manifest.json is current; else a new migration would fail every check in production. `crm-analytics crm manifest` writes it."""
     found = manifest.collect(crm)
     comparison = manifest.diff(manifest.expected(), found)
     assert [difference.problem for difference in comparison.differences] == []
@@ -37,7 +38,7 @@ def test_the_committed_manifest_is_what_the_migrations_lead_to(crm: Connection) 
 
 
 def test_the_committed_baseline_is_what_the_first_migration_makes(crm: Connection) -> None:
-    """Without it, adoption would compare production with tables that the later migrations do not expect."""
+    """baseline.json is current; else adoption would accept tables that the later migrations do not expect."""
     before = manifest.collect(crm)
     found = manifest.read_baseline(crm)
     assert found.objects == manifest.baseline().objects
@@ -46,18 +47,20 @@ def test_the_committed_baseline_is_what_the_first_migration_makes(crm: Connectio
 
 
 def test_every_crm_table_and_rpc_is_in_the_manifest(crm: Connection) -> None:
-    """Without it, a misspelt name in the scope would leave a table or function unwatched."""
+    """Every table, type and RPC is in the manifest; a misspelled name in the scope would leave one unwatched."""
     objects = manifest.expected().objects
     for table in manifest.CRM_TABLES:
         assert f"table public.{table}" in objects
         assert objects[f"row_security public.{table}"]["enabled"] is True
+    for name in CRM_TYPES:
+        assert f"type public.{name}" in objects
     for rpc in manifest.RPC_NAMES:
         assert len([key for key in objects if key.startswith(f"function public.{rpc}(")]) == 1
     assert {manifest.guard_of(key) for key in objects} <= set(manifest.GUARDS)
 
 
 def test_collecting_leaves_no_setting_behind(crm: Connection) -> None:
-    """Without it, a check would change what the names of later statements mean."""
+    """Reading the catalog restores the search_path; else a check would change what later statements mean."""
     with crm.transaction():
         crm.execute("SET LOCAL search_path = public, pg_temp")
         manifest.collect(crm)
@@ -65,8 +68,18 @@ def test_collecting_leaves_no_setting_behind(crm: Connection) -> None:
     assert row == ("public, pg_temp",)
 
 
+def test_a_database_that_is_not_migrated_differs(new_database: Callable[..., str]) -> None:
+    """Everything is missing from an empty database, in words; else a wrong address would end in a traceback."""
+    with psycopg.connect(new_database()) as connection:
+        found = manifest.compare(connection)
+    assert {"table public.orders is missing", "type public.currency_enum is missing"} <= {
+        difference.problem for difference in found.differences
+    }
+    assert len(found.differences) > 600
+
+
 def test_the_login_does_not_matter(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Without it, production (an owner without superuser rights, Supabase's roles and grants) could never be green."""
+    """An owner without superuser rights, with Supabase's roles and default grants, has the same manifest as a superuser."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("owner"), PG_VERSION, {"fsync": "off"}).start()
     try:
         with psycopg.connect(server.url("crm"), autocommit=True) as connection:
@@ -91,7 +104,7 @@ def test_the_login_does_not_matter(tmp_path_factory: pytest.TempPathFactory) -> 
         server.release()
 
 
-TOLERATED = (
+ALLOWED_EXTRAS = (
     ("ALTER TABLE public.orders ADD COLUMN legacy_note text", "column public.orders.legacy_note"),
     ("CREATE INDEX legacy_idx ON public.orders (created_at)", "index public.orders.legacy_idx"),
     ("GRANT SELECT ON public.orders TO pg_monitor", "grant table public.orders to pg_monitor: SELECT"),
@@ -111,11 +124,11 @@ TOLERATED = (
 )
 
 
-@pytest.mark.parametrize(("statement", "key"), TOLERATED)
+@pytest.mark.parametrize(("statement", "key"), ALLOWED_EXTRAS)
 def test_what_a_deployment_adds_is_reported_and_does_not_fail(
     crm: Connection, statement: str, key: str | None
 ) -> None:
-    """Without it, an adopted database with a column of its own could never be green."""
+    """Plain columns, plain indexes, readers and callers of a deployment are reported, and nothing fails."""
     with crm.transaction(force_rollback=True):
         crm.execute(statement)
         found = manifest.compare(crm)
@@ -124,7 +137,7 @@ def test_what_a_deployment_adds_is_reported_and_does_not_fail(
     assert key is None or found.allowed_extras == (key,)
 
 
-#: What breaks something, the check that must turn red (alone), and the object it must name.
+#: What breaks a guard, the only check that must fail, and the object that it must name.
 BROKEN = (
     ("ALTER TABLE public.orders DISABLE TRIGGER guard_rows", "triggers_orders", "trigger public.orders.guard_rows"),
     ("DROP TRIGGER guard_truncate ON public.payments", "triggers_payments", "trigger public.payments.guard_truncate"),
@@ -165,7 +178,7 @@ BROKEN = (
 def test_a_broken_guard_is_named_and_its_repair_repairs_it(
     crm: Connection, statement: str, guard: str, key: str | None
 ) -> None:
-    """Without it, a red check would leave its reader to find out what to do."""
+    """One check fails, names the object, and its SQL repairs it; else the reader would have to find out how."""
     with crm.transaction(force_rollback=True):
         crm.execute(statement)
         found = manifest.compare(crm).differences
@@ -194,7 +207,10 @@ BROKEN_FUNCTIONS = (
 def test_a_changed_function_or_transition_is_repaired_by_what_the_check_shows(
     new_database: Callable[..., str], statement: str
 ) -> None:
-    """Without it, CREATE OR REPLACE without its SET clause would go unseen (these repairs commit: on a clone)."""
+    """A function that lost its SET clause, owner or body is found and repaired, and so is a missing transition.
+
+    These repairs commit, so each runs on a clone.
+    """
     with psycopg.connect(new_database("crm"), autocommit=True) as connection:
         if "transitions" in statement:
             connection.execute("ALTER TABLE public.order_status_transitions DISABLE TRIGGER USER")
@@ -207,7 +223,7 @@ def test_a_changed_function_or_transition_is_repaired_by_what_the_check_shows(
 
 
 def test_roles_that_can_write_are_found_however_they_got_it(crm: Connection) -> None:
-    """Without it, a privilege that is inherited, or given on one column, would pass as no grant."""
+    """Roles that can write by inheritance or through a column grant are found; grants alone do not show them."""
     with crm.transaction(force_rollback=True):
         crm.execute(
             "CREATE ROLE writers_parent; CREATE ROLE writers_child; GRANT writers_parent TO writers_child"
@@ -222,7 +238,7 @@ def test_roles_that_can_write_are_found_however_they_got_it(crm: Connection) -> 
 
 
 def test_a_member_of_pg_write_all_data_is_named_and_reaches_the_audit_sequence_only(crm: Connection) -> None:
-    """Without it, docs/crm.md could promise too much, or such a member go unseen."""
+    """A member of pg_write_all_data is named, and can change nothing but the audit log's sequence, as docs/crm.md says."""
     with crm.transaction(force_rollback=True):
         crm.execute("CREATE ROLE writes_all; GRANT pg_write_all_data TO writes_all")
         found = manifest.unexpected_writers(crm)
@@ -235,14 +251,14 @@ def test_a_member_of_pg_write_all_data_is_named_and_reaches_the_audit_sequence_o
 
 
 def test_both_server_versions_have_the_same_manifest() -> None:
-    """Without it, the checks would be red on PostgreSQL 16. It runs this file's first test on the other version."""
+    """PostgreSQL 16 has the same manifests as 18: the tests of the committed files run again on that version."""
     if os.environ.get("PG", "18") != "18":
         pytest.skip("this is the other version's run")
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("CRM_ANALYTICS", "PYTEST_", "EMBEDDED"))
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:xdist", __file__, "-k", "committed_manifest"],
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", __file__, "-k", "test_the_committed"],
         env={**environment, "PG": "16"}, cwd=PROJECT_DIR, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""`crm-analytics migrate crm [--sql|--check]` and `crm-analytics crm …`: what they print, and their exit codes."""
+"""`crm-analytics migrate crm [--sql|--check]` and `crm-analytics crm …`: their output and exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crm_analytics.core.migrations import migration_files
 
 
 def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., str]) -> None:
-    """Without it, a deployment could not ask whether it has to do anything, or be reviewed before it does."""
+    """--check tells a deployment what is pending, and --sql prints it for review; neither changes anything."""
     url, lines = new_database(), list[str]()
     names = [file.name for file in migration_files("crm")]
     assert commands.migrate(url=url, check=True, echo=lines.append) == 1
@@ -31,7 +31,7 @@ def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., 
 
 
 def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str]) -> None:
-    """Without it, drift would be found by Dagster only."""
+    """--check names what drifted, with its repair; else only Dagster would find drift."""
     url, lines = new_database("crm"), list[str]()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE public.orders DISABLE TRIGGER guard_rows")
@@ -47,7 +47,7 @@ def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str
 def test_the_first_admin_is_created_once(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it, a new CRM would have nobody who may create users, or anybody could add admins from a shell."""
+    """create-admin works once; else a new CRM would have no admin, or every shell could add admins."""
     url = new_database("crm")
     monkeypatch.setenv("CRM_DATABASE_URL", url)
 
@@ -77,10 +77,10 @@ def test_the_first_admin_is_created_once(
     assert "BROKEN rows_equal_their_newest_audit_image" in broken.output
 
 
-def test_an_adopted_admin_whom_nobody_can_recognize_does_not_lock_everybody_out(
+def test_an_adopted_admin_without_an_address_does_not_prevent_the_first_admin(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it, adopted users, who have no addresses, would leave nobody able to log in, and no way to change that."""
+    """An admin without an address or identity does not count as one; else no user of an adopted CRM could ever log in."""
     url = new_database("crm")
     monkeypatch.setenv("CRM_DATABASE_URL", url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -118,7 +118,7 @@ def test_an_adopted_admin_whom_nobody_can_recognize_does_not_lock_everybody_out(
 def test_a_database_that_is_not_migrated_is_named(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """Without it, a forgotten migration would show as a traceback about a missing table."""
+    """A database that lacks migrations is answered with the command to run, not with a traceback."""
     monkeypatch.setenv("CRM_DATABASE_URL", new_database())
     done = CliRunner().invoke(commands.crm, command)
     assert done.exit_code == 1

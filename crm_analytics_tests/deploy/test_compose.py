@@ -156,14 +156,12 @@ def test_volumes_contain_what_must_survive(raw):
                 assert (PROJECT_DIR / volume.split(":")[0]).exists(), volume
 
 
-def test_landing_folder_and_batch_size_go_to_the_code_server(raw):
-    """Only the code server gets the landing folder and the batch size, because runs execute there."""
+def test_landing_folder_goes_to_the_code_server(raw):
+    """Only the code server gets the landing folder, because runs execute there."""
     found = services(SECRETS)
     for name, service in found.items():
         has_landing = any(":/landing" in volume for volume in service.get("volumes", []))
-        assert (
-            has_landing == (name == "code") == ("DAGSTER_EVENT_BATCH_SIZE" in service.get("environment", {}))
-        )
+        assert has_landing == (name == "code")
     assert "./landing:/landing:ro" in found["code"]["volumes"], (
         "landing files are never changed by the platform"
     )

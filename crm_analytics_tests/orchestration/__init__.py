@@ -1,1 +1,1 @@
-"""Tests of the assembly: definitions, checks, sensors, schedules, and everything running together."""
+"""Tests of the Dagster layer: definitions, checks, sensors, schedules, commands, and all of it running together."""

@@ -1,4 +1,4 @@
-"""A real Dagster instance on PostgreSQL, a fresh analytics database and a landing folder, wired by environment."""
+"""Provides a real Dagster instance on PostgreSQL with a fresh analytics database and a landing folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.core.database import database_url
+from crm_analytics.core.settings import Settings
+from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.partitions import range_tags
 
 JOBS_HEADER = "UUID,Job #,Job Type,Source,Status,Created,Total"
@@ -33,11 +35,36 @@ class Platform:
     """The platform on a real instance: drop files, run, look."""
 
     instance: dg.DagsterInstance
-    landing: Path
-    url: str
+    settings: Settings
+
+    @property
+    def landing(self) -> Path:
+        """The landing folder."""
+        return self.settings.landing_dir
+
+    @property
+    def url(self) -> str:
+        """The address of the analytics database."""
+        return database_url("analytics", self.settings)
+
+    def change(self, **changes: object) -> None:
+        """Goes on with other settings, as a process that starts with other variables would."""
+        self.settings = self.settings.model_copy(update=changes)
+
+    @property
+    def defs(self) -> dg.Definitions:
+        """The production assembly with these settings."""
+        from crm_analytics.definitions import build_defs
+
+        return build_defs(self.settings)
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """The resources of the assembly, for a tick or a check outside a job."""
+        return dict(self.defs.resources or {})
 
     def drop(self, name: str, header: str, *rows: str) -> Path:
-        """Write an export into the landing folder."""
+        """Writes an export into the landing folder."""
         path = self.landing / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([header, *rows]) + "\n")
@@ -50,16 +77,14 @@ class Platform:
         selection: list[dg.AssetKey] | None = None,
         config: dict[str, Any] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """One run of the job `refresh` for the months first..last."""
+        """Runs the job `refresh` for the months first..last."""
         return self.launch(range_tags(first, last), selection, config)
 
     def launch(
         self, tags: Any, selection: Any = None, config: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
-        """One run of the job `refresh` with these tags."""
-        from crm_analytics.definitions import defs
-
-        return defs.resolve_job_def("refresh").execute_in_process(
+        """Runs the job `refresh` with these tags."""
+        return self.defs.resolve_job_def("refresh").execute_in_process(
             instance=self.instance,
             tags=dict(tags),
             asset_selection=list(selection) if selection else None,
@@ -68,12 +93,12 @@ class Platform:
         )
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of a query on the analytics database."""
+        """Returns the rows of a query on the analytics database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(sql.encode()).fetchall()
 
     def execute(self, sql: str) -> None:
-        """A statement on the analytics database."""
+        """Executes a statement on the analytics database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.encode())
 
@@ -82,29 +107,22 @@ class Platform:
 def platform(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Platform]:
-    """Fresh databases and folders, and the project's own dagster.yaml; files need not settle first."""
+    """Fresh databases and folders on the instance that dagster.yaml describes; files need not settle first."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
-    url = new_database("analytics")
     landing = tmp_path / "landing"
     landing.mkdir()
-    home = tmp_path / "dagster"
-    home.mkdir()
-    (home / "dagster.yaml").write_text((PROJECT_DIR / "dagster.yaml").read_text())
-    for name, value in {
-        "ANALYTICS_DATABASE_URL": url,
-        "DAGSTER_POSTGRES_URL": new_database("dagster"),
-        "LANDING_DIR": str(landing),
-        "DAGSTER_HOME": str(home),
-        "CRM_ANALYTICS_DAGSTER_DIR": str(home),
-        "DAGSTER_EVENT_BATCH_SIZE": "1000",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        yield Platform(instance, landing, url)
+    settings = Settings(
+        analytics_database_url=new_database("analytics"),
+        dagster_postgres_url=new_database("dagster"),
+        landing_dir=landing,
+        crm_analytics_home=tmp_path / "state",
+    )
+    with open_instance(settings) as instance:
+        yield Platform(instance, settings)
 
 
 def job_row(
     job_id: str, day: str, type_: str = "COD Service", source: str = "Google", number: str = ""
 ) -> str:
-    """One line of a jobs export."""
+    """Returns one line of a jobs export."""
     return f"{job_id},{number},{type_},{source},Done,{day},0"

@@ -13,12 +13,13 @@ import dagster as dg
 import psycopg
 import pytest
 
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
 
 class Webhook:
-    """A local HTTP server that keeps what it takes, and answers with `status`, or what `judge` says of a body."""
+    """A local HTTP server that keeps what it accepts, and answers with `status` or with what `judge` returns for a body."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
@@ -57,19 +58,21 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def tick(analytics_url, monkeypatch, webhook) -> Iterator[Callable[[], dg.SensorExecutionData]]:
-    """Evaluates the sensor once, with the cursor of the time before."""
-    monkeypatch.setenv("ANALYTICS_DATABASE_URL", analytics_url)
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
-    monkeypatch.setenv("DAGSTER_URL", "https://dagster.example.com/")
+def tick(analytics_url, webhook) -> Iterator[Callable[..., dg.SensorExecutionData]]:
+    """Evaluates the sensor once, with the cursor of the previous time and, if given, other settings."""
+    settings = Settings(
+        analytics_database_url=analytics_url,
+        alert_webhook_url=webhook.url,
+        dagster_url="https://dagster.example.com/",
+    )
     cursor: str | None = None
     with dg.DagsterInstance.ephemeral() as instance:
 
-        def evaluate() -> Any:
+        def evaluate(**changes: object) -> Any:
             nonlocal cursor
-            with dg.build_sensor_context(
-                instance=instance, cursor=cursor, resources={"analytics": AnalyticsDatabase()}
-            ) as context:
+            changed = settings.model_copy(update=changes)
+            resources = {"analytics": AnalyticsDatabase(changed), "settings": changed}
+            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
                 data = alerts.evaluate_tick(context)
             cursor = data.cursor
             return data
@@ -79,7 +82,7 @@ def tick(analytics_url, monkeypatch, webhook) -> Iterator[Callable[[], dg.Sensor
 
 
 def _run(instance: dg.DagsterInstance, *, fail: bool = False, passed: bool = True, error: bool = True) -> str:
-    """Materialize an asset with one check; returns the run's id."""
+    """Materializes an asset with one check; returns the run's id."""
 
     @dg.asset
     def table() -> None:
@@ -96,7 +99,7 @@ def _run(instance: dg.DagsterInstance, *, fail: bool = False, passed: bool = Tru
 
 
 def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
-    """Nobody would learn of a failed night, or everybody again and again."""
+    """A failed run is posted once, with what its step raised: people learn of a failed night, and only once."""
     tick()
     run_id = _run(tick.instance, fail=True)
     tick()
@@ -109,7 +112,7 @@ def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
 
 
 def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(tick, webhook):
-    """A check that runs every few minutes would flood the channel."""
+    """A check that keeps failing is posted once; one that runs every few minutes would flood the channel."""
     tick()
     first = _run(tick.instance, passed=False)
     tick()
@@ -126,7 +129,7 @@ def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(
 
 
 def test_warnings_and_successes_are_not_posted(tick, webhook):
-    """Warnings are for the dashboard; alerts that mean nothing are ignored soon."""
+    """Warnings go to the dashboard only: a channel full of alerts that mean nothing is soon ignored."""
     tick()
     _run(tick.instance, passed=False, error=False)
     _run(tick.instance)
@@ -146,7 +149,7 @@ def _refuse(analytics: psycopg.Connection[Any], *names: str) -> None:
 
 
 def test_refused_file_is_posted_once(tick, webhook, analytics):
-    """A refused file is a hole in the numbers that no run fails for."""
+    """A refused file is posted once; no run fails for it, and yet the numbers lack its rows."""
     analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "no column created_at"])
     analytics.execute(INSERT, ["jobs/b.csv", "2", "refused", "was damaged"])
     analytics.execute(INSERT, ["jobs/b.csv", "3", "loaded", None])
@@ -158,12 +161,12 @@ def test_refused_file_is_posted_once(tick, webhook, analytics):
     assert webhook.texts[1:] == ["*File refused: jobs/a.csv*\nstill no column created_at"]
 
 
-def test_webhook_that_is_down_loses_nothing_and_its_secret_is_not_told(tick, webhook):
-    """Alerts sent while the channel is away must come afterwards; the address is a password."""
+def test_webhook_that_is_down_loses_nothing_and_keeps_its_secret(tick, webhook):
+    """What a webhook missed while it was down comes afterwards, and no message quotes its address, which is a password."""
     tick()
     _run(tick.instance, fail=True)
     webhook.status = 500
-    with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not take the message: 500") as failure:
+    with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not accept the message: 500") as failure:
         tick()
     assert "secret-part" not in "".join(traceback.format_exception(failure.value))
     webhook.status = 200
@@ -171,8 +174,8 @@ def test_webhook_that_is_down_loses_nothing_and_its_secret_is_not_told(tick, web
     assert len(webhook.texts) == 1
 
 
-def test_what_the_webhook_took_is_not_sent_again_when_the_rest_fails(tick, webhook, analytics):
-    """A webhook that is down half way would get the first messages at every tick."""
+def test_accepted_alerts_are_not_sent_again_when_the_rest_fails(tick, webhook, analytics):
+    """Messages that got through are not repeated, even if the webhook goes down halfway through a tick."""
     tick()
     run_id = _run(tick.instance, fail=True)
     _refuse(analytics, *(f"{n:02}" for n in range(24)))
@@ -189,8 +192,8 @@ def test_what_the_webhook_took_is_not_sent_again_when_the_rest_fails(tick, webho
     assert len(webhook.texts) == len(set(webhook.texts)) == 26
 
 
-def test_alert_that_the_webhook_refuses_holds_up_no_other(tick, webhook, analytics):
-    """One alert that a webhook cannot read would end all alerting for ever."""
+def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, analytics):
+    """An alert that the webhook cannot read is set aside; otherwise it would end all alerting."""
     tick()
     webhook.judge = lambda body: (
         400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
@@ -207,7 +210,7 @@ def test_alert_that_the_webhook_refuses_holds_up_no_other(tick, webhook, analyti
 
 
 def test_wrong_address_loses_nothing(tick, webhook, analytics):
-    """A status that speaks of the address must not set alerts aside, whatever was sent before."""
+    """A status that is about the address sets no alert aside, whatever was sent before."""
     tick()
     _refuse(analytics, *(f"{n:02}" for n in range(21)))
     webhook.judge = lambda body: 404 if webhook.received else 200
@@ -217,19 +220,17 @@ def test_wrong_address_loses_nothing(tick, webhook, analytics):
     assert len(webhook.texts) == len(set(webhook.texts)) == 21
 
 
-def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook, monkeypatch):
-    """Switching alerts on must not bring last year's failures."""
+def test_without_url_nothing_is_sent_and_old_failures_stay_old(tick, webhook):
+    """Without an address nothing is sent, and switching alerts on later doesn't bring last year's failures."""
     tick()
     _run(tick.instance, fail=True)
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
-    assert "no alerts" in tick().skip_message
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", webhook.url)
+    assert "no alerts" in tick(alert_webhook_url=None).skip_message
     tick()
     assert webhook.received == []
 
 
-def test_many_alerts_come_in_messages_that_slack_takes(tick, webhook, analytics: psycopg.Connection[Any]):
-    """Slack refuses a message of more than 50 blocks or a block of more than 3000 characters."""
+def test_many_alerts_come_in_messages_that_slack_accepts(tick, webhook, analytics: psycopg.Connection[Any]):
+    """Alerts are split by Slack's limits, 50 blocks per message and 3000 characters per block."""
     for number in range(45):
         analytics.execute(
             "INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, exported_at,"
@@ -243,7 +244,7 @@ def test_many_alerts_come_in_messages_that_slack_takes(tick, webhook, analytics:
 
 
 def test_message_keeps_the_link_of_a_long_text():
-    """A cut message without its link sends people searching."""
+    """A text that is cut keeps its link to the run."""
     (block,) = message([Alert("run abc", "t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
     assert block["text"]["text"].endswith("<http://localhost:3000/runs/abc|Open the run in Dagster>")
     assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
@@ -251,6 +252,6 @@ def test_message_keeps_the_link_of_a_long_text():
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.com/x"])
 def test_only_http_addresses_are_posted_to(url):
-    """urllib would read a local file."""
+    """Only http(s) addresses are posted to; urllib would read a local file."""
     with pytest.raises(WebhookError, match="not an http"):
         post(url, {})

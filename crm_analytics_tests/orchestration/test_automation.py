@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -24,8 +23,6 @@ from crm_analytics.orchestration.analytics.automation import (
     nightly_refresh,
     refresh_stale_months,
 )
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -33,18 +30,15 @@ OCTOBER = date(2024, 10, 1)
 
 
 def tick(platform: Platform, sensor: dg.SensorDefinition) -> list[dg.RunRequest]:
-    """One evaluation, as the daemon does it."""
-    from crm_analytics.definitions import defs
-
-    resources: dict[str, Any] = {"analytics": AnalyticsDatabase()}
-    if sensor is load_landing_files:
-        resources["landing"] = LandingFolder()
-    context = dg.build_sensor_context(instance=platform.instance, definitions=defs, resources=resources)
+    """Evaluates a sensor once, as the daemon does."""
+    context = dg.build_sensor_context(
+        instance=platform.instance, definitions=platform.defs, resources=platform.resources
+    )
     return list(sensor.evaluate_tick(context).run_requests or [])
 
 
 def tick_until_requested(platform: Platform) -> list[dg.RunRequest]:
-    """What the landing sensor asks for as soon as it asks for something."""
+    """Returns what the landing sensor requests as soon as it requests something."""
     deadline = time.time() + 20
     while not (requests := tick(platform, load_landing_files)):
         assert time.time() < deadline
@@ -53,7 +47,7 @@ def tick_until_requested(platform: Platform) -> list[dg.RunRequest]:
 
 
 def launch(platform: Platform, requests: Iterable[dg.RunRequest]) -> None:
-    """Run what a sensor asked for."""
+    """Runs what a sensor requested."""
     for request in requests:
         assert platform.launch(request.tags, request.asset_selection).success
 
@@ -66,7 +60,7 @@ def months(request: dg.RunRequest) -> tuple[str, str]:
 
 
 def test_late_file_restates_only_its_month(platform: Platform) -> None:
-    """The whole loop: file, load, stale month, refresh, silence."""
+    """A late file recomputes its month and no other; then the sensors have nothing left to do."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
     launch(platform, tick(platform, load_landing_files))
     requests = tick(platform, refresh_stale_months)
@@ -89,8 +83,8 @@ def test_late_file_restates_only_its_month(platform: Platform) -> None:
     assert tick(platform, refresh_stale_months) == []
 
 
-def test_neighboring_stale_months_make_one_run(platform: Platform) -> None:
-    """A correction of a year is one run, not twelve; months outside the partitions are left to their check."""
+def test_neighboring_stale_months_are_one_run(platform: Platform) -> None:
+    """Neighboring months are requested as one run; months outside the partitions are left to their check."""
     platform.drop(
         "jobs/a.csv",
         JOBS_HEADER,
@@ -106,7 +100,7 @@ def test_neighboring_stale_months_make_one_run(platform: Platform) -> None:
 
 
 def test_run_key_waits_for_news_after_a_failure(platform: Platform) -> None:
-    """The daemon drops a run key it has seen: a failing refresh must not loop, and news must start a new run."""
+    """The run key changes with news only: the daemon drops a key that it has seen, so a failing refresh does not loop."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     launch(platform, tick(platform, load_landing_files))
     first = tick(platform, refresh_stale_months)[0].run_key
@@ -116,7 +110,7 @@ def test_run_key_waits_for_news_after_a_failure(platform: Platform) -> None:
 
 
 def test_stale_run_loads_nothing(platform: Platform) -> None:
-    """It recomputes and checks; a file that may still be growing is the landing sensor's business."""
+    """A run for stale months recomputes and checks, and leaves files to the landing sensor."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     launch(platform, tick(platform, load_landing_files))
     platform.drop("jobs/half.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-30"))
@@ -129,7 +123,7 @@ def test_stale_run_loads_nothing(platform: Platform) -> None:
 
 
 def test_content_that_comes_back_is_news(platform: Platform) -> None:
-    """A link that points to an older export again: to whoever looks only at the file it looks as it did before."""
+    """Content that comes back is loaded again, although the file looks exactly as it did before."""
     exports = platform.landing.parent
     for day in ("30", "31"):
         (exports / f"{day}.csv").write_text(f"{JOBS_HEADER}\n{job_row('AAAAAA', f'2024-10-{day}')}\n")
@@ -152,21 +146,19 @@ def test_content_that_comes_back_is_news(platform: Platform) -> None:
 def test_new_declaration_reads_an_unchanged_folder_again(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A release that reads more columns must load what lies there, without anybody touching the files."""
+    """A new version of a declaration makes every file news: a release that reads more columns must load them."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     requests = tick(platform, load_landing_files)
     monkeypatch.setitem(SOURCES, "jobs", replace(SOURCES["jobs"], version=SOURCES["jobs"].version + 1))
     assert [r.run_key for r in tick(platform, load_landing_files)] != [r.run_key for r in requests]
 
 
-def test_new_database_knows_no_run_keys(
-    platform: Platform, new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Files and queue ids of a database made anew look like the old one's, whose run keys the daemon remembers."""
+def test_run_keys_name_their_database(platform: Platform, new_database: Callable[..., str]) -> None:
+    """A new database gets run keys of its own; files and queue ids look like the old one's, whose keys the daemon knows."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     keys = []
     for url in (platform.url, new_database("analytics")):
-        monkeypatch.setenv("ANALYTICS_DATABASE_URL", url)
+        platform.change(analytics_database_url=url)
         for sensor in (load_landing_files, refresh_stale_months):
             requests = tick(platform, sensor)
             keys += [request.run_key for request in requests]
@@ -174,8 +166,8 @@ def test_new_database_knows_no_run_keys(
     assert len(keys) == 4 and len(set(keys)) == 4
 
 
-def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
-    """Changed content is news; a touched file with the same content is not; nor is a refused file, until it changes."""
+def test_landing_sensor_keeps_its_state_in_the_ledger(platform: Platform) -> None:
+    """Changed content is news; a touched file with the same content is not, nor is a refused file until it changes."""
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/login.csv", "<!DOCTYPE html><html></html>")
     platform.drop("mystery.csv", "color,shape", "red,round")
@@ -195,7 +187,7 @@ def test_landing_sensor_state_is_the_ledger(platform: Platform) -> None:
 
 
 def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half an export must not be loaded while its other half is being copied."""
+    """A file that still grows waits: half an export must not be loaded while the other half is being copied."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 2.0)
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     assert tick(platform, load_landing_files) == []
@@ -205,7 +197,7 @@ def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that another file, the night or a person started must not take half a copy for an export."""
+    """A run that something else started does not load a file that is still being copied either."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 1.0)
     platform.drop("jobs/done.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     growing = platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
@@ -233,7 +225,7 @@ def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.Monkey
 
 
 def test_file_that_becomes_readable_is_news(platform: Platform) -> None:
-    """A run key made of size and time alone would never try a file again that one run could not read."""
+    """A file whose permissions changed gets a new run key; size and time alone would never try it again."""
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     first = tick(platform, load_landing_files)[0].run_key
     assert tick(platform, load_landing_files)[0].run_key == first
@@ -242,7 +234,7 @@ def test_file_that_becomes_readable_is_news(platform: Platform) -> None:
 
 
 def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
-    """A dangling link would be skipped without a word: no content, so no ledger entry."""
+    """A dangling link is named by the sensor and by a check, although it has no content and so no ledger entry."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     (platform.landing / "jobs" / "moved.csv").symlink_to("/nowhere/moved.csv")
     result = platform.run(OCTOBER, OCTOBER)
@@ -252,24 +244,20 @@ def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
         if evaluation.check_name == "files_read" and evaluation.asset_key == dg.AssetKey(["raw", "jobs"])
     ]
     assert not check.passed
-    context = dg.build_sensor_context(
-        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
-    )
+    context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
     assert 'jobs/moved.csv: "' in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
-def test_missing_landing_folder_is_said_and_skipped(platform: Platform) -> None:
-    """A sensor that raises fills the UI with red ticks about something that is not an error yet."""
+def test_missing_landing_folder_is_a_skip_with_a_reason(platform: Platform) -> None:
+    """A missing folder skips the tick with the remedy; raising would fill the UI with red ticks."""
     platform.landing.rmdir()
-    context = dg.build_sensor_context(
-        instance=platform.instance, resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()}
-    )
+    context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
     assert "does not exist" in str(load_landing_files.evaluate_tick(context).skip_message)
 
 
 def evaluate_schedule(platform: Platform, at: datetime) -> list[dg.RunRequest]:
     context = dg.build_schedule_context(
-        instance=platform.instance, scheduled_execution_time=at, resources={"analytics": AnalyticsDatabase()}
+        instance=platform.instance, scheduled_execution_time=at, resources=platform.resources
     )
     return list(nightly_refresh.evaluate_tick(context).run_requests or [])
 
@@ -287,14 +275,14 @@ def evaluate_schedule(platform: Platform, at: datetime) -> list[dg.RunRequest]:
 def test_nightly_refreshes_the_current_month_of_the_business(
     platform: Platform, at: datetime, current: str
 ) -> None:
-    """Month to date: the current month exists as a partition from its first night, in local time."""
+    """The nightly run covers the month that it is in local time, from the month's first night on."""
     requests = evaluate_schedule(platform, at)
     assert [months(r) for r in requests] == [(current, current)]
     assert requests[0].asset_selection is None, "the whole graph"
 
 
 def test_nightly_refreshes_everything_stale(platform: Platform) -> None:
-    """Even with the sensors off, nothing stays stale longer than a day."""
+    """The nightly runs recompute every stale month, so that without sensors nothing stays stale longer than a day."""
     for day in ("2024-03-05", "2024-10-31", "2024-12-24"):
         platform.execute(
             "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
@@ -311,7 +299,7 @@ def test_nightly_refreshes_everything_stale(platform: Platform) -> None:
 
 
 def test_schedule_fires_once_a_night_across_clock_changes() -> None:
-    """03:15 exists exactly once on every night, whatever the clocks do."""
+    """The schedule fires once on every night, also when the clocks change."""
     from dagster._utils.schedules import schedule_execution_time_iterator
 
     for start in (datetime(2024, 3, 8, 12, tzinfo=NEW_YORK), datetime(2024, 11, 1, 12, tzinfo=NEW_YORK)):
@@ -324,7 +312,7 @@ def test_schedule_fires_once_a_night_across_clock_changes() -> None:
 
 
 def test_refresh_run_during_open_load_leaves_its_month_queued(platform: Platform) -> None:
-    """A Dagster refresh while a loader's transaction is open: its change must be refreshed afterwards."""
+    """A refresh during an open load leaves that load's month in the queue, to be refreshed afterwards."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     launch(platform, tick(platform, load_landing_files))
     with psycopg.connect(platform.url) as loader:

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it says and how it exits when something is not as it should be."""
+"""What the command line prints, and how it exits, when something is not as it should be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from crm_analytics.cli.main import main
-from crm_analytics.cli.run_dagster import print_months
+from crm_analytics.cli.summary import print_months
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]
@@ -48,8 +50,8 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     return command
 
 
-def test_months_asked_for_that_cannot_be_refreshed_are_said(run: Run, tmp_path: Path) -> None:
-    """A range that begins before START_MONTH was cut to it in silence, and the stale months before it with it."""
+def test_refresh_names_the_months_that_it_cannot_refresh(run: Run, tmp_path: Path) -> None:
+    """A range that begins before START_MONTH is cut with a message, and fails if a month that was cut is stale."""
     jobs = [job_row("AAAAAA", "2020-05-04"), job_row("BBBBBB", "2023-02-03")]
     (tmp_path / "landing" / "jobs").mkdir()
     (tmp_path / "landing" / "jobs" / "a.csv").write_text("\n".join([JOBS_HEADER, *jobs]) + "\n")
@@ -61,14 +63,14 @@ def test_months_asked_for_that_cannot_be_refreshed_are_said(run: Run, tmp_path: 
     assert code == 0 and "only" not in text and "stale outside the months asked for: 2020-05" in text
 
 
-def test_range_the_wrong_way_round_is_said(run: Run) -> None:
-    """The months exist, so "no such months" alone sends people looking in the wrong place."""
+def test_reversed_range_is_named(run: Run) -> None:
+    """A reversed range names both months; they exist, so "no such months" alone would mislead."""
     code, text = run("refresh", "--from", "2024-05", "--to", "2024-01")
     assert (code, text) == (1, "no such months: 2024-05 is after 2024-01")
 
 
-def test_one_cause_is_said_once(run: Run) -> None:
-    """All raw assets fail alike; their seven messages are one."""
+def test_common_cause_is_printed_once(run: Run) -> None:
+    """Steps that fail for the same reason are listed under one message."""
     code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", LANDING_DIR="/nowhere/landing")
     assert code == 1 and text.count("does not exist") == 1 and "or set LANDING_DIR" in text
     code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", BUSINESS_TIMEZONE="Europe/Berlin")
@@ -89,7 +91,7 @@ def test_one_cause_is_said_once(run: Run) -> None:
 def test_wrong_setting_is_one_line(
     variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the variable and what is accepted, shows no traceback, and never a password."""
+    """A wrong setting is one line with the variable and what is accepted, without a traceback or a password."""
     monkeypatch.setenv(variable, value)
     done = CliRunner().invoke(main, ["refresh"])
     assert done.exit_code == 1 and said in done.output, done.output
@@ -98,14 +100,14 @@ def test_wrong_setting_is_one_line(
 
 @pytest.mark.parametrize("variable", ["ANALYTICS_DATABASE_URL", "DAGSTER_POSTGRES_URL"])
 def test_database_that_is_down_is_one_line(run: Run, variable: str) -> None:
-    """Dagster would try its own for a quarter of a minute, warning each time."""
+    """A database that is down is reported at once; Dagster would retry its own for a quarter of a minute."""
     code, text = run("refresh", **{variable: "postgresql://u@127.0.0.1:1/x"})
     assert code == 1 and "no connection to the database" in text and "port 1" in text
     assert "WARNING" not in text
 
 
 def test_database_without_its_tables_is_one_line(run: Run, new_database: Callable[..., str]) -> None:
-    """A role without rights, a database of something else: PostgreSQL's own words, not a traceback."""
+    """A database that lacks a table is reported in PostgreSQL's own words, without a traceback."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE analytics.refresh_log RENAME TO elsewhere")
@@ -114,7 +116,7 @@ def test_database_without_its_tables_is_one_line(run: Run, new_database: Callabl
 
 
 def test_prune_before_the_first_run_deletes_nothing(run: Run, new_database: Callable[..., str]) -> None:
-    """Dagster makes its tables when it first runs."""
+    """Prune succeeds on a database in which Dagster has not created its tables yet."""
     expected = (0, "0 events and the output of 0 runs deleted")
     assert run("prune", DAGSTER_POSTGRES_URL=new_database()) == expected
 
@@ -124,15 +126,15 @@ def test_prune_before_the_first_run_deletes_nothing(run: Run, new_database: Call
     [["prune", "--days", "-5"], ["prune", "--days", "0"], ["demo", "--months", "0"], ["demo", "--months", "100000"],
      ["up", "--port", "70000"]],
 )  # fmt: skip
-def test_numbers_without_sense_are_refused(arguments: list[str]) -> None:
-    """`--days -5` would delete the events of today."""
+def test_numbers_out_of_range_are_refused(arguments: list[str]) -> None:
+    """Numbers out of range are usage errors; `--days -5` would delete the events of today."""
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2 and "is not in the range" in done.output
 
 
 @pytest.mark.parametrize("arguments", [["up"], ["demo"]])
-def test_taken_port_is_said_before_anything_starts(arguments: list[str]) -> None:
-    """Dagster would go on with its daemon and without its UI, and the demo would say so only at its end."""
+def test_taken_port_is_refused_before_anything_starts(arguments: list[str]) -> None:
+    """A taken port is refused first; Dagster would go on without its UI, and the demo would fail only at its end."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = CliRunner().invoke(main, [*arguments, "--port", str(port)])
@@ -140,8 +142,29 @@ def test_taken_port_is_said_before_anything_starts(arguments: list[str]) -> None
     assert re.search(rf"port {port} of 127.0.0.1 is taken \(.+\): choose another with --port", done.output)
 
 
-def test_table_of_months_ends_with_a_whole_month(analytics: psycopg.Connection[tuple[object, ...]]) -> None:
-    """Cut in the middle of a month it shows too few sources, and somebody adds them up."""
+def test_demo_that_begins_before_start_month_goes_on_in_a_process_with_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sample that is longer than the configured months is computed whole: the demo sets its own START_MONTH."""
+    processes: list[tuple[str, list[str], dict[str, str]]] = []
+
+    def replace_process(*process: Any) -> None:
+        processes.append(process)
+        sys.exit()
+
+    monkeypatch.setattr(os, "execve", replace_process)
+    today = datetime.now(ZoneInfo("America/New_York")).date()
+    monkeypatch.setenv("START_MONTH", f"{today:%Y-%m}")
+    CliRunner().invoke(main, ["demo", "--no-serve", "--months", "13"])
+    ((_, _, environment),) = processes
+    assert environment["START_MONTH"] == f"{today.year - 1}-{today:%m}"
+    assert environment["LANDING_DIR"].endswith("/sample_landing")
+
+
+def test_table_of_months_ends_with_a_complete_month(
+    analytics: psycopg.Connection[tuple[object, ...]],
+) -> None:
+    """The table shows every source of each month that it shows, because people add them up."""
     analytics.execute(
         "INSERT INTO analytics.monthly_metrics (month, source, segment, jobs)"
         " SELECT month, 'Source ' || n, 'COD', 1"

@@ -9,13 +9,14 @@ import dagster as dg
 import psycopg
 import pytest
 
+from crm_analytics.core.settings import Settings
 from crm_analytics.crm.proof import attacks
 from crm_analytics.crm.schema import manifest
 from crm_analytics.demo.crm_activity import play
 from crm_analytics.orchestration.crm import checks
 from crm_analytics.orchestration.crm.assets import SEALS_KEY, crm_assets, crm_schema
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
-from crm_analytics.orchestration.crm.resources import CrmDatabase, CrmGuards, CrmMigrations
+from crm_analytics.orchestration.crm.resources import crm_resources
 
 Metadata = dict[str, Any]
 
@@ -34,17 +35,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def definitions(url: str) -> dg.Definitions:
-    database = CrmDatabase(url=url)
     return dg.Definitions(
         assets=crm_assets,
         asset_checks=checks.crm_checks,
         jobs=crm_jobs,
         schedules=crm_schedules,
-        resources={
-            "crm_database": database,
-            "crm_migrations": CrmMigrations(database=database),
-            "crm_guards": CrmGuards(database=database),
-        },
+        resources=crm_resources(Settings(crm_database_url=url)),
         executor=dg.in_process_executor,
     )
 
@@ -76,11 +72,10 @@ def test_materializing_the_schema_migrates(
     new_database: Callable[..., str], instance: dg.DagsterInstance
 ) -> None:
     """Materializing crm/schema migrates the database and records what it is now."""
-    database = CrmDatabase(url=new_database())
     result = dg.materialize(
         [crm_schema],
         instance=instance,
-        resources={"crm_database": database, "crm_migrations": CrmMigrations(database=database)},
+        resources=crm_resources(Settings(crm_database_url=new_database())),
     )
     [event] = result.asset_materializations_for_node("crm__schema")
     metadata: Metadata = {key: value.value for key, value in event.metadata.items()}

@@ -1,4 +1,4 @@
-"""The assembly as Dagster sees it: what it needs to order, backfill and show things right."""
+"""The Definitions as Dagster sees them: order of steps, backfills, metadata, automation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 import psycopg
-import pytest
 
 from crm_analytics.analytics.warehouse import catalog
 from crm_analytics.analytics.warehouse.refresh import MEASURES
@@ -25,7 +24,7 @@ ANALYTICS = [key for key in GRAPH.get_all_asset_keys() if key.path[0] in ("raw",
 
 
 def test_definitions_load_in_a_fresh_interpreter() -> None:
-    """The code server imports them first thing: no database, no landing folder, no warning may be needed for it."""
+    """Importing the Definitions needs no database and no landing folder, and prints no warning."""
     code = (
         "import dagster as dg, crm_analytics.definitions as d; dg.Definitions.validate_loadable(d.defs);"
         " print(len(d.defs.resolve_asset_graph().get_all_asset_keys()))"
@@ -41,26 +40,8 @@ def test_definitions_load_in_a_fresh_interpreter() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "analytics.ingest.loading.load",
-        "analytics.ingest.dry_run",
-        "analytics.warehouse.refresh",
-        "analytics.warehouse.catalog",
-        "core.migrations",
-        "crm",
-        "crm.proof.invariants",
-    ],
-)
-def test_work_is_free_of_dagster(module: str) -> None:
-    """Parsing, loading, SQL and migrations are used and tested without Dagster (decision 12)."""
-    code = f"import sys, crm_analytics.{module}; assert 'dagster' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_step_order_raw_before_metrics() -> None:
-    """Facts are views that nobody executes, so without direct dependencies metrics ran before the loads (seen)."""
+    """Every load runs before the metrics. Facts are views, so without direct dependencies metrics once ran first."""
     job = defs.resolve_job_def("refresh")
     steps = [node.name for node in job.graph.nodes_in_topological_order]
     raw = {"__".join(key.path) for key in RAW_KEYS if key.path[0] == "raw"}
@@ -74,7 +55,7 @@ def test_step_order_raw_before_metrics() -> None:
 
 
 def test_every_executable_analytics_asset_shares_the_months_and_backfills_in_one_run() -> None:
-    """One run for a range: else a backfill of ten years is 120 runs."""
+    """Executable analytics assets share the months and backfill in one run; ten years would otherwise be 120 runs."""
     executable = [key for key in ANALYTICS if GRAPH.get(key).is_executable]
     assert set(executable) == {*RAW_KEYS, DAILY, MONTHLY}
     for key in executable:
@@ -83,13 +64,13 @@ def test_every_executable_analytics_asset_shares_the_months_and_backfills_in_one
 
 
 def test_every_asset_explains_itself() -> None:
-    """People meet the assets in the UI first."""
+    """Every asset has a description, owners, kinds and a group, because people meet assets in the UI first."""
     for spec in defs.resolve_all_asset_specs():
         assert spec.description and spec.owners and spec.kinds and spec.group_name != "default", spec.key
 
 
 def test_columns_in_the_ui_are_those_of_the_catalog(analytics: psycopg.Connection[Any]) -> None:
-    """Nobody materializes the facts, so their columns stand in the code: names, types and meanings must be true."""
+    """The columns of facts, which the code lists because no run materializes them, equal the catalog's."""
     for spec in fact_specs:
         schema = spec.metadata["dagster/column_schema"]
         found = catalog.columns(analytics, *spec.key.path)
@@ -99,7 +80,7 @@ def test_columns_in_the_ui_are_those_of_the_catalog(analytics: psycopg.Connectio
 
 
 def test_every_column_is_traced_to_columns_of_its_parents(analytics: psycopg.Connection[Any]) -> None:
-    """From a ratio in Grafana back to the export's columns, without a gap and without a column that is not there."""
+    """Every column leads to existing columns of its parents, from a ratio in Grafana back to the export's columns."""
     constants = {
         "lead_facts.origin", "orphan_payments.source", "orphan_payments.segment", "call_facts.segment",
         "daily_metrics.updated_at", "monthly_metrics.updated_at",
@@ -118,7 +99,7 @@ def test_every_column_is_traced_to_columns_of_its_parents(analytics: psycopg.Con
 
 
 def test_generated_columns_name_their_measures(analytics: psycopg.Connection[Any]) -> None:
-    """What the lineage says a ratio is made of is what PostgreSQL computes it from."""
+    """The lineage of a generated column names the measures that PostgreSQL computes it from."""
     for table in ("daily_metrics", "monthly_metrics"):
         generated = {
             column.name: {
@@ -130,8 +111,8 @@ def test_generated_columns_name_their_measures(analytics: psycopg.Connection[Any
         assert generated == {name: set(measures) for name, measures in GENERATED.items()}
 
 
-def test_facts_and_channel_tables_stand_between_raw_and_metrics() -> None:
-    """The lineage shows where the rules are, not only who feeds whom."""
+def test_facts_and_channel_tables_are_between_raw_and_metrics() -> None:
+    """The lineage has the facts and channel tables, which hold the rules."""
     assert {key.to_user_string() for key in GRAPH.get(DAILY).parent_keys} >= {
         "analytics/job_facts", "analytics/lead_facts", "analytics/daily_spend", "analytics/orphan_payments",
     }  # fmt: skip
@@ -143,7 +124,7 @@ def test_facts_and_channel_tables_stand_between_raw_and_metrics() -> None:
 
 
 def test_automation_runs_by_default() -> None:
-    """Sensors and schedules start STOPPED unless told otherwise: nothing would ever load."""
+    """Every sensor and schedule runs by default; Dagster's own default is STOPPED."""
     repository = defs.get_repository_def()
     for sensor in repository.sensor_defs:
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING, sensor.name
@@ -152,7 +133,7 @@ def test_automation_runs_by_default() -> None:
 
 
 def test_checks_that_mean_wrong_numbers_block() -> None:
-    """A blocking check stops what is downstream in the same run."""
+    """Checks that mean wrong numbers block, so that they stop what is downstream in the same run."""
     blocking = {
         key.name for key in GRAPH.asset_check_keys if GRAPH.get(key).blocking and key.asset_key in ANALYTICS
     }

@@ -1,4 +1,4 @@
-"""Everything running: `crm-analytics up` with its daemon, and a file dropped by a person."""
+"""`crm-analytics up` with its daemon, and a file that is dropped while it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 def test_late_payments_file_is_seen_within_two_minutes(
     new_database: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A payments file for old jobs makes the old month right and no other is recomputed; a UI backfill is one run."""
+    """A payments file for old jobs corrects its month and recomputes no other; a backfill from the UI is one run."""
     url, port, landing = new_database(), free_port(), tmp_path / "landing"
     environment = {
         **os.environ,
@@ -90,7 +90,7 @@ def monthly(url: str) -> dict[str, tuple[int, str]]:
 
 
 def log_of_refreshes(url: str) -> list[str]:
-    """The months refreshed, without the current one: at 03:15 in New York the nightly run refreshes that."""
+    """Returns the refreshed months without the current one, which the nightly run refreshes at 03:15 in New York."""
     with psycopg.connect(url) as connection:
         rows = connection.execute(
             "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log"
@@ -100,7 +100,7 @@ def log_of_refreshes(url: str) -> list[str]:
 
 
 def statuses_of_unscheduled_runs(url: str) -> set[str]:
-    """Those that a sensor or a person started; a schedule may start one at any moment."""
+    """Returns the statuses of runs that a sensor or a person started; a schedule may start one at any moment."""
     with psycopg.connect(url) as connection:
         rows = connection.execute(
             "SELECT DISTINCT status FROM runs WHERE NOT EXISTS (SELECT FROM run_tags t"
@@ -124,7 +124,7 @@ query($id: String!) {
 
 
 def backfill(port: int, months: list[str], folder: Path) -> int:
-    """Launch a backfill as the UI does, wait for its success, and say how many runs it was."""
+    """Launches a backfill as the UI does, waits for its success, and returns its number of runs."""
     launched = page(port, BACKFILL, {"months": months})["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     variables = {"id": launched["backfillId"]}

@@ -1,4 +1,4 @@
-"""Runs on a real instance: ranges, reporting of touched months, checks, refusals."""
+"""Runs on a real instance: ranges, touched months, checks, refusals, pruning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLES = [
 
 
 def contents(platform: Platform) -> dict[str, list[tuple[Any, ...]]]:
-    """Every table without the columns that say when and from which ledger entry."""
+    """Returns every table without the columns for time and ledger entry."""
     found = {}
     for table in TABLES:
         found[table] = platform.query(
@@ -36,7 +36,7 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
 
 
 def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
-    """For every asset: a run that looked only at its range's start would mark all months done and compute one."""
+    """A ranged run gives the same tables as one run per month; one that used only its first month would not."""
     write_landing(platform.landing, months=4, until=date(2024, 11, 20))
     assert platform.run(date(2024, 8, 1), NOVEMBER).success
     ranged = contents(platform)
@@ -54,7 +54,7 @@ def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
 
 
 def test_months_touched_outside_the_range_get_their_events(platform: Platform) -> None:
-    """A raw run loads files whole; a month that it touched must not look untouched in the UI."""
+    """A month that a file touches outside the run's range gets its materialization event too."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-03-02"))
     key = dg.AssetKey(["raw", "jobs"])
     assert platform.run(OCTOBER, OCTOBER, [key]).success
@@ -69,8 +69,8 @@ def test_months_touched_outside_the_range_get_their_events(platform: Platform) -
     assert rows == {"2024-10": 1, "2024-03": 1}
 
 
-def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> None:
-    """Other files load, metrics are computed, and the check names the file (decision 8)."""
+def test_refused_file_fails_its_check_and_stops_nothing_else(platform: Platform) -> None:
+    """A refused file fails the check that names it, while other files load and metrics are computed."""
     platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/login.csv", "<!DOCTYPE html><html><body>Sign in</body></html>")
     platform.drop("mystery.csv", "color,shape", "red,round")
@@ -92,7 +92,7 @@ def test_refused_file_fails_its_check_and_stops_nobody(platform: Platform) -> No
 
 
 def test_checks_find_what_they_are_for(platform: Platform) -> None:
-    """Each warning is provoked once: a check that never fails proves nothing."""
+    """Each warning fails on data that provokes it; a check that never fails proves nothing."""
     platform.drop(
         "jobs/a.csv",
         JOBS_HEADER,
@@ -116,7 +116,7 @@ def test_checks_find_what_they_are_for(platform: Platform) -> None:
 
 
 def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
-    """Tampered tables turn the named check red with the month in its sample; a stale month is not judged."""
+    """Tampered metrics fail the matching blocking check, which names the month, until a refresh repairs them."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, NOVEMBER).success
@@ -126,8 +126,6 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
         "daily_values_sane": "UPDATE analytics.daily_metrics SET units = 9",
     }
     from crm_analytics.orchestration.analytics.checks import analytics_checks
-    from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-    from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 
     for name, tampering in checks_of.items():
         platform.execute(tampering)
@@ -136,7 +134,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
             if any(key.name == name for key in definition.check_keys):
                 result = dg.materialize(  # checks alone, as "Execute" in the UI does
                     [definition],
-                    resources={"analytics": AnalyticsDatabase(), "landing": LandingFolder()},
+                    resources=platform.resources,
                     selection=dg.AssetSelection.checks(definition),
                     raise_on_error=False,
                 )
@@ -151,9 +149,7 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
 
 
 def test_history_is_checked_without_a_window(platform: Platform) -> None:
-    """An old month that somebody changed by hand stays unseen by runs for other months; the nightly check finds it."""
-    from crm_analytics.definitions import defs
-
+    """The nightly check finds an old month that was changed by hand, which runs for other months don't look at."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(date(2024, 3, 1), NOVEMBER).success
@@ -162,7 +158,7 @@ def test_history_is_checked_without_a_window(platform: Platform) -> None:
     )
     assert all(checks(platform.run(OCTOBER, OCTOBER)).values())
     before = contents(platform)
-    job = defs.resolve_job_def("check_history")
+    job = platform.defs.resolve_job_def("check_history")
     result = job.execute_in_process(instance=platform.instance, raise_on_error=False)
     assert not result.success
     assert checks(result) == {
@@ -174,8 +170,8 @@ def test_history_is_checked_without_a_window(platform: Platform) -> None:
     assert contents(platform) == before
 
 
-def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
-    """Grouped by what is wrong, without the values, which may be customers'; never a list without end."""
+def test_quarantine_check_lists_the_most_frequent_reasons(platform: Platform) -> None:
+    """Reasons are grouped, limited in number, and shown without the values, which may be personal data."""
     platform.drop(
         "payments/p.csv",
         PAYMENTS_HEADER,
@@ -199,13 +195,13 @@ def test_quarantine_says_the_most_frequent_reasons(platform: Platform) -> None:
 
 
 def quarantine_metadata(result: dg.ExecuteInProcessResult) -> Any:
-    """What the check `quarantine` of the run's one raw asset said."""
+    """Returns the metadata of the check `quarantine` of the run's only raw asset."""
     (found,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "quarantine"]
     return found.metadata
 
 
 def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> None:
-    """Once Google is no longer used, a rule that says so ends the warning; a hole before that stays one."""
+    """A rule that ends Google's spend ends the warning for later months; a hole before that remains one."""
     platform.drop("google_spend/g.csv", "Month,Amount", "2024-08,310.00", "2024-10,310.00")
 
     def missing() -> str:
@@ -224,7 +220,7 @@ def test_months_after_the_end_of_google_need_no_spend(platform: Platform) -> Non
 
 
 def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) -> None:
-    """Payments that are not linked would be counted under Unattributed: metrics must wait."""
+    """A failed blocking check keeps metrics from being computed from payments that are not linked."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("payments/p.csv", PAYMENTS_HEADER, "p1,AAAAAA,500.00,2024-11-01,paid")
     assert platform.run(OCTOBER, OCTOBER, RAW_KEYS).success
@@ -238,7 +234,7 @@ def test_blocking_check_keeps_metrics_from_being_computed(platform: Platform) ->
 
 
 def test_force_reads_everything_again(platform: Platform) -> None:
-    """What a person uses after a doubt: the same tables, and nothing stale."""
+    """`force` reads unchanged files again and repairs what was changed by hand."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     assert platform.run(OCTOBER, OCTOBER).success
     platform.execute("ALTER TABLE raw.jobs DISABLE TRIGGER b_stale_update")
@@ -251,14 +247,14 @@ def test_force_reads_everything_again(platform: Platform) -> None:
 
 
 def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
+    platform: Platform,
 ) -> None:
-    """Permanent failures are not retried, and say what to do."""
-    monkeypatch.setenv("LANDING_DIR", "/nowhere/landing")
+    """Permanent failures are not retried, and name the remedy."""
+    platform.change(landing_dir=Path("/nowhere/landing"))
     result = platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])])
     messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
     assert not result.success and "does not exist: create it, or set LANDING_DIR" in messages[0]
-    monkeypatch.setenv("BUSINESS_TIMEZONE", "Europe/Berlin")
+    platform.change(business_timezone="Europe/Berlin")
     result = platform.run(
         OCTOBER,
         OCTOBER,
@@ -269,39 +265,50 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
     assert not any(event.is_step_up_for_retry for event in result.all_events)
 
 
-def test_pruning_deletes_what_old_runs_printed(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_pruning_deletes_the_output_of_old_runs(
+    platform: Platform,
 ) -> None:
-    """Some files for each step of each run would fill the volume."""
-    from crm_analytics.core.settings import settings
+    """Pruning deletes the output of old runs, and keeps that of younger ones."""
+    from crm_analytics.orchestration.instance import output_folder
     from crm_analytics.orchestration.retention import prune_compute_logs
 
-    monkeypatch.setenv("CRM_ANALYTICS_HOME", str(tmp_path))
     old, young = (platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])]).run_id for _ in range(2))
-    folder = tmp_path / "dagster"
+    folder = output_folder(platform.settings)
     assert (folder / old).is_dir(), "where the instance keeps them"
-    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
         storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
-    assert prune_compute_logs(settings(), days=5) == 1
+    assert prune_compute_logs(platform.settings, days=5) == 1
     assert not (folder / old).exists() and (folder / young).is_dir()
-    assert (folder / "dagster.yaml").exists()
-    assert prune_compute_logs(settings(), days=5) == 0
+    assert prune_compute_logs(platform.settings, days=5) == 0
 
 
 def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
-    """Event logs grow for ever; what happened to assets must stay."""
-    from crm_analytics.core.settings import settings
+    """Pruning deletes old events, and keeps materializations, check results and the runs themselves."""
     from crm_analytics.orchestration.retention import prune_event_logs
 
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     run = platform.run(OCTOBER, OCTOBER)
-    assert prune_event_logs(settings(), days=1) == 0, "young runs are kept"
-    with psycopg.connect(settings().dagster_postgres_url or "", autocommit=True) as storage:
+    assert prune_event_logs(platform.settings, days=1) == 0, "young runs are kept"
+    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
         storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days'")
         before = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
-        assert prune_event_logs(settings(), days=5) > 0
+        assert prune_event_logs(platform.settings, days=5) > 0
         after = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
     assert before == after
     assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}
     record = platform.instance.get_run_record_by_id(run.run_id)
     assert record is not None and record.dagster_run.is_success
+
+
+def test_events_of_a_step_are_stored_together(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 22 months writes its events in one batch; one by one they take most of Dagster's bookkeeping."""
+    storage, sizes = platform.instance.event_log_storage, []
+    store = storage.store_event_batch
+
+    def counted(events: Any) -> None:
+        sizes.append(len(events))
+        store(events)
+
+    monkeypatch.setattr(storage, "store_event_batch", counted)
+    assert platform.run(date(2023, 1, 1), OCTOBER, [dg.AssetKey(["raw", "jobs"])]).success
+    assert max(sizes) >= 22

@@ -21,7 +21,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION analytics.describe(regclass[], text) IS
+COMMENT ON FUNCTION analytics.describe IS
     'Comments the columns that these relations have, one "    column: meaning" per line; continuation lines are '
     'indented by eight spaces. Fails on a column that none of them has.';
 
@@ -39,11 +39,11 @@ $$);
 
 CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
 RETURN (SELECT (now() AT TIME ZONE b.timezone)::date FROM analytics.business b);
-COMMENT ON FUNCTION analytics.today() IS 'The current local date in the business timezone.';
+COMMENT ON FUNCTION analytics.today IS 'The current local date in the business timezone.';
 
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN lower(btrim(regexp_replace(coalesce(value, ''), '[\s\u00a0]+', ' ', 'g')));
-COMMENT ON FUNCTION raw.fold(text) IS
+COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
 
@@ -176,7 +176,7 @@ RETURN concat_ws(
     reason ->> 'remedy'
 );
 COMMENT ON FUNCTION raw.reason_text(jsonb) IS
-    'One reason as text for people, exactly as the command line shows it; what is missing is left out.';
+    'Renders one reason as text, exactly as the command line shows it; leaves out what is missing.';
 
 CREATE TABLE raw.vanished_rows (
     source text NOT NULL,

@@ -48,8 +48,7 @@ $$);
 CREATE FUNCTION analytics.in_force(day date, valid_from date, valid_to date) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN day >= valid_from AND (valid_to IS NULL OR day < valid_to);
-COMMENT ON FUNCTION analytics.in_force(date, date, date) IS
-    'Whether a channel rule of this validity is in force on a day.';
+COMMENT ON FUNCTION analytics.in_force IS 'Whether a channel rule of this validity is in force on a day.';
 
 CREATE TABLE analytics.channel_aliases (
     alias_folded text PRIMARY KEY CHECK (alias_folded = raw.fold(alias_folded) AND alias_folded <> ''),
@@ -82,7 +81,7 @@ BEGIN
     END LOOP;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION analytics.one_channel_per_shared_rule() IS
+COMMENT ON FUNCTION analytics.one_channel_per_shared_rule IS
     'Trigger: refuses a second channel for elocals_paid, proref_not_passed or google_spend.';
 CREATE TRIGGER one_channel_per_shared_rule AFTER INSERT OR UPDATE ON analytics.lead_channels
     FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_channel_per_shared_rule();

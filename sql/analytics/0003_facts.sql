@@ -1,54 +1,55 @@
--- The facts: every business rule is defined here, once; metrics only add facts up. First the rules themselves, then
--- the facts made with them: each is a function of a date range [p_from, p_to) and a view of the same name over all
--- time. PostgreSQL inlines all of these functions: docs/decisions/facts-as-range-functions.md.
+-- The facts: every business rule is defined here, once; metrics only add facts up. First the rules themselves (except
+-- which payments count: the generated column raw.payments.counts), then the facts made with them: each is a function
+-- of a date range [p_from, p_to) and a view of the same name over all time. PostgreSQL inlines all of these functions:
+-- docs/decisions/facts-as-range-functions.md.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
-COMMENT ON FUNCTION analytics.is_unit(text) IS 'Unit: a job of type COD Service or INS Service.';
+COMMENT ON FUNCTION analytics.is_unit IS 'Unit: a job of type COD Service or INS Service.';
 
 CREATE FUNCTION analytics.is_repair(type_folded text, paid numeric) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod repair', 'ins repair') OR (type_folded = 'cod service' AND coalesce(paid, 0) > 100);
-COMMENT ON FUNCTION analytics.is_repair(text, numeric) IS
+COMMENT ON FUNCTION analytics.is_repair IS
     'Repair: a job of type COD Repair or INS Repair, or of type COD Service with more than 100.00 dollars paid.';
 
 CREATE FUNCTION analytics.segment_of(type_folded text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN type_folded ~ '\mcod\M' THEN 'COD' WHEN type_folded ~ '\mins\M' THEN 'INS' ELSE 'OTHER' END;
-COMMENT ON FUNCTION analytics.segment_of(text) IS
+COMMENT ON FUNCTION analytics.segment_of IS
     'COD if the type contains the word COD, else INS if it contains the word INS, else OTHER. A word, not a substring: '
     'Installation is OTHER.';
 
 CREATE FUNCTION analytics.is_elocals_lead(cost numeric) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN cost > 0;
-COMMENT ON FUNCTION analytics.is_elocals_lead(numeric) IS 'Rule elocals_paid: a row of raw.elocals_leads that costs.';
+COMMENT ON FUNCTION analytics.is_elocals_lead IS 'Rule elocals_paid: a row of raw.elocals_leads that costs.';
 
 CREATE FUNCTION analytics.is_proref_lead(status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN raw.fold(status) <> 'passed';
-COMMENT ON FUNCTION analytics.is_proref_lead(text) IS
+COMMENT ON FUNCTION analytics.is_proref_lead IS
     'Rule proref_not_passed: a row of raw.proref_leads that is not Passed; a blank status counts.';
 
 CREATE FUNCTION analytics.source_name(alias_source text, folded text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN coalesce(alias_source, nullif(initcap(folded), ''), 'Unattributed');
-COMMENT ON FUNCTION analytics.source_name(text, text) IS
+COMMENT ON FUNCTION analytics.source_name IS
     'Name of a source: from channel_aliases, else the folded text with capitals; Unattributed if blank.';
 
 CREATE FUNCTION analytics.revenue40(gross numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN gross * 0.40;
-COMMENT ON FUNCTION analytics.revenue40(numeric) IS
+COMMENT ON FUNCTION analytics.revenue40 IS
     'Revenue40: 40 % of gross revenue, what is left after technician and fixed costs; unrounded.';
 
 CREATE FUNCTION analytics.ratio(n numeric, d numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN n / nullif(d, 0);
-COMMENT ON FUNCTION analytics.ratio(numeric, numeric) IS 'n per d, for conversions and costs per lead; NULL if d is 0.';
+COMMENT ON FUNCTION analytics.ratio IS 'n per d, for conversions and costs per lead; NULL if d is 0.';
 
 CREATE FUNCTION analytics.month_of(day date) RETURNS date LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN date_trunc('month', day::timestamp)::date;
-COMMENT ON FUNCTION analytics.month_of(date) IS 'First day of the month of a day.';
+COMMENT ON FUNCTION analytics.month_of IS 'First day of the month of a day.';
 
 CREATE FUNCTION analytics.next_month(month date) RETURNS date LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (month + interval '1 month')::date;
-COMMENT ON FUNCTION analytics.next_month(date) IS 'The same day of the following month.';
+COMMENT ON FUNCTION analytics.next_month IS 'The same day of the following month.';
 
 -- What was paid is added up in one of two ways, and constant conditions drop the other one before planning: a short
 -- range reads the payments of its own jobs only; a range of more than 400 days reads all payments in index order,
@@ -88,7 +89,7 @@ RETURNS TABLE (
     ) p ON p.job_id = j.job_id
     WHERE j.job_date >= p_from AND j.job_date < p_to
 $$;
-COMMENT ON FUNCTION analytics.job_facts_between(date, date) IS
+COMMENT ON FUNCTION analytics.job_facts_between IS
     'One row per job dated in [p_from, p_to): source, segment, whether it is a unit, a repair and (by its channel''s '
     'rule) a lead, and what was paid for it.';
 
@@ -118,7 +119,7 @@ RETURNS TABLE (
     FROM analytics.job_facts_between(p_from, p_to) j
     WHERE j.is_lead
 $$;
-COMMENT ON FUNCTION analytics.lead_facts_between(date, date) IS
+COMMENT ON FUNCTION analytics.lead_facts_between IS
     'One row per lead dated in [p_from, p_to), by the channel rule in force, with its cost (Google''s spend is in '
     'daily_spend).';
 
@@ -139,7 +140,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     CROSS JOIN LATERAL generate_series(1, m.days) AS k (day)
     WHERE m.month + k.day - 1 >= p_from AND m.month + k.day - 1 < p_to
 $$;
-COMMENT ON FUNCTION analytics.daily_spend_between(date, date) IS
+COMMENT ON FUNCTION analytics.daily_spend_between IS
     'Google''s cost by day in [p_from, p_to): the month''s total spread over the days that it covers, so that the days '
     'add up to it exactly.';
 
@@ -154,7 +155,7 @@ RETURNS TABLE (
     FROM raw.payments p
     WHERE p.job_id IS NULL AND p.counts AND p.paid_date >= p_from AND p.paid_date < p_to
 $$;
-COMMENT ON FUNCTION analytics.orphan_payments_between(date, date) IS
+COMMENT ON FUNCTION analytics.orphan_payments_between IS
     'Counted payments of [p_from, p_to) whose job is unknown: revenue under Unattributed/OTHER on the day paid, until '
     'the job arrives.';
 
@@ -170,7 +171,7 @@ RETURNS TABLE (
     LEFT JOIN analytics.channel_aliases a ON a.alias_folded = k.flow_folded
     WHERE k.call_date >= p_from AND k.call_date < p_to
 $$;
-COMMENT ON FUNCTION analytics.call_facts_between(date, date) IS
+COMMENT ON FUNCTION analytics.call_facts_between IS
     'One row per call of [p_from, p_to), under its flow''s source; calls have no segment of their own: OTHER.';
 
 CREATE VIEW analytics.job_facts AS SELECT * FROM analytics.job_facts_between('-infinity', 'infinity');

@@ -170,7 +170,7 @@ RETURNS TABLE (
     GROUP BY m.date, m.source, m.segment
     HAVING (sum(m.jobs), sum(m.leads), sum(m.calls), sum(m.cost), sum(m.revenue_gross)) <> (0, 0, 0, 0, 0)
 $$;
-COMMENT ON FUNCTION analytics.compute_daily_metrics(date, date) IS
+COMMENT ON FUNCTION analytics.compute_daily_metrics IS
     'What daily_metrics must hold for the days [p_from, p_to): the facts added up.';
 
 CREATE FUNCTION analytics.compute_monthly_metrics(p_from date, p_to date)
@@ -185,5 +185,5 @@ RETURNS TABLE (
     WHERE d.date >= p_from AND d.date < p_to
     GROUP BY analytics.month_of(d.date), d.source, d.segment
 $$;
-COMMENT ON FUNCTION analytics.compute_monthly_metrics(date, date) IS
+COMMENT ON FUNCTION analytics.compute_monthly_metrics IS
     'What monthly_metrics must hold for the months of [p_from, p_to): daily_metrics added up.';

@@ -45,7 +45,7 @@ CREATE FUNCTION analytics.every_month() RETURNS SETOF date LANGUAGE sql STABLE A
         OR EXISTS (SELECT FROM raw.google_spend g WHERE g.month = m.month)
         OR EXISTS (SELECT FROM analytics.monthly_metrics c WHERE c.month = m.month)
 $$;
-COMMENT ON FUNCTION analytics.every_month() IS 'Every month for which raw or metric tables have a row.';
+COMMENT ON FUNCTION analytics.every_month IS 'Every month for which raw or metric tables have a row.';
 
 -- Links and lists of months depend on what other transactions committed, after waiting for them. A transaction with
 -- one snapshot for everything would not see that, and some month would lose its change.
@@ -57,7 +57,7 @@ BEGIN
                 HINT = 'Begin the transaction with BEGIN ISOLATION LEVEL READ COMMITTED.';
     END IF;
 END $$;
-COMMENT ON FUNCTION analytics.require_read_committed() IS
+COMMENT ON FUNCTION analytics.require_read_committed IS
     'Refuses a transaction whose snapshot would be older than the locks that it takes.';
 
 -- Arguments: the table's key, the day that a row belongs to, the columns that matter, a join that the day needs,
@@ -89,8 +89,7 @@ BEGIN
     );
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION analytics.note_stale_months() IS
-    'Trigger: notes the months that a statement''s changed rows affect.';
+COMMENT ON FUNCTION analytics.note_stale_months IS 'Trigger: notes the months that a statement''s changed rows affect.';
 
 CREATE FUNCTION analytics.note_every_month() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -110,7 +109,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION analytics.note_every_month() IS
+COMMENT ON FUNCTION analytics.note_every_month IS
     'Trigger: a changed channel rule or alias affects every month. A refresh waits for uncommitted changes of rules, '
     'so that no month appears meanwhile under the old ones.';
 
@@ -132,7 +131,7 @@ BEGIN
         );
     END LOOP;
 END $$;
-COMMENT ON FUNCTION analytics.after_statement(regclass, text, text, text[]) IS
+COMMENT ON FUNCTION analytics.after_statement IS
     'Creates a trigger prefix_event for each event, with the transition tables old_rows and new_rows.';
 
 -- Payments are linked to jobs only here and in the loader's insert, which looks jobs up in the same view. Jobs and
@@ -156,8 +155,7 @@ BEGIN
     PERFORM analytics.require_read_committed();
     PERFORM pg_advisory_xact_lock(hashtextextended('analytics:payment_links', 0));
 END $$;
-COMMENT ON FUNCTION raw.lock_links() IS
-    'Serializes, until the transaction ends, everything that links payments to jobs.';
+COMMENT ON FUNCTION raw.lock_links IS 'Serializes, until the transaction ends, everything that links payments to jobs.';
 
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -227,7 +225,7 @@ BEGIN
     );
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION raw.relink_payments() IS
+COMMENT ON FUNCTION raw.relink_payments IS
     'Trigger: links payments to the job that their reference names: by id first, else by a number that names exactly '
     'one job.';
 
@@ -239,7 +237,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION raw.lock_links_of_deleted() IS 'Trigger: takes the lock of the links when payments are deleted.';
+COMMENT ON FUNCTION raw.lock_links_of_deleted IS 'Trigger: takes the lock of the links when payments are deleted.';
 
 -- Corrections by hand. The loader tells what a reference can be (job_id_ref, job_number_ref); a person enters job_ref
 -- or the job itself. pg_trigger_depth excludes the links that triggers and foreign keys make.
@@ -263,7 +261,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION raw.resolve_job_reference() IS
+COMMENT ON FUNCTION raw.resolve_job_reference IS
     'Trigger: links a payment inserted or corrected by hand by its job_ref (a job_id, or else a number), or to the job '
     'given as job_id.';
 CREATE TRIGGER resolve_inserted BEFORE INSERT ON raw.payments

@@ -51,7 +51,7 @@ BEGIN ATOMIC
     FROM analytics.daily_metrics d
     WHERE d.jobs > 0;
 END;
-COMMENT ON FUNCTION reporting.last_loaded_day() IS
+COMMENT ON FUNCTION reporting.last_loaded_day IS
     'The last day up to which jobs are loaded, not after today (business timezone); NULL before the first job.';
 
 CREATE FUNCTION reporting.month_clocks(p_from date, p_to date)
@@ -72,7 +72,7 @@ RETURNS TABLE (
     CROSS JOIN loaded l
     CROSS JOIN LATERAL (SELECT CASE WHEN l.day >= m.month THEN least(l.day, m.next_month - 1) END AS as_of) a
 $$;
-COMMENT ON FUNCTION reporting.month_clocks(date, date) IS
+COMMENT ON FUNCTION reporting.month_clocks IS
     'The progress of each month from that of p_from to that of p_to. as_of: its last loaded day, NULL before the '
     'first; elapsed: days up to as_of; is_partial: loaded days do not reach its end; last_complete_day: the last '
     'loaded day before today, whatever the month.';
@@ -82,7 +82,7 @@ RETURNS TABLE (
     month date, previous_month date, next_month date, days int, as_of date, elapsed int, is_partial boolean,
     last_complete_day date
 ) LANGUAGE sql STABLE AS $$ SELECT * FROM reporting.month_clocks(p_month, p_month) $$;
-COMMENT ON FUNCTION reporting.month_clock(date) IS
+COMMENT ON FUNCTION reporting.month_clock IS
     'The progress of the month of the day p_month: month_clocks for one month.';
 
 CREATE FUNCTION reporting.target_of(p_month date, p_sources text[], p_segments text[])
@@ -99,7 +99,7 @@ RETURNS SETOF analytics.targets LANGUAGE sql STABLE AS $$
             WHEN cardinality(p_segments) = 1 THEN p_segments[1]
         END
 $$;
-COMMENT ON FUNCTION reporting.target_of(date, text[], text[]) IS
+COMMENT ON FUNCTION reporting.target_of IS
     'The month''s target for exactly this selection, if one is set: ALL for an unfiltered selection, a name for a '
     'single one, and none for anything between.';
 
@@ -138,11 +138,16 @@ SELECT analytics.describe('{reporting.files}', $$
     is_current: Whether this is the content seen last at its path.
 $$);
 
+-- The tables that loads write have updated_at, and are named like their sources.
 CREATE VIEW reporting.freshness AS
 SELECT
     s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, l.last_row,
     analytics.today() - l.last_row AS days_behind
-FROM (VALUES ('jobs'), ('payments'), ('calls'), ('elocals_leads'), ('proref_leads'), ('google_spend')) AS s (source)
+FROM (
+    SELECT c.relname::text AS source
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'raw'::regnamespace AND c.relkind = 'r' AND a.attname = 'updated_at'
+) s
 LEFT JOIN LATERAL (
     SELECT max(a.finished_at) AS last_loaded_at, max(a.last_date) AS last_row
     FROM raw.source_files a
@@ -285,7 +290,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     ) AS c (position, measure, expected, found)
     ORDER BY c.position
 $$;
-COMMENT ON FUNCTION reporting.reconciliation(date) IS
+COMMENT ON FUNCTION reporting.reconciliation IS
     'For the month that begins on p_month: the total of the layer below, the total of the metrics, and the '
     'difference, which is 0 unless the month is stale.';
 REVOKE ALL ON FUNCTION reporting.reconciliation(date) FROM PUBLIC;

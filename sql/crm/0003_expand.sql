@@ -1,6 +1,5 @@
 -- Expand: what the requirements name and the DDL lacks. Rows stay as they are; 0011 fills adopted ones, together with
 -- the guards, so that rows written in between are not missed.
--- Keep every ADD COLUMN on one line: adoption reads them to compare columns that exist already.
 
 -- Long tables take their time, but a waiting ALTER TABLE blocks everyone else: better to fail and be run again.
 SET LOCAL statement_timeout = 0;
@@ -49,37 +48,46 @@ CREATE SEQUENCE crm_private.order_code_seq;
 -- columns -----------------------------------------------------------------------------------------------------
 
 ALTER TABLE public.users ADD COLUMN IF NOT EXISTS email text;
-ALTER TABLE public.customers ADD COLUMN IF NOT EXISTS billing_address jsonb;
-ALTER TABLE public.customers ADD COLUMN IF NOT EXISTS delivery_details jsonb;
-ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
-ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS assigned_to uuid;
-ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS contact text;
-ALTER TABLE public.leads ADD COLUMN IF NOT EXISTS notes text;
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS items jsonb;
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS total_amount numeric(12, 2);
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS currency public.currency_enum;
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS created_by uuid;
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS updated_by uuid;
-ALTER TABLE public.orders ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
-ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS created_by uuid;
-ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
-ALTER TABLE public.payments ADD COLUMN IF NOT EXISTS reference_key text;
-ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS uploaded_by uuid;
-ALTER TABLE public.documents ADD COLUMN IF NOT EXISTS lead_id uuid;
-ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS created_by uuid;
-ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS lead_id uuid;
--- noqa: disable=LT05
-ALTER TABLE public.tasks ADD COLUMN IF NOT EXISTS status text GENERATED ALWAYS AS (CASE WHEN completed THEN 'done' ELSE 'open' END) STORED;
--- noqa: enable=LT05
-ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS status text;
-ALTER TABLE public.shipments ADD COLUMN IF NOT EXISTS created_by uuid;
-ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS seq integer;
-ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS reason text;
-ALTER TABLE public.order_status_events ADD COLUMN IF NOT EXISTS notes text;
+ALTER TABLE public.customers
+    ADD COLUMN IF NOT EXISTS billing_address jsonb,
+    ADD COLUMN IF NOT EXISTS delivery_details jsonb;
+ALTER TABLE public.leads
+    ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone,
+    ADD COLUMN IF NOT EXISTS assigned_to uuid,
+    ADD COLUMN IF NOT EXISTS contact text,
+    ADD COLUMN IF NOT EXISTS notes text;
+ALTER TABLE public.orders
+    ADD COLUMN IF NOT EXISTS items jsonb,
+    ADD COLUMN IF NOT EXISTS total_amount numeric(12, 2),
+    ADD COLUMN IF NOT EXISTS currency public.currency_enum,
+    ADD COLUMN IF NOT EXISTS created_by uuid,
+    ADD COLUMN IF NOT EXISTS updated_by uuid,
+    ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
+ALTER TABLE public.payments
+    ADD COLUMN IF NOT EXISTS created_by uuid,
+    ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone,
+    ADD COLUMN IF NOT EXISTS reference_key text;
+ALTER TABLE public.documents
+    ADD COLUMN IF NOT EXISTS uploaded_by uuid,
+    ADD COLUMN IF NOT EXISTS lead_id uuid;
+ALTER TABLE public.tasks
+    ADD COLUMN IF NOT EXISTS created_by uuid,
+    ADD COLUMN IF NOT EXISTS lead_id uuid,
+    ADD COLUMN IF NOT EXISTS status text
+        GENERATED ALWAYS AS (CASE WHEN completed THEN 'done' ELSE 'open' END) STORED;
+ALTER TABLE public.shipments
+    ADD COLUMN IF NOT EXISTS status text,
+    ADD COLUMN IF NOT EXISTS created_by uuid;
+ALTER TABLE public.order_status_events
+    ADD COLUMN IF NOT EXISTS seq integer,
+    ADD COLUMN IF NOT EXISTS reason text,
+    ADD COLUMN IF NOT EXISTS notes text;
 
-ALTER TABLE public.orders ALTER COLUMN status SET DEFAULT 'created'::public.order_status_enum;
+-- set afterwards, so that existing rows stay NULL
+ALTER TABLE public.orders
+    ALTER COLUMN status SET DEFAULT 'created'::public.order_status_enum,
+    ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT now();
-ALTER TABLE public.orders ALTER COLUMN updated_at SET DEFAULT now();
 ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT now();
 
 COMMENT ON COLUMN public.orders.order_code IS 'Order number, as told to the client.';

@@ -146,9 +146,7 @@ GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated
 GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals,
     public.user_identity_map TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions TO crm_rpc;
-GRANT SELECT ON public.users, public.customers, public.leads, public.orders, public.payments, public.documents,
-    public.tasks, public.shipments, public.order_status_events, public.audit_log, public.audit_seals,
-    public.user_identity_map, public.order_status_transitions TO crm_app;
+-- crm_app may read every table, and nothing else: 0011 grants that together with the policies.
 
 -- Creating functions as crm_rpc ------------------------------------------------------------------------------
 

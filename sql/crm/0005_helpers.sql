@@ -13,31 +13,22 @@ COMMENT ON FUNCTION crm_private.refuse IS
 
 -- actors and roles -----------------------------------------------------------------------------------------
 
-CREATE FUNCTION crm_private.require_read_committed(p_what text) RETURNS void
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_found text := current_setting('transaction_isolation');
-BEGIN
-    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
-    IF v_found <> 'read committed' THEN
-        PERFORM crm_private.refuse(
-            '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(v_found)),
-            jsonb_build_object('rule', 'isolation', 'found', v_found, 'accepted', 'read committed'),
-            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
-        );
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION crm_private.require_read_committed IS 'Refuses (25001) every other isolation level.';
-
 CREATE FUNCTION crm_private.actor(p_user_id uuid, p_or_system boolean DEFAULT false) RETURNS public.users
 LANGUAGE plpgsql
 AS $$
 DECLARE
     v_user public.users;
 BEGIN
-    PERFORM crm_private.require_read_committed('the RPCs run');
+    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM crm_private.refuse(
+            '25001', 'the RPCs run at READ COMMITTED, not at ' || upper(current_setting('transaction_isolation')),
+            jsonb_build_object(
+                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
+            ),
+            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
+        );
+    END IF;
     IF p_user_id IS NULL AND p_or_system THEN
         SELECT * INTO STRICT v_user FROM public.users u WHERE u.id = crm_private.system_user_id();
         RETURN v_user;

@@ -79,7 +79,15 @@ DECLARE
     v_hash text;
     v_sealed bigint := 0;
 BEGIN
-    PERFORM crm_private.require_read_committed('sealing runs');
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM crm_private.refuse(
+            '25001', 'sealing runs at READ COMMITTED, not at ' || upper(current_setting('transaction_isolation')),
+            jsonb_build_object(
+                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
+            ),
+            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
+        );
+    END IF;
     -- Ids are assigned before commit: without the lock a row with a smaller id could still appear below the seal.
     PERFORM crm_private.lock_audit_log();
     SELECT * INTO v_last FROM public.audit_seals s ORDER BY s.seq DESC LIMIT 1;

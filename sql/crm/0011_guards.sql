@@ -188,11 +188,12 @@ BEGIN
         OLD.created_at
     )
         OR OLD.status IN ('completed', 'failed', 'cancelled')
-        OR (NEW.external_reference, NEW.reference_key)
-            IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
-        AND (
-            crm_private.trimmed(OLD.external_reference) IS NOT NULL
-            OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+        OR (
+            (NEW.external_reference, NEW.reference_key) IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
+            AND (
+                crm_private.trimmed(OLD.external_reference) IS NOT NULL
+                OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+            )
         )
     THEN
         RAISE EXCEPTION USING ERRCODE = '23514',
@@ -267,10 +268,13 @@ DECLARE
     v_table regclass;
 BEGIN
     FOR v_table IN SELECT crm_private.tables() LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
-        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', v_table);
-        EXECUTE format('CREATE POLICY crm_rpc_all ON %s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table);
-        EXECUTE format('CREATE POLICY crm_app_select ON %s FOR SELECT TO crm_app USING (true)', v_table);
+        EXECUTE format(
+            'ALTER TABLE %1$s ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;
+            CREATE POLICY crm_rpc_all ON %1$s FOR ALL TO crm_rpc USING (true) WITH CHECK (true);
+            CREATE POLICY crm_app_select ON %1$s FOR SELECT TO crm_app USING (true);
+            GRANT SELECT ON %1$s TO crm_app',
+            v_table
+        );
     END LOOP;
 END
 $$;

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
-from crm_analytics.crm.migrating.preflight import obstacles
+from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
 from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
 
@@ -46,7 +46,7 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
     if connection.execute(stamped, [first.version]).fetchone() is not None:
         return []
     connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
-    found = _relevant(collect(connection, ADOPTED_KINDS))
+    found = _relevant(collect(connection, ADOPTED_KINDS, by_login=True))
     adopting = not baseline().objects.keys().isdisjoint(found.objects)
     wanted = _wanted(found) if adopting else Manifest({})
     comparison = diff(wanted, found)
@@ -104,11 +104,13 @@ def _wanted(found: Manifest) -> Manifest:
             objects[key] = {**facts, "forced": False}
         elif later is None or key in objects:
             continue
-        elif kind == "column" and later["generated"] == facts["generated"]:
+        elif kind == "column" and not takes_the_place(facts, later):
             objects[key] = later if facts["default"] else {**later, "default": None}
         elif kind in ("column", "label") or (kind == "constraint" and later["kind"] == "f"):
-            objects[key] = facts  # foreign keys are made anew, and preflight refuses such columns
-    return replace(baseline(), objects=objects)
+            objects[key] = facts  # preflight refuses such columns; the migrations replace foreign keys
+    # a type that is missing is created with every label, so that the old values fit
+    types = {key: sql for key, sql in expected().definitions.items() if kind_of(key) == "type"}
+    return Manifest(objects, {**baseline().definitions, **types})
 
 
 def _problem(difference: Difference, wanted: Manifest, found: Manifest) -> str:

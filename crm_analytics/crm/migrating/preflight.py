@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psycopg
@@ -18,7 +18,7 @@ SCHEMAS = ("reporting",)
 
 _BLANKS = r"'^[[:space:]]+|[[:space:]]+$', '', 'g'"
 #: Table, column, the form in which it is indexed.
-_INDEXED = (
+INDEXED = (
     ("customers", "phone", "regexp_replace(phone, '[^0-9]', '', 'g')"),
     ("customers", "email", f"regexp_replace(email, {_BLANKS})"),
     ("users", "email", "email"),
@@ -36,19 +36,23 @@ def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bo
         adopting: whether it has the baseline's objects; their names may then be taken.
     """
     return [
-        *_owner(connection, found),
+        *_owner(connection),
         *_taken_names(connection, adopting),
         *_columns(connection, found),
         *_values(connection, found),
     ]
 
 
-def _owner(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
-    login = connection.execute("SELECT quote_ident(current_user)").fetchone()
-    if login and login[0] != found.owner:
+def _owner(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    for owner, login in connection.execute(
+        """
+        SELECT quote_ident(pg_get_userbyid(nspowner)), quote_ident(current_user) FROM pg_namespace
+        WHERE nspname = 'crm_private' AND pg_get_userbyid(nspowner) <> current_user
+        """
+    ):
         yield (
-            f"schema crm_private belongs to {found.owner}, and {login[0]} runs the migration: migrate as {found.owner}, or\n"
-            f"    ALTER SCHEMA crm_private OWNER TO {login[0]};"
+            f"schema crm_private: owner is {owner}, expected {login}; migrate as {owner}, or give it away\n"
+            f"    ALTER SCHEMA crm_private OWNER TO {login};"
         )
 
 
@@ -85,23 +89,28 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool) -> Iterato
         yield f"{what} exists, and the migrations create something of this name\n    {rename};"
 
 
+def takes_the_place(facts: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
+    """Tells whether a column takes the place of a generated one, or is generated where none is expected."""
+    return bool(facts["generated"] or later["generated"]) and facts != later
+
+
 def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
-    """Finds columns whose values would be in the way of those that the migrations give them."""
+    """Finds columns that the migrations fill themselves."""
     for key, facts in found.objects.items():
         later = expected().objects.get(key)
         if kind_of(key) != "column" or later is None or key in baseline().objects:
             continue
         table, _, column = key.removeprefix("column ").rpartition(".")
-        if later["generated"] != facts["generated"] or (
+        if takes_the_place(facts, later) or (
             f"{table}.{column}".removeprefix("public.") in _FILLED
             and connection.execute(
                 f"SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1".encode()
             ).rowcount
         ):
-            yield (
-                f"{key} exists, and the migrations fill it themselves\n"
-                f"    ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
-            )
+            rename = f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
+            # harmless under the new name too; a virtual column is dropped, for it has no values
+            remedy = found.removals[key] + ("" if facts["generated"] == "v" else f" {rename}")
+            yield f"{key} exists, and the migrations fill it themselves\n    {remedy.strip()}"
 
 
 def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
@@ -118,7 +127,7 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
             for key in keys
         )
 
-    for name, column, form in _INDEXED:
+    for name, column, form in INDEXED:
         table = f"public.{name}"
         if exists(table, column) and (
             ids := rows(f"SELECT id::text FROM {table} WHERE octet_length({form}) > {INDEXED_BYTES}")
@@ -147,10 +156,9 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
         if not exists(table, *facts["columns"]) or (target and not exists(target, "id")):
             continue
         columns = ", ".join(facts["columns"])
+        check = facts["definition"].removeprefix("CHECK ")
         if facts["kind"] == "c" and (
-            values := rows(
-                f"SELECT DISTINCT concat_ws(', ', {columns}) FROM {table} WHERE NOT {facts['definition'].removeprefix('CHECK ')}"
-            )
+            values := rows(f"SELECT DISTINCT concat_ws(', ', {columns}) FROM {table} WHERE NOT {check}")
         ):
             yield (
                 f"{table}.{columns} is {values}, accepted is {facts['definition']}\n"

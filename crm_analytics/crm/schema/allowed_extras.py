@@ -1,4 +1,4 @@
-"""Judges what a deployment may have beyond the manifest: what runs no code as crm_rpc, stops no RPC and lets no role write."""
+"""Judges what a deployment may have beyond the manifest: it must run no code, stop no RPC and let no role write."""
 
 from __future__ import annotations
 

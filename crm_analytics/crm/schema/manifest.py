@@ -21,7 +21,8 @@ from crm_analytics.crm.schema.allowed_extras import objection
 from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect, kind_of
 from crm_analytics.crm.schema.repairs import Repairs
 
-__all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]  # and what is defined here
+#: Passed on, beside what is defined here.
+__all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]
 
 MANIFEST_FILE = Path(__file__).with_name("manifest.json")
 BASELINE_FILE = Path(__file__).with_name("baseline.json")
@@ -61,7 +62,7 @@ GUARDS: Mapping[str, str] = {
         for table in CRM_TABLES
     },
     "triggers_elsewhere": "Triggers and rules on helper tables.",
-    "functions": "The RPCs, guard functions, helpers and casts: source, owner, SECURITY DEFINER, search_path, signature.",
+    "functions": "RPCs, guard functions, helpers, casts: source, owner, SECURITY DEFINER, search_path, signature.",
     "function_grants": "Who may call the functions: crm_app and nobody else.",
     "table_grants": "Who may touch tables, columns, sequences and schemas: only crm_rpc writes.",
     "row_security": "Row level security flags and policies: without a policy an RPC silently touches nothing.",

@@ -41,31 +41,29 @@ class Repairs:
 
     def rank(self, key: str) -> int:
         """Returns the place of an object's repair in the order in which to run them."""
-        kind, want = kind_of(key), self.wanted.objects.get(key)
-        facts = want or self.found.objects[key]
+        kind, wanted = kind_of(key), key in self.wanted.objects
+        facts = self.wanted.objects[key] if wanted else self.found.objects[key]
         if kind == "grant" and facts["parent"].startswith("schema "):
             kind = "schema grant"
-        elif want is None:
+        elif not wanted:
             if kind == "function" and self._overloads(key):
                 kind = "overload"
             elif kind == "table" and facts["kind"] in ("v", "m"):
                 kind = "view"
             kind = f"{kind}+" if f"{kind}+" in _ORDER else kind
-        elif kind == "constraint" and want["kind"] in ("p", "u"):
+        elif kind == "constraint" and facts["kind"] in "pu":
             kind = "key"
         return _ORDER.index(kind)
 
     def sql(self, key: str) -> str:
         """Returns the SQL that puts an object right, or a comment where another repair or a backup has to."""
-        want, have = self.wanted.objects.get(key), self.found.objects.get(key)
-        parent = (want or have or {}).get("parent", "")
+        want, have = self.wanted.objects.get(key, {}), self.found.objects.get(key, {})
+        parent = (want or have).get("parent", "")
         if parent in self.found.objects and parent not in self.wanted.objects:
             return f"-- goes with {parent}"
         if parent in self.wanted.objects and parent not in self.found.objects and kind_of(parent) == "table":
             return f"-- comes back with {parent}"
-        method: Callable[[str, Facts | None, Facts | None], str] | None = getattr(
-            self, f"_{kind_of(key)}", None
-        )
+        method: Callable[[str, Facts, Facts], str] | None = getattr(self, f"_{kind_of(key)}", None)
         return method(key, want, have) if method else self._plain(key)
 
     def _plain(self, key: str) -> str:
@@ -76,11 +74,11 @@ class Repairs:
 
     # -- relations and types ------------------------------------------------------------------------------
 
-    def _table(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        if want is None:
+    def _table(self, key: str, want: Facts, have: Facts) -> str:
+        if not want:
             return self._plain(key)
         name = _name(key)
-        if have is None or have["kind"] != want["kind"]:
+        if not have or have["kind"] != want["kind"]:
             return f"-- {name}: restore the table from a backup; its definition is in the migrations under sql/crm."
         steps = []
         if have["owner"] != want["owner"]:
@@ -99,31 +97,24 @@ class Repairs:
             steps.append(f"ALTER TABLE {name} SET LOGGED;")
         return "\n".join(steps)
 
-    def _type(self, key: str, want: Facts | None, have: Facts | None) -> str:
+    def _type(self, key: str, want: Facts, have: Facts) -> str:
         return self._new_owner(key, want, have) if want and have else self._plain(key)
 
     def _new_owner(self, key: str, want: Facts, have: Facts) -> str:
         change = f"ALTER {_on(key)} OWNER TO {self._who(want['owner'])};"
         return _as_owner(change) if have["owner"] == "crm_rpc" else change
 
-    def _row_security(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        assert want is not None
-        enabled, forced = "ENABLE" if want["enabled"] else "DISABLE", "" if want["forced"] else "NO "
-        return f"ALTER TABLE {_name(key)} {enabled} ROW LEVEL SECURITY, {forced}FORCE ROW LEVEL SECURITY;"
-
-    def _column(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        if want is None:
+    def _column(self, key: str, want: Facts, have: Facts) -> str:
+        if not want or not have:
             return self._plain(key)
         table = _name(want["parent"])
         column = _name(key).removeprefix(f"{table}.")
-        alter = f"ALTER TABLE {table} ALTER COLUMN {column}"
+        # the expression of a generated column cannot be changed, and a virtual column's cannot be dropped
+        if (want["generated"] or have["generated"] == "v") and any(
+            have[fact] != want[fact] for fact in ("generated", "default")
+        ):
+            return f"ALTER TABLE {table} DROP COLUMN {column};\n{self._plain(key)}"
         identity = f"GENERATED {'ALWAYS' if want['identity'] == 'a' else 'BY DEFAULT'}"
-        if have is None or (want["generated"] and have["generated"] != want["generated"]):
-            steps = [f"ALTER TABLE {table} DROP COLUMN {column};"] if have else []
-            steps.append(f"ALTER TABLE {table} ADD COLUMN {column} {_column_definition(want, identity)};")
-            if want["not_null"] and want["default"] is None and not want["identity"]:
-                steps.append(f"-- fill it from a backup, then: {alter} SET NOT NULL;")
-            return "\n".join(steps)
         steps = []
         if have["generated"]:
             steps.append("DROP EXPRESSION")
@@ -139,7 +130,7 @@ class Repairs:
             steps.append(f"{'SET' if want['not_null'] else 'DROP'} NOT NULL")
         if want["identity"]:
             steps.append(f"SET {identity}" if have["identity"] else f"ADD {identity} AS IDENTITY")
-        lines = [f"{alter} {step};" for step in steps]
+        lines = [f"ALTER TABLE {table} ALTER COLUMN {column} {step};" for step in steps]
         if want["identity"] and not have["identity"]:
             lines.append(
                 f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'),"
@@ -147,21 +138,19 @@ class Repairs:
             )
         return "\n".join(lines)
 
-    def _sequence(self, key: str, want: Facts | None, have: Facts | None) -> str:
+    def _sequence(self, key: str, want: Facts, have: Facts) -> str:
         name = _name(key)
-        if ((want or have or {})["identity"]) and (
-            want is None or have is None or have["owner"] != want["owner"]
-        ):
+        if (want or have)["identity"] and want.get("owner") != have.get("owner"):
             return f"-- {name} comes, goes and changes hands with the identity column that it belongs to"
-        if want is None:
+        if not want:
             return self._plain(key)
         steps = []
-        if have is None:
+        if not have:
             steps.append(f"CREATE SEQUENCE {name};")
             if name == "crm_private.order_code_seq":
                 steps.append(
-                    f"SELECT setval('{name}', (SELECT coalesce(max(substring(order_code FROM '^B[0-9]{{4}}-([0-9]{{6,15}})$')"
-                    "::bigint), 0) + 1 FROM public.orders), false);"
+                    f"SELECT setval('{name}', (SELECT coalesce(max("
+                    "substring(order_code FROM '^B[0-9]{4}-([0-9]{6,15})$')::bigint), 0) + 1 FROM public.orders), false);"
                 )
             steps.append(f"ALTER SEQUENCE {name} OWNER TO {self._who(want['owner'])};")
         elif have["owner"] != want["owner"]:
@@ -171,7 +160,7 @@ class Repairs:
         )
         return "\n".join(steps)
 
-    def _possession(self, key: str, want: Facts | None, have: Facts | None) -> str:
+    def _possession(self, key: str, want: Facts, have: Facts) -> str:
         name = _name(key)
         if self.found.objects.get(name, {}).get("identity"):
             return f"-- {name} changes hands with its table"
@@ -185,17 +174,14 @@ class Repairs:
         """Whether the manifest wants a function of this name."""
         return any(wanted.startswith(f"{key.split('(')[0]}(") for wanted in self.wanted.objects)
 
-    def _function(self, key: str, want: Facts | None, have: Facts | None) -> str:
+    def _function(self, key: str, want: Facts, have: Facts) -> str:
         name = _name(key)
-        if want is None:
-            assert have is not None
+        if not want:
             # CASCADE for an overload only: the repair of our own function makes its indexes again
             drop = f"DROP ROUTINE {name} CASCADE;" if self._overloads(key) else self._plain(key)
             return _as_owner(drop) if have["owner"] == "crm_rpc" else drop
         short, schema = name.split("(")[0], _name(want["parent"])
-        changed = have is not None and any(
-            have[fact] != want[fact] for fact in ("result", "arguments", "kind")
-        )
+        changed = have and any(have[fact] != want[fact] for fact in ("result", "arguments", "kind"))
         steps = [
             "SET LOCAL check_function_bodies = off;",  # it may call a function that is still to be repaired
             *([f"DROP ROUTINE {name} CASCADE;"] if changed else []),
@@ -204,13 +190,13 @@ class Repairs:
         closing = [_close(short), *map(self._grant_of, self._grants(key))]
         give = f"ALTER ROUTINE {name} OWNER TO {self._who(want['owner'])};"
         if want["owner"] == "crm_rpc":
-            given = have is not None and have["owner"] != "crm_rpc"
-            steps = _by_crm_rpc([*steps, *closing], schema, first=[give] if given else [])
+            first = [give] if have and have["owner"] != "crm_rpc" else []
+            steps = _by_crm_rpc([*steps, *closing], schema, first)
         else:
-            if have and have["owner"] == "crm_rpc":
+            if have.get("owner") == "crm_rpc":
                 steps = [_AS_CRM_RPC, give, _NO_LONGER, *steps]
             steps += [give, *closing]
-        if changed or have is None:
+        if changed or not have:
             steps += [
                 definition
                 for other, definition in sorted(self.wanted.definitions.items())
@@ -233,9 +219,8 @@ class Repairs:
         option = " WITH GRANT OPTION" if want["grant_option"] else ""
         return f"GRANT {_privilege(want)} TO {self._who(want['grantee'])}{option};"
 
-    def _grant(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        if want is None:
-            assert have is not None
+    def _grant(self, key: str, want: Facts, have: Facts) -> str:
+        if not want:
             steps = [f"REVOKE {_privilege(have)} FROM {self._who(have['grantee'])} CASCADE;"]
             if not have["column"]:  # a privilege on the table takes those on its columns with it
                 steps += [
@@ -244,19 +229,17 @@ class Repairs:
                     if grant["column"]
                     and (grant["privilege"], grant["grantee"]) == (have["privilege"], have["grantee"])
                 ]
-        elif have is not None and have["grant_option"]:
+        elif have.get("grant_option"):
             steps = [f"REVOKE GRANT OPTION FOR {_privilege(want)} FROM {self._who(want['grantee'])} CASCADE;"]
         else:
             steps = [self._grant_of(want)]
-        function = self.wanted.objects.get((want or have or {})["parent"], {})
-        if "security_definer" in function and function["owner"] == "crm_rpc":
+        if self.wanted.objects.get((want or have)["parent"], {}).get("owner") == "crm_rpc":
             return _transaction(_by_crm_rpc(steps))
         return "\n".join(steps)
 
-    def _role(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        assert want is not None
+    def _role(self, key: str, want: Facts, have: Facts) -> str:
         name = _name(key)
-        # only what differs: NOSUPERUSER and the like may be said by superusers alone
+        # only what differs: NOSUPERUSER and the like take a superuser
         now = have or {**dict.fromkeys(_ROLE_WORDS, False), "inherit": True, "settings": None}
         words = [word if want[f] else f"NO{word}" for f, word in _ROLE_WORDS.items() if now[f] != want[f]]
         steps = [] if have else [f"CREATE ROLE {name};"]
@@ -266,8 +249,7 @@ class Repairs:
             steps.append(self.found.removals[key])
         return " ".join(steps)
 
-    def _member(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        assert have is not None
+    def _member(self, key: str, want: Facts, have: Facts) -> str:
         for above, facts in self.found.objects.items():
             if (
                 kind_of(above) == "member"
@@ -280,20 +262,12 @@ class Repairs:
 
     # -- rows ---------------------------------------------------------------------------------------------
 
-    def _transition(self, key: str, want: Facts | None, have: Facts | None) -> str:
-        words = {"A": "ENABLE ALWAYS", "O": "ENABLE", "R": "ENABLE REPLICA", "D": "DISABLE"}
-        prefix = f"trigger {TRANSITIONS}."
-        return _transaction(
-            [
-                f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER; -- its guard refuses every write",
-                *filter(None, (self.found.removals.get(key), self.wanted.definitions.get(key))),
-                *(
-                    f"ALTER TABLE {TRANSITIONS} {words[facts['enabled']]} TRIGGER {other.removeprefix(prefix)};"
-                    for other, facts in sorted(self.wanted.objects.items())
-                    if other.startswith(prefix)
-                ),
-            ]
-        )
+    def _transition(self, key: str, want: Facts, have: Facts) -> str:
+        definitions = self.wanted.definitions
+        guards = [sql for k, sql in definitions.items() if k.startswith(f"trigger {TRANSITIONS}.")]
+        change = [sql for sql in (self.found.removals.get(key), definitions.get(key)) if sql]
+        # its guards refuse every write
+        return _transaction([f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER;", *change, *guards])
 
 
 def writer_repair(writer: Mapping[str, Any]) -> str:
@@ -335,7 +309,7 @@ def _as_owner(step: str) -> str:
 
 
 def _by_crm_rpc(steps: list[str], schema: str = "", first: Sequence[str] = ()) -> list[str]:
-    """Takes steps as crm_rpc: for a superuser and for the schema's owner alike; the membership ends with the transaction."""
+    """Takes steps as crm_rpc; works for a superuser and for the schema's owner, and ends the membership again."""
     return [
         "GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;",
         *([f"GRANT CREATE ON SCHEMA {schema} TO crm_rpc;"] if schema else []),
@@ -346,19 +320,6 @@ def _by_crm_rpc(steps: list[str], schema: str = "", first: Sequence[str] = ()) -
         *([f"REVOKE CREATE ON SCHEMA {schema} FROM crm_rpc;"] if schema else []),
         _NO_LONGER,
     ]
-
-
-def _column_definition(want: Facts, identity: str) -> str:
-    words = [want["type"]]
-    if want["generated"]:
-        words.append(f"GENERATED ALWAYS AS ({want['default']}) STORED")
-    elif want["identity"]:
-        words.append(f"{identity} AS IDENTITY")
-    elif want["default"] is not None:
-        words.append(f"DEFAULT {want['default']}")
-    if want["not_null"] and (want["default"] is not None or want["identity"]):
-        words.append("NOT NULL")
-    return " ".join(words)
 
 
 def _close(function: str) -> str:

@@ -1,6 +1,6 @@
-"""Analytics automation: the nightly refresh and check of history, the stale-months and the landing-folder sensor.
+"""Starts the analytics runs: sensors for stale months and for the landing folder, and the nightly schedules.
 
-State lives in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
+Their state is in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
 """
 
 import hashlib
@@ -16,16 +16,14 @@ from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
-from crm_analytics.core.settings import settings
 from crm_analytics.orchestration.analytics.jobs import check_history_job, refresh_job
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.partitions import key_month, months, range_tags
 
 METRICS = [DAILY, MONTHLY]
-INTERVAL = 10  # seconds between a sensor's ticks
+INTERVAL = 10  #: seconds between a sensor's ticks
 
 
 def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
@@ -33,7 +31,7 @@ def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleM
 
 
 def _known(connection: psycopg.Connection[Any], news: list[landing_folder.PendingFile]) -> list[Any]:
-    """What decides, beside the files themselves, that they are news: database, declarations, their last reading."""
+    """Returns what decides, besides the files, whether they are news: database, declarations, their last reading."""
     read = connection.execute(
         "SELECT extract(epoch FROM max(finished_at)) FROM raw.source_files WHERE path = ANY(%s)",
         [[file.name for file in news]],
@@ -43,15 +41,15 @@ def _known(connection: psycopg.Connection[Any], news: list[landing_folder.Pendin
 
 @dg.schedule(
     cron_schedule="15 3 * * *",
-    execution_timezone=settings().business_timezone,
+    execution_timezone=months.timezone,
     job=refresh_job,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
 )
 def nightly_refresh(
-    context: dg.ScheduleEvaluationContext, analytics: AnalyticsDatabase
+    context: dg.ScheduleEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
 ) -> Iterator[dg.RunRequest]:
-    """The current month through the whole graph; older stale months through the metrics."""
+    """Requests the current month through the whole graph, and older stale months through the metrics."""
     at = context.scheduled_execution_time
     known = {key_month(key) for key in months.get_partition_keys(current_time=at)}
     current = max(known)
@@ -73,9 +71,9 @@ def nightly_refresh(
     description="Recomputes months that late or corrected data made stale: neighbors in one run, nothing else.",
 )
 def refresh_stale_months(
-    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase
+    context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run for each stretch of stale months. The run key holds the newest queue id: a failed run waits for news."""
+    """Requests one run per stretch of stale months; its key has the newest queue id, so a failed run waits for news."""
     known = {key_month(key) for key in months.get_partition_keys()}
     with analytics.connect() as connection:
         stale = _partitioned(stale_months(connection), known)
@@ -99,15 +97,17 @@ def refresh_stale_months(
     " is not tried again until it changes.",
 )
 def load_landing_files(
-    context: dg.SensorEvaluationContext, analytics: AnalyticsDatabase, landing: LandingFolder
+    context: dg.SensorEvaluationContext,
+    analytics: dg.ResourceParam[AnalyticsDatabase],
+    landing: dg.ResourceParam[LandingFolder],
 ) -> dg.RunRequest | dg.SkipReason:
-    """One run for the sources that have news; the run key is what the news is, so that a failure does not loop.
+    """Requests one run for the sources with news; its key is a hash of the news, so that a failure does not loop.
 
-    To the news belongs what the ledger knew before: content that comes back is news again, though it looks as it did.
+    The hash covers what the ledger knew before: content that comes back is news again, although it looks as it did.
     """
-    folder = landing.path()
+    folder = landing.path
     if not folder.is_dir():
-        return dg.SkipReason(f"the landing folder {folder} does not exist: create it, or set LANDING_DIR")
+        return dg.SkipReason(landing.missing())
     with analytics.connect() as connection:
         news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
         known = _known(connection, news)
@@ -130,8 +130,9 @@ def load_landing_files(
 check_history_nightly = dg.ScheduleDefinition(
     name="check_history_nightly",
     job=check_history_job,
-    cron_schedule="15 4 * * *",  # an hour after the refresh, so that its runs are mostly over
-    execution_timezone=settings().business_timezone,
+    # an hour after the refresh, so that its runs have mostly ended
+    cron_schedule="15 4 * * *",
+    execution_timezone=months.timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
 )

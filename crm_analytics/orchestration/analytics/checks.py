@@ -19,17 +19,15 @@ from crm_analytics.analytics.warehouse.check_queries import (
     refused_sql,
     vanished_sql,
 )
-from crm_analytics.core.settings import settings
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
-from crm_analytics.orchestration.partitions import window_of
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
+from crm_analytics.orchestration.partitions import months, window_of
 
 SAMPLE = 10
 
 
 def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
     start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
-    return {"start": start, "end": end, "first_partition": settings().start_month}
+    return {"start": start, "end": end, "first_partition": months.start.date()}
 
 
 def _result(
@@ -109,22 +107,24 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
     def checks(
-        context: dg.AssetCheckExecutionContext, analytics: AnalyticsDatabase, landing: LandingFolder
+        context: dg.AssetCheckExecutionContext,
+        analytics: dg.ResourceParam[AnalyticsDatabase],
+        landing: dg.ResourceParam[LandingFolder],
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         with analytics.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:
                 if query.name in wanted:
-                    yield _run(connection, query, _parameters(context), landing.path())
+                    yield _run(connection, query, _parameters(context), landing.path)
             if source is not None and "quarantine" in wanted:
                 yield _quarantine(connection, asset, source.name)
             if vanishing is not None and "vanished_rows" in wanted:
                 rows = _rows(connection, vanished_sql(vanishing), {})
                 yield _result(asset, "vanished_rows", rows, f"{len(rows)} rows have vanished", error=False)
             if source is not None and "files_read" in wanted:
-                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path())
-                rows += _unreadable(landing.path(), source.name)
+                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path)
+                rows += _unreadable(landing.path, source.name)
                 yield _result(asset, "files_read", rows, f"{len(rows)} files were refused", error=True)
 
     return checks

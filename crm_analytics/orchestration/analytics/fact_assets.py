@@ -1,34 +1,33 @@
-"""The facts and the channel tables: in the lineage because every rule stands there, though nobody materializes them.
+"""Defines the facts and the channel tables, which no run materializes: the lineage has them because they hold the rules.
 
-They are views and hand-kept tables, so they are never stale. Dagster orders a run only by executable
-dependencies, hence the metrics also depend on every raw asset directly.
+They are views and tables that are kept by hand, so they are never stale. Dagster orders a run by executable
+dependencies only; hence the metrics depend on every raw asset as well.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import dagster as dg
 
 from crm_analytics.orchestration.analytics.column_lineage import column_lineage, column_schema
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata
 
-FACTS_SQL = "sql/analytics/0003_facts.sql"
-CHANNELS_SQL = "sql/analytics/0002_channels.sql"
 
-
-def _spec(name: str, description: str, deps: Sequence[str], kind: str, code: str) -> dg.AssetSpec:
+def _spec(name: str, description: str, *parents: str) -> dg.AssetSpec:
+    """Describes a fact view, or a channel table if it has no parents."""
+    group, kind, code = (
+        ("facts", "view", "0003_facts.sql") if parents else ("channels", "table", "0002_channels.sql")
+    )
     return dg.AssetSpec(
         key=["analytics", name],
-        deps=[dg.AssetKey(dep.split("/")) for dep in deps],
+        deps=[dg.AssetKey(parent.split("/")) for parent in parents],
         description=description,
-        group_name="facts" if kind == "view" else "channels",
+        group_name=group,
         kinds={"postgres", kind},
         owners=OWNERS,
         metadata={
-            **definition_metadata("analytics", name, code),
+            **definition_metadata("analytics", name, f"sql/analytics/{code}"),
             "dagster/column_schema": column_schema(name),
-            **({"dagster/column_lineage": column_lineage(name)} if deps else {}),
+            **({"dagster/column_lineage": column_lineage(name)} if parents else {}),
         },
     )
 
@@ -36,52 +35,42 @@ def _spec(name: str, description: str, deps: Sequence[str], kind: str, code: str
 fact_specs = [
     _spec(
         "job_facts",
-        "One row a job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
+        "One row per job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
         " more than 100.00 paid), whether it is a lead by its channel's rule, and what was paid for it.",
-        ["raw/jobs", "raw/payments", "analytics/channel_aliases", "analytics/lead_channels"],
-        "view",
-        FACTS_SQL,
+        "raw/jobs",
+        "raw/payments",
+        "analytics/channel_aliases",
+        "analytics/lead_channels",
     ),
     _spec(
         "lead_facts",
-        "One row a lead with its cost, by the channel rule in force for its month.",
-        ["raw/elocals_leads", "raw/proref_leads", "analytics/job_facts", "analytics/lead_channels"],
-        "view",
-        FACTS_SQL,
+        "One row per lead with its cost, by the channel rule in force for its month.",
+        "raw/elocals_leads",
+        "raw/proref_leads",
+        "analytics/job_facts",
+        "analytics/lead_channels",
     ),
     _spec(
         "daily_spend",
-        "Google's cost by day: the month's spend spread over the days that it covers, adding up exactly.",
-        ["raw/google_spend", "analytics/lead_channels"],
-        "view",
-        FACTS_SQL,
+        "Google's cost by day: the month's spend divided among the days that it covers, adding up exactly.",
+        "raw/google_spend",
+        "analytics/lead_channels",
     ),
     _spec(
         "orphan_payments",
         "Counted payments whose job is unknown: revenue under Unattributed on the day paid, until the job arrives.",
-        ["raw/payments", "raw/jobs"],
-        "view",
-        FACTS_SQL,
+        "raw/payments",
+        "raw/jobs",
     ),
     _spec(
-        "call_facts",
-        "One row a call, under its flow's source.",
-        ["raw/calls", "analytics/channel_aliases"],
-        "view",
-        FACTS_SQL,
+        "call_facts", "One row per call, under its flow's source.", "raw/calls", "analytics/channel_aliases"
     ),
     _spec(
         "lead_channels",
         "What counts as a lead and as cost, by channel and month. Kept by hand in SQL: adding a channel is one row.",
-        [],
-        "table",
-        CHANNELS_SQL,
     ),
     _spec(
         "channel_aliases",
         "Spellings of sources and call flows, and the channel that each means. Kept by hand in SQL.",
-        [],
-        "table",
-        CHANNELS_SQL,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The analytics jobs: the one that computes, launched whole or for a selection of its assets, and one that only looks."""
+"""Defines the analytics jobs: one that loads and computes, and one that only checks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 refresh_job = dg.define_asset_job(
     "refresh",
     selection=dg.AssetSelection.assets(*RAW_KEYS, DAILY, MONTHLY),
-    description="Load every new file, then recompute the months: the whole analytics graph with its checks."
+    description="Loads every new file, then recomputes the months: the whole analytics graph with its checks."
     " Sensors launch parts of it.",
 )
 
 check_history_job = dg.define_asset_job(
     "check_history",
     selection=dg.AssetSelection.checks(*WINDOWED_CHECKS),
-    description="The checks that otherwise look at their run's months only, over all months. Changes nothing.",
+    description="Runs over all months the checks that otherwise cover their run's months. Changes nothing.",
 )

@@ -1,4 +1,4 @@
-"""`analytics/daily_metrics` and `analytics/monthly_metrics`: computed together, so that they never disagree."""
+"""Defines `analytics/daily_metrics` and `analytics/monthly_metrics`, which one step computes together."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def _metadata(table: str) -> dict[str, Any]:
     specs=[
         dg.AssetSpec(
             DAILY,
-            # the raw assets too: Dagster orders a run only by executable dependencies, and facts are views
+            # the raw assets too, because Dagster orders a run by executable dependencies only, and facts are views
             deps=[*(key for key in RAW_KEYS if key.path[0] == "raw"), *(spec.key for spec in fact_specs)],
             description="Metrics by day, source and segment: the facts added up." + RESTATEMENT,
             metadata=_metadata("daily_metrics"),
@@ -65,8 +65,8 @@ def _metadata(table: str) -> dict[str, Any]:
     partitions_def=months,
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
-def metrics(context: dg.AssetExecutionContext, analytics: AnalyticsDatabase) -> Any:
-    """Recompute both tables for the run's whole range of months, in one transaction."""
+def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[AnalyticsDatabase]) -> Any:
+    """Recomputes both tables for the run's whole range of months in one transaction (docs/decisions/metrics-in-one-transaction.md)."""
     window = window_of(context)
     if window is None:
         raise dg.Failure(
@@ -80,7 +80,7 @@ def metrics(context: dg.AssetExecutionContext, analytics: AnalyticsDatabase) -> 
                 context.add_asset_metadata(
                     {"dagster/partition_row_count": rows}, asset_key=key, partition_key=month_key(month)
                 )
-            # once a run, on its last month: metadata of a ranged result would be copied to every month
+            # on the last month only: metadata of a ranged result would be copied to every month
             last = month_key(done[-1].month)
             context.add_asset_metadata(
                 table_metadata(connection, "analytics", table), asset_key=key, partition_key=last

@@ -1,4 +1,4 @@
-"""Plots for the Dagster UI: small PNG images inside markdown metadata."""
+"""Draws the plot of months for the Dagster UI, a small PNG image inside markdown metadata."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ MOST_MONTHS = 24
 
 
 def months_plot(connection: psycopg.Connection[Any]) -> dg.MarkdownMetadataValue:
-    """Revenue40 and repairs of the last two years by month, with the target where one is set."""
-    from matplotlib.figure import Figure  # half a second to import, only needed here
+    """Plots revenue40 and repairs by month for the last two years, with the target where one is set."""
+    # takes half a second to import, and only this function needs it
+    from matplotlib.figure import Figure
 
     rows = connection.execute(
         """
         SELECT m.month, m.revenue40, m.repairs, t.target_revenue40
-        FROM (SELECT month, sum(revenue40) AS revenue40, sum(repairs) AS repairs
-              FROM analytics.monthly_metrics GROUP BY month ORDER BY month DESC LIMIT %s) m
+        FROM (
+            SELECT month, sum(revenue40) AS revenue40, sum(repairs) AS repairs
+            FROM analytics.monthly_metrics
+            GROUP BY month
+            ORDER BY month DESC
+            LIMIT %s
+        ) m
         LEFT JOIN analytics.targets t ON t.month = m.month AND t.source = 'ALL' AND t.segment = 'ALL'
         ORDER BY m.month
         """,

@@ -1,4 +1,4 @@
-"""The raw assets and the targets: one asset for each source, each loading its export files whole."""
+"""Defines the raw assets and the targets: one asset per source, which loads its export files whole."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,9 +11,7 @@ from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
-from crm_analytics.core.settings import settings
-from crm_analytics.orchestration.analytics.landing_resource import LandingFolder
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
@@ -26,7 +24,7 @@ LOADING = (
 
 
 class LoadConfig(dg.Config):
-    """How a raw asset loads."""
+    """How a raw asset loads; `force` reads files again whose content is loaded already."""
 
     force: bool = False
 
@@ -47,7 +45,6 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
                 f"crm_analytics/analytics/ingest/sources/{source.name}.py",
                 f"sql/analytics/{source.migration}",
             ),
-            "dagster/uri": f"{settings().landing_dir.as_uri()}/{source.name}",
         },
         group_name="raw" if schema == "raw" else "metrics",
         kinds={"postgres", "csv", "table"},
@@ -58,20 +55,14 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
     def load(
         context: dg.AssetExecutionContext,
         config: LoadConfig,
-        analytics: AnalyticsDatabase,
-        landing: LandingFolder,
+        analytics: dg.ResourceParam[AnalyticsDatabase],
+        landing: dg.ResourceParam[LandingFolder],
     ) -> dg.MaterializeResult[Any]:
-        folder = landing.path()
-        if not folder.is_dir():
-            raise dg.Failure(
-                f"the landing folder {folder} does not exist: create it, or set LANDING_DIR",
-                allow_retries=False,
-            )
         result = load_source(
             analytics.address(),
-            folder,
+            landing.existing(),
             source.name,
-            timezone=settings().timezone,
+            timezone=analytics.settings.timezone,
             run_id=context.run_id,
             force=config.force,
             quiet_seconds=landing_folder.QUIET_SECONDS,
@@ -81,7 +72,8 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
         _report_months(context, result, rows, columns)
-        return dg.MaterializeResult(metadata=_files_metadata(result))
+        uri = f"{landing.path.as_uri()}/{source.name}"
+        return dg.MaterializeResult(metadata={"dagster/uri": uri, **_files_metadata(result)})
 
     return load
 
@@ -97,7 +89,7 @@ def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
 def _report_months(
     context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
 ) -> None:
-    """Row counts of the run's months, and materializations of the months that files touched outside them."""
+    """Reports row counts of the run's months, and a materialization of each month that files touched outside them."""
     window = window_of(context)
     inside = set(months_between(*window)) if window else set()
     for month in inside:
@@ -118,7 +110,7 @@ def _report_months(
 
 
 def _files_metadata(result: LoadResult) -> dict[str, Any]:
-    """Small: on a ranged run it is copied to every month's event."""
+    """Returns the numbers of files and records; kept small, because a ranged run copies them to every month's event."""
     totals = result.totals
     return {
         "files_loaded": sum(file.status == "loaded" for file in result.files),

@@ -1,56 +1,74 @@
-"""The analytics database as a Dagster resource."""
+"""Dagster resources of the analytics: its database and the landing folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 
-from crm_analytics.core.database import database_url
-from crm_analytics.core.settings import settings
+from crm_analytics.core.migrations import migrate
+from crm_analytics.core.settings import Settings
+from crm_analytics.orchestration.migrated import migrated_url
 
 
-class AnalyticsDatabase(dg.ConfigurableResource[Any]):
-    """Connections to the analytics database; the address comes from the environment unless `url` is given."""
+@dataclass(frozen=True)
+class AnalyticsDatabase:
+    """The analytics database of the settings. A plain object, because Dagster would show a config with its password."""
 
-    url: str = ""
+    settings: Settings
 
     def address(self) -> str:
-        """The libpq URL (starts the embedded server when none is configured)."""
-        return self.url or database_url("analytics")
+        """Returns the libpq URL or keyword string; see `migrated_url` for what it raises."""
+        return migrated_url(
+            "analytics", self.settings, lambda url: migrate("analytics", config=self.settings, url=url)
+        )
 
     @contextmanager
-    def connect(self, **options: Any) -> Iterator[psycopg.Connection[Any]]:
-        """An autocommit connection, closed at the end; options as for `psycopg.connect`.
+    def connect(self) -> Iterator[psycopg.Connection[Any]]:
+        """Opens an autocommit connection and closes it at the end.
 
         Raises:
             dg.Failure: not retried, if the database is not migrated or belongs to another business timezone.
             dg.RetryRequested: if the server cannot be reached or the connection breaks (twice, 5 s apart).
         """
         try:
-            with psycopg.connect(self.address(), autocommit=True, **options) as connection:
-                _refuse_wrong_database(connection)
+            with psycopg.connect(self.address(), autocommit=True) as connection:
+                _refuse_other_timezone(connection, self.settings.business_timezone)
                 yield connection
         except psycopg.OperationalError as error:
             raise dg.RetryRequested(max_retries=2, seconds_to_wait=5) from error
 
 
-def _refuse_wrong_database(connection: psycopg.Connection[Any]) -> None:
-    """Dates are baked in the business timezone, so a run with another one must not touch them."""
-    try:
-        row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
-    except psycopg.errors.UndefinedTable:
-        row = None
-    if row is None:
-        raise dg.Failure(
-            "the analytics database is not migrated: run `crm-analytics migrate analytics`",
-            allow_retries=False,
-        )
-    wanted = settings().business_timezone
-    if row[0] != wanted:
+@dataclass(frozen=True)
+class LandingFolder:
+    """The folder that people drop exports into."""
+
+    path: Path
+
+    def existing(self) -> Path:
+        """Returns the folder.
+
+        Raises:
+            dg.Failure: not retried, if it does not exist.
+        """
+        if not self.path.is_dir():
+            raise dg.Failure(self.missing(), allow_retries=False)
+        return self.path
+
+    def missing(self) -> str:
+        """Returns the sentence for a folder that does not exist."""
+        return f"the landing folder {self.path} does not exist: create it, or set LANDING_DIR"
+
+
+def _refuse_other_timezone(connection: psycopg.Connection[Any], wanted: str) -> None:
+    """A date is a local date, so a run with another timezone must not touch it (docs/decisions/business-timezone.md)."""
+    row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
+    if row and row[0] != wanted:
         raise dg.Failure(
             f"the database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {wanted}: set it to {row[0]}",
             allow_retries=False,

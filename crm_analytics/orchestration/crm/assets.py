@@ -24,7 +24,9 @@ NOTHING_SEALED = "nothing sealed yet"
     ),
 )
 def crm_schema(
-    context: dg.AssetExecutionContext, crm_database: CrmDatabase, crm_migrations: CrmMigrations
+    context: dg.AssetExecutionContext,
+    crm_database: dg.ResourceParam[CrmDatabase],
+    crm_migrations: dg.ResourceParam[CrmMigrations],
 ) -> dg.MaterializeResult:
     """Migrates the CRM, and records its version, files and manifest hash."""
     status = crm_migrations.migrate(report=context.log.info)
@@ -53,7 +55,7 @@ def crm_schema(
         "(check published_head_is_in_chain of crm/schema)."
     ),
 )
-def crm_audit_seals(crm_database: CrmDatabase) -> dg.MaterializeResult:
+def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult:
     """Seals the audit log, and publishes the head of the chain."""
     with crm_database.connection() as connection:
         seal = audit_seals.seal(connection)

@@ -3,14 +3,14 @@
 A check that cannot run fails and gives the reason; it never passes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from crm_analytics.crm.proof.attacks import ATTACKS, Outcome
 from crm_analytics.crm.proof.invariants import INVARIANTS, Result
-from crm_analytics.crm.schema.manifest import GUARDS, Comparison, Difference
+from crm_analytics.crm.schema.manifest import GUARDS, Difference
 from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics.orchestration.crm.assets import NOTHING_SEALED, SCHEMA_KEY, SEALS_KEY
 from crm_analytics.orchestration.crm.resources import CrmGuards
@@ -20,6 +20,9 @@ WRITERS = "only_crm_rpc_can_write"
 PUBLISHED_HEAD = "published_head_is_in_chain"
 #: How many entries of a list the metadata shows; the count is always complete.
 SHOWN = 50
+
+#: Whether a check passed, and its metadata.
+Verdict = tuple[bool, dict[str, Any]]
 
 
 def guard_check(name: str) -> str:
@@ -61,133 +64,122 @@ _ATTACK_SPECS = _specs({attack_check(attack.family): attack.description for atta
 
 @dg.multi_asset_check(name="crm_guard_checks", specs=_DRIFT_SPECS, can_subset=True)
 def crm_guard_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Drift: compares the catalog with the manifest, read-only."""
 
-    def results() -> Mapping[str, dg.AssetCheckResult]:
+    def verdicts() -> dict[str, Verdict]:
         comparison, writers = crm_guards.comparison()
+        passed, metadata = _drift(comparison.differences)
         return {
-            DRIFT: _drift(DRIFT, comparison.differences, comparison),
+            DRIFT: (passed, {**metadata, "allowed_extras": list(comparison.allowed_extras[:SHOWN])}),
             WRITERS: _writers(writers),
-            **{guard_check(guard): _drift(guard_check(guard), comparison.of(guard)) for guard in GUARDS},
+            **{guard_check(guard): _drift(comparison.of(guard)) for guard in GUARDS},
         }
 
-    yield from _selected(context, results)
+    yield from _selected(context, verdicts)
 
 
 @dg.multi_asset_check(name="crm_invariant_checks", specs=_INVARIANT_SPECS, can_subset=True)
 def crm_invariant_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Invariants: compares the rows with the rules, in one read-only snapshot."""
 
-    def results() -> Mapping[str, dg.AssetCheckResult]:
-        found = {
-            invariant_check(name): _invariant(result) for name, result in crm_guards.invariants().items()
+    def verdicts() -> dict[str, Verdict]:
+        return {
+            **{invariant_check(name): _invariant(result) for name, result in crm_guards.invariants().items()},
+            PUBLISHED_HEAD: _published_head(context.instance, crm_guards),
         }
-        return {**found, PUBLISHED_HEAD: _published_head(context.instance, crm_guards)}
 
-    yield from _selected(context, results)
+    yield from _selected(context, verdicts)
 
 
 @dg.multi_asset_check(name="crm_attack_checks", specs=_ATTACK_SPECS, can_subset=True)
 def crm_attack_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: CrmGuards
+    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
 ) -> Iterator[dg.AssetCheckResult]:
     """Attacks: tries each of them for real, on a throwaway server."""
     wanted = {key.name for key in context.selected_asset_check_keys}
 
-    def results() -> Mapping[str, dg.AssetCheckResult]:
+    def verdicts() -> dict[str, Verdict]:
         tried: dict[str, list[Outcome]] = {}
         for outcome in crm_guards.attacks(
             [a.name for a in ATTACKS.values() if attack_check(a.family) in wanted]
         ):
             tried.setdefault(attack_check(outcome.attack.family), []).append(outcome)
-        return {name: _outcome(name, outcomes) for name, outcomes in tried.items()}
+        return {name: _attacks(outcomes) for name, outcomes in tried.items()}
 
-    yield from _selected(context, results)
+    yield from _selected(context, verdicts)
 
 
 crm_checks = [crm_guard_checks, crm_invariant_checks, crm_attack_checks]
 
 
 def _selected(
-    context: dg.AssetCheckExecutionContext, results: Callable[[], Mapping[str, dg.AssetCheckResult]]
+    context: dg.AssetCheckExecutionContext, verdicts: Callable[[], Mapping[str, Verdict]]
 ) -> Iterator[dg.AssetCheckResult]:
     """Yields the results that were asked for; if they cannot be had, each of them fails with the reason."""
     names = sorted(key.name for key in context.selected_asset_check_keys)
     try:
-        found = results()
+        found = verdicts()
     except Exception as error:
         context.log.exception("the checks could not run")
-        reason = f"{type(error).__name__}: {error}"
-        found = {name: _result(name, False, {"could_not_run": reason}) for name in names}
+        found = dict.fromkeys(names, (False, {"could_not_run": f"{type(error).__name__}: {error}"}))
     for name in names:
-        yield found[name]
+        passed, metadata = found[name]
+        yield dg.AssetCheckResult(asset_key=SCHEMA_KEY, check_name=name, passed=passed, metadata=metadata)
 
 
-def _result(name: str, passed: bool, metadata: Mapping[str, Any]) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        asset_key=SCHEMA_KEY,
-        check_name=name,
-        passed=passed,
-        severity=dg.AssetCheckSeverity.ERROR,
-        metadata=dict(metadata),
-    )
-
-
-def _drift(
-    name: str, differences: tuple[Difference, ...], comparison: Comparison | None = None
-) -> dg.AssetCheckResult:
+def _drift(differences: Sequence[Difference]) -> Verdict:
     metadata: dict[str, Any] = {"differences": len(differences)}
     if differences:
         metadata["found"] = [difference.problem for difference in differences[:SHOWN]]
-        repairs = "\n\n".join(f"-- {d.problem}\n{d.repair}" for d in differences[:SHOWN])
+        repairs = [f"-- {difference.problem}\n{difference.repair}" for difference in differences[:SHOWN]]
         if len(differences) > SHOWN:
-            repairs += (
-                f"\n\n-- and {len(differences) - SHOWN} more: crm-analytics crm guards prints all of them"
+            repairs.append(
+                f"-- and {len(differences) - SHOWN} more: crm-analytics crm guards prints all of them"
             )
-        metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
-    if comparison is not None:
-        metadata["allowed_extras"] = list(comparison.allowed_extras[:SHOWN])
-    return _result(name, not differences, metadata)
+        metadata["remedy"] = _sql("\n\n".join(repairs))
+    return not differences, metadata
 
 
-def _writers(writers: list[dict[str, Any]]) -> dg.AssetCheckResult:
+def _writers(writers: list[dict[str, Any]]) -> Verdict:
     metadata: dict[str, Any] = {"writers": len(writers)}
     if writers:
         metadata["found"] = [
             f"{w['role_name']} can {', '.join(w['privileges'])} {w['table_name']}" for w in writers[:SHOWN]
         ]
-        repairs = "\n".join(writer_repair(writer) for writer in writers)
-        metadata["remedy"] = dg.MarkdownMetadataValue(f"```sql\n{repairs}\n```")
-    return _result(WRITERS, not writers, metadata)
+        metadata["remedy"] = _sql("\n".join(writer_repair(writer) for writer in writers))
+    return not writers, metadata
 
 
-def _invariant(result: Result) -> dg.AssetCheckResult:
+def _sql(statements: str) -> dg.MarkdownMetadataValue:
+    return dg.MarkdownMetadataValue(f"```sql\n{statements}\n```")
+
+
+def _invariant(result: Result) -> Verdict:
     metadata: dict[str, Any] = {"rule": result.invariant.rule, "offenders": result.offenders}
     if not result.holds:
         metadata |= {"examples": list(result.examples), "remedy": result.invariant.remedy}
-    return _result(invariant_check(result.invariant.name), result.holds, metadata)
+    return result.holds, metadata
 
 
-def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> dg.AssetCheckResult:
+def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> Verdict:
     event = instance.get_latest_materialization_event(SEALS_KEY)
     if event is None or event.asset_materialization is None:
-        return _result(PUBLISHED_HEAD, True, {"published": "no head has been published yet"})
+        return True, {"published": "no head has been published yet"}
     head = str(event.asset_materialization.metadata["head"].value)
-    metadata = {"published": head}
-    intact = head == NOTHING_SEALED or guards.head_is_in_chain(head)
-    if not intact:
-        metadata["remedy"] = (
-            "audit_seals was rewritten, or the database was restored from before this seal. Compare with the earlier "
-            "materializations of crm/audit_seals. After a known restore, materialize crm/audit_seals."
-        )
-    return _result(PUBLISHED_HEAD, intact, metadata)
+    if head == NOTHING_SEALED or guards.head_is_in_chain(head):
+        return True, {"published": head}
+    remedy = (
+        "audit_seals was rewritten, or the database was restored from before this seal. Compare with the earlier "
+        "materializations of crm/audit_seals. After a known restore, materialize crm/audit_seals."
+    )
+    return False, {"published": head, "remedy": remedy}
 
 
-def _outcome(name: str, outcomes: list[Outcome]) -> dg.AssetCheckResult:
+def _attacks(outcomes: list[Outcome]) -> Verdict:
     through = [f"{outcome.attack.name}: {outcome.detail}" for outcome in outcomes if not outcome.held]
     metadata: dict[str, Any] = {"attacks": len(outcomes), "got_through_count": len(through)}
     if through:
@@ -195,4 +187,4 @@ def _outcome(name: str, outcomes: list[Outcome]) -> dg.AssetCheckResult:
             "got_through": through[:SHOWN],
             "remedy": "The migrations of this release are at fault: repair the guard in a new file under sql/crm.",
         }
-    return _result(name, not through, metadata)
+    return not through, metadata

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import dagster as dg
 import psycopg
 
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url
+from crm_analytics.core.settings import Settings
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.proof import audit_seals as seals
 from crm_analytics.crm.schema import manifest
+from crm_analytics.orchestration.migrated import migrated_url
 
 
-class CrmDatabase(dg.ConfigurableResource):
-    """The CRM's database: `CRM_DATABASE_URL`, or the embedded server."""
+@dataclass(frozen=True)
+class CrmDatabase:
+    """The CRM's database. A plain object, because Dagster would show a config with its password."""
 
-    url: str = ""
+    settings: Settings
     lock_timeout_seconds: int = 5
     statement_timeout_seconds: int = 300
 
-    def conninfo(self) -> str:
-        """The libpq URL; starts the embedded server if that is where the database lives."""
-        return self.url or database_url("crm")
-
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """An autocommit connection whose every statement and lock wait is bounded."""
-        with psycopg.connect(self.conninfo(), autocommit=True) as connection:
+        """Opens an autocommit connection whose statements and lock waits are bounded.
+
+        Raises:
+            dg.Failure: not retried, if the database is not migrated.
+        """
+        url = migrated_url("crm", self.settings, migrate_crm)
+        with psycopg.connect(url, autocommit=True) as connection:
             for name, seconds in (
                 ("lock_timeout", self.lock_timeout_seconds),
                 ("statement_timeout", self.statement_timeout_seconds),
@@ -40,17 +44,19 @@ class CrmDatabase(dg.ConfigurableResource):
             yield connection
 
 
-class CrmMigrations(dg.ConfigurableResource):
+@dataclass(frozen=True)
+class CrmMigrations:
     """Runs the migrations under sql/crm (Alembic), adopting an existing database."""
 
     database: CrmDatabase
 
     def migrate(self, report: Callable[[str], None] = lambda line: None) -> migrations.Status:
         """Bring the database to the newest version; idempotent."""
-        return migrate_crm(self.database.conninfo(), report=report)
+        return migrate_crm(database_url("crm", self.database.settings), report=report)
 
 
-class CrmGuards(dg.ConfigurableResource):
+@dataclass(frozen=True)
+class CrmGuards:
     """Proves that the guards hold: drift in the catalog, invariants over the rows, attacks on a scratch server."""
 
     database: CrmDatabase
@@ -77,11 +83,11 @@ class CrmGuards(dg.ConfigurableResource):
         return attacks.run_on_scratch_server(self.scratch_postgres_version, only)
 
 
-def crm_resources() -> dict[str, Any]:
-    """The resources by the names under which assets and checks ask for them."""
-    database = CrmDatabase()
+def crm_resources(settings: Settings) -> dict[str, Any]:
+    """Returns the resources by the names under which assets and checks ask for them."""
+    database = CrmDatabase(settings)
     return {
         "crm_database": database,
-        "crm_migrations": CrmMigrations(database=database),
-        "crm_guards": CrmGuards(database=database),
+        "crm_migrations": CrmMigrations(database),
+        "crm_guards": CrmGuards(database, settings.embedded_postgres_version),
     }

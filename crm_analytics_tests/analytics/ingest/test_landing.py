@@ -12,8 +12,7 @@ import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
-from crm_analytics.analytics.ingest.loading.load import record_unrecognized
-from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, NEW_YORK, Landing, job, text
+from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, Landing, job, text
 
 LEADS = text(ELOCALS, [("A", "2025-01-05 10:21:17 -0500", "01:10", "10", "ok", "")])
 
@@ -71,12 +70,7 @@ def test_unrecognized_files_are_recorded_once(landing: Landing) -> None:
     landing.write("minutes.csv", "who,what\nAnn,talked\n")
     landing.write("old stuff/a.csv", LEADS)
     assert _pending(landing) == {"minutes.csv": None, "old stuff/a.csv": None}
-    assert [
-        file.name for file in record_unrecognized(landing.connection, landing.folder, timezone=NEW_YORK)
-    ] == [
-        "minutes.csv",
-        "old stuff/a.csv",
-    ]
+    assert landing.load("jobs").files == []
     assert _pending(landing) == {}
     assert landing.load("jobs").files == []
     rows = landing.rows("SELECT path, source, status, message FROM raw.source_files ORDER BY path")

@@ -1,7 +1,7 @@
-"""Odd cases in real files: what reading decides about each.
+"""Odd files and odd records, case by case, on real files: what reading decides.
 
-What the loader decides (repeats, conflicts, newer and older exports, unknown jobs, statuses that count) is tested
-with the loader.
+What loading decides (repeats, conflicts, newer and older exports, unknown jobs) is tested in test_load_records.py and
+test_load_order.py.
 """
 
 from __future__ import annotations

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
+from crm_analytics.analytics.ingest.errors import UnrecognizedFile
 from crm_analytics.analytics.ingest.reading.header import find_header, match_header
+from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.core.settings import PROJECT_DIR
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -82,6 +88,32 @@ def test_headers_that_only_look_alike():
     assert match_header(SOURCES["elocals_leads"], ["Current Status"]).positions == {}
     assert match_header(SOURCES["calls"], ["From", "To", "Job"]).positions == {}
     assert match_header(SOURCES["google_spend"], ["Cost / conv.", "Avg. cost"]).positions == {}
+
+
+def test_freshness_view_has_every_raw_source(analytics: psycopg.Connection[Any]) -> None:
+    """The dashboards show of every export how fresh it is."""
+    shown = {source for (source,) in analytics.execute("SELECT source FROM reporting.freshness")}
+    assert shown == {source.name for source in SOURCES.values() if source.table_path[0] == "raw"}
+
+
+def test_module_of_each_source_has_its_name() -> None:
+    """The asset's link to the code, and a person, find the declaration by the source's name."""
+    folder = PROJECT_DIR / "crm_analytics/analytics/ingest/sources"
+    others = {"__init__", "declaration", "registry"}
+    assert {path.stem for path in folder.glob("*.py")} - others == set(SOURCES)
+    assert all((PROJECT_DIR / "sql/analytics" / source.migration).is_file() for source in SOURCES.values())
+
+
+def test_leads_of_the_jobs_tool_are_not_jobs(tmp_path: Path) -> None:
+    """Its exports of leads and of jobs share many headers; a file is told by those that only its kind has."""
+    header = "Lead #,Status,Source,Client,City,Job Type,Phone,Created,Estimates,Converted Lead total,UUID"
+    path = tmp_path / "export_export (23).csv"
+    path.write_text(f"{header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,,A1B2C3\n")
+    with pytest.raises(UnrecognizedFile):
+        detect_source(path, tmp_path)
+    jobs_header = header.replace("Lead #", "Job #").replace("Converted Lead total", "Total")
+    path.write_text(f"{jobs_header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,85,A1B2C3\n")
+    assert detect_source(path, tmp_path).name == "jobs"
 
 
 def test_header_row_is_the_first_complete_one():

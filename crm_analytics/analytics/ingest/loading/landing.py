@@ -280,8 +280,13 @@ def _current_entry(
 
 def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
     """Lists the refused and unrecognized ledger entries whose files are still in the landing folder, unchanged."""
-    present = [(file.name, file.size, file.modified_at) for file in scan(landing).files]
-    return ledger.unreadable(ledger.entries(connection), present)
+    present = {(file.name, file.size, file.modified_at) for file in scan(landing).files}
+    return [
+        entry
+        for entry in ledger.entries(connection)
+        if entry.status in ("refused", "unrecognized")
+        and (entry.path, entry.size_bytes, entry.modified_at) in present
+    ]
 
 
 def not_loaded(connection: ledger.Connection, landing: Path) -> list[str]:

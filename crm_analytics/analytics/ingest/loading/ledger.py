@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -180,19 +179,3 @@ def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
         f"UPDATE raw.source_files SET {assignments}, finished_at = clock_timestamp() WHERE file_id = %(file_id)s",
         {**values, "file_id": file_id},
     )
-
-
-def unreadable(entries: Iterable[Entry], present: Iterable[tuple[str, int, datetime]]) -> list[Entry]:
-    """Returns the refused and unrecognized entries whose content is in the landing folder now.
-
-    Args:
-        entries: the ledger.
-        present: (path, size in bytes, modification time) of the files that are there.
-    """
-    there = set(present)
-    return [
-        entry
-        for entry in entries
-        if entry.status in ("refused", "unrecognized")
-        and (entry.path, entry.size_bytes, entry.modified_at) in there
-    ]

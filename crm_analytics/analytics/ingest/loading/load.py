@@ -89,14 +89,6 @@ def load_source(
             loader.close()
 
 
-def record_unrecognized(
-    connection: Connection, landing: Path, *, timezone: ZoneInfo, run_id: str | None = None
-) -> list[PendingFile]:
-    """Writes files that no source recognizes into the ledger, once for each content; returns the new ones."""
-    found = landing_folder.pending(connection, landing)
-    return _record_unrecognized(connection, found, timezone, run_id)
-
-
 def try_file(
     connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
 ) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
@@ -138,9 +130,11 @@ def _settled(
 
 def _record_unrecognized(
     connection: Connection, found: list[PendingFile], timezone: ZoneInfo, run_id: str | None
-) -> list[PendingFile]:
-    unrecognized = [file for file in found if file.source is None]
-    for file in unrecognized:
+) -> None:
+    """Writes files that no source recognizes into the ledger, once for each content."""
+    for file in found:
+        if file.source is not None:
+            continue
         try:
             content = read_content(file, timezone)
         except OSError:
@@ -153,7 +147,6 @@ def _record_unrecognized(
             quarantine.close_replaced(connection, content.path, file_id)
             reading = Reading("unrecognized", version, file.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
-    return unrecognized
 
 
 @contextmanager

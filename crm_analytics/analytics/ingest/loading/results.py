@@ -50,16 +50,7 @@ class LoadResult:
     @property
     def months(self) -> set[date]:
         """The months (first days) in which rows were inserted, updated or removed."""
-        return set(self.rows_by_month)
-
-    @property
-    def rows_by_month(self) -> dict[date, int]:
-        """How many rows were inserted, updated or removed, by month; a row that moved counts in both months."""
-        total: dict[date, int] = {}
-        for file in self.files:
-            for month, rows in file.changed_by_month.items():
-                total[month] = total.get(month, 0) + rows
-        return dict(sorted(total.items()))
+        return {month for file in self.files for month in file.changed_by_month}
 
     @property
     def totals(self) -> Counts:

@@ -175,7 +175,7 @@ GOOGLE_SPEND = Source(
             sql_type="numeric",
         ),
     ),
-    key=Key("spend of", ("month", "campaign"), record_columns=("day", "month", "campaign")),
+    key=Key("spend", ("month", "campaign"), record_columns=("day", "month", "campaign")),
     date_column="month",
     filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
     derive=_month_and_campaign,

@@ -59,6 +59,8 @@ JOBS = Source(
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),
+    # the same tool's export of leads has a UUID, type, source and date, too
+    foreign_headers=frozenset({"leadnumber", "convertedleadtotal"}),
     second_choice={"jobid": "job_number"},
     summed="total",
     lock="SELECT raw.lock_links()",

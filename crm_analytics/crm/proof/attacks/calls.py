@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from crm_analytics.crm.proof.attacks.lab import Lab, register
 
-UNKNOWN_ID = "'00000000-0000-4000-8000-00000000dead'"
-
 
 def payment(
     flow: str = "'incoming', 'client_payment'",
@@ -62,17 +60,17 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "no_actor",
         ("functions",),
-        "No user, an unknown user, or one who has left acts through every RPC that needs a user.",
+        "Acts as no user, an unknown user, or one who has left, through every RPC that needs a user.",
         {
             "42501": [
-                call.format(user=user) for user in ("NULL", UNKNOWN_ID, "%(left)s") for call in _BY_A_USER
+                call.format(user=user) for user in ("NULL", "%(unknown)s", "%(left)s") for call in _BY_A_USER
             ]
         },
     ),
     (
         "impossible_amounts",
         ("functions",),
-        "NaN (which is greater than every number), infinity, zero, negative amounts and fractions of a cent.",
+        "Books NaN (which is greater than every number), infinity, zero, negative amounts and fractions of a cent.",
         {
             "PT422": [
                 *(payment(amount=amount) for amount in _NO_AMOUNTS),
@@ -86,8 +84,8 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "wrong_roles_and_directions",
         ("functions",),
-        "Client money that goes out, refunds that come in, foreign currency, labels that do not exist, a provider's"
-        " payment without its reference.",
+        "Books client money that goes out, refunds that come in, an unknown currency or order, and a provider's payment"
+        " without its reference.",
         {
             "PT422": [
                 payment("'outgoing', 'client_payment'"),
@@ -102,7 +100,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "payout_before_money",
         ("functions",),
-        "The supplier is paid although the client has paid nothing.",
+        "Pays the supplier although the client has paid nothing.",
         {
             "PT409": [
                 payment(f"'outgoing', '{role}'")
@@ -113,7 +111,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "refund_by_manager",
         ("functions",),
-        "A manager refunds; or an admin refunds more than the client paid.",
+        "Refunds as a manager, or more than the client paid as an admin.",
         {
             "42501": [payment(REFUND, order="paid")],
             "PT409": [payment(REFUND, "1000.01", order="paid", user="admin")],
@@ -122,7 +120,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "reused_reference",
         ("functions",),
-        "A reference is used again for another amount, order or method: it must be refused, never booked.",
+        "Uses a reference again for another amount, order or method: it must be refused, never booked.",
         {
             "PT409": [
                 payment(amount="999", order="paid", method="card", reference="'attack-1'"),
@@ -134,7 +132,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "illegal_transitions",
         ("functions", "transitions"),
-        "Statuses are skipped, undone or claimed; a manager does what only an admin may.",
+        "Skips, undoes or claims statuses; does as a manager what only an admin may.",
         {
             "PT409": [
                 *moves("fresh", "admin", "created", "paid", "in_delivery", "delivered", "closed"),
@@ -147,13 +145,13 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "wrong_assignees",
         ("functions",),
-        "Work is given to a user who does not exist, or who has left.",
-        {"PT404": assignments(UNKNOWN_ID), "PT409": assignments("%(left)s")},
+        "Gives work to a user who does not exist, or who has left.",
+        {"PT404": assignments("%(unknown)s"), "PT409": assignments("%(left)s")},
     ),
     (
         "missing_ids",
         ("functions",),
-        "The row that a call is about is not named.",
+        "Leaves out the id of the row that a call is about.",
         {
             "PT422": [
                 payment(order="missing"),
@@ -165,7 +163,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "manager_makes_admins",
         ("functions",),
-        "A manager creates an admin, reactivates one who left, or maps a login to one; a stranger's login acts.",
+        "Creates an admin, reactivates one who left, or maps a login to one, as a manager; acts with an unknown login.",
         {
             "42501": [
                 "create_user_safe('x', 'x@example.com', 'admin', %(manager)s)",

@@ -11,7 +11,6 @@ from crm_analytics.crm.proof.attacks.lab import Breach, Lab, attack
 from crm_analytics.crm.schema.catalog import CRM_TABLES
 from crm_analytics.crm.schema.manifest import expected
 
-UNKNOWN_ID = "00000000-0000-4000-8000-00000000dead"
 #: A value that each CHECK must refuse.
 _CHECKED: dict[str, dict[str, Any]] = {
     "chk_final_price_nonneg": {"final_price_eur": -1},
@@ -39,7 +38,7 @@ _FRESH: dict[str, Any] = {
 
 @attack("constraints", "unique_indexes", on=CRM_TABLES)
 def rows_against_constraints(lab: Lab, table: str) -> None:
-    """With the triggers out of the way: rows that a key, a unique index or a CHECK must refuse."""
+    """Inserts rows that a key, a unique index or a CHECK must refuse, with the triggers out of the way."""
     all_columns = lab.columns(table, identity=True, generated=True)
     fresh = {column: value for column, value in _FRESH.items() if column in all_columns}
     if table == "audit_log":
@@ -57,7 +56,7 @@ def rows_against_constraints(lab: Lab, table: str) -> None:
                 raise Breach(f"no value is known that {constraint} refuses: add one to _CHECKED")
             values = fresh | _CHECKED[constraint]
         elif definition.startswith("FOREIGN KEY"):
-            values = fresh | {own[0]: UNKNOWN_ID}
+            values = fresh | {own[0]: str(lab.sample["unknown"])}
         else:
             values = {column: value for column, value in fresh.items() if column not in own}
         _copy_of_a_row_is_refused(lab, table, constraint, own, values)

@@ -13,7 +13,7 @@ _TRAP = (
 
 @attack("function_grants", on=RPC_NAMES)
 def stranger_calls(lab: Lab, rpc: str) -> None:
-    """A role that is not crm_app calls the function."""
+    """Calls the function as a role that is not crm_app."""
     nulls, granted = lab.connection.execute(
         """
         SELECT string_agg('NULL::' || format_type(a.type, NULL), ', ' ORDER BY a.n),
@@ -31,7 +31,7 @@ def stranger_calls(lab: Lab, rpc: str) -> None:
 
 @attack("functions")
 def hostile_operators_against_guards(lab: Lab) -> None:
-    """The writer's search_path holds an = by which everyone is crm_rpc; the guard must not use it."""
+    """Puts an = by which every role is crm_rpc into the writer's search_path; the guard must not use it."""
     lab.run("CREATE SCHEMA hostile")
     for left, right in (("name", "name"), ("text", "text"), ("name", "text"), ("text", "name")):
         lab.run(
@@ -49,7 +49,7 @@ def hostile_operators_against_guards(lab: Lab) -> None:
 
 @attack("functions")
 def hostile_search_path(lab: Lab) -> None:
-    """The caller's search_path holds operators and functions, and pg_temp domains, that would run as crm_rpc."""
+    """Puts operators and functions into the caller's search_path, and domains into pg_temp, that would run as crm_rpc."""
     lab.run("CREATE SCHEMA hostile")
     lab.run("GRANT USAGE ON SCHEMA hostile TO PUBLIC")
     for operand in ("uuid", "text", "name", "numeric", "bigint", "boolean"):
@@ -79,7 +79,7 @@ def hostile_search_path(lab: Lab) -> None:
 
 @attack("functions")
 def rpcs_run_as_crm_rpc(lab: Lab) -> None:
-    """An RPC runs as another role, or with the caller's search_path; even where that is harmless, none may."""
+    """Looks for RPCs that run as another role or with the caller's search_path; even where that is harmless, none may."""
     wrong = lab.run(
         """
         SELECT string_agg(proname, ', ') FROM pg_proc

@@ -7,7 +7,7 @@ from crm_analytics.crm.proof.attacks.lab import Lab, attack
 
 @attack("roles")
 def becomes_crm_rpc(lab: Lab) -> None:
-    """The application or a stranger becomes crm_rpc, or gives the membership away."""
+    """Becomes crm_rpc as the application or a stranger, or gives its membership away."""
     stranger = lab.stranger()
     for role in ("crm_app", stranger):
         lab.refused([f"GRANT crm_rpc TO {role}", f"GRANT crm_app TO {stranger}"], role=role)
@@ -26,7 +26,7 @@ def becomes_crm_rpc(lab: Lab) -> None:
 
 @attack("roles")
 def role_attributes(lab: Lab) -> None:
-    """crm_rpc or crm_app can log in, skip row security, create roles or is a superuser."""
+    """Looks for a crm_rpc or crm_app that can log in, skip row security or create roles, or is a superuser."""
     strong = lab.run(
         """
         SELECT string_agg(rolname, ', ') FROM pg_roles

@@ -22,7 +22,7 @@ ACTOR_COLUMNS = {
 
 @attack("triggers_{}", on=CRM_TABLES)
 def owner_writes(lab: Lab, table: str) -> None:
-    """The owner or a superuser writes the table by hand: every action, every column."""
+    """Writes the table by hand as the owner or a superuser: every action, every column."""
     actions = ("DELETE",) if table in OWNER_WRITES else ("INSERT", "UPDATE", "DELETE")
     lab.refused(lab.writes(table, actions))
     # CASCADE reaches other tables, whose guards must not be what refuses.
@@ -31,21 +31,21 @@ def owner_writes(lab: Lab, table: str) -> None:
 
 @attack("triggers_{}", on=CRM_TABLES)
 def replica_role_writes(lab: Lab, table: str) -> None:
-    """As owner_writes, with session_replication_role = replica, which skips triggers that are not ALWAYS."""
+    """Writes as owner_writes does, with session_replication_role = replica, which skips triggers that are not ALWAYS."""
     lab.run("SET LOCAL session_replication_role = replica")
     owner_writes(lab, table)
 
 
 @attack("table_grants", "triggers_{}", on=CRM_TABLES)
 def app_writes(lab: Lab, table: str) -> None:
-    """The application's role writes the table without an RPC."""
+    """Writes the table as the application's role, without an RPC."""
     lab.refused(lab.writes(table), role="crm_app", saying="permission denied")
     _plants(lab, table, "crm_app")
 
 
 @attack("table_grants", on=CRM_TABLES)
 def stranger_reaches(lab: Lab, table: str) -> None:
-    """A role without rights reads the table, writes it, or plants a trigger, rule or policy on it."""
+    """Reads the table, writes it, or plants a trigger, rule or policy on it, as a role without rights."""
     stranger = lab.stranger()
     statements = [f"SELECT FROM public.{table}", *lab.writes(table)]
     lab.refused(statements, role=stranger, saying="permission denied")
@@ -69,7 +69,7 @@ def _plants(lab: Lab, table: str, role: str) -> None:
 
 @attack("table_grants", on=CRM_TABLES)
 def rpc_role_overreaches(lab: Lab, table: str) -> None:
-    """crm_rpc writes in the table what no RPC needs to write: its grants end there."""
+    """Writes as crm_rpc what no RPC needs to write: its grants end there."""
     grants = expected().objects
     table_writes = {action: lab.writes(table, (action,))[0] for action in ("INSERT", "DELETE", "TRUNCATE")}
     column_writes = {
@@ -93,7 +93,7 @@ def rpc_role_overreaches(lab: Lab, table: str) -> None:
 
 @attack("row_security", "triggers_{}", on=CRM_TABLES)
 def broad_grant(lab: Lab, table: str) -> None:
-    """A stranger is granted everything on the table by mistake: row security and triggers must still hold."""
+    """Grants everything on the table to a stranger by mistake: row security and triggers must still hold."""
     stranger = lab.stranger()
     lab.run(f"GRANT ALL ON public.{table} TO {stranger}")
     with lab.role(stranger):
@@ -106,7 +106,7 @@ def broad_grant(lab: Lab, table: str) -> None:
 
 @attack("triggers_{}", on=OWNER_WRITES)
 def other_superuser_writes(lab: Lab, table: str) -> None:
-    """A superuser who is not the owner writes a table that its owner may write."""
+    """Writes a table that its owner may write, as a superuser who is not the owner."""
     other = lab.stranger()
     lab.run(f"ALTER ROLE {other} SUPERUSER")
     for _ in lab.replication_roles():
@@ -115,7 +115,7 @@ def other_superuser_writes(lab: Lab, table: str) -> None:
 
 @attack("triggers_{}", on=APPEND_ONLY)
 def rewrites_history(lab: Lab, table: str) -> None:
-    """Even crm_rpc, the RPCs' own role, changes or deletes rows of an append-only table."""
+    """Changes or deletes rows of an append-only table, even as crm_rpc, the RPCs' own role."""
     # Only the triggers are left.
     lab.run(f"GRANT UPDATE, DELETE, TRUNCATE ON public.{table} TO crm_rpc")
     for _ in lab.replication_roles():
@@ -124,7 +124,7 @@ def rewrites_history(lab: Lab, table: str) -> None:
 
 @attack("triggers_{}", on=ACTOR_COLUMNS)
 def row_without_actor(lab: Lab, table: str) -> None:
-    """A faulty RPC inserts a row without its actor, or changes who made a row."""
+    """Inserts a row without its actor, or changes who made a row, as a faulty RPC would."""
     actor = ACTOR_COLUMNS[table]
     others = ", ".join(name for name in lab.columns(table) if name not in ("id", actor))
     insert = f"INSERT INTO public.{table} ({others}) SELECT {others} FROM public.{table} LIMIT 1"
@@ -139,7 +139,7 @@ def row_without_actor(lab: Lab, table: str) -> None:
 
 @attack("triggers_payments", "constraints")
 def faulty_ledger_writes(lab: Lab) -> None:
-    """A faulty RPC books a payment of nothing, or changes one that is booked."""
+    """Books a payment of nothing, or changes one that is booked, as a faulty RPC would."""
     insert = """
         INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status,
             external_reference, reference_key, created_by)
@@ -167,7 +167,7 @@ def faulty_ledger_writes(lab: Lab) -> None:
 
 @attack("triggers_users", "triggers_customers")
 def unaudited_owner_write(lab: Lab) -> None:
-    """The owner changes people's rows: allowed, and traced with the login, however the session is set."""
+    """Changes people's rows as the owner: allowed, and traced with the login, however the session is set."""
     traces = """
         SELECT count(*) FROM public.audit_log
         WHERE entity = %(table)s AND entity_id = %(row)s AND "session_user" = SESSION_USER
@@ -183,7 +183,7 @@ def unaudited_owner_write(lab: Lab) -> None:
 
 @attack(*(f"triggers_{table}" for table in CRM_TABLES))
 def forged_setting(lab: Lab) -> None:
-    """A session claims to be the RPC by setting variables that a careless guard might trust."""
+    """Claims to be the RPC by setting variables that a careless guard might trust."""
     for name in ("crm.rpc", "crm.bypass", "app.current_user", "request.jwt.claims", "crm.allow_write"):
         lab.run("SELECT set_config(%(name)s, 'crm_rpc', true)", name=name)
     lab.refused([s for table in CRM_TABLES for s in lab.writes(table, ("DELETE",))])
@@ -192,7 +192,7 @@ def forged_setting(lab: Lab) -> None:
 
 @attack("triggers_orders", "triggers_tasks", "triggers_order_status_events", "constraints")
 def foreign_key_action(lab: Lab) -> None:
-    """A foreign key's ON UPDATE CASCADE, which runs as the owner, rewrites guarded rows."""
+    """Rewrites guarded rows by a foreign key's ON UPDATE CASCADE, which runs as the owner."""
     drop_foreign_keys = """
         DO $$ DECLARE c record; BEGIN
             FOR c IN SELECT conrelid::regclass AS t, conname FROM pg_constraint

@@ -1,0 +1,167 @@
+"""Runs Dagster jobs inside the command line's own process, with progress on the console."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from crm_analytics.cli.serving import require_storage
+from crm_analytics.cli.summary import print_summary
+from crm_analytics.core import migrations
+from crm_analytics.core.database import connect
+from crm_analytics.core.months import next_month
+from crm_analytics.core.settings import Settings
+
+#: What Dagster writes before the message of such an exception.
+FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}"
+
+
+def migrate_both(config: Settings, console: Console) -> None:
+    """Migrates the analytics and the CRM database; prints a line for each file applied."""
+    from crm_analytics.crm.migrating.migrate import migrate_crm
+
+    def reporter(name: str) -> Callable[[str], None]:
+        return lambda line: console.print(f"{name}: {line}", style="dim")
+
+    migrations.migrate("analytics", config=config, report=reporter("analytics"))
+    migrate_crm(config=config, report=reporter("crm"))
+
+
+def run_job(
+    config: Settings,
+    job: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    ops: Mapping[str, Any] | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> dg.ExecuteInProcessResult:
+    """Runs a job on the databases and folders of `config`, so that the UI shows the run afterwards.
+
+    Args:
+        tags: the run's tags, e.g. its range of months.
+        ops: configuration by step.
+        show: receives what the run is doing, instead of the log of all events.
+    """
+    from crm_analytics.definitions import build_defs
+    from crm_analytics.orchestration.instance import open_instance
+
+    defs = build_defs(config, loggers={"console": _progress_logger(show)})
+    with open_instance(config) as instance:
+        return defs.resolve_job_def(job).execute_in_process(
+            instance=instance,
+            tags=dict(tags or {}),
+            run_config={"ops": dict(ops or {}), "loggers": {"console": {}}},
+            raise_on_error=False,
+        )
+
+
+def refresh_months(
+    config: Settings,
+    first: date | None,
+    last: date | None,
+    *,
+    console: Console,
+    force: bool = False,
+    accept_refused: bool = False,
+) -> bool:
+    """Loads every new file and computes the months first..last as one run of the job `refresh`; prints a summary.
+
+    Returns:
+        True if every file was read (or `accept_refused`), the run succeeded, and no month in range is stale.
+    """
+    require_storage(config)
+    if config.configured_url("analytics") is None:
+        migrations.migrate("analytics", config=config)
+    from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+    from crm_analytics.orchestration.partitions import key_month, months, range_tags
+
+    known = [key_month(key) for key in months.get_partition_keys()]
+    asked = first or known[0], last or known[-1]
+    covered = _covered(known, asked, console)
+    if covered is None:
+        return False
+    if not config.landing_dir.is_dir():
+        console.print(
+            f"[red]the landing folder {config.landing_dir} does not exist[/]: create it, or set LANDING_DIR"
+        )
+        return False
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"refreshing {covered[0]:%Y-%m} to {covered[1]:%Y-%m}", total=None)
+        result = run_job(
+            config,
+            "refresh",
+            tags=range_tags(*covered),
+            ops={"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {},
+            show=lambda text: progress.update(task, description=text),
+        )
+        progress.update(task, description="done" if result.success else "[red]failed[/]")
+    with connect("analytics", config) as connection:
+        unread, stale = print_summary(
+            connection, config.landing_dir, result.run_id, asked[0], next_month(asked[1]), console
+        )
+    if not result.success:
+        for reason, steps in _failures(result).items():
+            console.print(f"[red]{', '.join(steps)} failed[/]: {escape(reason)}", highlight=False)
+        console.print(f"the run {result.run_id} has the details: crm-analytics up, then Runs")
+    return result.success and not stale and (accept_refused or not unread)
+
+
+def _covered(known: list[date], asked: tuple[date, date], console: Console) -> tuple[date, date] | None:
+    """Returns the known months among those asked for, and says what is left out; None if there are none."""
+    if asked[0] > asked[1]:
+        console.print(f"[red]no such months[/]: {asked[0]:%Y-%m} is after {asked[1]:%Y-%m}")
+        return None
+    first, last = max(asked[0], known[0]), min(asked[1], known[-1])
+    bounds = f"{known[0]:%Y-%m} (START_MONTH) to {known[-1]:%Y-%m} (today)"
+    if first > last:
+        console.print(f"[red]no such months[/]: known are {bounds}")
+        return None
+    if (first, last) != asked:
+        console.print(
+            f"only {first:%Y-%m} to {last:%Y-%m} can be refreshed: the months known are {bounds}",
+            style="yellow",
+        )
+    return first, last
+
+
+def _failures(result: dg.ExecuteInProcessResult) -> dict[str, list[str]]:
+    """Returns the failed steps by message: that of their own exception, not of the one wrapped around it."""
+    found: dict[str, list[str]] = {}
+    for event in result.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error and error.cause:
+            error = error.cause
+        reason = error.message.strip() if error else "no reason given"
+        found.setdefault(reason.removeprefix(f"{FAILURE}: "), []).append(str(event.step_key))
+    return found
+
+
+def _progress_logger(show: Callable[[str], None]) -> dg.LoggerDefinition:
+    """Returns a Dagster logger that shows the running step and its last message."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            meta: Mapping[str, Any] = getattr(record, "dagster_meta", None) or {}
+            step, event = meta.get("step_key"), meta.get("dagster_event")
+            name = str(step).replace("__", "/")
+            if event is None and step:
+                message = record.getMessage().split("\n")[0]
+                show(f"{name}: {message[:90]}")
+            elif event is not None and event.event_type_value == "STEP_START":
+                show(name)
+
+    @dg.logger(config_schema={})
+    def progress(_: Any) -> logging.Logger:
+        logger = logging.Logger("crm_analytics.progress", logging.DEBUG)
+        logger.addHandler(Handler())
+        return logger
+
+    return progress

@@ -1,0 +1,41 @@
+"""Addresses of migrated databases: the embedded ones are migrated when a Dagster process first opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from crm_analytics.core import migrations
+from crm_analytics.core.database import database_url
+from crm_analytics.core.settings import Settings
+
+_found_migrated: set[str] = set()
+
+
+def migrated_url(database: str, config: Settings, migrate: Callable[[str], object]) -> str:
+    """Returns the address of `analytics` or `crm`, which is migrated; starts the embedded server if it lives there.
+
+    Args:
+        migrate: brings the database at an address to the newest version. It is called for an embedded database only.
+
+    Raises:
+        dg.Failure: not retried, if a configured database has migrations to run, or its migrations are not ours.
+    """
+    url = database_url(database, config)
+    if url not in _found_migrated:
+        try:
+            pending = migrations.status(database, url=url).pending
+            if pending and config.configured_url(database) is None:
+                migrate(url)
+                pending = ()
+        except migrations.MigrationError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        if pending:
+            raise dg.Failure(
+                f"the {database} database is not migrated (it lacks {pending[0]}):"
+                f" run `crm-analytics migrate {database}`",
+                allow_retries=False,
+            )
+        _found_migrated.add(url)
+    return url
