@@ -99,9 +99,10 @@ class OpenFile:
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
         data = _after(utf8_blocks(self.path, self.encoding), self.located.first_byte)
-        return csv_records.split(
-            data, self.delimiter, len(match.cells), self.located.first_line, match.named_width
+        splitter = csv_records.Splitter(
+            self.delimiter, len(match.cells), self.located.first_line, match.named_width
         )
+        return splitter.split(data)
 
     def _sheet_blocks(self, sheet: str) -> Iterator[csv_records.Block]:
         width = len(self.located.match.cells)
