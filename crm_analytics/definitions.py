@@ -27,7 +27,7 @@ from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, L
 from crm_analytics.orchestration.crm.assets import crm_assets
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
 from crm_analytics.orchestration.crm.checks import crm_checks
-from crm_analytics.orchestration.crm.resources import crm_resources
+from crm_analytics.orchestration.crm.resources import CrmDatabase
 from crm_analytics.orchestration.maintenance import maintenance_jobs, maintenance_schedules
 
 
@@ -45,7 +45,7 @@ def build_defs(
             "settings": settings,
             "analytics": AnalyticsDatabase(settings),
             "landing": LandingFolder(settings.landing_dir),
-            **crm_resources(settings),
+            "crm_database": CrmDatabase(settings),
         },
         loggers=loggers,
         executor=dg.in_process_executor,

@@ -126,7 +126,7 @@ def analytics(analytics_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def until_somebody_waits(watcher: psycopg.Connection[Any], kind: str) -> None:
+def wait_until_blocked(watcher: psycopg.Connection[Any], kind: str) -> None:
     """Waits until a session of the watcher's database waits for a lock; other workers share the server.
 
     Args:

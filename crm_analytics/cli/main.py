@@ -27,7 +27,7 @@ SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", 
 PORT = click.IntRange(1, 65535)
 
 
-class Month(click.ParamType):
+class Month(click.ParamType[date]):
     """A month written YYYY-MM."""
 
     name = "YYYY-MM"

@@ -45,8 +45,9 @@ SYSTEM_USER = "pgserver"
 SUPERUSER = "postgres"
 #: Seconds; crash recovery of a large write-ahead log takes a while.
 START_TIMEOUT = 120
-#: What the server's log says while processes of a killed server still run.
-LEFT_OVER = "pre-existing shared memory block"
+#: What the server's log says when a second try can succeed: processes of a killed server still run, or another
+#: program took the port between our choosing it and the start.
+TRANSIENT = ("pre-existing shared memory block", "Address already in use")
 
 #: Tuned for bulk loads and aggregates on a small machine; durability stays as PostgreSQL ships it.
 TUNING: Mapping[str, str] = {
@@ -272,7 +273,7 @@ class EmbeddedPostgres:
                 if time.monotonic() > deadline:
                     raise
             except RuntimeError as error:
-                if LEFT_OVER not in str(error) or time.monotonic() > deadline:
+                if time.monotonic() > deadline or not any(reason in str(error) for reason in TRANSIENT):
                     raise
             time.sleep(0.1)
 

@@ -1,6 +1,7 @@
-"""Names of all advisory locks. A lock's key is its name hashed: `hashtextextended(name, 0)`.
+"""Names of all advisory locks.
 
-Python takes those that have a constant or function here. SQL takes:
+A lock's key is its hashed name: `hashtextextended(name, 0)`. Python takes those that have a
+constant or function here, SQL takes these:
 
 - `analytics:payment_links`: while payments are linked to jobs (raw.lock_links)
 - `analytics:channel_rules`: while a channel rule is checked against the others (analytics.one_channel_per_shared_rule)

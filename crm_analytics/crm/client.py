@@ -1,4 +1,7 @@
-"""Calls one RPC of the CRM on a connection: arguments, transaction, errors. The calls themselves are in rpc_methods."""
+"""Calls one RPC of the CRM on a connection: arguments, transaction, errors.
+
+The calls themselves are in rpc_methods.py.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from crm_analytics.demo.crm_activity import play
 from crm_analytics.orchestration.crm import checks
 from crm_analytics.orchestration.crm.assets import SEALS_KEY, crm_assets, crm_schema
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
-from crm_analytics.orchestration.crm.resources import crm_resources
+from crm_analytics.orchestration.crm.resources import CrmDatabase
 
 Metadata = dict[str, Any]
 
@@ -40,7 +40,7 @@ def definitions(url: str) -> dg.Definitions:
         asset_checks=checks.crm_checks,
         jobs=crm_jobs,
         schedules=crm_schedules,
-        resources=crm_resources(Settings(crm_database_url=url)),
+        resources={"crm_database": CrmDatabase(Settings(crm_database_url=url))},
         executor=dg.in_process_executor,
     )
 
@@ -75,7 +75,7 @@ def test_materializing_the_schema_migrates(
     result = dg.materialize(
         [crm_schema],
         instance=instance,
-        resources=crm_resources(Settings(crm_database_url=new_database())),
+        resources={"crm_database": CrmDatabase(Settings(crm_database_url=new_database()))},
     )
     [event] = result.asset_materializations_for_node("crm__schema")
     metadata: Metadata = {key: value.value for key, value in event.metadata.items()}

@@ -362,7 +362,7 @@ CREATE TABLE raw.google_spend (
     campaign text NOT NULL DEFAULT 'all',
     amount numeric(12, 2) NOT NULL CHECK (amount <> 'NaN'),
     covered_to date NOT NULL,
-    whole boolean NOT NULL DEFAULT true,
+    complete_month boolean NOT NULL DEFAULT true,
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -382,7 +382,7 @@ SELECT analytics.describe('{raw.google_spend}', $$
     campaign: Campaign; all if the file has none.
     amount: Dollars spent in the month up to covered_to.
     covered_to: Last day that the amount covers.
-    whole: false if the file has quarantined records of this month: the row counts only until a file has the complete
-        month.
+    complete_month: false if the file has quarantined records of this month: the row counts only until a file has
+        the complete month.
     record_no: First record of the month and campaign in that file.
 $$);

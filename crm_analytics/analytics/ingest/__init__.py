@@ -1,1 +1,1 @@
-"""From export files to raw tables: declarations, reading, cleaning, loading. Imports no Dagster."""
+"""Loads export files into the raw tables: declarations, reading, typing, loading."""

@@ -1,1 +1,1 @@
-"""The metrics' side of the analytics database: refresh and reconciliation. Imports no Dagster."""
+"""Refreshes the metrics from the facts, and checks and documents the analytics database."""

@@ -1,4 +1,4 @@
-"""The analytics checks as Dagster asset checks. A check that cannot run raises, so it fails; it never passes."""
+"""The analytics checks as Dagster asset checks; one that cannot run raises, so that it fails and never passes."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -25,6 +25,10 @@ from crm_analytics.orchestration.partitions import months, window_of
 SAMPLE = 10
 
 
+def _key(asset: str) -> dg.AssetKey:
+    return dg.AssetKey.from_user_string(asset)
+
+
 def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
     start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
     return {"start": start, "end": end, "first_partition": months.start.date()}
@@ -37,7 +41,7 @@ def _result(
     if rows:
         found["sample"] = dg.MetadataValue.md(_table(rows[:SAMPLE]))
     return dg.AssetCheckResult(
-        asset_key=dg.AssetKey(asset.split("/")),
+        asset_key=_key(asset),
         check_name=name,
         passed=not rows,
         severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
@@ -47,7 +51,7 @@ def _result(
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a markdown table; cells are text, whatever an export put into them."""
+    """Returns rows as a markdown table; cells are text, whatever an export put into them."""
 
     def cell(value: Any) -> str:
         return str(value if value is not None else "").replace("|", "\\|").replace("\n", " ")[:200]
@@ -66,40 +70,32 @@ def _rows(
 
 
 def build_checks(asset: str) -> dg.AssetChecksDefinition:
-    """All checks of one asset, in one step and one snapshot."""
+    """Returns all checks of one asset, which run in one step and one snapshot."""
     queries = [query for query in QUERIES if query.asset == asset]
     source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
     # a file that replaces whole months leaves no rows of older ones behind
     vanishing = source if source is not None and source.month_totals is None else None
-    specs = [
-        dg.AssetCheckSpec(
-            query.name,
-            asset=dg.AssetKey(asset.split("/")),
-            description=query.description,
-            blocking=query.error,
-        )
-        for query in queries
-    ]
+
+    def spec(name: str, description: str, blocking: bool = False) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(name, asset=_key(asset), description=description, blocking=blocking)
+
+    specs = [spec(query.name, query.description, query.error) for query in queries]
     if source is not None:
         specs += [
-            dg.AssetCheckSpec(
+            spec(
                 "quarantine",
-                asset=dg.AssetKey(asset.split("/")),
-                description="Records that were not loaded. Remedy: correct them in the tool and export again, or dismiss them.",
+                "Records that were not loaded. Remedy: correct them in the tool and export again, or dismiss them.",
             ),
-            dg.AssetCheckSpec(
+            spec(
                 "files_read",
-                asset=dg.AssetKey(asset.split("/")),
-                description="Files that could not be read: nothing of them is loaded. Each message names the remedy.",
+                "Files that could not be read: nothing of them is loaded. Each message names the remedy.",
             ),
         ]
-
     if vanishing is not None:
         specs.append(
-            dg.AssetCheckSpec(
+            spec(
                 "vanished_rows",
-                asset=dg.AssetKey(asset.split("/")),
-                description="Rows that a newer export of their dates does not have. They are kept and count. Remedy:"
+                "Rows that a newer export of their dates does not have. They are kept and count. Remedy:"
                 " delete a row from its table if it is really gone (its month is then recomputed), or set"
                 " dismissed_at in raw.vanished_rows.",
             )
@@ -170,6 +166,4 @@ CHECKED_ASSETS = dict.fromkeys(
     [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
 )
 analytics_checks = [build_checks(asset) for asset in CHECKED_ASSETS]
-WINDOWED_CHECKS = [
-    dg.AssetCheckKey(dg.AssetKey(query.asset.split("/")), query.name) for query in QUERIES if query.windowed
-]
+WINDOWED_CHECKS = [dg.AssetCheckKey(_key(query.asset), query.name) for query in QUERIES if query.windowed]

@@ -1,57 +1,17 @@
 """Holds the columns of the facts and channel tables, and which columns every analytics column comes from.
 
-No run materializes a view, so nothing reads its columns from the catalog for the UI: they are written down here, and a
-test compares them with the catalog.
+No run materializes a view, so nothing reads its columns from the catalog for the UI: they are written down here, with
+the meanings that the migrations give them, and a test compares both with the catalog.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-MEANINGS = {
-    "job_id": "The job.",
-    "job_number": "The number that people use.",
-    "job_date": "Local date of the job's creation.",
-    "month": "First day of its month.",
-    "source": "Channel name, after channel_aliases.",
-    "segment": "COD, INS or OTHER.",
-    "type": "The job's type as given.",
-    "status": "The job's status as given.",
-    "is_unit": "Type is COD Service or INS Service.",
-    "is_repair": "Type is COD Repair or INS Repair, or COD Service with more than 100.00 paid.",
-    "is_lead": "Whether the job is a lead: its channel's rule in force is jobs, or units and it is a unit.",
-    "lead_cost": "Dollars that the lead costs, if the channel pays per lead; else 0.",
-    "paid_total": "Dollars: sum of the job's counted payments, 0 if none.",
-    "technician": "Technician as given.",
-    "zip": "Postal code as given.",
-    "file_id": "raw.source_files entry that the row came from.",
-    "record_no": "Record in that file.",
-    "lead_id": "Id in the table that origin names.",
-    "origin": "The raw table that has the lead: elocals_leads, proref_leads or jobs.",
-    "lead_date": "Local date of the lead.",
-    "cost": "Dollars.",
-    "date": "The day.",
-    "payment_id": "The payment.",
-    "job_ref": "The job as named by the payment.",
-    "paid_date": "Local date of the payment.",
-    "amount": "Dollars; refunds are negative.",
-    "call_id": "The call.",
-    "call_date": "Local date of the call.",
-    "answered": "Whether the call was answered.",
-    "duration_seconds": "Duration in seconds.",
-    "lead_channels.source": "The channel's name, as metrics show it.",
-    "valid_from": "First day on which the rule is in force, always the first of a month.",
-    "lead_rule": "elocals_paid: rows of raw.elocals_leads with cost > 0; proref_not_passed: rows of raw.proref_leads"
-    " that are not Passed; jobs: jobs of this source; units: units of this source; none.",
-    "cost_rule": "sum_cost: the leads' own cost; per_lead: cost_per_lead each; google_spend: the month's Google spend;"
-    " none: free.",
-    "cost_per_lead": "Dollars per lead, for per_lead; else NULL.",
-    "lead_segment": "Segment of leads and cost that do not come with a job.",
-    "alias_folded": "The spelling: trimmed, white space collapsed, lower case.",
-    "channel_aliases.source": "The channel's name.",
-}
+from crm_analytics.core.migrations import migration_files
 
 #: Relation -> its columns, each with its type and the columns that it comes from, `asset.column`; constants have none.
 _COLUMNS = {
@@ -197,14 +157,26 @@ _LINEAGE: dict[str, Mapping[str, Sequence[str]]] = {
 
 def column_schema(relation: str) -> dg.TableSchema:
     """Returns the columns of a fact view or channel table, with their meanings."""
+    meanings = _meanings(f"analytics.{relation}")
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(
-                name=name, type=type_, description=MEANINGS.get(f"{relation}.{name}") or MEANINGS[name]
-            )
+            dg.TableColumn(name=name, type=type_, description=meanings[name])
             for name, (type_, _) in _columns(relation).items()
         ]
     )
+
+
+def _meanings(relation: str) -> dict[str, str]:
+    """Returns what the relation's columns mean, as the migrations tell the database by `analytics.describe`."""
+    return {
+        name: " ".join(meaning.split())
+        for file in migration_files("analytics")
+        for relations, meanings in re.findall(
+            r"describe\(\s*'{(.+?)}', \$\$(.+?)\$\$", file.text(), re.DOTALL
+        )
+        if relation in re.split(r",\s*", relations)
+        for name, meaning in re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)$", meanings, re.MULTILINE)
+    }
 
 
 def column_lineage(relation: str) -> dg.TableColumnLineage:

@@ -2,9 +2,11 @@
 
 import dagster as dg
 
+from crm_analytics.core.database import database_url
+from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import audit_seals
 from crm_analytics.crm.schema import manifest
-from crm_analytics.orchestration.crm.resources import CrmDatabase, CrmMigrations
+from crm_analytics.orchestration.crm.resources import CrmDatabase
 
 SCHEMA_KEY = dg.AssetKey(["crm", "schema"])
 SEALS_KEY = dg.AssetKey(["crm", "audit_seals"])
@@ -24,12 +26,10 @@ NOTHING_SEALED = "nothing sealed yet"
     ),
 )
 def crm_schema(
-    context: dg.AssetExecutionContext,
-    crm_database: dg.ResourceParam[CrmDatabase],
-    crm_migrations: dg.ResourceParam[CrmMigrations],
-) -> dg.MaterializeResult:
+    context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
+) -> dg.MaterializeResult[None]:
     """Migrates the CRM, and records its version, files and manifest hash."""
-    status = crm_migrations.migrate(report=context.log.info)
+    status = migrate_crm(database_url("crm", crm_database.settings), report=context.log.info)
     with crm_database.connection() as connection:
         found = manifest.collect(connection)
     return dg.MaterializeResult(
@@ -55,7 +55,7 @@ def crm_schema(
         "(check published_head_is_in_chain of crm/schema)."
     ),
 )
-def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult:
+def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult[None]:
     """Seals the audit log, and publishes the head of the chain."""
     with crm_database.connection() as connection:
         seal = audit_seals.seal(connection)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import psycopg
 
-from crm_analytics.crm.proof.attacks import ATTACKS, Outcome
-from crm_analytics.crm.proof.invariants import INVARIANTS, Result
-from crm_analytics.crm.schema.manifest import GUARDS, Difference
+from crm_analytics.crm.proof import attacks, audit_seals, invariants
+from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.manifest import GUARDS
 from crm_analytics.crm.schema.repairs import writer_repair
 from crm_analytics.orchestration.crm.assets import NOTHING_SEALED, SCHEMA_KEY, SEALS_KEY
-from crm_analytics.orchestration.crm.resources import CrmGuards
+from crm_analytics.orchestration.crm.resources import CrmDatabase
 
 DRIFT = "manifest_drift"
 WRITERS = "only_crm_rpc_can_write"
@@ -55,21 +56,26 @@ _DRIFT_SPECS = _specs(
 )
 _INVARIANT_SPECS = _specs(
     {
-        **{invariant_check(invariant.name): invariant.rule for invariant in INVARIANTS},
+        **{invariant_check(invariant.name): invariant.rule for invariant in invariants.INVARIANTS},
         PUBLISHED_HEAD: "The head of the seal chain that was last published to Dagster is still in audit_seals.",
     }
 )
-_ATTACK_SPECS = _specs({attack_check(attack.family): attack.description for attack in ATTACKS.values()})
+_ATTACK_SPECS = _specs(
+    {attack_check(attack.family): attack.description for attack in attacks.ATTACKS.values()}
+)
 
 
 @dg.multi_asset_check(name="crm_guard_checks", specs=_DRIFT_SPECS, can_subset=True)
 def crm_guard_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
+    context: dg.AssetCheckExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
 ) -> Iterator[dg.AssetCheckResult]:
     """Drift: compares the catalog with the manifest, read-only."""
 
     def verdicts() -> dict[str, Verdict]:
-        comparison, writers = crm_guards.comparison()
+        with crm_database.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            comparison = manifest.compare(connection)
+            writers = manifest.unexpected_writers(connection)
         passed, metadata = _drift(comparison.differences)
         return {
             DRIFT: (passed, {**metadata, "allowed_extras": list(comparison.allowed_extras[:SHOWN])}),
@@ -82,31 +88,31 @@ def crm_guard_checks(
 
 @dg.multi_asset_check(name="crm_invariant_checks", specs=_INVARIANT_SPECS, can_subset=True)
 def crm_invariant_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
+    context: dg.AssetCheckExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
 ) -> Iterator[dg.AssetCheckResult]:
     """Invariants: compares the rows with the rules, in one read-only snapshot."""
 
     def verdicts() -> dict[str, Verdict]:
-        return {
-            **{invariant_check(name): _invariant(result) for name, result in crm_guards.invariants().items()},
-            PUBLISHED_HEAD: _published_head(context.instance, crm_guards),
-        }
+        with crm_database.connection() as connection:
+            results = invariants.check(connection)
+            head = _published_head(context.instance, connection)
+        return {**{invariant_check(name): _invariant(r) for name, r in results.items()}, PUBLISHED_HEAD: head}
 
     yield from _selected(context, verdicts)
 
 
 @dg.multi_asset_check(name="crm_attack_checks", specs=_ATTACK_SPECS, can_subset=True)
 def crm_attack_checks(
-    context: dg.AssetCheckExecutionContext, crm_guards: dg.ResourceParam[CrmGuards]
+    context: dg.AssetCheckExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
 ) -> Iterator[dg.AssetCheckResult]:
     """Attacks: tries each of them for real, on a throwaway server."""
     wanted = {key.name for key in context.selected_asset_check_keys}
 
     def verdicts() -> dict[str, Verdict]:
-        tried: dict[str, list[Outcome]] = {}
-        for outcome in crm_guards.attacks(
-            [a.name for a in ATTACKS.values() if attack_check(a.family) in wanted]
-        ):
+        tried: dict[str, list[attacks.Outcome]] = {}
+        names = [a.name for a in attacks.ATTACKS.values() if attack_check(a.family) in wanted]
+        version = crm_database.settings.embedded_postgres_version
+        for outcome in attacks.run_on_scratch_server(version, names):
             tried.setdefault(attack_check(outcome.attack.family), []).append(outcome)
         return {name: _attacks(outcomes) for name, outcomes in tried.items()}
 
@@ -131,7 +137,7 @@ def _selected(
         yield dg.AssetCheckResult(asset_key=SCHEMA_KEY, check_name=name, passed=passed, metadata=metadata)
 
 
-def _drift(differences: Sequence[Difference]) -> Verdict:
+def _drift(differences: Sequence[manifest.Difference]) -> Verdict:
     metadata: dict[str, Any] = {"differences": len(differences)}
     if differences:
         metadata["found"] = [difference.problem for difference in differences[:SHOWN]]
@@ -158,19 +164,19 @@ def _sql(statements: str) -> dg.MarkdownMetadataValue:
     return dg.MarkdownMetadataValue(f"```sql\n{statements}\n```")
 
 
-def _invariant(result: Result) -> Verdict:
+def _invariant(result: invariants.Result) -> Verdict:
     metadata: dict[str, Any] = {"rule": result.invariant.rule, "offenders": result.offenders}
     if not result.holds:
         metadata |= {"examples": list(result.examples), "remedy": result.invariant.remedy}
     return result.holds, metadata
 
 
-def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> Verdict:
+def _published_head(instance: dg.DagsterInstance, connection: psycopg.Connection[Any]) -> Verdict:
     event = instance.get_latest_materialization_event(SEALS_KEY)
     if event is None or event.asset_materialization is None:
         return True, {"published": "no head has been published yet"}
     head = str(event.asset_materialization.metadata["head"].value)
-    if head == NOTHING_SEALED or guards.head_is_in_chain(head):
+    if head == NOTHING_SEALED or audit_seals.head_is_in_chain(connection, head):
         return True, {"published": head}
     remedy = (
         "audit_seals was rewritten, or the database was restored from before this seal. Compare with the earlier "
@@ -179,7 +185,7 @@ def _published_head(instance: dg.DagsterInstance, guards: CrmGuards) -> Verdict:
     return False, {"published": head, "remedy": remedy}
 
 
-def _attacks(outcomes: list[Outcome]) -> Verdict:
+def _attacks(outcomes: list[attacks.Outcome]) -> Verdict:
     through = [f"{outcome.attack.name}: {outcome.detail}" for outcome in outcomes if not outcome.held]
     metadata: dict[str, Any] = {"attacks": len(outcomes), "got_through_count": len(through)}
     if through:

@@ -87,9 +87,9 @@ EXPORTS: dict[str, tuple[dict[int, str], str, list[tuple[Any, ...]]]] = {
                 SPEND, [("2024-11", "Brand", "8"), ("no month", "Generic", "9"), ("2024-12", "New", "4")]
             ),
         },
-        "SELECT month, campaign, amount, whole FROM raw.google_spend ORDER BY 1, 2",
+        "SELECT month, campaign, amount, complete_month FROM raw.google_spend ORDER BY 1, 2",
         [
-            # no file has September whole: of each campaign the newest record that could be read counts
+            # no file has all of September: of each campaign the newest record that could be read counts
             (date(2024, 9, 1), "Brand", Decimal("1.00"), False),
             (date(2024, 9, 1), "Generic", Decimal("4.00"), False),
             (date(2024, 10, 1), "Brand", Decimal("1000.00"), True),

@@ -311,7 +311,7 @@ def test_long_name_that_is_a_key(
     ],
 )
 def test_unreadable_spend_leaves_the_older_month(generic: list[tuple[str, ...]], landing: Landing) -> None:
-    """A month with unreadable records does not replace one that another file has whole."""
+    """A month with unreadable records does not replace one that another file has complete."""
     landing.write(
         "google_spend/1.csv",
         text(SPEND, [("2024-10", "Brand", "1000"), ("2024-10", "Generic", "3000")]),
@@ -326,8 +326,8 @@ def test_unreadable_spend_leaves_the_older_month(generic: list[tuple[str, ...]],
         {},
     )
     assert result.warnings == [
-        "2024-10: this file has quarantined records of the month, so the month stays as another file has it whole;"
-        " correct the records, or export the month again"
+        "2024-10: this file has quarantined records of the month, so the month stays as in the file that"
+        " has it complete; correct the records, or export the month again"
     ]
     assert landing.rows("SELECT campaign, amount FROM raw.google_spend ORDER BY 1") == [
         ("Brand", Decimal("1000.00")),
@@ -336,17 +336,21 @@ def test_unreadable_spend_leaves_the_older_month(generic: list[tuple[str, ...]],
 
 
 def test_partly_unreadable_spend(landing: Landing) -> None:
-    """What can be read of a month counts, with a warning, until a file has the month whole."""
+    """What can be read of a month counts, with a warning, until a file has the complete month."""
     landing.write(
         "google_spend/1.csv", text(SPEND, [("2024-10", "Brand", "1"), ("2024-10", "Generic", "NaN")]), day=1
     )
     result = landing.load_one("google_spend")
     assert result.warnings == ["2024-10: incomplete, because this file has quarantined records of the month"]
-    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, False)]
+    assert landing.rows("SELECT campaign, amount, complete_month FROM raw.google_spend") == [
+        ("Brand", 1, False)
+    ]
     landing.write("google_spend/2.csv", text(SPEND, [("2024-10", "Brand", "1")]), day=2)
     result = landing.load_one("google_spend")
     assert (result.counts.updated, result.warnings) == (1, [])
-    assert landing.rows("SELECT campaign, amount, whole FROM raw.google_spend") == [("Brand", 1, True)]
+    assert landing.rows("SELECT campaign, amount, complete_month FROM raw.google_spend") == [
+        ("Brand", 1, True)
+    ]
 
 
 def test_spend_repeats_and_conflicts(landing: Landing) -> None:

@@ -1,4 +1,4 @@
-"""The refresh: ranges, the queue, and concurrency. Two connections with barriers; nothing here sleeps and hopes."""
+"""Tests of the refresh: ranges, the queue, and concurrency by two connections with barriers instead of sleeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
-from crm_analytics_tests.conftest import until_somebody_waits
+from crm_analytics_tests.conftest import wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 OCTOBER, NOVEMBER, DECEMBER = date(2024, 10, 1), date(2024, 11, 1), date(2024, 12, 1)
@@ -100,7 +100,7 @@ def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> It
     with holder.transaction():
         holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
         thread.start()
-        until_somebody_waits(holder, "relation")
+        wait_until_blocked(holder, "relation")
         yield
     thread.join(30)
     assert not thread.is_alive()
@@ -122,7 +122,7 @@ def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
                 " VALUES ('B', 'COD Service', 'Angi', '2024-11-02 12:00-05', '2024-11-02')"
             )
             thread.start()
-            until_somebody_waits(loader, "relation")
+            wait_until_blocked(loader, "relation")
         thread.join(30)
         refresh(refresher, OCTOBER, DECEMBER)
         assert [row[:2] for row in monthly(loader)] == [("2024-10", "Google"), ("2024-11", "Retention")]
@@ -183,7 +183,7 @@ def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
         with first.transaction():
             refresh(first, OCTOBER, NOVEMBER)
             thread.start()
-            until_somebody_waits(watcher, "advisory")
+            wait_until_blocked(watcher, "advisory")
             insert_payment(watcher, "p", "A", "500.00")
         thread.join(30)
         assert not thread.is_alive()

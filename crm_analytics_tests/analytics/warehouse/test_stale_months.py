@@ -1,4 +1,4 @@
-"""Which change makes which month stale (architecture, decision 7), case by case, and how payments find their job."""
+"""Which change makes which month stale, case by case, and how payments find their job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics_tests.conftest import until_somebody_waits
+from crm_analytics_tests.conftest import wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 
@@ -321,7 +321,7 @@ def test_payment_deleted_while_its_job_moves(analytics_url: str) -> None:
         with deleter.transaction():
             deleter.execute("DELETE FROM raw.payments")
             move.start()
-            until_somebody_waits(watcher, "advisory")
+            wait_until_blocked(watcher, "advisory")
         move.join(30)
         assert stale(watcher) == ["2024-10", "2024-12"]
 
@@ -347,6 +347,6 @@ def test_two_channels_for_one_shared_rule_at_once(analytics_url: str) -> None:
         with first.transaction():
             first.execute(rule, ["eLocals 2", "elocals_paid"])
             thread.start()
-            until_somebody_waits(watcher, "advisory")
+            wait_until_blocked(watcher, "advisory")
         thread.join(30)
     assert len(refused) == 1

@@ -40,7 +40,7 @@ class NewerKeys(SourceSession):
 
     They are in temporary tables of the session, each with the place in the order of the newest file that accepted it:
     `newer_keys`; `newer_alternates` for files that have only the alternate key; `newer_months` with the keys of monthly
-    totals and whether the file has the month whole.
+    totals and whether the file has the complete month.
     """
 
     landing: Path
@@ -90,8 +90,8 @@ class NewerKeys(SourceSession):
         if self.source.month_totals:
             self.execute(
                 """
-                CREATE TEMP TABLE newer_months AS SELECT {keys}, whole, 0 AS place FROM {table} LIMIT 0;
-                ALTER TABLE pg_temp.newer_months ADD PRIMARY KEY ({keys}, whole)
+                CREATE TEMP TABLE newer_months AS SELECT {keys}, complete_month, 0 AS place FROM {table} LIMIT 0;
+                ALTER TABLE pg_temp.newer_months ADD PRIMARY KEY ({keys}, complete_month)
                 """
             )
         for place, entry in enumerate(self.places):
@@ -134,10 +134,10 @@ class NewerKeys(SourceSession):
         if self.source.month_totals:
             self.execute(
                 """
-                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {whole}, {place} FROM pg_temp.staged s
-                ON CONFLICT ({keys}, whole) DO UPDATE SET place = excluded.place
+                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {complete_month}, {place} FROM pg_temp.staged s
+                ON CONFLICT ({keys}, complete_month) DO UPDATE SET place = excluded.place
                 """,
-                whole=staged.whole,
+                complete_month=staged.complete_month,
                 place=place,
             )
 
@@ -223,20 +223,20 @@ class NewerFiles(SourceSession):
     def remove_superseded_months(self) -> int:
         """Deletes from `totals` what newer files have too; returns how many records these were.
 
-        A newer file that has the month whole replaces all of it. One that has not replaces its own keys, against
-        another that has not.
+        A newer file that has the complete month replaces all of it. One that has only a part replaces its own keys, and
+        only those of another part.
         """
         if not self.entries:
             return 0
         removed: int = self.value(
             """
             WITH newer AS (
-                SELECT {keys}, whole FROM pg_temp.newer_months WHERE place >= {threshold}
-                UNION SELECT {keys}, whole FROM {table} WHERE file_id = ANY ({lost}::bigint[])
+                SELECT {keys}, complete_month FROM pg_temp.newer_months WHERE place >= {threshold}
+                UNION SELECT {keys}, complete_month FROM {table} WHERE file_id = ANY ({lost}::bigint[])
             ), gone AS (
                 DELETE FROM pg_temp.totals
-                WHERE {day} IN (SELECT {day} FROM newer WHERE whole)
-                    OR (NOT whole AND ({keys}) IN (SELECT {keys} FROM newer))
+                WHERE {day} IN (SELECT {day} FROM newer WHERE complete_month)
+                    OR (NOT complete_month AND ({keys}) IN (SELECT {keys} FROM newer))
                 RETURNING records
             )
             SELECT coalesce(sum(records), 0)::int FROM gone

@@ -1,7 +1,7 @@
 """Merges a file into a table of monthly totals: the newest file that covers a month replaces the month's rows.
 
-A file with quarantined records of a month does not have the month whole. Of such files the newest record of each key
-counts, and only until a file has the month whole.
+A file with quarantined records of a month does not have the complete month. Of such files the newest record of each key
+counts, and only until a file has the complete month.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from crm_analytics.analytics.ingest.loading.staging import Staged
 
 
 def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
-    """Replaces the months that the file has whole, and completes those that no file has whole.
+    """Replaces the months that the file has complete, and adds to those that no file has complete.
 
     Raises:
         UnknownNewerValues: if only files that cannot be read again could tell which totals are newer.
@@ -24,13 +24,13 @@ def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
         "totals",
         """
         SELECT {keys}, round(sum({amount}), 2) AS {amount}, max({covered_to}) AS {covered_to},
-            min(record_no) AS record_no, count(*) AS records, {whole} AS whole
+            min(record_no) AS record_no, count(*) AS records, {complete_month} AS complete_month
         FROM pg_temp.staged s GROUP BY {keys}
         """,
-        whole=staged.whole,
+        complete_month=staged.complete_month,
     )
     merged = Merged(Counts(superseded=newer.remove_superseded_months()))
-    _yield_to_whole_months(staged, merged)
+    _yield_to_complete_months(staged, merged)
     if newer.lost:
         _refuse_if_unknowable(staged)
     merged.first_date, merged.last_date, accepted = staged.row(
@@ -49,15 +49,15 @@ def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
     return merged
 
 
-def _yield_to_whole_months(staged: Staged, merged: Merged) -> None:
-    """Drops totals of months that this file has not whole and another has; warns of months that stay incomplete."""
+def _yield_to_complete_months(staged: Staged, merged: Merged) -> None:
+    """Drops totals of months of which this file has only a part and another has all; warns of months that stay incomplete."""
     for month, records in staged.execute(
         """
         WITH gone AS (
             DELETE FROM pg_temp.totals n
-            WHERE NOT n.whole AND EXISTS (
+            WHERE NOT n.complete_month AND EXISTS (
                 SELECT FROM {table} t
-                WHERE t.{day} = n.{day} AND t.whole AND t.file_id IS DISTINCT FROM {file_id}
+                WHERE t.{day} = n.{day} AND t.complete_month AND t.file_id IS DISTINCT FROM {file_id}
             )
             RETURNING n.{day}, n.records
         )
@@ -66,11 +66,11 @@ def _yield_to_whole_months(staged: Staged, merged: Merged) -> None:
     ):
         merged.counts.superseded += records
         merged.warnings.append(
-            f"{month:%Y-%m}: this file has quarantined records of the month, so the month stays as another file has it"
-            " whole; correct the records, or export the month again"
+            f"{month:%Y-%m}: this file has quarantined records of the month, so the month stays as in the file that"
+            " has it complete; correct the records, or export the month again"
         )
     for (month,) in staged.execute(
-        "SELECT DISTINCT {day} FROM pg_temp.totals WHERE NOT whole ORDER BY {day}"
+        "SELECT DISTINCT {day} FROM pg_temp.totals WHERE NOT complete_month ORDER BY {day}"
     ):
         merged.warnings.append(
             f"{month:%Y-%m}: incomplete, because this file has quarantined records of the month"
@@ -85,7 +85,7 @@ def _refuse_if_unknowable(staged: Staged) -> None:
         FROM pg_temp.totals n LEFT JOIN {table} same USING ({keys}, {amount}, {covered_to})
         WHERE same.updated_at IS NULL AND EXISTS (
             SELECT FROM {table} t
-            WHERE t.{day} = n.{day} AND t.file_id IS DISTINCT FROM {file_id} AND (t.whole OR NOT n.whole)
+            WHERE t.{day} = n.{day} AND t.file_id IS DISTINCT FROM {file_id} AND (t.complete_month OR NOT n.complete_month)
         )
         """
     )
@@ -94,12 +94,12 @@ def _refuse_if_unknowable(staged: Staged) -> None:
 
 
 def _remove_others(staged: Staged) -> list[tuple[date, int]]:
-    """Removes rows of the file's whole months that the file does not name; returns how many by month."""
+    """Removes rows of the file's complete months that the file does not name; returns how many by month."""
     return staged.execute(
         """
         WITH gone AS (
             DELETE FROM {table}
-            WHERE {day} IN (SELECT {day} FROM pg_temp.totals WHERE whole)
+            WHERE {day} IN (SELECT {day} FROM pg_temp.totals WHERE complete_month)
                 AND ({keys}) NOT IN (SELECT {keys} FROM pg_temp.totals)
             RETURNING {day}
         )
@@ -113,13 +113,13 @@ def _write(staged: Staged, merged: Merged) -> None:
     for month, is_new, records, rows in staged.execute(
         """
         WITH written AS (
-            INSERT INTO {table} ({keys}, {amount}, {covered_to}, whole, file_id, record_no)
-            SELECT {keys}, n.{amount}, n.{covered_to}, n.whole, {file_id}, n.record_no
+            INSERT INTO {table} ({keys}, {amount}, {covered_to}, complete_month, file_id, record_no)
+            SELECT {keys}, n.{amount}, n.{covered_to}, n.complete_month, {file_id}, n.record_no
             FROM pg_temp.totals n LEFT JOIN {table} t USING ({keys})
             WHERE t.updated_at IS NULL
-                OR (t.{amount}, t.{covered_to}, t.whole) IS DISTINCT FROM (n.{amount}, n.{covered_to}, n.whole)
+                OR (t.{amount}, t.{covered_to}, t.complete_month) IS DISTINCT FROM (n.{amount}, n.{covered_to}, n.complete_month)
             ON CONFLICT ({keys}) DO UPDATE SET {amount} = excluded.{amount}, {covered_to} = excluded.{covered_to},
-                whole = excluded.whole, file_id = excluded.file_id, record_no = excluded.record_no, updated_at = now()
+                complete_month = excluded.complete_month, file_id = excluded.file_id, record_no = excluded.record_no, updated_at = now()
             RETURNING {keys}
         )
         -- the table is read as it was before the write

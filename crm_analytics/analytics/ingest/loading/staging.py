@@ -48,7 +48,7 @@ class Staged(SourceSession):
         return key.alternate is not None and key.columns[0] not in self.open_file.mapping
 
     @property
-    def whole(self) -> sql.Composable:
+    def complete_month(self) -> sql.Composable:
         """SQL over the record `s`: whether the file has no quarantined record of the record's month."""
         if None in self.partial_months:
             return sql.SQL("false")

@@ -1,4 +1,4 @@
-"""Vanished rows: rows of older exports that the newest export of their dates lacks. They are kept and reported."""
+"""Reports vanished rows, which are kept: rows of older exports that the newest export of their dates lacks."""
 
 from __future__ import annotations
 

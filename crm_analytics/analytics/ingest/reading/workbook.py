@@ -38,8 +38,8 @@ def cell_text(value: Any) -> str:
         case datetime():
             if value.year < 9999:
                 value += timedelta(microseconds=500_000)
-            value = value.replace(microsecond=0)
-            return value.date().isoformat() if value.time() == time() else value.isoformat(" ")
+            rounded: datetime = value.replace(microsecond=0)
+            return rounded.date().isoformat() if rounded.time() == time() else rounded.isoformat(" ")
         case date() | time():
             return value.isoformat()
         case timedelta():

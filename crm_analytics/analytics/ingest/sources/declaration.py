@@ -147,7 +147,7 @@ class MonthTotals:
     """Says that the newest file which covers a month replaces all rows of the month.
 
     The table has a row per month and other key columns, with the sum of the records' amounts, the last day that the
-    sum covers, and `whole`: whether the file has no quarantined record of the month.
+    sum covers, and `complete_month`: whether the file has no quarantined record of the month.
     """
 
     amount: str
