@@ -85,7 +85,7 @@ def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
     with log.open("w") as file:
         dev = subprocess.Popen(
             ["dagster", "dev", "--port", str(port)], cwd=checkout, env=environment(checkout), stdout=file, stderr=file,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), start_new_session=True,
         )  # fmt: skip
     try:
         wait_for(120, lambda: shows_success(port), checkout)
@@ -94,6 +94,9 @@ def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
     finally:
         dev.send_signal(signal.SIGINT)
         dev.wait(60)
+        # its code server would wait for a run that a sensor has started meanwhile
+        with suppress(ProcessLookupError):
+            os.killpg(dev.pid, signal.SIGKILL)
     assert dev.returncode == 0
     assert list((checkout / ".crm_analytics" / "dagster" / "storage").glob("*/compute_logs/*.err"))
 
