@@ -40,7 +40,7 @@ def monthly(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 def test_refresh_empties_its_months_queue_and_logs(analytics: Connection) -> None:
-    """Without the log nobody could say which run made a number."""
+    """A refresh empties its months' queue and logs each month, so that every number has a run behind it."""
     insert_job(analytics, "A", "2024-10-31")
     insert_job(analytics, "B", "2024-12-01")
     insert_payment(analytics, "p", "A", "100.01")

@@ -54,7 +54,7 @@ def linked(connection: Connection) -> dict[str, str | None]:
 
 
 def test_job_affects_its_own_month_old_and_new(analytics: Connection) -> None:
-    """Without it a moved job would be counted in two months, or in none."""
+    """A job that moves makes both months stale; otherwise both would count it, or neither."""
     job(analytics, "A", "2024-10-31")
     assert stale(analytics) == ["2024-10"]
     analytics.execute("UPDATE raw.jobs SET job_date = '2024-12-01' WHERE job_id = 'A'")
@@ -64,7 +64,7 @@ def test_job_affects_its_own_month_old_and_new(analytics: Connection) -> None:
 
 
 def test_columns_that_no_metric_reads_dirty_nothing(analytics: Connection) -> None:
-    """Without it every re-export would make all of history stale."""
+    """Changes that no metric depends on make nothing stale; otherwise every re-export would restate all of history."""
     job(analytics, "A", "2024-10-31")
     payment(analytics, "p", "A", "2024-11-05")
     stale(analytics)
