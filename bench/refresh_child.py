@@ -7,8 +7,8 @@ import time
 
 from rich.console import Console
 
-import crm_analytics.definitions  # noqa: F401  its import is not timed
-from crm_analytics.cli.refresh import migrate_both, refresh_months
+from crm_analytics.cli.databases import migrate_both
+from crm_analytics.cli.refresh import refresh_months
 from crm_analytics.core.settings import settings
 from crm_analytics.orchestration.instance import open_instance
 

@@ -155,24 +155,38 @@ def test_no_module_talks_through_the_environment() -> None:
     )
 
 
-def test_every_path_that_is_mentioned_exists() -> None:
-    """A reference that leads nowhere costs its reader a search, and tells that the text is not looked after."""
+def texts() -> list[Path]:
+    """Returns the code and the documents that are in git."""
+    kinds = (".py", ".sql", ".md", ".toml", ".yml", ".yaml", ".sh", "Makefile", "Dockerfile")
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=PROJECT_DIR, capture_output=True, text=True, check=True
     )
-    texts = [
-        PROJECT_DIR / name
-        for name in listed.stdout.split("\0")
-        if name.endswith((".py", ".sql", ".md", ".toml", ".yml", ".yaml", ".sh", "Makefile", "Dockerfile"))
-        and name != HISTORY
-    ]
+    paths = [PROJECT_DIR / name for name in listed.stdout.split("\0") if name.endswith(kinds)]
+    return [path for path in paths if path.exists()]
+
+
+def test_every_path_that_is_mentioned_exists() -> None:
+    """A reference that leads nowhere costs its reader a search, and shows that the text is not kept up to date."""
     refuse(
         [
             f"{path.relative_to(PROJECT_DIR)}:{number}: {mentioned}"
-            for path in texts
-            if path.exists()
+            for path in texts()
+            if path.name != HISTORY
             for number, line in enumerate(path.read_text().splitlines(), 1)
             for mentioned in WRITTEN.findall(line)
             if not EXAMPLE.search(mentioned) and not (PROJECT_DIR / mentioned).exists()
+        ]
+    )
+
+
+def test_every_link_between_documents_leads_to_a_file() -> None:
+    """Links are relative to their document, so moving one of the two breaks them without a trace."""
+    refuse(
+        [
+            f"{path.relative_to(PROJECT_DIR)}: {link}"
+            for path in texts()
+            if path.suffix == ".md"
+            for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
+            if not (path.parent / link).exists()
         ]
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from crm_analytics.analytics.ingest.dry_run import FileReport, examine
 from crm_analytics.analytics.ingest.loading.ledger import Connection
+from crm_analytics.analytics.ingest.reading.batches import Records
 from crm_analytics.core.wording import counted
 
 #: quarantined records printed per file
@@ -43,29 +44,30 @@ def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
     if report.refusal is not None:
         console.print(f"[red]would be refused:[/] {escape(report.refusal)}", highlight=False)
         return
-    assert report.exported_at is not None
-    how = "workbook" if report.delimiter is None else f"{report.encoding}, delimiter {report.delimiter!r}"
+    file, exported_at = report.file, report.exported_at
+    assert file is not None and exported_at is not None
+    how = f"{file.encoding}, delimiter {file.delimiter!r}" if file.delimiter else "workbook"
     console.print(
-        f"source [bold]{report.source}[/], exported {report.exported_at.astimezone(timezone):%Y-%m-%d %H:%M}, {how}"
+        f"source [bold]{file.source.name}[/], exported {exported_at.astimezone(timezone):%Y-%m-%d %H:%M}, {how}"
     )
     columns = Table("column", "header in the file", box=None, pad_edge=False)
-    for name, header in report.mapping.items():
+    for name, header in file.mapping.items():
         columns.add_row(name, escape(header))
     console.print(columns)
-    if report.unknown_columns:
-        console.print(f"not used: {escape(', '.join(report.unknown_columns))}", highlight=False)
-    _print_counts(report, console)
+    if unknown := file.located.match.unknown:
+        console.print(f"not used: {escape(', '.join(unknown))}", highlight=False)
+    _print_counts(report, file.records, console)
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     if report.quarantined:
         _print_quarantine(report, console)
 
 
-def _print_counts(report: FileReport, console: Console) -> None:
-    accepted = report.records_read - report.summary_lines - report.duplicates - len(report.quarantined)
+def _print_counts(report: FileReport, records: Records, console: Console) -> None:
+    accepted = records.read - records.summary_lines - report.duplicates - len(report.quarantined)
     console.print(
-        f"{counted(report.records_read, 'record')}: {accepted:,} good, {counted(report.duplicates, 'duplicate')},"
-        f" {len(report.quarantined):,} to be quarantined, {counted(report.summary_lines, 'summary line')}"
+        f"{counted(records.read, 'record')}: {accepted:,} good, {counted(report.duplicates, 'duplicate')},"
+        f" {len(report.quarantined):,} to be quarantined, {counted(records.summary_lines, 'summary line')}"
     )
     if report.database is not None:
         counts = vars(report.database)

@@ -6,7 +6,8 @@ from datetime import date, datetime
 
 from rich.console import Console
 
-from crm_analytics.cli.refresh import migrate_both, refresh_months, run_job
+from crm_analytics.cli.databases import migrate_both
+from crm_analytics.cli.refresh import refresh_months, run_job
 from crm_analytics.cli.serving import serve as serve_ui
 from crm_analytics.cli.summary import print_months, print_quarantine
 from crm_analytics.core.database import connect, database_url

@@ -180,7 +180,7 @@ def up(port: int, host: str) -> None:
 
     The daemon runs sensors, schedules and backfills: files load when you drop them into LANDING_DIR.
     """
-    from crm_analytics.cli.refresh import migrate_both
+    from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
 
     config = settings()

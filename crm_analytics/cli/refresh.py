@@ -12,26 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from crm_analytics.cli.serving import require_storage
+from crm_analytics.cli.databases import require_storage
 from crm_analytics.cli.summary import print_summary
-from crm_analytics.core import migrations
 from crm_analytics.core.database import connect
+from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.months import next_month
 from crm_analytics.core.settings import Settings
-
-#: What Dagster writes before the message of such an exception.
-FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}"
-
-
-def migrate_both(config: Settings, console: Console) -> None:
-    """Migrates the analytics and the CRM database; prints a line for each file applied."""
-    from crm_analytics.crm.migrating.migrate import migrate_crm
-
-    def reporter(name: str) -> Callable[[str], None]:
-        return lambda line: console.print(f"{name}: {line}", style="dim")
-
-    migrations.migrate("analytics", config=config, report=reporter("analytics"))
-    migrate_crm(config=config, report=reporter("crm"))
+from crm_analytics.definitions import build_defs
+from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+from crm_analytics.orchestration.failures import root_cause
+from crm_analytics.orchestration.instance import open_instance
+from crm_analytics.orchestration.partitions import key_month, months, range_tags
 
 
 def run_job(
@@ -49,9 +40,6 @@ def run_job(
         ops: configuration by step.
         show: receives what the run is doing, instead of the log of all events.
     """
-    from crm_analytics.definitions import build_defs
-    from crm_analytics.orchestration.instance import open_instance
-
     defs = build_defs(config, loggers={"console": _progress_logger(show)})
     with open_instance(config) as instance:
         return defs.resolve_job_def(job).execute_in_process(
@@ -78,11 +66,8 @@ def refresh_months(
     """
     require_storage(config)
     if config.configured_url("analytics") is None:
-        migrations.migrate("analytics", config=config)
-    migrations.require_migrated("analytics", config=config)
-    from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
-    from crm_analytics.orchestration.partitions import key_month, months, range_tags
-
+        migrate("analytics", config=config)
+    require_migrated("analytics", config=config)
     known = [key_month(key) for key in months.get_partition_keys()]
     asked = first or known[0], last or known[-1]
     covered = _covered(known, asked, console)
@@ -109,7 +94,10 @@ def refresh_months(
             connection, config.landing_dir, result.run_id, asked[0], next_month(asked[1]), console
         )
     if not result.success:
-        for reason, steps in _failures(result).items():
+        failed: dict[str, list[str]] = {}
+        for event in result.get_step_failure_events():
+            failed.setdefault(root_cause(event), []).append(str(event.step_key))
+        for reason, steps in failed.items():
             console.print(f"[red]{', '.join(steps)} failed[/]: {escape(reason)}", highlight=False)
         console.print(f"the run {result.run_id} has the details: crm-analytics up, then Runs")
     return result.success and not stale and (accept_refused or not unread)
@@ -131,18 +119,6 @@ def _covered(known: list[date], asked: tuple[date, date], console: Console) -> t
             style="yellow",
         )
     return first, last
-
-
-def _failures(result: dg.ExecuteInProcessResult) -> dict[str, list[str]]:
-    """Returns the failed steps by message: that of their own exception, not of the one wrapped around it."""
-    found: dict[str, list[str]] = {}
-    for event in result.get_step_failure_events():
-        error = event.step_failure_data.error
-        while error and error.cause:
-            error = error.cause
-        reason = error.message.strip() if error else "no reason given"
-        found.setdefault(reason.removeprefix(f"{FAILURE}: "), []).append(str(event.step_key))
-    return found
 
 
 def _progress_logger(show: Callable[[str], None]) -> dg.LoggerDefinition:

@@ -13,15 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crm_analytics.core.database import connect, resolved
+from crm_analytics.cli.databases import require_storage
+from crm_analytics.core.database import resolved
 from crm_analytics.core.settings import PROJECT_DIR, Settings
 
 PATIENCE = 30  # seconds that Dagster's processes have to stop by themselves
-
-
-def require_storage(config: Settings) -> None:
-    """Raises psycopg.OperationalError at once if Dagster's database cannot be reached; Dagster would retry for long."""
-    connect("dagster", config).close()
 
 
 def why_not_free(host: str, port: int) -> str | None:

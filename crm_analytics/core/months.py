@@ -1,4 +1,4 @@
-"""Arithmetic of months: a month is the date of its first day."""
+"""Calculates with months; a month is the date of its first day."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from datetime import date
 
 
 def next_month(month: date) -> date:
-    """The month after."""
+    """Returns the following month."""
     return date(month.year + month.month // 12, month.month % 12 + 1, 1)
 
 
 def months_between(start: date, end: date) -> Iterator[date]:
-    """The months of the half-open range [start, end)."""
+    """Yields the months of the half-open range [start, end)."""
     month = start.replace(day=1)
     while month < end:
         yield month
@@ -20,7 +20,7 @@ def months_between(start: date, end: date) -> Iterator[date]:
 
 
 def contiguous(months: Iterable[date]) -> list[tuple[date, date]]:
-    """The months as runs of neighbors: (first, last), both included, in order."""
+    """Returns the months as stretches of neighbors, (first, last) with both included, in order."""
     runs: list[tuple[date, date]] = []
     for month in sorted(set(months)):
         if runs and next_month(runs[-1][1]) == month:

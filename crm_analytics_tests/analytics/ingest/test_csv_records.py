@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.reading import csv_records
-from crm_analytics.analytics.ingest.reading.csv_records import QuoteNeverCloses, RecordTooLong, split
+from crm_analytics.analytics.ingest.reading.csv_records import QuoteNeverCloses, RecordTooLong, Splitter
 from crm_analytics_tests.analytics.ingest.samples import read_text
 
 WIDTH = 3
@@ -28,7 +28,7 @@ def _split(text: str, piece: int, cuts: list[int]) -> list[Record] | str:
     found: list[Record] = []
     before, csv_records.PIECE = csv_records.PIECE, piece
     try:
-        for block in split(blocks, ",", WIDTH, 1):
+        for block in Splitter(",", WIDTH, 1).split(blocks):
             lines = block.lines()
             assert len(lines) == block.length
             for row in range(block.length):
@@ -114,7 +114,7 @@ def test_unclosed_quote_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
             yield b"3,e,f\n" * 10
 
     with pytest.raises(QuoteNeverCloses) as refusal:
-        list(split(blocks(), ",", WIDTH, 1))
+        list(Splitter(",", WIDTH, 1).split(blocks()))
     assert refusal.value.record == 2
     assert len(consumed) < 100
 
@@ -129,7 +129,7 @@ def test_long_cell_is_not_an_open_quote(before: str, ending: str, monkeypatch: p
     blocks = (content[start : start + 50] for start in range(0, len(content), 50))
     open_quote = before.count('"') % 2
     with pytest.raises(QuoteNeverCloses if open_quote else RecordTooLong) as refusal:
-        list(split(blocks, ",", WIDTH, 1))
+        list(Splitter(",", WIDTH, 1).split(blocks))
     assert refusal.value.record == (2 if open_quote or not before else 3)
 
 

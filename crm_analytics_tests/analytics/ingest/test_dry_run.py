@@ -31,10 +31,10 @@ def test_without_a_database(tmp_path: Path) -> None:
     path = tmp_path / "leads cost Elocals October.csv"
     path.write_text(text(ELOCALS, LEADS))
     report = examine(path, timezone=NEW_YORK)
-    assert report.source == "elocals_leads"
-    assert report.mapping["cost"] == "Cost"
+    assert report.file and report.file.source.name == "elocals_leads"
+    assert report.file.mapping["cost"] == "Cost"
     assert report.months == {date(2025, 2, 1): 1}
-    assert (report.records_read, report.duplicates) == (5, 1)
+    assert (report.file.records.read, report.duplicates) == (5, 1)
     assert [(row.record_no, row.line_no, row.key) for row in report.quarantined] == [
         (1, None, "A"),
         (2, None, "A"),
@@ -50,7 +50,7 @@ def test_refused_file(tmp_path: Path) -> None:
     path.write_text("Unique ID,Cost\nA,1\n")
     report = examine(path, timezone=NEW_YORK)
     assert "missing columns; accepted: lead_at" in (report.refusal or "")
-    assert (report.records_read, report.quarantined) == (0, [])
+    assert (report.file, report.quarantined) == (None, [])
 
 
 def test_with_a_database_nothing_is_written(landing: Landing) -> None:
@@ -76,12 +76,14 @@ def test_subfolders_of_the_landing_folder(landing: Landing) -> None:
     """The dry run goes by the source's folder, as the load does, before the file's name."""
     rows = [("P1", "7", "11/16/2024", "10", "Cash", "", "")]
     path = landing.write("payments/2024/all jobs.csv", text(PAYMENTS, rows))
-    assert examine(path, timezone=NEW_YORK).source == "payments"
+    report = examine(path, timezone=NEW_YORK)
+    assert report.file and report.file.source.name == "payments"
     odd = landing.write("old payments/jobs/a.csv", text(PAYMENTS, rows))
     assert "unknown source folder" in (examine(odd, timezone=NEW_YORK, landing=landing.folder).refusal or "")
     landing.load("payments")
     report = examine(path, timezone=NEW_YORK, landing=landing.folder, connection=landing.connection)
-    assert (report.source, report.refusal, report.warnings) == ("payments", None, [])
+    assert report.file and report.file.source.name == "payments"
+    assert (report.refusal, report.warnings) == (None, [])
     assert report.database == Counts(records_read=1, unchanged=1)
 
 

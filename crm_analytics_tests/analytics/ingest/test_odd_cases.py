@@ -92,7 +92,7 @@ def test_unknown_reordered_and_missing_columns(tmp_path: Path):
         ("100.00", "1", None, None)
     ]
     assert whole.file.mapping == {"job_number": "Job Number", "paid_at": "DATE", "amount": "amount_paid"}
-    assert whole.file.unknown_columns == ["Tip"]
+    assert whole.file.located.match.unknown == ["Tip"]
 
 
 # required column missing, two columns for one canonical name, HTML page, empty file, unreadable
@@ -167,7 +167,7 @@ def test_preamble_and_summary_lines(tmp_path: Path):
     content = "Payments of November\n\n" + PAYMENTS + "Total,,40.00,,\nGrand total:,,40.00\n"
     whole = read_text(tmp_path, "payments", content)
     assert amounts(whole) == SOUND
-    assert (whole.file.records_read, whole.file.summary_lines, whole.file.warnings) == (4, 2, [])
+    assert (whole.file.records.read, whole.file.records.summary_lines, whole.file.warnings) == (4, 2, [])
     off = read_text(tmp_path, "payments", PAYMENTS + 'Total: all,,"1,040.00",,\n')
     assert off.file.warnings == [
         "the file's own total (1,040.00) is not the sum of its accepted records (40.00); 0 records not accepted"
@@ -180,7 +180,7 @@ def test_what_only_looks_like_a_summary_line(tmp_path: Path):
         tmp_path, "payments", "Client,Job #,Amount,Date\nTotal,1,5.00,2024-11-02\n,,,\nTotally Ltd,2,6.00,\n"
     )
     assert len(whole.rows) == 1
-    assert whole.file.summary_lines == 0
+    assert whole.file.records.summary_lines == 0
     assert 'line 4: Date "": blank' in whole.reasons
     spend = read_text(
         tmp_path,
@@ -188,7 +188,7 @@ def test_what_only_looks_like_a_summary_line(tmp_path: Path):
         "Campaign,Month,Cost\nTotal,2025-10,5.00\nTotal search,2025-10,6.00\nTotal,,11.00\n",
     )
     assert [row["campaign"] for row in spend.rows] == ["Total", "Total search"]
-    assert spend.file.summary_lines == 1
+    assert spend.file.records.summary_lines == 1
 
 
 # missing key
@@ -312,7 +312,7 @@ def test_offsets_are_converted(tmp_path: Path):
         (utc(2024, 11, 1, 3, 30), day("2024-10-31")),
         (utc(2024, 11, 1, 6, 30), day("2024-11-01")),
     ]
-    assert whole.file.dst_ambiguous == 0
+    assert whole.file.records.dst_ambiguous == 0
 
 
 def test_ambiguous_times_are_counted(tmp_path: Path):
@@ -324,7 +324,7 @@ def test_ambiguous_times_are_counted(tmp_path: Path):
         + "P1,1,1.00,2024-11-03 01:30:00,\nP2,1,1.00,2024-03-10 02:30:00,\nP3,1,x,2024-03-10 02:30:00,\n",
     )
     assert [row["paid_at"] for row in whole.rows] == [utc(2024, 11, 3, 5, 30), utc(2024, 3, 10, 7, 30)]
-    assert whole.file.dst_ambiguous == 2
+    assert whole.file.records.dst_ambiguous == 2
     assert whole.file.warnings[0].startswith(
         "2 records with local times that daylight saving shows twice or skips"
     )
@@ -394,7 +394,7 @@ def test_blank_rows_are_not_records(tmp_path: Path):
     whole = read_text(tmp_path, "payments", PAYMENTS.replace("P2", ",,,,\n\n , ,\u00a0,,\nP2"))
     assert amounts(whole) == SOUND
     assert [row["record_no"] for row in whole.rows] == [1, 2]
-    assert whole.file.records_read == 2
+    assert whole.file.records.read == 2
 
 
 def test_header_without_records(tmp_path: Path):

@@ -69,7 +69,7 @@ def test_jobs_export(tmp_path: Path):
     assert whole.rows[1]["created_at"] == utc(2024, 11, 15, 15, 30)
     assert whole.file.mapping["scheduled_at"] == "Job Date"
     assert whole.file.mapping["created_at"] == "Created"
-    assert "Cost" in whole.file.unknown_columns
+    assert "Cost" in whole.file.located.match.unknown
     assert (whole.file.encoding, whole.file.delimiter) == ("utf-8", ",")
 
 
@@ -193,7 +193,7 @@ def test_google_report_with_a_date_range(tmp_path: Path):
         (day("2025-10-01"), None, "Fridges", "2520.00", day("2025-10-31")),
         (day("2025-10-01"), None, "Ovens", "0.50", day("2025-10-31")),
     ]
-    assert (whole.file.records_read, whole.file.summary_lines, whole.file.warnings) == (4, 2, [])
+    assert (whole.file.records.read, whole.file.records.summary_lines, whole.file.warnings) == (4, 2, [])
 
 
 def test_google_report_over_several_months_without_dates(tmp_path: Path):
@@ -420,7 +420,7 @@ def test_workbook_of_jobs(tmp_path: Path):
     ]
     assert 'line 7: Total "12.345": too many decimals' in whole.reasons
     assert 'line 8: Created "45611.4375": not a valid date' in whole.reasons
-    assert (whole.file.sheet, whole.file.encoding, whole.file.summary_lines) == ("Sheet 3", "xlsx", 1)
+    assert (whole.file.sheet, whole.file.encoding, whole.file.records.summary_lines) == ("Sheet 3", "xlsx", 1)
     assert whole.file.warnings == [
         "only the sheet 'Sheet 3' was read; similar sheets were not: 'Sheet 4'; save each sheet as its own file"
     ]
@@ -443,7 +443,7 @@ def test_workbook_with_formulas_that_were_never_computed(tmp_path: Path):
     )
     whole = read(path, "targets")
     assert [(row["source"], row["target_repairs"]) for row in whole.rows] == [("eLocals", 2)]
-    assert whole.file.summary_lines == 1
+    assert whole.file.records.summary_lines == 1
     assert [(rejected.as_found.line_no, *rejected.reasons) for rejected in whole.rejected] == [
         (2, UNCOMPUTED.about("source", '="Goo"&"gle"')),
         (4, UNCOMPUTED.about("target_repairs", "=1+2")),
@@ -617,7 +617,7 @@ def test_batches_copy_into_typed_columns(tmp_path: Path, new_database: Callable[
                     text = staged[name]
                     expected = text if not kind.startswith("numeric") or text is None else type(value)(text)
                     assert value == expected, name
-        assert total == file.records_read - file.summary_lines
+        assert total == file.records.read - file.records.summary_lines
 
 
 def test_declared_decimal_comma_is_used(tmp_path: Path):

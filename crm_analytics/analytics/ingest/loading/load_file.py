@@ -155,7 +155,7 @@ class FileLoader(SourceSession):
             encoding=opened.encoding,
             delimiter=opened.delimiter or None,
             mapping=opened.mapping,
-            unknown_columns=opened.unknown_columns,
+            unknown_columns=opened.located.match.unknown,
             warnings=warnings,
             counts=merged.counts,
             first_date=merged.first_date,
@@ -188,10 +188,10 @@ def merge(staged: Staged, newer: NewerFiles) -> Merged:
     find_keys(staged)
     newer.close_answered(staged)
     merged = (merge_months if source.month_totals else merge_rows)(staged, newer)
-    merged.counts.records_read = staged.open_file.records_read
+    merged.counts.records_read = staged.open_file.records.read
     merged.counts.duplicates = staged.duplicates
     merged.counts.quarantined = staged.rejected
-    merged.counts.summary_lines = staged.open_file.summary_lines
+    merged.counts.summary_lines = staged.open_file.records.summary_lines
     _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 

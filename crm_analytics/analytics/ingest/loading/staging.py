@@ -133,7 +133,7 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
         staged.rejected += len(rejected)
         if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
-    if open_file.records_read > FEW:
+    if open_file.records.read > FEW:
         # the key decides how to join; statistics of other columns cost time for nothing
         staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
     _settle_repeats(staged)

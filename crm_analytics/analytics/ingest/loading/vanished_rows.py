@@ -21,7 +21,7 @@ def note_vanished(staged: Staged) -> list[str]:
             WHERE v.source = {source} AND v.row_key = {record_key}
             """
         )
-    if staged.open_file.probably_cut_off:
+    if staged.open_file.records.probably_cut_off:
         return []
     first, last, here = staged.row("SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s")
     dates = {"first": first, "last": last}

@@ -100,48 +100,6 @@ def block_of_rows(
     return Block(columns, len(rows), lambda: first_lines, defects, extra_cells)
 
 
-def split(
-    blocks: Iterator[bytes], delimiter: str, width: int, first_line: int, least: int | None = None
-) -> Iterator[Block]:
-    """Splits the data after the header into blocks of records; blank lines are not records.
-
-    Memory is bounded by the size of a piece. For `least` see `block_of_rows`. Raises Unsplittable.
-    """
-    pending = b""
-    line = first_line
-    records = 0
-    separator = ord(delimiter)
-    for block in chain(blocks, [b""]):
-        last = not block
-        pending += block
-        if not pending or (len(pending) < PIECE and not last):
-            continue
-        buffer = np.frombuffer(pending, dtype=np.uint8)
-        quotes = np.flatnonzero(buffer == 34)
-        if not _clean(buffer, quotes, separator) or (last and len(quotes) % 2):
-            text = _Text(pending, blocks)
-            enough = None if last else len(pending)
-            for part in _carefully(text, delimiter, width, line, records, least, enough):
-                records += part.length
-                yield part
-            line += text.lines
-            pending = text.rest
-            continue
-        end = len(pending) if last else _last_record_end(pending, quotes)
-        if not end:
-            if len(pending) > MAX_RECORD:
-                problem = QuoteNeverCloses if len(quotes) % 2 else RecordTooLong
-                raise problem(records + 1, line)
-            continue
-        piece, pending = pending[:end], pending[end:]
-        inside = quotes[: int(np.searchsorted(quotes, end))]
-        result = _fast(piece, inside, delimiter, width, line)
-        for part in [result] if result else _carefully(_Text(piece), delimiter, width, line, records, least):
-            records += part.length
-            yield part
-        line += piece.count(b"\n")
-
-
 def _clean(buffer: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp], separator: int) -> bool:
     """Returns whether every opening quote begins a cell and every closing one ends it (a doubled quote does both)."""
     if not len(quotes):
@@ -167,34 +125,6 @@ def _last_record_end(piece: bytes, quotes: npt.NDArray[np.intp]) -> int:
             return newline + 1
         # The newline is inside the cell that this quote opens.
         end = int(quotes[before - 1])
-
-
-def _fast(piece: bytes, quotes: npt.NDArray[np.intp], delimiter: str, width: int, line: int) -> Block | None:
-    """Splits the piece with pyarrow; returns None if its records differ in width."""
-    names = [str(number) for number in range(width)]
-    try:
-        table = pacsv.read_csv(
-            pa.BufferReader(piece),
-            read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=len(piece) + 1),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(
-                check_utf8=False, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except pa.ArrowInvalid:
-        return None
-
-    @cache
-    def lines() -> npt.NDArray[np.int64]:
-        newlines = np.flatnonzero(np.frombuffer(piece, dtype=np.uint8) == 10)
-        # Which of the newlines are outside quotes and end a record.
-        ends = np.flatnonzero(np.searchsorted(quotes, newlines) % 2 == 0)
-        offsets = np.concatenate(([0], newlines[ends] + 1))
-        filled = np.diff(np.append(offsets, len(piece) + 1)) > 1
-        return (line + np.concatenate(([0], ends + 1)))[filled]
-
-    columns = [column.combine_chunks() for column in table.columns]
-    return Block(columns, table.num_rows, lines)
 
 
 class _Text:
@@ -266,44 +196,112 @@ BAD_QUOTES = Reason(
 )
 
 
-def _carefully(
-    text: _Text,
-    delimiter: str,
-    width: int,
-    first_line: int,
-    records: int,
-    least: int | None,
-    enough: int | None = None,
-) -> Iterator[Block]:
-    """Splits records with the csv module, strictly, until `enough` bytes are read or none is left.
+@dataclass
+class Splitter:
+    """Splits the data after the header into blocks of records, and knows where in the file it is."""
 
-    If a record's quotes do not match, only its first line is the defect. Reading goes on with the next line, which
-    keeps the records after it.
-    """
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    defects: dict[int, Reason] = {}
-    more = True
-    while more:
-        line = first_line + text.lines
+    delimiter: str
+    width: int  #: the header's
+    line: int  #: the next record's first line
+    least: int | None = None  #: see `block_of_rows`
+    records: int = 0
+
+    def split(self, blocks: Iterator[bytes]) -> Iterator[Block]:
+        """Yields the records; blank lines are not records. Raises Unsplittable.
+
+        Memory is bounded by the size of a piece.
+        """
+        pending = b""
+        for block in chain(blocks, [b""]):
+            last = not block
+            pending += block
+            if not pending or (len(pending) < PIECE and not last):
+                continue
+            buffer = np.frombuffer(pending, dtype=np.uint8)
+            quotes = np.flatnonzero(buffer == 34)
+            if not _clean(buffer, quotes, ord(self.delimiter)) or (last and len(quotes) % 2):
+                text = _Text(pending, blocks)
+                yield from self._carefully(text, None if last else len(pending))
+                pending = text.rest
+                continue
+            end = len(pending) if last else _last_record_end(pending, quotes)
+            if not end:
+                if len(pending) > MAX_RECORD:
+                    problem = QuoteNeverCloses if len(quotes) % 2 else RecordTooLong
+                    raise problem(self.records + 1, self.line)
+                continue
+            piece, pending = pending[:end], pending[end:]
+            result = self._fast(piece, quotes[: int(np.searchsorted(quotes, end))])
+            if result is None:
+                yield from self._carefully(_Text(piece))
+                continue
+            self.records += result.length
+            self.line += piece.count(b"\n")
+            yield result
+
+    def _fast(self, piece: bytes, quotes: npt.NDArray[np.intp]) -> Block | None:
+        """Splits the piece with pyarrow; returns None if its records differ in width."""
+        names = [str(number) for number in range(self.width)]
         try:
-            row = next(reader, None)
-        except (csv.Error, _TooLong) as error:
-            record = records + len(rows) + 1
-            if isinstance(error, _TooLong) and not text.record:
-                raise RecordTooLong(record, line) from error
-            if isinstance(error, _TooLong) or "unexpected end of data" in str(error):
-                raise QuoteNeverCloses(record, line) from error
-            text.take_back()
-            row = next(csv.reader(text.record, delimiter=delimiter))
-            defects[len(rows)] = BAD_QUOTES
-        if row:
-            rows.append(row)
-            numbers.append(line)
-        text.next_record()
-        more = row is not None and (enough is None or text.handed < enough)
-        if rows and (not more or len(rows) >= RECORDS_PER_BLOCK):
-            yield block_of_rows(rows, numbers, width, defects, least)
-            records += len(rows)
-            rows, numbers, defects = [], [], {}
+            table = pacsv.read_csv(
+                pa.BufferReader(piece),
+                read_options=pacsv.ReadOptions(
+                    use_threads=False, column_names=names, block_size=len(piece) + 1
+                ),
+                parse_options=pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+                convert_options=pacsv.ConvertOptions(
+                    check_utf8=False,
+                    column_types=dict.fromkeys(names, pa.string()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid:
+            return None
+        line = self.line
+
+        @cache
+        def lines() -> npt.NDArray[np.int64]:
+            newlines = np.flatnonzero(np.frombuffer(piece, dtype=np.uint8) == 10)
+            # Which of the newlines are outside quotes and end a record.
+            ends = np.flatnonzero(np.searchsorted(quotes, newlines) % 2 == 0)
+            offsets = np.concatenate(([0], newlines[ends] + 1))
+            filled = np.diff(np.append(offsets, len(piece) + 1)) > 1
+            return (line + np.concatenate(([0], ends + 1)))[filled]
+
+        columns = [column.combine_chunks() for column in table.columns]
+        return Block(columns, table.num_rows, lines)
+
+    def _carefully(self, text: _Text, enough: int | None = None) -> Iterator[Block]:
+        """Splits records with the csv module, strictly, until `enough` bytes are read or none is left.
+
+        If a record's quotes do not match, only its first line is the defect. Reading goes on with the next line, which
+        keeps the records after it.
+        """
+        reader = csv.reader(text, delimiter=self.delimiter, strict=True)
+        rows: list[list[str]] = []
+        numbers: list[int] = []
+        defects: dict[int, Reason] = {}
+        more = True
+        while more:
+            line = self.line + text.lines
+            try:
+                row = next(reader, None)
+            except (csv.Error, _TooLong) as error:
+                record = self.records + len(rows) + 1
+                if isinstance(error, _TooLong) and not text.record:
+                    raise RecordTooLong(record, line) from error
+                if isinstance(error, _TooLong) or "unexpected end of data" in str(error):
+                    raise QuoteNeverCloses(record, line) from error
+                text.take_back()
+                row = next(csv.reader(text.record, delimiter=self.delimiter))
+                defects[len(rows)] = BAD_QUOTES
+            if row:
+                rows.append(row)
+                numbers.append(line)
+            text.next_record()
+            more = row is not None and (enough is None or text.handed < enough)
+            if rows and (not more or len(rows) >= RECORDS_PER_BLOCK):
+                self.records += len(rows)
+                yield block_of_rows(rows, numbers, self.width, defects, self.least)
+                rows, numbers, defects = [], [], {}
+        self.line += text.lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
@@ -14,14 +14,6 @@ BLOCK = 2 << 20
 DELIMITERS = ",;\t|"
 ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
 EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How the bytes of a text file are read."""
-
-    encoding: str
-    warning: str | None = None
 
 
 def is_workbook(path: Path) -> bool:
@@ -58,8 +50,8 @@ def is_workbook(path: Path) -> bool:
     raise RefusedFile(path.name, replace(reason, accepted="CSV text or an XLSX workbook"))
 
 
-def sniff_encoding(path: Path) -> TextFormat:
-    """Tells the encoding: strict UTF-8 first, UTF-16 if there are NUL bytes, and cp1252 last, with a warning.
+def sniff_encoding(path: Path) -> tuple[str, list[str]]:
+    """Returns the encoding and warnings: strict UTF-8 first, UTF-16 if there are NUL bytes, and cp1252 last.
 
     Reads the whole file once. Raises RefusedFile if none of them can be the encoding.
     """
@@ -68,14 +60,14 @@ def sniff_encoding(path: Path) -> TextFormat:
     with path.open("rb") as file:
         start = file.read(BLOCK)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return _checked(path, "utf-16")
+            return _checked(path, "utf-16"), []
         block, position = start, 0
         undecodable = 0
         while block:
             if b"\x00" in block:
                 even, odd = block[::2].count(0), block[1::2].count(0)
                 if max(even, odd) > len(block) // 8 and position == 0:
-                    return _checked(path, "utf-16-le" if odd > even else "utf-16-be")
+                    return _checked(path, "utf-16-le" if odd > even else "utf-16-be"), []
                 raise _nul(path, f"byte {position + block.index(0) + 1}")
             if utf8:
                 try:
@@ -90,16 +82,14 @@ def sniff_encoding(path: Path) -> TextFormat:
             except UnicodeDecodeError:
                 utf8, undecodable = False, position
     if utf8:
-        return TextFormat("utf-8")
-    checked = _checked(path, "cp1252")
-    return TextFormat(
-        checked.encoding,
+        return "utf-8", []
+    return _checked(path, "cp1252"), [
         f"not UTF-8 (byte {undecodable}), so it was read as Windows-1252 (cp1252); check names with accents, "
-        f"or {EXPORT_AGAIN}",
-    )
+        f"or {EXPORT_AGAIN}"
+    ]
 
 
-def _checked(path: Path, encoding: str) -> TextFormat:
+def _checked(path: Path, encoding: str) -> str:
     """Returns the encoding if the whole file decodes strictly in it. Raises RefusedFile otherwise."""
     try:
         with path.open("r", encoding=encoding, newline="") as file:
@@ -110,7 +100,7 @@ def _checked(path: Path, encoding: str) -> TextFormat:
         found = f"neither UTF-8 nor valid {encoding} ({error})"
         reason = Reason("unknown_encoding", None, found, ENCODINGS, EXPORT_AGAIN)
         raise RefusedFile(path.name, reason) from error
-    return TextFormat(encoding)
+    return encoding
 
 
 def _nul(path: Path, place: str | None = None) -> RefusedFile:

@@ -128,9 +128,8 @@ def read_beginnings(path: Path) -> Beginnings:
             return Beginnings(
                 path, "xlsx", [], [_of_sheet(path, sheet) for sheet in workbook.sheet_names(path)]
             )
-        text = sniff_encoding(path)
-        warnings = [text.warning] if text.warning else []
-        return Beginnings(path, text.encoding, warnings, _of_text(path, text.encoding))
+        encoding, warnings = sniff_encoding(path)
+        return Beginnings(path, encoding, warnings, _of_text(path, encoding))
     except (OSError, UnicodeError) as error:
         raise RefusedFile(path.name, cannot_be_read(error)) from error
 

@@ -24,7 +24,7 @@ from crm_analytics.analytics.ingest.values.timezones import zone
 
 @dataclass
 class OpenFile:
-    """A file whose header is matched. `batches()` reads it, once; counts and warnings are complete after that."""
+    """A file whose header is matched. `batches()` reads it, once; `records` and `warnings` are complete after that."""
 
     path: Path
     encoding: str  #: `xlsx` for a workbook
@@ -51,31 +51,6 @@ class OpenFile:
     def mapping(self) -> dict[str, str]:
         """Returns canonical column name -> header as found."""
         return self.records.facts.mapping
-
-    @property
-    def unknown_columns(self) -> list[str]:
-        """Returns the headers that no column of the source claims."""
-        return self.located.match.unknown
-
-    @property
-    def records_read(self) -> int:
-        """Returns how many records were read so far: accepted, rejected, and summary lines."""
-        return self.records.read
-
-    @property
-    def summary_lines(self) -> int:
-        """Returns how many lines with the file's own totals were read so far."""
-        return self.records.summary_lines
-
-    @property
-    def dst_ambiguous(self) -> int:
-        """Returns how many records accepted so far have a local time that the clock shows twice or skips."""
-        return self.records.dst_ambiguous
-
-    @property
-    def probably_cut_off(self) -> bool:
-        """Returns whether the export probably ended at the tool's limit; known after the last batch."""
-        return self.records.probably_cut_off
 
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read (a quote that never closes).
@@ -124,9 +99,10 @@ class OpenFile:
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
         data = _after(utf8_blocks(self.path, self.encoding), self.located.first_byte)
-        return csv_records.split(
-            data, self.delimiter, len(match.cells), self.located.first_line, match.named_width
+        splitter = csv_records.Splitter(
+            self.delimiter, len(match.cells), self.located.first_line, match.named_width
         )
+        return splitter.split(data)
 
     def _sheet_blocks(self, sheet: str) -> Iterator[csv_records.Block]:
         width = len(self.located.match.cells)

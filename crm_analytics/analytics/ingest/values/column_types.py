@@ -7,11 +7,10 @@ for each other distinct text, and a test holds that both give the same values.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,58 +68,60 @@ class Cleaned:
     dst_ambiguous: Mask | None = None  #: local times that the clock shows twice or skips
 
 
-class Kind(Protocol):
-    """A type of column."""
-
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """Cleans a column of texts, none of them NULL."""
-
-
 def _trim(text: str) -> str:
     return text.strip().strip("\ufeff\u200b").strip()
 
 
 _NO_TEXT = frozenset({"", "null"})
 _NO_VALUE = frozenset({"", "null", "--", "n/a"})
-_SPREADSHEET_ID = re.compile(r"\d(?:\.\d+)?E[+-]\d+|\d\.\d+E\d+|\d+\.0+", re.IGNORECASE)
 
 
-def by_distinct(
-    texts: pa.Array, rule: Callable[[str], Any], kind: pa.DataType, blank: frozenset[str] = _NO_VALUE
-) -> tuple[pa.Array, dict[int, Reason]]:
-    """Applies the rule once to each distinct text, trimmed.
+class Kind:
+    """A type of column: one exact rule, and the pattern of texts that are clean by this rule already."""
 
-    Blank cells (those of the words `blank`) and refused ones become NULL; the latter are listed with the reason.
-    """
-    encoded = texts.dictionary_encode()
-    values: list[Any] = []
-    refused: dict[int, Reason] = {}
-    for number, text in enumerate(encoded.dictionary.to_pylist()):
-        trimmed = _trim(text)
-        try:
-            values.append(None if trimmed.casefold() in blank else rule(trimmed))
-        except InvalidValue as error:
-            values.append(None)
-            refused[number] = error.reason
-    cleaned = pa.array(values, kind).take(encoded.indices)
-    if not refused:
-        return cleaned, {}
-    indices = encoded.indices.to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(np.isin(indices, list(refused)))
-    return cleaned, {int(row): refused[int(indices[row])] for row in rows}
+    arrow_type: ClassVar[pa.DataType] = pa.string()
+    #: Blank cells, which become NULL.
+    blank: ClassVar[frozenset[str]] = _NO_VALUE
+    plain: ClassVar[str | None] = None
 
+    def rule(self, text: str, context: Context) -> Any:
+        """Returns the value of a trimmed text that is not blank. Raises InvalidValue."""
+        raise NotImplementedError
 
-def by_pattern(
-    texts: pa.Array, plain: str, rule: Callable[[str], str | None], blank: frozenset[str] = _NO_TEXT
-) -> Cleaned:
-    """Passes texts that match `plain` untouched, and applies the rule to every other distinct one."""
-    is_plain = pc.match_substring_regex(texts, plain)
-    rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
-    if not len(rest):
-        return Cleaned(texts)
-    cleaned, reasons = by_distinct(texts.take(pa.array(rest)), rule, pa.string(), blank)
-    values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
-    return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()})
+    def plain_texts(self, context: Context) -> str | None:
+        """Returns the pattern of plain texts, if there is one."""
+        return self.plain
+
+    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+        """Cleans a column of texts, none of them NULL."""
+        plain = self.plain_texts(context)
+        if plain is None:
+            return Cleaned(*self.by_rule(texts, context))
+        is_plain = pc.match_substring_regex(texts, plain)
+        rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
+        if not len(rest):
+            return Cleaned(texts)
+        cleaned, reasons = self.by_rule(texts.take(pa.array(rest)), context)
+        values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
+        return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()})
+
+    def by_rule(self, texts: pa.Array, context: Context) -> tuple[pa.Array, dict[int, Reason]]:
+        """Applies the rule once to each distinct text; returns values, and row -> reason where a cell is refused."""
+        encoded = texts.dictionary_encode()
+        values: list[Any] = []
+        refused: dict[int, Reason] = {}
+        for number, text in enumerate(map(_trim, encoded.dictionary.to_pylist())):
+            try:
+                values.append(None if text.casefold() in self.blank else self.rule(text, context))
+            except InvalidValue as error:
+                values.append(None)
+                refused[number] = error.reason
+        cleaned = pa.array(values, self.arrow_type).take(encoded.indices)
+        if not refused:
+            return cleaned, {}
+        indices = encoded.indices.to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(np.isin(indices, list(refused)))
+        return cleaned, {int(row): refused[int(indices[row])] for row in rows}
 
 
 def _not_longer(text: str, length: int) -> str:
@@ -129,22 +130,46 @@ def _not_longer(text: str, length: int) -> str:
     return text
 
 
-def _text(text: str) -> str:
-    return _not_longer(text, TEXT_LENGTH)
+class Text(Kind):
+    """Text, trimmed; blank and `null` are NULL."""
+
+    blank = _NO_TEXT
+    # A word of four letters may be `null`, and a long text may be too long: the rule decides about those.
+    plain = r"^([!-~]{1,3}|[!-~]{5,100}|[!-~]{1,50}( [!-~]{1,50}){1,9})$"
+
+    def rule(self, text: str, context: Context) -> str:
+        """See `Kind`."""
+        return _not_longer(text, TEXT_LENGTH)
 
 
-def _label(text: str) -> str:
-    return _not_longer(" ".join(_text(text).split()), LABEL_LENGTH)
+class Label(Kind):
+    """A name that is compared or a key: trimmed, inner white space collapsed."""
+
+    blank = _NO_TEXT
+
+    def rule(self, text: str, context: Context) -> str:
+        """See `Kind`."""
+        return _not_longer(" ".join(_not_longer(text, TEXT_LENGTH).split()), LABEL_LENGTH)
 
 
-def _identifier(text: str) -> str:
-    if _SPREADSHEET_ID.fullmatch(_not_longer(text, ID_LENGTH)):
-        raise InvalidValue(
-            "id_turned_into_a_number_by_a_spreadsheet",
-            "the id as exported",
-            "format the column as text before saving",
-        )
-    return text
+_SPREADSHEET_ID = re.compile(r"\d(?:\.\d+)?E[+-]\d+|\d\.\d+E\d+|\d+\.0+", re.IGNORECASE)
+
+
+class Identifier(Kind):
+    """An id, verbatim but trimmed: `12E345` and all digits are legitimate, `1.2E+05` is refused."""
+
+    blank = _NO_TEXT
+    plain = r"^([A-Za-z0-9_-]{1,3}|[0-9]{4}|[A-Za-z0-9_-]{5,50})$"
+
+    def rule(self, text: str, context: Context) -> str:
+        """See `Kind`."""
+        if _SPREADSHEET_ID.fullmatch(_not_longer(text, ID_LENGTH)):
+            raise InvalidValue(
+                "id_turned_into_a_number_by_a_spreadsheet",
+                "the id as exported",
+                "format the column as text before saving",
+            )
+        return text
 
 
 def without_padding(text: str) -> str:
@@ -152,46 +177,14 @@ def without_padding(text: str) -> str:
     return (text.lstrip("0") or "0") if re.fullmatch(r"[0-9]+", text) else text
 
 
-def _number(text: str) -> str:
-    return without_padding(_identifier(text))
-
-
-# A word of four letters may be `null`, and a long text may be too long: the rule decides about those.
-_PLAIN_TEXT = r"^([!-~]{1,3}|[!-~]{5,100}|[!-~]{1,50}( [!-~]{1,50}){1,9})$"
-_PLAIN_ID = r"^([A-Za-z0-9_-]{1,3}|[0-9]{4}|[A-Za-z0-9_-]{5,50})$"
-_PLAIN_NUMBER = r"^[1-9][0-9]{0,30}$"
-
-
-class Text:
-    """Text, trimmed; blank and `null` are NULL."""
-
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """See `Kind`."""
-        return by_pattern(texts, _PLAIN_TEXT, _text)
-
-
-class Label:
-    """A name that is compared or a key: trimmed, inner white space collapsed."""
-
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """See `Kind`."""
-        return Cleaned(*by_distinct(texts, _label, pa.string(), _NO_TEXT))
-
-
-class Identifier:
-    """An id, verbatim but trimmed: `12E345` and all digits are legitimate, `1.2E+05` is refused."""
-
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """See `Kind`."""
-        return by_pattern(texts, _PLAIN_ID, _identifier)
-
-
-class JobNumber:
+class JobNumber(Identifier):
     """A job's number: zero padding is stripped from digits."""
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    plain = r"^[1-9][0-9]{0,30}$"
+
+    def rule(self, text: str, context: Context) -> str:
         """See `Kind`."""
-        return by_pattern(texts, _PLAIN_NUMBER, _number)
+        return without_padding(super().rule(text, context))
 
 
 _SIGNS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})
@@ -240,89 +233,79 @@ def _plain(value: Decimal | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class Money:
+class Money(Kind):
     """An amount as exact decimal text, in dollars."""
 
     decimals: int = 2
     limit: Decimal = MONEY_LIMIT
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """See `Kind`."""
-
-        def rule(text: str) -> str | None:
-            return _plain(read_decimal(text, self.decimals, self.limit, decimal_comma=context.decimal_comma))
-
-        # With a decimal comma, `1.23` is invalid: only whole numbers are plain.
+    def plain_texts(self, context: Context) -> str:
+        """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
-        return by_pattern(texts, rf"^(-?[1-9][0-9]{{0,6}}|0){cents}$", rule, _NO_VALUE)
+        return rf"^(-?[1-9][0-9]{{0,6}}|0){cents}$"
+
+    def rule(self, text: str, context: Context) -> str | None:
+        """See `Kind`."""
+        return _plain(read_decimal(text, self.decimals, self.limit, decimal_comma=context.decimal_comma))
 
 
-class Micros:
+class Micros(Kind):
     """Millionths of a dollar (Google's `cost_micros`) as dollars, unrounded decimal text."""
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    def rule(self, text: str, context: Context) -> str | None:
         """See `Kind`."""
-
-        def rule(text: str) -> str | None:
-            if not re.fullmatch(r"-?[0-9]{1,30}", text) or abs(int(text)) >= MONEY_LIMIT * 10**6:
-                raise InvalidValue("not_a_number_of_micros", "whole millionths of a dollar like 2520000000")
-            return _plain(Decimal(text).scaleb(-6))
-
-        return Cleaned(*by_distinct(texts, rule, pa.string()))
+        if not re.fullmatch(r"-?[0-9]{1,30}", text) or abs(int(text)) >= MONEY_LIMIT * 10**6:
+            raise InvalidValue("not_a_number_of_micros", "whole millionths of a dollar like 2520000000")
+        return _plain(Decimal(text).scaleb(-6))
 
 
-class Ratio:
+class Ratio(Kind):
     """A ratio between 0 and 1 with at most four decimals; `35%` is 0.35."""
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    def rule(self, text: str, context: Context) -> str | None:
         """See `Kind`."""
-
-        def rule(text: str) -> str | None:
-            percent = text.endswith("%")
-            try:
-                value = read_decimal(text.removesuffix("%"), 2 if percent else 4, Decimal(1000))
-            except InvalidValue:
-                value = Decimal(-1)
-            if value is not None and percent:
-                value = value / 100
-            if value is not None and not 0 <= value <= 1:
-                raise InvalidValue("not_a_ratio", "0 to 1 with at most 4 decimals like 0.35, or 35%")
-            return _plain(value)
-
-        return Cleaned(*by_distinct(texts, rule, pa.string()))
+        percent = text.endswith("%")
+        try:
+            value = read_decimal(text.removesuffix("%"), 2 if percent else 4, Decimal(1000))
+        except InvalidValue:
+            value = Decimal(-1)
+        if value is not None and percent:
+            value = value / 100
+        if value is not None and not 0 <= value <= 1:
+            raise InvalidValue("not_a_ratio", "0 to 1 with at most 4 decimals like 0.35, or 35%")
+        return _plain(value)
 
 
-class WholeNumber:
+class WholeNumber(Kind):
     """A whole number from 0 up to nine digits."""
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    arrow_type = pa.int32()
+
+    def rule(self, text: str, context: Context) -> int:
         """See `Kind`."""
-
-        def rule(text: str) -> int:
-            if not re.fullmatch(r"[0-9]{1,9}|[0-9]{1,3}(,[0-9]{3}){1,2}", text):
-                raise InvalidValue("not_a_whole_number", "a number like 120 or 1,200")
-            return int(text.replace(",", ""))
-
-        return Cleaned(*by_distinct(texts, rule, pa.int32()))
+        if not re.fullmatch(r"[0-9]{1,9}|[0-9]{1,3}(,[0-9]{3}){1,2}", text):
+            raise InvalidValue("not_a_whole_number", "a number like 120 or 1,200")
+        return int(text.replace(",", ""))
 
 
-class Duration:
+class Duration(Kind):
     """A duration in whole seconds."""
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    arrow_type = pa.int32()
+
+    def rule(self, text: str, context: Context) -> int:
         """See `Kind`."""
-        return Cleaned(*by_distinct(texts, read_duration, pa.int32()))
-
-
-_PLAIN_MOMENT = (
-    r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"
-)
+        return read_duration(text)
 
 
 @dataclass(frozen=True)
-class When:
+class When(Kind):
     """A time in UTC, with its local date. `Zone.to_utc` has the rule for daylight saving time."""
 
+    arrow_type = pa.struct([("microseconds", pa.int64()), ("aware", pa.bool_())])
+    plain = (
+        r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"
+    )
     without_year: bool = False  #: the weekday and the export's date tell the year
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
@@ -344,7 +327,7 @@ class When:
 
     def _read(self, texts: pa.Array, context: Context) -> tuple[Int64, Mask, Mask, dict[int, Reason]]:
         """Returns microseconds since 1970, whether they are UTC, whether there is a time at all, and reasons."""
-        is_plain = pc.match_substring_regex(texts, _PLAIN_MOMENT)
+        is_plain = pc.match_substring_regex(texts, self.plain)
         known = is_plain.to_numpy(zero_copy_only=False).copy()
         as_written = np.zeros(len(texts), dtype=np.int64)
         aware = np.zeros(len(texts), dtype=np.bool_)
@@ -357,15 +340,14 @@ class When:
         rest = np.flatnonzero(~known)
         if not len(rest):
             return as_written, aware, known, {}
-        moments, refused = by_distinct(
-            texts.take(pa.array(rest)), lambda text: self._rule(text, context), _MOMENT
-        )
+        moments, refused = self.by_rule(texts.take(pa.array(rest)), context)
         as_written[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
         aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
         known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
         return as_written, aware, known, {int(rest[row]): reason for row, reason in refused.items()}
 
-    def _rule(self, text: str, context: Context) -> dict[str, int | bool]:
+    def rule(self, text: str, context: Context) -> dict[str, int | bool]:
+        """See `Kind`."""
         if self.without_year:
             moment = read_call_time(text, context.date_order, context.exported_on)
         else:
@@ -373,23 +355,17 @@ class When:
         return {"microseconds": moment.microseconds, "aware": moment.aware}
 
 
-_MOMENT = pa.struct([("microseconds", pa.int64()), ("aware", pa.bool_())])
-
-
 @dataclass(frozen=True)
-class CalendarDay:
+class CalendarDay(Kind):
     """A date without a time of day, or with `month` a month as its first day."""
 
+    arrow_type = pa.date32()
     month: bool = False
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    def rule(self, text: str, context: Context) -> date:
         """See `Kind`."""
-
-        def rule(text: str) -> date:
-            value = (read_month if self.month else read_day)(text, context.date_order)
-            if not FIRST_YEAR <= value.year <= LAST_YEAR:
-                accepted = ACCEPTED_MONTHS if self.month else accepted_days(context.date_order)
-                raise InvalidValue("year_out_of_range", accepted)
-            return value
-
-        return Cleaned(*by_distinct(texts, rule, pa.date32()))
+        value = (read_month if self.month else read_day)(text, context.date_order)
+        if not FIRST_YEAR <= value.year <= LAST_YEAR:
+            accepted = ACCEPTED_MONTHS if self.month else accepted_days(context.date_order)
+            raise InvalidValue("year_out_of_range", accepted)
+        return value

@@ -1,0 +1,27 @@
+"""Prepares the databases before a command runs Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from crm_analytics.core.database import connect
+from crm_analytics.core.migrations import migrate
+from crm_analytics.core.settings import Settings
+from crm_analytics.crm.migrating.migrate import migrate_crm
+
+
+def migrate_both(config: Settings, console: Console) -> None:
+    """Migrates the analytics and the CRM database; prints a line for each file applied."""
+
+    def reporter(name: str) -> Callable[[str], None]:
+        return lambda line: console.print(f"{name}: {line}", style="dim")
+
+    migrate("analytics", config=config, report=reporter("analytics"))
+    migrate_crm(config=config, report=reporter("crm"))
+
+
+def require_storage(config: Settings) -> None:
+    """Raises psycopg.OperationalError at once if Dagster's database cannot be reached; Dagster would retry for long."""
+    connect("dagster", config).close()
