@@ -106,12 +106,12 @@ def refresh_months(
 def _covered(known: list[date], asked: tuple[date, date], console: Console) -> tuple[date, date] | None:
     """Returns the known months among those asked for, and says what is left out; None if there are none."""
     if asked[0] > asked[1]:
-        console.print(f"[red]no such months[/]: {asked[0]:%Y-%m} is after {asked[1]:%Y-%m}")
+        console.print(f"[red]no such months[/]: --from {asked[0]:%Y-%m} is after --to {asked[1]:%Y-%m}")
         return None
     first, last = max(asked[0], known[0]), min(asked[1], known[-1])
     bounds = f"{known[0]:%Y-%m} (START_MONTH) to {known[-1]:%Y-%m} (today)"
     if first > last:
-        console.print(f"[red]no such months[/]: known are {bounds}")
+        console.print(f"[red]no such months[/]: the months known are {bounds}")
         return None
     if (first, last) != asked:
         console.print(

@@ -6,7 +6,7 @@ import os
 import re
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 import psycopg
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
-    run_log_level: str | None = Field(
+    run_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = Field(
         None, description="what runs print; every event without it, and INFO under `crm-analytics up`"
     )
     alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")

@@ -149,7 +149,7 @@ def test_no_old_row_is_lost_or_changed(seed_url: str) -> None:
         )
         with_reference = sum(1 for row in before["payments"] if (row[8] or "").strip())
         assert (
-            f"{with_reference - len(holders)} payments with an older payment's external reference"
+            f"{with_reference - len(holders):,} payments with an older payment's external reference"
             in "\n".join(lines)
         )
         for table, column in (

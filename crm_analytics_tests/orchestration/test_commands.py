@@ -66,7 +66,7 @@ def test_refresh_names_the_months_that_it_cannot_refresh(run: Run, tmp_path: Pat
 def test_reversed_range_is_named(run: Run) -> None:
     """A reversed range names both months; they exist, so "no such months" alone would mislead."""
     code, text = run("refresh", "--from", "2024-05", "--to", "2024-01")
-    assert (code, text) == (1, "no such months: 2024-05 is after 2024-01")
+    assert (code, text) == (1, "no such months: --from 2024-05 is after --to 2024-01")
 
 
 def test_common_cause_is_printed_once(run: Run) -> None:

@@ -77,6 +77,12 @@ def test_command_works_without_a_variable(checkout: Path, command: str, shown: s
     assert not list(checkout.glob(".tmp_dagster_home_*"))
 
 
+def test_runs_under_up_print_no_events(checkout: Path) -> None:
+    """`crm-analytics up` sets INFO: the terminal has messages, and dozens of events per run only in the UI."""
+    code, output = run(checkout, LAUNCH, RUN_LOG_LEVEL="INFO")
+    assert code == 0 and "DEBUG" not in output, output
+
+
 def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
     """Each command has a temporary DAGSTER_HOME of its own; runs and their output must outlive it."""
     code, output = run(checkout, MATERIALIZE)
