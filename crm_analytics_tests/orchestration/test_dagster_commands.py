@@ -115,7 +115,7 @@ LOCATIONS = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatu
 def test_configured_databases_are_used_and_never_migrated(
     checkout: Path, new_database: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A database that somebody else looks after changes by their command only, which the message names."""
+    """A configured database is migrated only by its own command, which the message names."""
     analytics, storage = new_database(), new_database("dagster")
     variables = {
         "ANALYTICS_DATABASE_URL": analytics,
