@@ -148,7 +148,7 @@ BEGIN
                     'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', NULL,
                     'accepted', 'id of a user'
                 )::text,
-                HINT = 'Only adopted rows have none.';
+                HINT = 'Insert the row with the id of the acting user; only adopted rows have none.';
         END IF;
     ELSIF to_jsonb(NEW) ->> v_column IS DISTINCT FROM to_jsonb(OLD) ->> v_column THEN
         RAISE EXCEPTION USING ERRCODE = '23514',
@@ -157,7 +157,7 @@ BEGIN
                 'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', to_jsonb(NEW) -> v_column,
                 'accepted', to_jsonb(OLD) -> v_column
             )::text,
-            HINT = 'The creator of a row never changes.';
+            HINT = 'Leave the column as it is: it names the creator of the row.';
     END IF;
     RETURN NEW;
 END
