@@ -42,14 +42,25 @@ def build_defs(
         schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],
         sensors=[*analytics_sensors, *alert_sensors],
         resources={
-            "settings": settings,
-            "analytics": AnalyticsDatabase(settings),
-            "landing": LandingFolder(settings.landing_dir),
-            "crm_database": CrmDatabase(settings),
+            "settings": _resource(settings),
+            "analytics": _resource(AnalyticsDatabase(settings)),
+            "landing": _resource(LandingFolder(settings.landing_dir)),
+            "crm_database": _resource(CrmDatabase(settings)),
         },
         loggers=loggers,
         executor=dg.in_process_executor,
     )
+
+
+def _resource(value: object) -> dg.ResourceDefinition:
+    """Wraps a plain object, so that the UI names its class and says what it is for."""
+    kind = type(value)
+
+    def provide(_: dg.InitResourceContext) -> object:
+        return value
+
+    provide.__name__, provide.__module__ = kind.__name__, kind.__module__
+    return dg.ResourceDefinition(provide, description=(kind.__doc__ or "").split("\n")[0])
 
 
 defs = build_defs(Settings())

@@ -85,7 +85,7 @@ def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
     with log.open("w") as file:
         dev = subprocess.Popen(
             ["dagster", "dev", "--port", str(port)], cwd=checkout, env=environment(checkout), stdout=file, stderr=file,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), start_new_session=True,
         )  # fmt: skip
     try:
         wait_for(120, lambda: shows_success(port), checkout)
@@ -94,6 +94,9 @@ def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
     finally:
         dev.send_signal(signal.SIGINT)
         dev.wait(60)
+        # its code server would wait for a run that a sensor has started meanwhile
+        with suppress(ProcessLookupError):
+            os.killpg(dev.pid, signal.SIGKILL)
     assert dev.returncode == 0
     assert list((checkout / ".crm_analytics" / "dagster" / "storage").glob("*/compute_logs/*.err"))
 
@@ -112,7 +115,7 @@ LOCATIONS = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatu
 def test_configured_databases_are_used_and_never_migrated(
     checkout: Path, new_database: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A database that somebody else looks after changes by their command only, which the message names."""
+    """A configured database is migrated only by its own command, which the message names."""
     analytics, storage = new_database(), new_database("dagster")
     variables = {
         "ANALYTICS_DATABASE_URL": analytics,

@@ -63,7 +63,7 @@ GUARDS: Mapping[str, str] = {
     },
     "triggers_elsewhere": "Triggers and rules on helper tables.",
     "functions": "RPCs, guard functions, helpers, casts: source, owner, SECURITY DEFINER, search_path, signature.",
-    "function_grants": "Who may call the functions: crm_app and nobody else.",
+    "function_grants": "Who may call the functions: only crm_app.",
     "table_grants": "Who may touch tables, columns, sequences and schemas: only crm_rpc writes.",
     "row_security": "Row level security flags and policies: without a policy an RPC silently touches nothing.",
     "constraints": "Primary, foreign and unique keys and CHECKs.",

@@ -40,7 +40,7 @@ def monthly(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 def test_refresh_empties_its_months_queue_and_logs(analytics: Connection) -> None:
-    """Without the log nobody could say which run made a number."""
+    """A refresh empties its months' queue and logs each month, so that every number has a run behind it."""
     insert_job(analytics, "A", "2024-10-31")
     insert_job(analytics, "B", "2024-12-01")
     insert_payment(analytics, "p", "A", "100.01")
@@ -56,7 +56,7 @@ def test_refresh_empties_its_months_queue_and_logs(analytics: Connection) -> Non
 
 
 def test_refresh_of_unchanged_months_writes_nothing(analytics: Connection) -> None:
-    """updated_at says when a number last changed; a nightly refresh must not touch it."""
+    """A refresh of unchanged months writes nothing, so that updated_at remains the time of the last change."""
     insert_job(analytics, "A", "2024-10-31")
     refresh(analytics, OCTOBER, NOVEMBER)
     before = analytics.execute("SELECT updated_at, xmin::text FROM daily_metrics").fetchall()
@@ -65,7 +65,7 @@ def test_refresh_of_unchanged_months_writes_nothing(analytics: Connection) -> No
 
 
 def test_rows_without_any_measure_disappear(analytics: Connection) -> None:
-    """A row exists exactly where some measure is not zero: deleted jobs take their rows along."""
+    """A row whose measures are all zero disappears: deleted jobs take their rows along."""
     insert_job(analytics, "A", "2024-10-31")
     refresh(analytics, OCTOBER, NOVEMBER)
     analytics.execute("DELETE FROM raw.jobs")
@@ -75,7 +75,7 @@ def test_rows_without_any_measure_disappear(analytics: Connection) -> None:
 
 
 def test_change_that_commits_during_a_refresh_stays_queued(analytics_url: str) -> None:
-    """The lost update: a payment arrives between the computation and the queue's emptying."""
+    """A payment that commits between the computation and the emptying of the queue stays queued: no lost update."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as first,
         psycopg.connect(analytics_url, autocommit=True) as loader,
@@ -95,7 +95,7 @@ def test_change_that_commits_during_a_refresh_stays_queued(analytics_url: str) -
 
 @contextmanager
 def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> Iterator[None]:
-    """A refresh of October in a thread, stopped between writing daily_metrics and monthly_metrics."""
+    """Runs a refresh of October in a thread, stopped between writing daily_metrics and monthly_metrics."""
     thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER))
     with holder.transaction():
         holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
@@ -107,7 +107,7 @@ def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> It
 
 
 def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
-    """An alias noted the months that there were; a month that appears before it commits must not keep the old rule."""
+    """A refresh waits for an open change of rules, which has queued only the months that existed when it was made."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as editor,
         psycopg.connect(analytics_url, autocommit=True) as loader,
@@ -130,7 +130,7 @@ def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
 
 
 def test_a_month_that_has_become_empty_leaves_the_queue(analytics: Connection) -> None:
-    """A date of the far future, corrected: no partition covers that month, so no refresh would ever answer it."""
+    """A month that is empty after a correction leaves the queue, although no partition covers it."""
     insert_job(analytics, "A", "2099-01-05")
     insert_job(analytics, "B", "2024-12-05")
     analytics.execute("UPDATE raw.jobs SET job_date = '2024-10-05' WHERE job_id = 'A'")
@@ -139,7 +139,7 @@ def test_a_month_that_has_become_empty_leaves_the_queue(analytics: Connection) -
 
 
 def test_an_empty_month_that_is_being_refreshed_stays_queued(analytics_url: str) -> None:
-    """That refresh may be about to commit metrics of rows that are gone since."""
+    """A month stays queued while another refresh works on it, which may commit metrics of rows that are gone by now."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as first,
         psycopg.connect(analytics_url, autocommit=True) as other,
@@ -156,7 +156,7 @@ def test_an_empty_month_that_is_being_refreshed_stays_queued(analytics_url: str)
 
 
 def test_uncommitted_change_is_neither_counted_nor_forgotten(analytics_url: str) -> None:
-    """A refresh during a load: the load's entry is not visible, so it must survive the refresh."""
+    """A load's entry in the queue survives a refresh that runs before the load commits."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as refresher,
         psycopg.connect(analytics_url, autocommit=True) as loader,
@@ -172,7 +172,7 @@ def test_uncommitted_change_is_neither_counted_nor_forgotten(analytics_url: str)
 
 
 def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
-    """The second one must see what committed while it waited: a snapshot from before the lock would be too old."""
+    """The second of two refreshes sees what committed while it waited; a snapshot from before the lock would be too old."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as first,
         psycopg.connect(analytics_url, autocommit=True) as second,
@@ -192,7 +192,7 @@ def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
 
 
 def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
-    """Locks are taken in ascending order whatever the range."""
+    """Refreshes of overlapping ranges do not deadlock, because they take the months' locks in ascending order."""
     errors: list[Exception] = []
     barrier = threading.Barrier(2)
 
@@ -221,7 +221,7 @@ def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
 
 
 def test_long_and_short_ranges_add_payments_up_alike(analytics: Connection) -> None:
-    """Payments are added up one way for ranges over a year and another way below: both must give the same facts."""
+    """Facts are the same for short ranges and ranges over a year, whose payments are added up in another way."""
     analytics.execute(
         "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date) SELECT 'J' || i, (ARRAY['COD Service', 'INS"
         " Service', 'COD Repair'])[1 + i % 3], 'Google', now(), '2022-01-01'::date + i * 3 FROM generate_series(0, 399) i"

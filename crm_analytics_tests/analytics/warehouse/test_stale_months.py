@@ -1,4 +1,4 @@
-"""Which change makes which month stale, case by case, and how payments find their job."""
+"""Tests, case by case, which change makes which month stale, and how payments find their job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def payment(
     status: str = "paid",
     job_id: str | None = None,
 ) -> None:
-    """A payment as the loader inserts it (job_id already looked up), or by hand (left to the triggers)."""
+    """Inserts a payment as the loader does (job_id looked up already), or by hand (left to the triggers)."""
     connection.execute(
         "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, job_number_ref, paid_date, amount, status, job_id)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
@@ -41,7 +41,7 @@ def payment(
 
 
 def stale(connection: Connection) -> list[str]:
-    """The months queued since the last call."""
+    """Returns the months queued since the last call."""
     rows = connection.execute(
         "WITH gone AS (DELETE FROM analytics.stale_months RETURNING month)"
         " SELECT DISTINCT to_char(month, 'YYYY-MM') FROM gone ORDER BY 1"
@@ -54,7 +54,7 @@ def linked(connection: Connection) -> dict[str, str | None]:
 
 
 def test_job_affects_its_own_month_old_and_new(analytics: Connection) -> None:
-    """Without it a moved job would be counted in two months, or in none."""
+    """A job that moves makes both months stale; otherwise both would count it, or neither."""
     job(analytics, "A", "2024-10-31")
     assert stale(analytics) == ["2024-10"]
     analytics.execute("UPDATE raw.jobs SET job_date = '2024-12-01' WHERE job_id = 'A'")
@@ -64,7 +64,7 @@ def test_job_affects_its_own_month_old_and_new(analytics: Connection) -> None:
 
 
 def test_columns_that_no_metric_reads_dirty_nothing(analytics: Connection) -> None:
-    """Without it every re-export would make all of history stale."""
+    """Changes that no metric depends on make nothing stale; otherwise every re-export would restate all of history."""
     job(analytics, "A", "2024-10-31")
     payment(analytics, "p", "A", "2024-11-05")
     stale(analytics)
@@ -79,7 +79,7 @@ def test_columns_that_no_metric_reads_dirty_nothing(analytics: Connection) -> No
 
 
 def test_payment_affects_its_jobs_month_and_not_its_own(analytics: Connection) -> None:
-    """Revenue is the job's cohort: a late payment restates the old month only."""
+    """A late payment makes only its job's month stale, because revenue belongs to the month of the job."""
     job(analytics, "A", "2024-10-31")
     stale(analytics)
     payment(analytics, "p", "A", "2024-11-05", "0.01", job_id="A")
@@ -93,7 +93,7 @@ def test_payment_affects_its_jobs_month_and_not_its_own(analytics: Connection) -
 
 
 def test_waiting_payment_affects_its_paid_month_until_the_job_arrives(analytics: Connection) -> None:
-    """When the job arrives both months change: the paid month loses the orphan, the job's month gains it."""
+    """A job that arrives after its payment changes both months: the paid month loses the orphan, the job's gains it."""
     payment(analytics, "p", "Z", "2024-11-04", "75.00")
     assert stale(analytics) == ["2024-11"]
     analytics.execute("UPDATE raw.payments SET paid_date = '2024-12-04'")
@@ -119,7 +119,7 @@ def test_job_that_changes_its_number_gains_and_loses_payments(analytics: Connect
 
 
 def test_number_that_two_jobs_share_links_nothing(analytics: Connection) -> None:
-    """Guessing one of two jobs would move money silently; the id still links."""
+    """A payment that gives only a shared number stays unlinked, since a guess would move money silently; an id links."""
     job(analytics, "A", "2024-03-01", number="7")
     payment(analytics, "p", "7", "2024-05-05")
     assert linked(analytics) == {"p": "A"}
@@ -132,7 +132,7 @@ def test_number_that_two_jobs_share_links_nothing(analytics: Connection) -> None
 
 
 def test_job_id_wins_over_a_number(analytics: Connection) -> None:
-    """An all-digit reference may be a UUID or a number: the job with that id is meant, even if it comes later."""
+    """An all-digit reference, which may be an id or a number, means the job with that id, even if it comes later."""
     job(analytics, "A", "2024-03-01", number="123456")
     payment(analytics, "p", "123456", "2024-05-05")
     assert linked(analytics) == {"p": "A"}
@@ -144,7 +144,7 @@ def test_job_id_wins_over_a_number(analytics: Connection) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "Pending", " VOIDED ", "declined"])
 def test_payments_that_do_not_count_affect_no_month(analytics: Connection, status: str) -> None:
-    """They are no revenue; when one begins to count, its month changes."""
+    """Payments that do not count make nothing stale; one that begins to count changes its month."""
     job(analytics, "A", "2024-10-31")
     stale(analytics)
     payment(analytics, "p", "A", "2024-11-05", status=status)
@@ -154,7 +154,7 @@ def test_payments_that_do_not_count_affect_no_month(analytics: Connection, statu
 
 
 def test_leads_calls_and_spend_affect_their_own_months(analytics: Connection) -> None:
-    """Only what metrics read counts: a free eLocals row, a passed lead, a call's answer change nothing."""
+    """Only what metrics read makes months stale: a free eLocals row, a passed lead, a call's answer do not."""
     analytics.execute(
         "INSERT INTO raw.elocals_leads (lead_id, lead_at, lead_date, cost) VALUES"
         " ('a', now(), '2024-01-05', 10), ('b', now(), '2024-02-05', 0), ('c', now(), '2024-03-05', NULL)"
@@ -184,7 +184,7 @@ def test_leads_calls_and_spend_affect_their_own_months(analytics: Connection) ->
 
 
 def test_channel_rules_and_aliases_affect_every_month(analytics: Connection) -> None:
-    """A rule changes all of history; rewriting it as it is changes nothing."""
+    """A changed rule makes all of history stale; a rule rewritten as it is makes nothing stale."""
     job(analytics, "A", "2024-01-31")
     job(analytics, "B", "2024-04-30")
     stale(analytics)
@@ -200,7 +200,7 @@ def test_channel_rules_and_aliases_affect_every_month(analytics: Connection) -> 
 
 
 def test_truncate_affects_every_month(analytics: Connection) -> None:
-    """TRUNCATE tells nobody which rows went: every month that metrics know is recomputed."""
+    """TRUNCATE makes every month that has metrics stale, because it does not tell which rows it removed."""
     job(analytics, "A", "2024-01-31")
     job(analytics, "B", "2024-03-30")
     stale(analytics)
@@ -209,7 +209,7 @@ def test_truncate_affects_every_month(analytics: Connection) -> None:
 
 
 def test_rules_that_read_a_shared_table_belong_to_one_channel(analytics: Connection) -> None:
-    """Two channels with Google's spend would book it twice."""
+    """A second channel with Google's spend is refused, because both would book it."""
     with pytest.raises(psycopg.errors.CheckViolation, match="google_spend can belong to one channel only"):
         analytics.execute(
             "INSERT INTO analytics.lead_channels (source, lead_rule, cost_rule) VALUES ('Bing', 'jobs', 'google_spend')"
@@ -221,7 +221,7 @@ def test_rules_that_read_a_shared_table_belong_to_one_channel(analytics: Connect
 
 
 def by_hand(connection: Connection, payment_id: str, **values: str | None) -> None:
-    """A payment with the columns that a person knows."""
+    """Inserts a payment with the columns that a person knows."""
     columns = ", ".join(values)
     places = ", ".join(["%s"] * len(values))
     connection.execute(
@@ -231,7 +231,7 @@ def by_hand(connection: Connection, payment_id: str, **values: str | None) -> No
 
 
 def test_payment_inserted_by_hand_is_linked_by_its_reference(analytics: Connection) -> None:
-    """A person writes job_ref, or job_id; the helper columns are the loader's business."""
+    """A payment inserted by hand needs job_ref or job_id; the triggers fill the loader's helper columns."""
     job(analytics, "ABC123", "2024-10-05", number="77")
     by_hand(analytics, "by id", job_ref="ABC123")
     by_hand(analytics, "by number", job_ref="0077")
@@ -246,7 +246,7 @@ def test_payment_inserted_by_hand_is_linked_by_its_reference(analytics: Connecti
 
 
 def test_link_corrected_by_hand_stays(analytics: Connection) -> None:
-    """Decision 7 names corrections by hand in SQL: they must neither be undone nor leave a month wrong."""
+    """Corrections by hand in SQL are not undone and leave no month wrong."""
     job(analytics, "A", "2024-10-05", number="1")
     job(analytics, "B", "2024-11-05", number="2")
     payment(analytics, "p", "1", "2024-12-24")
@@ -278,7 +278,7 @@ def test_link_made_by_a_trigger_is_no_correction(analytics: Connection) -> None:
 
 
 def test_months_without_any_row_are_not_noted(analytics: Connection) -> None:
-    """One date in the far future must not queue every month until then."""
+    """One date in the far future does not queue every month until then."""
     job(analytics, "A", "2024-10-05")
     job(analytics, "B", "2099-01-05")
     stale(analytics)
@@ -296,7 +296,7 @@ def test_months_without_any_row_are_not_noted(analytics: Connection) -> None:
     ],
 )
 def test_a_snapshot_older_than_the_locks_is_refused(analytics: Connection, change: str) -> None:
-    """It could not see what others committed while it waited, and some month would stay wrong."""
+    """Writing at a stricter isolation level is refused: it could not see what committed while it waited."""
     job(analytics, "A", "2024-10-05")
     payment(analytics, "p", "A", "2024-12-24")
     with (
@@ -308,7 +308,7 @@ def test_a_snapshot_older_than_the_locks_is_refused(analytics: Connection, chang
 
 
 def test_payment_deleted_while_its_job_moves(analytics_url: str) -> None:
-    """Whoever comes second must see the other: the month that the job moves to must not keep the payment."""
+    """Of two concurrent changes the second sees the first: the month that the job moves to does not keep the payment."""
     with (
         psycopg.connect(analytics_url, autocommit=True) as deleter,
         psycopg.connect(analytics_url, autocommit=True) as mover,
@@ -327,7 +327,7 @@ def test_payment_deleted_while_its_job_moves(analytics_url: str) -> None:
 
 
 def test_two_channels_for_one_shared_rule_at_once(analytics_url: str) -> None:
-    """Each alone would be accepted; both would count every row twice."""
+    """Two rules at once cannot share what only one may have; each alone would be accepted, and both count each row twice."""
     rule = "INSERT INTO lead_channels (source, valid_from, lead_rule, cost_rule) VALUES (%s, '2024-01-01', %s, 'sum_cost')"
     refused: list[Exception] = []
 
