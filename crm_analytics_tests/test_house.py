@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,20 @@ def test_only_the_edge_imports_dagster() -> None:
     """Parsing, loading, SQL and migrations are used and tested without Dagster (docs/decisions/dagster-at-the-edge.md)."""
     refuse([a for a in arrows() if a[1].split(".")[0].startswith("dagster") and not inside(a[0], *TOP)])
     refuse([a for a in arrows() if inside(a[1], *TOP) and not inside(a[0], *TOP)])
+
+
+def test_nothing_below_the_edge_loads_dagster() -> None:
+    """Importing every module below the edge leaves Dagster unloaded, also where another package would bring it in."""
+    below = [name for name in sorted(imports()) if not inside(name, *TOP) and not name.endswith("__main__")]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'dagster' not in sys.modules, name"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *below], capture_output=True, text=True, check=False)
+    assert len(below) > 50
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_the_command_line_and_the_demo_print() -> None:

@@ -103,7 +103,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         lead_id: UUID | None = None,
     ) -> CrmResult:
-        """Creates an order and books the client's completed payment of its total, all or nothing; the order is paid in the end."""
+        """Creates an order that is paid at once: books the client's completed payment of its total, all or nothing."""
         return self._call("checkout_order_safe", locals())
 
     def record_generic_payment_safe(

@@ -135,7 +135,11 @@ def test_asset_and_its_checks(landing: Landing, analytics_url: str, monkeypatch:
     landing.write("reviews/3.csv", "<!DOCTYPE html><html><body>Sign in</body></html>", day=3)
     bad = run(landing, analytics_url)
     assert bad.success
-    assert not any(check.passed for check in bad.get_asset_check_evaluations())
+    assert {check.check_name: check.passed for check in bad.get_asset_check_evaluations()} == {
+        "quarantine": False,
+        "files_read": False,
+        "vanished_rows": False,
+    }
 
 
 def test_asset_says_when_it_is_late_and_what_it_is() -> None:

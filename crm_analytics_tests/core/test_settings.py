@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def test_dot_env_is_read_but_never_by_tests(tmp_path: Path) -> None:
     assert _start_month(tmp_path, inherited) == "2023-01-01"
     del inherited["CRM_ANALYTICS_ENV_FILE"]
     assert _start_month(tmp_path, inherited) == "2024-05-01"
+
+
+def test_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable is the same as none: the compose file passes the webhook on as it is, set or not."""
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
+    monkeypatch.setenv("START_MONTH", "")
+    assert settings().alert_webhook_url is None
+    assert settings().start_month == date(2023, 1, 1)
 
 
 @pytest.fixture

@@ -245,7 +245,9 @@ def test_sensor_and_checks_name_what_cannot_be_read(platform: Platform) -> None:
     ]
     assert not check.passed
     context = dg.build_sensor_context(instance=platform.instance, resources=platform.resources)
-    assert 'jobs/moved.csv: "' in str(load_landing_files.evaluate_tick(context).skip_message)
+    assert 'jobs/moved.csv: "/nowhere/moved.csv": broken link; put back' in str(
+        load_landing_files.evaluate_tick(context).skip_message
+    )
 
 
 def test_missing_landing_folder_is_a_skip_with_a_reason(platform: Platform) -> None:

@@ -277,8 +277,10 @@ def test_pruning_deletes_the_output_of_old_runs(
     assert (folder / old).is_dir(), "where the instance keeps them"
     with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
         storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
+    (folder / "dagster.yaml").touch()
     assert prune_compute_logs(platform.settings, days=5) == 1
     assert not (folder / old).exists() and (folder / young).is_dir()
+    assert (folder / "dagster.yaml").exists(), "only the output of runs is deleted"
     assert prune_compute_logs(platform.settings, days=5) == 0
 
 

@@ -106,7 +106,7 @@ SELECT analytics.describe('{raw.source_files}', $$
     message: Why the file was refused or not recognized, and the remedy.
     encoding: Encoding found.
     delimiter: Delimiter found; NULL for a workbook.
-    mapping: Every mapping made: column name to header as found.
+    mapping: The header found for each column name.
     unknown_columns: Headers that match no column.
     warnings: What a person should know although the file was accepted.
     records_read: Records read, summary lines included.
@@ -117,7 +117,7 @@ SELECT analytics.describe('{raw.source_files}', $$
     superseded: Records that differ from what a newer export already loaded for their key; for Google spend also
         those of a month with quarantined records, if another file has the complete month.
     quarantined: Records in raw.rejected_rows.
-    summary_lines: Total lines, skipped.
+    summary_lines: Lines with totals, which are skipped.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     run_id: The Dagster run that read the file; NULL if none did.
@@ -155,9 +155,9 @@ SELECT analytics.describe('{raw.rejected_rows}', $$
     line_no: Line of the file where the record begins, from 1; in a workbook, its row.
     row_key: The record's key, if it could be read; the record closes when a newer export brings a valid one with
         this key.
-    reasons: Why: objects with code, column (header as found), found (left out for personal data), accepted and remedy.
-        raw.reason_text renders one as text.
-    record: The record: header as found to cell as found.
+    reasons: Why it was not loaded: objects with code, column (header as found), found (left out for personal data),
+        accepted and remedy. raw.reason_text renders one as text.
+    record: The record: the cell under each header, both as found.
     status: open; closed (a newer export brought the key, or the path got new content); dismissed (by a person).
     note: Why it was closed or dismissed.
     rejected_at: When it was quarantined.

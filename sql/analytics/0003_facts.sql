@@ -21,7 +21,7 @@ COMMENT ON FUNCTION analytics.segment_of IS
 
 CREATE FUNCTION analytics.is_elocals_lead(cost numeric) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN cost > 0;
-COMMENT ON FUNCTION analytics.is_elocals_lead IS 'Rule elocals_paid: a row of raw.elocals_leads that costs.';
+COMMENT ON FUNCTION analytics.is_elocals_lead IS 'Rule elocals_paid: a row of raw.elocals_leads with a cost above 0.';
 
 CREATE FUNCTION analytics.is_proref_lead(status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN raw.fold(status) <> 'passed';

@@ -127,7 +127,7 @@ COMMENT ON TABLE analytics.refresh_log IS 'One row for each month of each refres
 SELECT analytics.describe('{analytics.refresh_log}', $$
     refresh_id: Number of the entry.
     month: First day of the month refreshed.
-    run_id: The Dagster run; NULL if none did it.
+    run_id: The Dagster run that did it; NULL if none did.
     started_at: Start of the refresh, before it waited for locks.
     finished_at: End of the refresh.
     stale_rows: Entries of the stale-months queue that it answered.

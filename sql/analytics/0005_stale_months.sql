@@ -239,8 +239,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION raw.lock_links_of_deleted IS 'Trigger: takes the lock of the links when payments are deleted.';
 
--- Corrections by hand. The loader tells what a reference can be (job_id_ref, job_number_ref); a person enters job_ref
--- or the job itself. pg_trigger_depth excludes the links that triggers and foreign keys make.
+-- Corrections by hand. The loader fills job_id_ref and job_number_ref, as far as the reference can be either; a person
+-- enters job_ref or the job itself. pg_trigger_depth excludes the links that triggers and foreign keys make.
 CREATE FUNCTION raw.resolve_job_reference() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     by_hand boolean := NEW.job_id IS NOT NULL;

@@ -130,7 +130,7 @@ SELECT analytics.describe('{reporting.files}', $$
     duplicates: Identical records beyond the first.
     superseded: Records that differ from what a newer export already loaded.
     quarantined: Records in quarantine.
-    summary_lines: Total lines, skipped.
+    summary_lines: Lines with totals, which are skipped.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     warnings: How many warnings it was accepted with.
@@ -138,13 +138,14 @@ SELECT analytics.describe('{reporting.files}', $$
     is_current: Whether this is the content seen last at its path.
 $$);
 
--- The tables that loads write have updated_at, and are named like their sources.
+-- Every table that a load writes has updated_at and the name of its source, so that a new source appears by itself.
+-- The default collation, because the index of raw.source_files cannot serve that of catalog names.
 CREATE VIEW reporting.freshness AS
 SELECT
     s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, l.last_row,
     analytics.today() - l.last_row AS days_behind
 FROM (
-    SELECT c.relname::text AS source
+    SELECT c.relname::text COLLATE "default" AS source
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relnamespace = 'raw'::regnamespace AND c.relkind = 'r' AND a.attname = 'updated_at'
 ) s

@@ -37,7 +37,7 @@ BEGIN
             EXECUTE format('ALTER ROLE grafana_reader IN DATABASE %I SET %s', current_database(), setting);
         END LOOP;
     EXCEPTION WHEN insufficient_privilege THEN
-        -- another login created the role; it may read no more without these settings
+        -- another login created the role, which can read no more than its grants allow, even without these settings
         RAISE WARNING 'could not set up the role grafana_reader: %', sqlerrm
             USING HINT = 'As an administrator of the server: crm-analytics grafana-reader';
     END;

@@ -122,7 +122,7 @@ COMMENT ON TABLE public.audit_log IS
     'and the login.';
 COMMENT ON COLUMN public.audit_log.entity IS 'Name of the table that the row is in.';
 COMMENT ON COLUMN public.audit_log.payload IS
-    'row: the row after the change; besides, what the action adds: changes, old and new status, reason …';
+    'row: the row after the change; plus what the action adds: changes, old and new status, reason …';
 
 CREATE TABLE public.audit_seals (
     seq bigint NOT NULL,

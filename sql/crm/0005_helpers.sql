@@ -73,7 +73,11 @@ AS $$
 BEGIN
     p_found := CASE WHEN length(p_found) > 200 THEN left(p_found, 200) || '…' ELSE p_found END;
     PERFORM crm_private.refuse(
-        'PT422', format('%s: %s is not accepted', p_field, coalesce(quote_literal(p_found), 'nothing')),
+        'PT422',
+        CASE
+            WHEN p_found IS NULL THEN p_field || ' is missing'
+            ELSE format('%s: %L is not accepted', p_field, p_found)
+        END,
         jsonb_build_object('rule', 'input', 'field', p_field, 'found', p_found, 'accepted', p_accepted),
         format('%s must be %s.', p_field, p_accepted)
     );

@@ -88,7 +88,7 @@ $$;
 COMMENT ON FUNCTION public.create_user_safe IS
     E'Creates an active CRM user.\n'
     'Rules: admins only; the e-mail address is unique, regardless of case and surrounding blanks. For the very '
-    'first admin run crm-analytics crm create-admin.\n'
+    'first admin, run crm-analytics crm create-admin.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 name blank, address or role not accepted; PT409 '
     'address taken.';
 

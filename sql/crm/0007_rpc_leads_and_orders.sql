@@ -442,7 +442,7 @@ BEGIN
             AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
         GROUP BY p.currency HAVING sum(CASE p.role WHEN 'refund' THEN -p.amount ELSE p.amount END) > 0
     ) THEN
-        PERFORM crm_private.require_admin(v_actor, 'cancelling an order that holds client money');
+        PERFORM crm_private.require_admin(v_actor, 'canceling an order that holds client money');
     END IF;
     PERFORM crm_private.set_order_status(
         v_order.id, v_new_status::public.order_status_enum, v_actor.id, crm_private.trimmed(p_reason),
@@ -455,7 +455,7 @@ END
 $$;
 COMMENT ON FUNCTION public.advance_order_status_safe IS
     E'Moves an order to another status, with event and audit.\n'
-    'Rules: only the transitions of order_status_transitions, each with the role it needs; cancelling while the '
+    'Rules: only the transitions of order_status_transitions, each with the role it needs; canceling while the '
     'order holds client money, in any currency, needs an admin; only payments make an order paid.\n'
     'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 unknown status; PT404 no '
     'such order; PT409 transition not allowed.';

@@ -13,7 +13,7 @@ BEGIN
     THEN
         PERFORM crm_private.invalid(
             'p_external_reference', NULL,
-            'the payment provider''s reference, which completed incoming payments by online_cashbox and card have'
+            'the payment provider''s reference, required for completed incoming payments by online_cashbox or card'
         );
     END IF;
 END
@@ -328,7 +328,7 @@ BEGIN
         );
     END IF;
     v_order := crm_private.locked_order(v_old.order_id);
-    -- again, as it is behind the lock
+    -- read again, now that the order is locked
     SELECT * INTO STRICT v_old FROM public.payments p WHERE p.id = p_payment_id;
     IF v_old.role = 'refund' THEN
         PERFORM crm_private.require_admin(v_actor, 'changing a refund');
@@ -491,8 +491,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.checkout_order_safe IS
-    E'Creates an order and books the client''s completed payment of its total, all or nothing; the order is paid in '
-    'the end.\n'
+    E'Creates an order that is paid at once: books the client''s completed payment of its total, all or nothing.\n'
     'Rules: those of create_order_safe and record_generic_payment_safe; repeating a checkout with its reference, '
     'customer, items and total returns the first order with duplicate true. The result''s id is the order''s, '
     'payment_id the payment''s.\n'

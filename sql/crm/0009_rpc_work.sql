@@ -157,7 +157,7 @@ BEGIN
             );
         END IF;
     ELSIF v_tracking IS NOT NULL THEN
-        -- thanks to the order's lock a tracking number stays one row even if two callers add it at once
+        -- the order is locked, so that a tracking number stays one row even if two callers add it at once
         SELECT * INTO v_old FROM public.shipments s
         WHERE s.order_id = p_order_id AND s.tracking_number = v_tracking
             AND s.provider::text = coalesce(v_provider, s.provider::text)

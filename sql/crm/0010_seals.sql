@@ -32,7 +32,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$ LOCK TABLE public.audit_log IN SHARE ROW EXCLUSIVE MODE $$;
 COMMENT ON FUNCTION crm_private.lock_audit_log IS
     'Waits for the writers of audit_log and for another sealing, and blocks new ones. Runs as the owner, because '
-    'crm_rpc may not change audit rows and therefore not lock them.';
+    'crm_rpc may not change audit rows and therefore cannot lock them.';
 
 CREATE FUNCTION crm_private.broken_seals() RETURNS TABLE (seq bigint, problem text)
 LANGUAGE sql STABLE

@@ -16,14 +16,14 @@ LOCK TABLE public.users, public.customers, public.leads, public.orders, public.p
 -- History is not rewritten: created_by and the like stay NULL. In an empty database all of this touches only the
 -- system user's audit row.
 
--- an order with the price NaN stays without a total, until update_order_safe gives it one
+-- an order priced NaN gets no total here; update_order_safe can give it one later
 UPDATE public.orders SET total_amount = final_price_eur, currency = 'EUR'
 WHERE total_amount IS NULL AND currency IS NULL AND final_price_eur <> 'NaN';
 
 UPDATE public.shipments SET status = 'delivered' WHERE client_received AND status IS NULL;
 ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
 
--- the oldest payment with a reference gets it as its key; later ones stay without
+-- the oldest payment with a reference gets it as its key; later ones get none
 UPDATE public.payments p SET reference_key = r.reference
 FROM (
     SELECT
@@ -148,7 +148,7 @@ BEGIN
                     'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', NULL,
                     'accepted', 'id of a user'
                 )::text,
-                HINT = 'Only adopted rows have none.';
+                HINT = 'Insert the row with the id of the acting user; only adopted rows have none.';
         END IF;
     ELSIF to_jsonb(NEW) ->> v_column IS DISTINCT FROM to_jsonb(OLD) ->> v_column THEN
         RAISE EXCEPTION USING ERRCODE = '23514',
@@ -157,7 +157,7 @@ BEGIN
                 'rule', 'actor', 'table', TG_TABLE_NAME, 'field', v_column, 'found', to_jsonb(NEW) -> v_column,
                 'accepted', to_jsonb(OLD) -> v_column
             )::text,
-            HINT = 'The creator of a row never changes.';
+            HINT = 'Leave the column as it is: it names the creator of the row.';
     END IF;
     RETURN NEW;
 END
@@ -323,7 +323,7 @@ END
 $$;
 
 -- An adopted database has just got new columns and tables full of rows. An empty one is left alone: cached plans of
--- open sessions would take its tables for empty.
+-- open sessions would go on treating its tables as empty.
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM public.orders) THEN

@@ -137,5 +137,6 @@ def test_long_cell_is_refused_for_its_length(tmp_path: Path, monkeypatch: pytest
     """A cell that is too long is refused for its length, since the message is all that a person has."""
     monkeypatch.setattr(csv_records, "MAX_RECORD", 1000)
     monkeypatch.setattr(csv_records, "PIECE", 100)
-    with pytest.raises(RefusedFile, match=r"line 3, record 2: record too long; accepted: at most "):
+    message = r"line 3, record 2: record too long; accepted: at most 16,777,216 bytes; shorten the cell"
+    with pytest.raises(RefusedFile, match=message):
         read_text(tmp_path, "targets", 'month,target_repairs,note\n2025-10,1,a "b"\n2025-11,2,' + "x" * 2000)

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from crm_analytics.analytics.ingest.loading.results import describe
 from crm_analytics_tests.analytics.ingest.damage import damage
 from crm_analytics_tests.analytics.ingest.landing_folder import Landing
 from crm_analytics_tests.analytics.ingest.samples import SAMPLES
@@ -40,6 +41,7 @@ def test_damaged_files(source: str, landing: Landing) -> None:
     for file in files:
         if file.status == "refused":
             assert file.message
+            assert describe(file) == f"refused: {file.path}: {file.message}"
             assert "rejected by the database" not in file.message
     loaded = [file for file in files if file.status == "loaded"]
     # Otherwise the damage would be too strong or too weak.

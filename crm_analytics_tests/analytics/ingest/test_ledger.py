@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.ingest.loading import ledger
+from crm_analytics.analytics.ingest.loading.results import describe
 from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, Landing, text
 
 
@@ -120,10 +121,11 @@ def test_refused_file_stops_no_other(landing: Landing) -> None:
         ("elocals_leads/3.csv", "refused", 0),
         ("elocals_leads/4.csv", "loaded", 2),
     ]
-    messages = [
-        message for (message,) in landing.rows("SELECT message FROM raw.source_files WHERE message <> ''")
-    ]
-    assert "web page" in messages[0] and "quote never closes" in messages[1]
+    web_page, truncated = map(describe, result.refused)
+    assert web_page.startswith('refused: elocals_leads/2.csv: "HTML or XML": web page; accepted: CSV text')
+    assert truncated.startswith("refused: elocals_leads/3.csv: line 4, record 3: quote never closes")
+    kept = landing.rows("SELECT path, message FROM raw.source_files WHERE message <> '' ORDER BY path")
+    assert kept == [(file.path, file.message) for file in result.refused]
     assert landing.rows("SELECT lead_id, record_no FROM raw.elocals_leads ORDER BY 1") == [("A", 1), ("B", 2)]
 
 

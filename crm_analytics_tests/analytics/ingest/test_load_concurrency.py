@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger, load, load_file
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import LoadResult
@@ -290,8 +290,9 @@ def test_disk_error_refuses_nothing(wrapped: bool, landing: Landing, monkeypatch
         _while_read(patched, fail)
         failed = landing.load_one("elocals_leads", force=True)
     assert (failed.status, failed.file_id) == ("refused", 0)
-    assert failed.message == str(cannot_be_read(OSError(errno.EIO, "Input/output error")))
-    assert failed.message.startswith('"Input/output error": cannot be read; check ')
+    assert (
+        failed.message == '"Input/output error": cannot be read; check that it is there, and its permissions'
+    )
     assert landing.rows("SELECT status FROM raw.source_files") == [("loaded",)]
     landing.write(
         "elocals_leads/1.csv", text(ELOCALS, [("A", "2025-01-05 10:21:17", "", "9", "", "")]), day=1

@@ -7,7 +7,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, quotable
-from crm_analytics_tests.analytics.ingest.landing_folder import CALLS, Landing, text
+from crm_analytics_tests.analytics.ingest.landing_folder import CALLS, ELOCALS, Landing, text
 
 REASONS = {
     'Amount "12 bucks": not a number; accepted: 1234.50': Reason(
@@ -79,3 +79,13 @@ def test_personal_data_is_left_out(landing: Landing):
         Reason("not_a_duration", CALLS[-1], "x", reasons[1]["accepted"]).as_dict(),
     ]
     assert record[CALLS[1]] == number
+
+
+def test_personal_data_is_left_out_of_conflicts(landing: Landing):
+    """Two records of a lead with different callers conflict without quoting the numbers; other columns are quoted."""
+    rows = [("A", "2025-01-05 10:21:17", "", cost, "", f"(555) 010-01{cost}") for cost in ("10", "11")]
+    landing.write("elocals_leads/1.csv", text(ELOCALS, rows))
+    landing.load("elocals_leads")
+    conflict = {"code": "conflicting_records", "accepted": "identical records, or one"}
+    expected = [conflict | {"column": "Cost", "found": "10.00 | 11.00"}, conflict | {"column": "Caller ID"}]
+    assert landing.rows("SELECT reasons FROM raw.rejected_rows") == [(expected,), (expected,)]

@@ -35,6 +35,17 @@ def test_rule_functions_are_inlined(analytics: Connection, relation: str) -> Non
     assert re.findall(rf"\b(?:{'|'.join(RULES)})\(", text) == []
 
 
+def test_a_rule_that_is_not_inlined_is_found(analytics: Connection) -> None:
+    """A rule with a SET clause shows as a call in the plan, so a plan without calls means that all are inlined."""
+    (names,) = analytics.execute(
+        "SELECT array_agg(DISTINCT proname::text) FROM pg_proc WHERE pronamespace = 'analytics'::regnamespace"
+    ).fetchone() or ([],)
+    assert set(RULES) <= set(names)
+    analytics.execute("ALTER FUNCTION analytics.segment_of(text) SET work_mem = '4MB'")
+    plan = analytics.execute("EXPLAIN (VERBOSE, COSTS OFF) SELECT * FROM analytics.lead_facts").fetchall()
+    assert "segment_of(" in "\n".join(row[0] for row in plan)
+
+
 def test_generated_columns_follow_the_rules(analytics: Connection) -> None:
     """Revenue40, profit and the ratios of a stored row equal what the rule functions give; no division by zero."""
     row = analytics.execute(
