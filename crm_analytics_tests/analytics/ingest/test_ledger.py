@@ -169,4 +169,4 @@ def test_progress_is_reported(landing: Landing) -> None:
     landing.write("elocals_leads/a.csv", _leads("10", "NaN"))
     lines: list[str] = []
     landing.load("elocals_leads", report=lines.append)
-    assert lines == ["elocals_leads/a.csv: 2 records read, 1 inserted, 1 quarantined"]
+    assert lines == ["elocals_leads/a.csv: records read 2, inserted 1, quarantined 1"]

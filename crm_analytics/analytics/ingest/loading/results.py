@@ -68,7 +68,7 @@ def describe(result: FileResult) -> str:
     if result.message is not None:
         return f"{result.status.replace('_', ' ')}: {result.path}: {result.message}"
     counts = vars(result.counts)
-    parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    parts = [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
     return f"{result.path}: {', '.join(parts) or 'no records'}" + "".join(
         f"; {warning}" for warning in result.warnings
     )
