@@ -60,4 +60,4 @@ def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> N
     }  # fmt: skip
     text = summary.text()
     assert f"{summary.done['orders']} orders" in text
-    assert f"{summary.refused['PT409']} x PT409" in text
+    assert f"{summary.refused['PT409']} with PT409" in text
