@@ -299,11 +299,12 @@ def test_daylight_saving():
     near=st.integers(-7200, 7200),
 )
 @example(datetime(2011, 12, 30, 10), "Pacific/Apia", 0)  # a whole day was skipped
+@example(datetime(2008, 4, 6, 1, 30, fold=1), "Australia/Lord_Howe", 0)  # the text of a file has no fold
 def test_times_agree_with_zoneinfo(moment: datetime, name: str, near: int):
     """The table of offsets agrees with Python's own time zones (`fold=0`), around changes too."""
     timezone = ZoneInfo(name)
     transitions = zone(timezone)._changes
-    moments = [moment.replace(microsecond=0)]
+    moments = [moment.replace(microsecond=0, fold=0)]
     if len(transitions):
         change = int(transitions[moment.toordinal() % len(transitions)]) // 1_000_000 + near
         moments.append(datetime.fromtimestamp(change, timezone).replace(tzinfo=None, fold=0))
