@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -49,17 +48,30 @@ def rows_against_constraints(lab: Lab, table: str) -> None:
         if not constrains or not name.startswith(f"public.{table}."):
             continue
         constraint = name.split(".")[2]
-        definition = facts["definition"].split(" USING btree ")[-1]
-        own = [c for c in all_columns if re.search(rf"\b{c}\b", definition.split("REFERENCES")[0])]
-        if definition.startswith("CHECK"):
+        own = facts["columns"] if kind == "constraint" else _index_columns(lab, constraint)
+        if facts.get("kind") == "c":
             if constraint not in _CHECKED:
                 raise Breach(f"no value is known that {constraint} refuses: add one to _CHECKED")
             values = fresh | _CHECKED[constraint]
-        elif definition.startswith("FOREIGN KEY"):
+        elif facts.get("kind") == "f":
             values = fresh | {own[0]: str(lab.sample["unknown"])}
         else:
             values = {column: value for column, value in fresh.items() if column not in own}
         _copy_of_a_row_is_refused(lab, table, constraint, own, values)
+
+
+def _index_columns(lab: Lab, index: str) -> list[str]:
+    """Returns the columns that an index is about, those in its expressions and predicate included."""
+    columns: list[str] = lab.run(
+        """
+        SELECT array_agg(DISTINCT a.attname::text)
+        FROM pg_depend d
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = %(of)s::regclass
+        """,
+        of=f"public.{index}",
+    )
+    return columns
 
 
 def _copy_of_a_row_is_refused(
