@@ -43,8 +43,14 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
     process = subprocess.Popen(
         command,
         cwd=PROJECT_DIR,
-        # `dagster dev` warns that another tool's command supersedes it
-        env={**environment, "DAGSTER_HOME": str(PROJECT_DIR), "PYTHONWARNINGS": "ignore"},
+        env={
+            **environment,
+            "DAGSTER_HOME": str(PROJECT_DIR),
+            # the UI makes folders for telemetry in DAGSTER_HOME otherwise, although dagster.yaml switches it off
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
+            # `dagster dev` warns that another tool's command supersedes it
+            "PYTHONWARNINGS": "ignore",
+        },
         # an interrupt from the terminal reaches it once, through us
         start_new_session=True,
     )

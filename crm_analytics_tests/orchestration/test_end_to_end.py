@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
 
 
@@ -46,6 +47,8 @@ def test_late_payments_file_is_seen_within_two_minutes(
     (landing / "jobs" / "jobs.csv").write_text("\n".join([JOBS_HEADER, *lines]) + "\n")
     log = (tmp_path / "up.log").open("w")
     program = Path(sys.executable).parent / "crm-analytics"
+    telemetry = PROJECT_DIR / ".logs_queue"
+    had_telemetry = telemetry.exists()
     up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
     try:
         wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
@@ -66,6 +69,7 @@ def test_late_payments_file_is_seen_within_two_minutes(
         up.send_signal(signal.SIGTERM)
         up.wait(60)
         log.close()
+    assert telemetry.exists() == had_telemetry, "`up` leaves no folder of telemetry in the checkout"
 
 
 def wait_for(seconds: float, condition: Callable[[], bool], folder: Path) -> None:
