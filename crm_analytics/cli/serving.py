@@ -35,7 +35,8 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
     require_storage(config)
     console.print(f"Dagster UI: http://{host}:{port} (in about ten seconds; Ctrl+C stops it)")
     # a run has dozens of events, and the UI shows them: the terminal is for messages
-    environment = resolved(config).model_copy(update={"run_log_level": "INFO"}).environment()
+    level = config.run_log_level or "INFO"
+    environment = resolved(config).model_copy(update={"run_log_level": level}).environment()
     # children must not inherit an ignored interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [str(Path(sys.executable).parent / "dagster"), "dev", "--workspace", "workspace.yaml"]
