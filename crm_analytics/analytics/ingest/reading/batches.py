@@ -15,6 +15,7 @@ from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.parts import settle, with_cells
+from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
 from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines, first_texts
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.core.wording import counted
@@ -63,6 +64,7 @@ class Records:
     source: Source
     header: HeaderMatch
     facts: FileFacts
+    watch: TableWatch
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -75,10 +77,13 @@ class Records:
         self.totals = SummaryLines(self.source, self.header, self.facts)
 
     def clean(self, block: Block) -> Batch:
-        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected."""
+        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
+
+        Raises SecondTable where another table begins.
+        """
         blank, first = first_texts(block)
         numbers = self._number(blank)
-        summary = self.totals.judge(block, blank, first, numbers)
+        summary = self.totals.judge(block, first, numbers)
         self.summary_lines += int(summary.sum())
 
         kept = np.flatnonzero(~(blank | summary))
@@ -101,11 +106,24 @@ class Records:
 
         keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
         days = derived.columns.get(self.source.date_column)
+        refused = {
+            row: self._as_found(block, int(kept[row]), numbers) for row in np.flatnonzero(~accepted).tolist()
+        }
+        headers = self.watch.find_repeated_headers(
+            block,
+            blank | summary,
+            len(kept),
+            [
+                RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
+                for row, as_found in refused.items()
+            ],
+        )
+        self.summary_lines += len(headers)
         rejected = []
-        for row in np.flatnonzero(~accepted).tolist():
-            original = int(kept[row])
-            as_found = self._as_found(block, original, numbers)
-            if original in block.defects:
+        for row, as_found in refused.items():
+            if row in headers:
+                continue
+            if (original := int(kept[row])) in block.defects:
                 # The cells of such a record may be in the wrong columns.
                 rejected.append(Rejected(as_found, None, [block.defects[original]], None))
                 continue
@@ -207,6 +225,12 @@ class Records:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
+            )
+        if headers := self.watch.repeated_headers:
+            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            found.append(
+                f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
+                " are counted as summary lines"
             )
         if self.dst_ambiguous:
             found.append(

@@ -111,6 +111,16 @@ class Located:
         return self.reading.rows[: self.row]
 
     @property
+    def rows_above(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields the rows above the header that are not blank, each with its line (in a sheet, its row)."""
+        for number, cells in enumerate(self.preamble):
+            if any(cell.strip() for cell in cells):
+                after = self.reading.next_lines
+                # a row of a text may have several lines
+                line = after[number] - 1 if self.reading.sheet else after[number - 1] if number else 1
+                yield line, list(cells)
+
+    @property
     def first_line(self) -> int:
         """Returns the line (in a sheet, the row) after the header."""
         return self.reading.next_lines[self.row]

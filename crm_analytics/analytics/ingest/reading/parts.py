@@ -145,8 +145,7 @@ def settle(rows: pa.Table, totals: SummaryLines, rejected: int, left_out: str) -
         unsure = [line for line in totals.doubtful if not line.sure]
         if unsure:
             raise RefusedFile(facts.file, _total_or_record(header, unsure[0], records, certain))
-        # where groups have totals, repeats would have been told from parts by the same hand
-        if records.unexplained(certain).any() or (totals.has_groups and repeats):
+        if records.unexplained(certain).any() or (repeats and not _are_copies(records, chosen, totals)):
             raise RefusedFile(facts.file, _parts_or_repeats(records, certain, totals))
         return _settled(records, certain, chosen)
     once = f", {counted(repeats, 'repeat')} counted once" if repeats else ""
@@ -154,6 +153,13 @@ def settle(rows: pa.Table, totals: SummaryLines, rejected: int, left_out: str) -
     if repeats or records.unexplained(certain).any():
         reasons.append(_parts_or_repeats(records, certain, totals))
     raise RefusedFile(facts.file, *reasons)
+
+
+def _are_copies(records: _Records, once: Mask, totals: SummaryLines) -> bool:
+    """Returns whether repeats count once: the file has no totals, or is several copies of a file with its total."""
+    plain = [line for line in totals.lines if line.plain]
+    verdicts = [compare([line], records.total(once), int(once.sum()), 0) for line in plain]
+    return not totals.has_groups or (bool(plain) and all(verdict and verdict.agrees for verdict in verdicts))
 
 
 def _compared(rows: pa.Table, source: Source) -> _Records:

@@ -214,14 +214,3 @@ def read_duration(text: str) -> int:
         raise InvalidValue("not_a_duration", ACCEPTED_DURATIONS)
     hours, minutes, seconds = (int(match[part] or 0) for part in ("hours", "minutes", "seconds"))
     return hours * 3600 + minutes * 60 + seconds
-
-
-def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
-    """Reads the first and last day of a report's date range, or of a single day; None if it is neither."""
-    ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
-    if len(ends) not in (1, 2):
-        return None
-    days = [found[0] for end in ends if (found := _read_date(end, order)) and found[1] == len(end)]
-    if len(days) != len(ends) or days[0] > days[-1]:
-        return None
-    return days[0], days[-1]
