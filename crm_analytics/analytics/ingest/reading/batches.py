@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
+from crm_analytics.analytics.ingest.values.dates import is_zero_date
 from crm_analytics.core.wording import counted
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
@@ -155,6 +156,8 @@ class Records:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
         personal = self.source.column(name).personal
         cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        if reason.code == "blank" and cell and is_zero_date(cell):
+            reason = replace(reason, code="zero_date_means_no_date")
         return reason.about(self.facts.mapping[name], cell)
 
     def _count(self, rows: pa.Table, dst_ambiguous: int) -> None:
