@@ -18,6 +18,7 @@ from crm_analytics.analytics.ingest.reading.parts import settle, with_cells
 from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
 from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines, first_texts
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
+from crm_analytics.analytics.ingest.values.dates import is_zero_date
 from crm_analytics.core.wording import counted
 
 _BLANK = Reason("blank", accepted="a value")
@@ -164,6 +165,8 @@ class Records:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
         personal = self.source.column(name).personal
         cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        if reason.code == "blank" and cell and is_zero_date(cell):
+            reason = replace(reason, code="zero_date_means_no_date")
         return reason.about(self.facts.mapping[name], cell)
 
     def as_found(self, block: Block, wanted: Container[int]) -> list[AsFound]:

@@ -14,7 +14,7 @@ from typing import Any
 from openpyxl import load_workbook
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
-from crm_analytics.analytics.ingest.reading.encoding import check_workbook_size, damaged_workbook
+from crm_analytics.analytics.ingest.reading.file_formats import check_workbook_size, damaged_workbook
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
 # Its warnings (styles, extensions, bad dates) do not matter here, or the cell becomes text like `#VALUE!`.

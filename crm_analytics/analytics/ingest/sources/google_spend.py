@@ -19,11 +19,18 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Source,
     rows_where,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import (
+    BANK_STATEMENTS,
+    CLIENTS,
+    ESTIMATES,
+    EXPENSES,
+    INVOICES,
+)
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 
-#: What splits a campaign's spend into parts that add up. Conversions and assets are left out: Google repeats a cost for
-#: each of them.
+#: What splits a campaign's spend into parts that add up. Left out are conversions and assets, for each of which Google
+#: repeats a cost, and search terms, of which it hides some.
 _SPLITS = (
     "Week", "Device", "Ad group", "Landing page", "Keyword", "Network", "Network (with search partners)",
     "Day", "Month", "Quarter", "Year", "Hour", "Hour of day", "Hour of the day", "Day of week", "Day of the week",
@@ -32,8 +39,8 @@ _SPLITS = (
     "Campaign status", "Campaign state", "Campaign type", "Campaign subtype", "campaign.advertising_channel_type",
     "campaign.advertising_channel_sub_type", "Ad group name", "Ad group ID", "Asset group", "Asset group name",
     "Asset group ID", "Ad", "Ad name", "Ad ID", "ad_group_ad.ad.id", "Keyword ID", "Keyword text", "Search keyword",
-    "ad_group_criterion.keyword.text", "Match type", "Keyword match type", "Search term", "Search term match type",
-    "search_term_view.search_term", "Landing page URL", "Expanded landing page", "Final URL",
+    "ad_group_criterion.keyword.text", "Match type", "Keyword match type", "Search term match type",
+    "Landing page URL", "Expanded landing page", "Final URL",
     "landing_page_view.unexpanded_final_url", "expanded_landing_page_view.expanded_final_url", "Age", "Age range",
     "Gender", "Household income", "Parental status", "Location", "User location", "Matched location", "Country",
     "Country/Territory", "Region", "Metro area", "City", "Postal code",
@@ -44,9 +51,6 @@ _SPLITS = (
         "geo_target_postal_code",
     )),
 )  # fmt: skip
-_OTHER_KINDS = frozenset({
-    "jobid", "jobnumber", "jobuuid", "uuid", "leadid", "uniqueid", "callid", "paymentid", "transactionid",
-})  # fmt: skip
 _REMEDY = "export it with the segment Day or Month, or one file per month"
 
 
@@ -178,10 +182,49 @@ GOOGLE_SPEND = Source(
         record_columns=("day", "month", "campaign_id", "campaign"),
     ),
     date_column="month",
-    filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
+    # `spend` and `campaign report` alone may be those of another platform
+    filename_patterns=(r"google ?(ads?|spend)",),
+    # a title stands for headers, too; what all reports of Google Ads have tells nothing
+    own_headers=(
+        *("Campaign status", "Campaign state", "Budget", "Budget name", "Budget type", "Bid strategy type"),
+        *("Optimization score", "Campaign report", "Campaign performance report", "Campaign performance"),
+    ),
+    foreign_headers=(
+        *(
+            "Search term",
+            "Search terms",
+            "Search terms report",
+            "Added/Excluded",
+            "search_term_view.search_term",
+        ),
+        *(
+            "Description",
+            "Merchant",
+            "Debit",
+            "Credit",
+            "Memo",
+            "Check Number",
+            "Transaction Date",
+            "Category",
+        ),
+        *("Ad set name", "Reporting starts", "Amount spent (USD)", "Reach", "Gregorian date", "Time period"),
+        *("Channel", "Platform", "Medium", "Source", "Client", "Customer", "Job Type", "Payment Methods"),
+        *(
+            "Job ID",
+            "Job #",
+            "Job UUID",
+            "UUID",
+            "Lead ID",
+            "Unique ID",
+            "Call ID",
+            "Payment ID",
+            "Transaction ID",
+        ),
+        *("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
+        *(*INVOICES, *ESTIMATES, *EXPENSES, *BANK_STATEMENTS, *CLIENTS),
+    ),
     derive=_month_and_campaign,
     derived_columns={"covered_to": "date"},
-    foreign_headers=_OTHER_KINDS,
     check=_check_month,
     complete=_add_coverage,
     summed="amount",

@@ -214,3 +214,13 @@ def read_duration(text: str) -> int:
         raise InvalidValue("not_a_duration", ACCEPTED_DURATIONS)
     hours, minutes, seconds = (int(match[part] or 0) for part in ("hours", "minutes", "seconds"))
     return hours * 3600 + minutes * 60 + seconds
+
+
+_ZERO_DATE = re.compile(
+    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000)?(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
+)
+
+
+def is_zero_date(text: str) -> bool:
+    """Returns whether the text is a date of zeros, which databases and spreadsheets write where there is no date."""
+    return bool(text) and _ZERO_DATE.fullmatch(text.strip()) is not None
