@@ -17,6 +17,7 @@ from crm_analytics.analytics.ingest.reading.encoding import (
     utf8_blocks,
 )
 from crm_analytics.analytics.ingest.reading.file_formats import is_workbook
+from crm_analytics.analytics.ingest.reading.file_kind import Evidence, weigh
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 HEADER_ROWS = 30
@@ -84,11 +85,6 @@ class HeaderMatch:
         return not self.missing and not self.repeated
 
     @property
-    def folded(self) -> frozenset[str]:
-        """Returns all headers of the row, folded."""
-        return frozenset(fold_header(cell) for cell in self.cells)
-
-    @property
     def unknown(self) -> list[str]:
         """Returns the headers that no column claims."""
         taken = set(self.positions.values())
@@ -120,6 +116,12 @@ class Located:
     match: HeaderMatch
     reading: Beginning
     row: int
+    evidence: Evidence
+
+    @property
+    def fits(self) -> bool:
+        """Returns whether a file with this header can be of the source."""
+        return self.match.complete and not self.evidence.of_another_kind
 
     @property
     def preamble(self) -> list[list[str]]:
@@ -238,7 +240,7 @@ def find_header(source: Source, rows: Sequence[Sequence[str]]) -> tuple[int, Hea
 def best_match(source: Source, beginnings: Beginnings) -> Located | None:
     """Returns what reads best as the source's header, or None if nothing resembles it.
 
-    This is the first sheet with a complete header, or the delimiter that gives most columns.
+    This is the first sheet with a fitting header, or the delimiter that gives most columns.
     """
     best: Located | None = None
     for reading in beginnings.readings:
@@ -246,22 +248,26 @@ def best_match(source: Source, beginnings: Beginnings) -> Located | None:
         if found is None:
             continue
         row, match = found
-        if best is None or _rank(match) > _rank(best.match):
-            best = Located(match, reading, row)
-        if reading.sheet is not None and match.complete:
+        located = Located(match, reading, row, weigh(source, reading.rows[: row + 1]))
+        if best is None or _rank(located) > _rank(best):
+            best = located
+        if reading.sheet is not None and located.fits:
             break
     return best
 
 
-def _rank(match: HeaderMatch) -> tuple[bool, int]:
-    return match.complete, len(match.positions)
+def _rank(located: Located) -> tuple[bool, bool, int]:
+    return located.fits, located.match.complete, len(located.match.positions)
 
 
 def locate(source: Source, beginnings: Beginnings) -> Located:
-    """Returns the source's header in the file. Raises RefusedFile if it is not there, or lacks a column."""
+    """Returns the source's header in the file.
+
+    Raises RefusedFile if it is not there, lacks a column, or is that of another kind of file.
+    """
     found = best_match(source, beginnings)
-    if found is None or not found.match.complete:
-        raise _refusal(beginnings, source, found.match if found else None)
+    if found is None or not found.fits:
+        raise RefusedFile(beginnings.path.name, *why_unfit(source, beginnings, found))
     return found
 
 
@@ -284,22 +290,24 @@ def unread_sheets(source: Source, beginnings: Beginnings, located: Located) -> l
     ]
 
 
-def _refusal(beginnings: Beginnings, source: Source, match: HeaderMatch | None) -> RefusedFile:
-    file, found = beginnings.path.name, beginnings.header_row
-    if match is not None:
-        return RefusedFile(file, *_faults(match))
-    if found is None:
-        return RefusedFile(file, Reason("empty_file", accepted="an export with a header row"))
+def why_unfit(source: Source, beginnings: Beginnings, found: Located | None) -> list[Reason]:
+    """Returns why what reads best as the source's header, if anything does, cannot serve as one."""
+    if found is not None:
+        return [found.evidence.refusal()] if found.evidence.of_another_kind else list(_faults(found.match))
+    header_row = beginnings.header_row
+    if header_row is None:
+        return [Reason("empty_file", accepted="an export with a header row")]
     required = "; ".join(
         f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
     )
-    reason = Reason(
-        "no_header_row",
-        found=found,
-        accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
-        remedy=f"{ENGLISH}, with its header row, or move it to the folder of its source",
-    )
-    return RefusedFile(file, reason)
+    return [
+        Reason(
+            "no_header_row",
+            found=header_row,
+            accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
+            remedy=f"{ENGLISH}, with its header row, or move it to the folder of its source",
+        )
+    ]
 
 
 def _faults(match: HeaderMatch) -> Iterator[Reason]:

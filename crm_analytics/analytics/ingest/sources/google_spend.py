@@ -19,6 +19,13 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Source,
     rows_where,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import (
+    BANK_STATEMENTS,
+    CLIENTS,
+    ESTIMATES,
+    EXPENSES,
+    INVOICES,
+)
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 
@@ -31,9 +38,6 @@ _SPLITTING_HEADERS = frozenset({
     "dayoftheweek", "age", "agerange", "gender", "location", "userlocation", "matchedlocation", "country",
     "countryterritory", "region", "city", "conversionaction", "conversionactionname", "conversionactioncategory",
     "conversioncategory", "conversionsource",
-})  # fmt: skip
-_OTHER_KINDS = frozenset({
-    "jobid", "jobnumber", "jobuuid", "uuid", "leadid", "uniqueid", "callid", "paymentid", "transactionid",
 })  # fmt: skip
 _REMEDY = "export it with the segment Day or Month, or one file per month"
 
@@ -192,10 +196,49 @@ GOOGLE_SPEND = Source(
     ),
     key=Key("spend", ("month", "campaign"), record_columns=("day", "month", "campaign")),
     date_column="month",
-    filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
+    # `spend` and `campaign report` alone may be those of another platform
+    filename_patterns=(r"google ?(ads?|spend)",),
+    # a title stands for headers, too; what all reports of Google Ads have tells nothing
+    own_headers=(
+        *("Campaign status", "Campaign state", "Budget", "Budget name", "Budget type", "Bid strategy type"),
+        *("Optimization score", "Campaign report", "Campaign performance report", "Campaign performance"),
+    ),
+    foreign_headers=(
+        *(
+            "Search term",
+            "Search terms",
+            "Search terms report",
+            "Added/Excluded",
+            "search_term_view.search_term",
+        ),
+        *(
+            "Description",
+            "Merchant",
+            "Debit",
+            "Credit",
+            "Memo",
+            "Check Number",
+            "Transaction Date",
+            "Category",
+        ),
+        *("Ad set name", "Reporting starts", "Amount spent (USD)", "Reach", "Gregorian date", "Time period"),
+        *("Channel", "Platform", "Medium", "Source", "Client", "Customer", "Job Type", "Payment Methods"),
+        *(
+            "Job ID",
+            "Job #",
+            "Job UUID",
+            "UUID",
+            "Lead ID",
+            "Unique ID",
+            "Call ID",
+            "Payment ID",
+            "Transaction ID",
+        ),
+        *("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
+        *(*INVOICES, *ESTIMATES, *EXPENSES, *BANK_STATEMENTS, *CLIENTS),
+    ),
     derive=_month_and_campaign,
     derived_columns={"covered_to": "date"},
-    foreign_headers=_OTHER_KINDS,
     check=_check_month,
     complete=_add_coverage,
     summed="amount",
