@@ -216,8 +216,11 @@ def read_duration(text: str) -> int:
     return hours * 3600 + minutes * 60 + seconds
 
 
+#: Zeros, as databases write them, or day 0 of a spreadsheet; or only a midnight, which is day 0 in a workbook.
 _ZERO_DATE = re.compile(
-    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000)?(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
+    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000"
+    r"|1900-01-00|0?1/00?/1900|1899-12-30|12/30/1899)?"
+    r"(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
 )
 
 
