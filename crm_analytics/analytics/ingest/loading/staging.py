@@ -13,9 +13,14 @@ from psycopg import sql
 from pyarrow import csv
 
 from crm_analytics.analytics.ingest.errors import Reason
-from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
+from crm_analytics.analytics.ingest.loading.quarantine import (
+    as_json,
+    forget_quarantine,
+    quarantine_rejected,
+)
 from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
 from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
 
@@ -118,6 +123,22 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
+    while True:
+        try:
+            staged = _copy(connection, open_file, file_id)
+            break
+        except ReadDifferently:
+            if file_id is not None:
+                forget_quarantine(connection, file_id)
+    if open_file.records.read > FEW:
+        # the key decides how to join; statistics of other columns cost time for nothing
+        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
+    _settle_repeats(staged)
+    return staged
+
+
+def _copy(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+    """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     staged = Staged(connection, source, open_file, file_id)
     _create(staged)
@@ -133,10 +154,6 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
         staged.rejected += len(rejected)
         if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
-    if open_file.records.read > FEW:
-        # the key decides how to join; statistics of other columns cost time for nothing
-        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
-    _settle_repeats(staged)
     return staged
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
+from crm_analytics.analytics.ingest.reading.conventions import Cells, Conventions
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
@@ -69,11 +71,18 @@ class Records:
     accepted: int = 0
     summary_lines: int = 0
     dst_ambiguous: int = 0  #: accepted records with a local time that the clock shows twice or skips
+    conventions: Conventions = field(init=False)
     _totals: list[Decimal] = field(default_factory=list)
     _sum: Decimal = Decimal(0)
 
+    def __post_init__(self) -> None:
+        self.conventions = Conventions(self.source, self.facts)
+
     def clean(self, block: Block) -> Batch:
-        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected."""
+        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
+
+        Raises ReadDifferently or RefusedFile where the cells disprove a convention of the file.
+        """
         blank, summary = self._not_records(block)
         numbers = self._number(blank)
         self.summary_lines += int(summary.sum())
@@ -114,11 +123,21 @@ class Records:
         columns: Columns = {}
         reasons: dict[int, dict[str, Reason]] = {}
         ambiguous = np.zeros(len(kept), dtype=np.bool_)
+        # the cells of a defective record may be in the wrong columns, so they are no evidence
+        sound = np.flatnonzero(~np.isin(kept, list(block.defects))) if block.defects else None
         for name, position in self.header.positions.items():
             column, texts = self.source.column(name), block.columns[position]
             if len(kept) < block.length:
                 texts = texts.take(pa.array(kept))
-            cleaned = column.kind_under(self.facts.mapping[name]).clean(texts, self.facts.context)
+            header = self.facts.mapping[name]
+            kind = column.kind_under(header)
+            cleaned = kind.clean(texts, self.facts.context)
+            judged, rows = cleaned.judged, kept
+            if sound is not None and judged is not None:
+                texts, rows = texts.take(pa.array(sound)), kept[sound]
+                judged = pc.unique(texts)
+            lines = partial(_lines_of, block, rows)
+            self.conventions.note(Cells(column, kind, header, position, texts, judged, lines))
             columns[name] = cleaned.values
             if column.date_as:
                 columns[column.date_as] = cleaned.local_date
@@ -200,7 +219,9 @@ class Records:
         for row in rows:
             text = block.columns[self.header.positions[name]][row].as_py()
             try:
-                total = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=self.source.decimal_comma)
+                total = read_decimal(
+                    text, 6, Decimal(10) ** 20, decimal_comma=self.facts.context.decimal_comma
+                )
             except InvalidValue:
                 continue
             if total is not None:
@@ -243,6 +264,10 @@ class Records:
                 f"{counted(self.read - self.summary_lines - self.accepted, 'record')} not accepted"
             )
         return found
+
+
+def _lines_of(block: Block, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    return block.lines()[rows]
 
 
 def _dollars(amount: Decimal) -> str:
