@@ -232,7 +232,7 @@ def _settle_repeats(staged: Staged) -> None:
             """
             UPDATE pg_temp.staged s SET occurrence = numbered.occurrence
             FROM (
-                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence
+                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY {occurrence_order}) AS occurrence
                 FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)
                 WHERE {given_id} IS NULL
             ) numbered
