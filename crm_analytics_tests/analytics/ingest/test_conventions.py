@@ -346,3 +346,26 @@ def test_source_that_declares_a_comma(tmp_path: Path) -> None:
     both = read_text(tmp_path, declared, amounts("12.50", "7.25", "12,50"))
     assert (read_amounts(both), len(both.rejected)) == (["12.50"], 2)
     assert "decimal mark in doubt" in refusal(tmp_path, amounts("12.50", "7.25", "1.234"), declared)
+
+
+# with what else a file may have
+
+
+def test_day_first_records_above_the_header(tmp_path: Path) -> None:
+    """A record above the header is found under either order, so that none is lost above a sorted header."""
+    header, *rows = DAY_FIRST.splitlines()
+    message = refusal(tmp_path, "\n".join([rows[1], header, rows[0]]))
+    assert "line 1: record above the header" in message
+
+
+def test_dates_above_the_header_are_no_evidence(tmp_path: Path) -> None:
+    """What a report says about itself above its header doesn't put its records in doubt."""
+    content = "Payments,,,25/11/2025\nMade,,,05.11.2025\n" + payments("11/05/2025")
+    whole = read_text(tmp_path, "payments", content)
+    assert (paid(whole), whole.file.warnings) == (["2025-11-05"], [])
+
+
+def test_second_table_with_other_dates(tmp_path: Path) -> None:
+    """Another table below the first is named as such, not its dates."""
+    content = payments("11/05/2025") + "\nRefunds of the month\nPaid,Job,Sum,On\nP9,1,10,25/11/2025\n"
+    assert "another table" in refusal(tmp_path, content)

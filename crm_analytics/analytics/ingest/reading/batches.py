@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from functools import partial
@@ -19,8 +19,10 @@ from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.reading.conventions import Cells, Conventions
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
+from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
+from crm_analytics.analytics.ingest.values.dates import is_zero_date
 from crm_analytics.core.wording import counted
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
@@ -67,6 +69,8 @@ class Records:
     source: Source
     header: HeaderMatch
     facts: FileFacts
+    watch: TableWatch
+    judging: bool = True  #: whether cells may disprove the file's conventions
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -81,7 +85,8 @@ class Records:
     def clean(self, block: Block) -> Batch:
         """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
 
-        Raises ReadDifferently or RefusedFile where the cells disprove a convention of the file.
+        Raises SecondTable where another table begins, and ReadDifferently or RefusedFile where the cells disprove a
+        convention of the file.
         """
         blank, summary = self._not_records(block)
         numbers = self._number(blank)
@@ -89,7 +94,7 @@ class Records:
         self._note_totals(block, np.flatnonzero(summary).tolist())
 
         kept = np.flatnonzero(~(blank | summary))
-        columns, reasons, ambiguous = self._clean_columns(block, kept)
+        columns, reasons, ambiguous, cells = self._clean_columns(block, kept)
         derived = self.source.derive(columns, len(kept), self.facts)
         for row, (name, reason) in derived.reasons.items():
             found = reasons.setdefault(row, {})
@@ -104,11 +109,27 @@ class Records:
 
         keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
         days = derived.columns.get(self.source.date_column)
+        refused = {
+            row: self._as_found(block, int(kept[row]), numbers) for row in np.flatnonzero(~accepted).tolist()
+        }
+        headers = self.watch.find_repeated_headers(
+            block,
+            blank | summary,
+            len(kept),
+            [
+                RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
+                for row, as_found in refused.items()
+            ],
+        )
+        self.summary_lines += len(headers)
+        if self.judging:
+            for column in cells:
+                self.conventions.note(column)
         rejected = []
-        for row in np.flatnonzero(~accepted).tolist():
-            original = int(kept[row])
-            as_found = self._as_found(block, original, numbers)
-            if original in block.defects:
+        for row, as_found in refused.items():
+            if row in headers:
+                continue
+            if (original := int(kept[row])) in block.defects:
                 # The cells of such a record may be in the wrong columns.
                 rejected.append(Rejected(as_found, None, [block.defects[original]], None))
                 continue
@@ -118,11 +139,12 @@ class Records:
 
     def _clean_columns(
         self, block: Block, kept: npt.NDArray[np.intp]
-    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
-        """Returns the cleaned columns, row -> column -> reason, and which rows have an ambiguous local time."""
+    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_], list[Cells]]:
+        """Returns the cleaned columns, row -> column -> reason, which rows have an ambiguous local time, and the cells."""
         columns: Columns = {}
         reasons: dict[int, dict[str, Reason]] = {}
         ambiguous = np.zeros(len(kept), dtype=np.bool_)
+        cells: list[Cells] = []
         # the cells of a defective record may be in the wrong columns, so they are no evidence
         sound = np.flatnonzero(~np.isin(kept, list(block.defects))) if block.defects else None
         for name, position in self.header.positions.items():
@@ -137,7 +159,7 @@ class Records:
                 texts, rows = texts.take(pa.array(sound)), kept[sound]
                 judged = pc.unique(texts)
             lines = partial(_lines_of, block, rows)
-            self.conventions.note(Cells(column, kind, header, position, texts, judged, lines))
+            cells.append(Cells(column, kind, header, position, texts, judged, lines))
             columns[name] = cleaned.values
             if column.date_as:
                 columns[column.date_as] = cleaned.local_date
@@ -150,12 +172,14 @@ class Records:
             for row, reason in refused.items():
                 about = self._about(name, reason, block, int(kept[row]))
                 reasons.setdefault(row, {})[name] = about
-        return columns, reasons, ambiguous
+        return columns, reasons, ambiguous, cells
 
     def _about(self, name: str, reason: Reason, block: Block, row: int) -> Reason:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
         personal = self.source.column(name).personal
         cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        if reason.code == "blank" and cell and is_zero_date(cell):
+            reason = replace(reason, code="zero_date_means_no_date")
         return reason.about(self.facts.mapping[name], cell)
 
     def _count(self, rows: pa.Table, dst_ambiguous: int) -> None:
@@ -251,6 +275,12 @@ class Records:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
+            )
+        if headers := self.watch.repeated_headers:
+            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            found.append(
+                f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
+                " are counted as summary lines"
             )
         if self.dst_ambiguous:
             found.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
-from crm_analytics.analytics.ingest.reading.header import Beginnings, best_match, read_beginnings
+from crm_analytics.analytics.ingest.reading.header import ENGLISH, Beginnings, best_match, read_beginnings
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
@@ -62,8 +62,10 @@ def detect_source(path: Path, landing: Path) -> Source:
         return fitting[0]
     remedy = f"move it into the folder of its source ({sources})"
     if not fitting:
-        found = beginnings.first_row
-        reason = Reason("neither_name_nor_header_tells_the_source", found=found, remedy=remedy)
+        found = beginnings.header_row
+        reason = Reason(
+            "neither_name_nor_header_tells_the_source", found=found, remedy=f"{remedy}, or {ENGLISH}"
+        )
     else:
         found = ", ".join(source.name for source in fitting)
         reason = Reason("header_fits_several_sources", found=found, remedy=remedy)

@@ -20,7 +20,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     rows_where,
 )
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
-from crm_analytics.analytics.ingest.values.dates import read_range
+from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 
 #: Folded headers (the API's begin with `segments`) by which a report can split a campaign's spend further.
 _SPLITTING_HEADERS = frozenset({
@@ -39,13 +39,20 @@ _REMEDY = "export it with the segment Day or Month, or one file per month"
 
 
 def _report_range(facts: FileFacts) -> tuple[date, date] | None:
-    """Returns the first and last day of the report, from the date range line above the header."""
-    for row in facts.preamble:
-        text = ", ".join(cell.strip() for cell in row if cell.strip())
-        found = read_range(text, facts.context.date_order)
-        if found:
-            return found
-    return None
+    """Returns the first and last day of the report, from the lines above the header.
+
+    Where the file has a date column, a month in the title says nothing that the dates don't say better. Raises RefusedFile
+    if two lines differ.
+    """
+    lines = (", ".join(cell.strip() for cell in row if cell.strip()) for row in facts.preamble)
+    try:
+        return read_range(lines, facts.context.date_order, months=not {"month", "day"} & facts.mapping.keys())
+    except ConflictingRanges as error:
+        accepted = "one date range above the header"
+        remedy = "remove the line that is wrong, or export the report without a comparison"
+        raise RefusedFile(
+            facts.file, Reason("different_date_ranges", None, str(error), accepted, remedy)
+        ) from error
 
 
 def _only_month(facts: FileFacts) -> date:
@@ -54,7 +61,7 @@ def _only_month(facts: FileFacts) -> date:
     if found is None:
         accepted = (
             "a column Month, Day or Date, or a line above the header with the report's dates, like "
-            "October 1, 2024 - October 31, 2024"
+            "October 1, 2024 - October 31, 2024 or October 2024"
         )
         raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=_REMEDY))
     first, last = found

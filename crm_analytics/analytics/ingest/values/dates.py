@@ -56,7 +56,6 @@ _DATES = tuple(
         r"(?P<first>\d{1,2})[/.-](?P<second_>\d{1,2})[/.-](?P<year>\d{4})",
     )
 )
-_DOTTED_DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}")
 _CALL_TIME = re.compile(
     rf"(?P<weekday>mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+{_MONTH}\s+{_ORDINAL},?\s+(?P<time>{_TIME})",
     re.IGNORECASE,
@@ -234,16 +233,11 @@ def read_duration(text: str, *, hours_are_minutes: bool = False) -> int:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
-    """Reads the first and last day of a report's date range, or of a single day; None if it is neither.
+_ZERO_DATE = re.compile(
+    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000)?(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
+)
 
-    Numeric dates follow the order, but with dots they are day first: no American tool writes dots.
-    """
-    ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
-    if len(ends) not in (1, 2):
-        return None
-    found = [_read_date(end, "dmy" if _DOTTED_DATE.fullmatch(end) else order) for end in ends]
-    days = [read[0] for read, end in zip(found, ends, strict=True) if read and read[1] == len(end)]
-    if len(days) != len(ends) or days[0] > days[-1]:
-        return None
-    return days[0], days[-1]
+
+def is_zero_date(text: str) -> bool:
+    """Returns whether the text is a date of zeros, which databases and spreadsheets write where there is no date."""
+    return bool(text) and _ZERO_DATE.fullmatch(text.strip()) is not None
