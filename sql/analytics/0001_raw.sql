@@ -307,7 +307,7 @@ CREATE TABLE raw.calls (
 CREATE INDEX calls_call_date ON raw.calls (call_date);
 COMMENT ON TABLE raw.calls IS 'Phone calls, one row each.';
 SELECT analytics.describe('{raw.calls}', $$
-    call_id: Hash of from, to, time and duration with the occurrence number: the export has no id.
+    call_id: Hash of from, to and minute with the number of the call in that minute: the export has no id.
     started_at: When the call came in.
     call_date: Local date of the call.
     from_number: Caller's number as given.

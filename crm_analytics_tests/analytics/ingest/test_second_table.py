@@ -140,7 +140,9 @@ def test_header_that_repeats(tmp_path: Path, source: str):
     without_number = [{k: v for k, v in row.items() if k != "record_no"} for row in once.rows]
     # records of spend that repeat count once
     times = 1 if source == "google_spend" else 2
-    assert [{k: v for k, v in row.items() if k != "record_no"} for row in twice.rows] == without_number * times
+    assert [
+        {k: v for k, v in row.items() if k != "record_no"} for row in twice.rows
+    ] == without_number * times
     assert len(twice.rejected) == 2 * len(once.rejected)
     assert twice.file.records.summary_lines == 2 * once.file.records.summary_lines + 2
     assert "repeated the header, as in files that were put together" in twice.file.warnings[0]

@@ -134,7 +134,13 @@ class FileLoader(SourceSession):
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
         connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
-        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        opened = open_file(
+            file.path,
+            source,
+            exported_at=content.exported_at,
+            timezone=self.timezone,
+            export_named=content.exported_at_from == "name",
+        )
         file_id = ledger.identify(connection, source.name, content, source.version)
         quarantine.close_replaced(connection, content.path, file_id)
         dismissed = quarantine.forget_quarantine(connection, file_id)

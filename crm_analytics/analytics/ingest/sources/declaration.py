@@ -129,6 +129,9 @@ class Key:
     #: SQL texts over the staged columns. Where an export gives no id, their hash and the number of the record's
     #: occurrence in its file are the key.
     hashed: tuple[LiteralString, ...] = ()
+    #: Columns by which the occurrences of one hash are numbered, so that a sorted export gives the same keys; records that
+    #: are equal in them count in the order of the file.
+    occurrence_order: tuple[str, ...] = ()
     #: The staged columns that identify a record within its file, where a row of the table sums up several.
     record_columns: tuple[str, ...] = ()
     #: A column that names the same thing in exports which lack the key. It takes the key's place until another
@@ -313,6 +316,7 @@ class Source:
             "values": column_list(values),
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
+            "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
