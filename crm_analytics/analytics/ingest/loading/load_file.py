@@ -160,6 +160,7 @@ class FileLoader(SourceSession):
             ),
             *merged.warnings,
             *_column_warnings(staged, merged),
+            *([warning for (warning,) in staged.execute(source.review)] if source.review else []),
         ]
         reading = Reading(
             status="loaded",

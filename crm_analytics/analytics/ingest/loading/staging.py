@@ -183,6 +183,10 @@ def _create(staged: Staged) -> None:
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
         for name, sql_type in source.staged_columns.items()
     ]
+    columns += [
+        sql.SQL("{} text GENERATED ALWAYS AS ({}) STORED").format(sql.Identifier(name), sql.SQL(expression))
+        for name, expression in source.key.generated.items()
+    ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
         columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
