@@ -338,6 +338,32 @@ def test_impossible_dates(tmp_path: Path, written: str):
     assert whole.reasons.startswith(f'line 4: Date "{written}": ')
 
 
+@pytest.mark.parametrize("zero", ["0000-00-00", "0000-00-00 00:00:00", "00/00/0000"])
+@pytest.mark.parametrize("form", ["csv", "xlsx"])
+def test_zero_dates(tmp_path: Path, zero: str, form: str):
+    """A zero date means no date: NULL where there may be none, and quarantined with that reason where one is needed."""
+
+    def content(text: str) -> str | bytes:
+        return workbook_bytes([row.split(",") for row in text.splitlines()]) if form == "xlsx" else text
+
+    header = "UUID,Job Type,Source,Created,Job Date,Job End\n"
+    jobs = read_text(
+        tmp_path,
+        "jobs",
+        content(f"{header}A1,a,b,2024-11-01,{zero},{zero}\nA2,a,b,{zero},2024-11-01,2024-11-01\n"),
+    )
+    assert [(row["job_id"], row["scheduled_at"], row["ended_at"]) for row in jobs.rows] == [
+        ("A1", None, None)
+    ]
+    assert jobs.reasons == f'line 3: Created "{zero}": zero date means no date; accepted: a value'
+    payments = read_text(tmp_path, "payments", content(f"{PAYMENTS}P3,3,1.00,{zero},Cash\n"))
+    assert amounts(payments) == SOUND
+    assert payments.reasons == f'line 4: Date "{zero}": zero date means no date; accepted: a value'
+    spend = read_text(tmp_path, "google_spend", content(f"Day,Cost\n2024-11-01,1.00\n{zero},2.00\n"))
+    assert [row["amount"] for row in spend.rows] == ["1.00"]
+    assert spend.reasons == f'line 3: Day "{zero}": zero date means no date; accepted: the day of the spend'
+
+
 # cells that a spreadsheet would execute
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
+from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import read_decimal
+from crm_analytics.analytics.ingest.values.dates import is_zero_date
 from crm_analytics.core.wording import counted
 
 _SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
@@ -65,6 +67,7 @@ class Records:
     source: Source
     header: HeaderMatch
     facts: FileFacts
+    watch: TableWatch
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -73,7 +76,10 @@ class Records:
     _sum: Decimal = Decimal(0)
 
     def clean(self, block: Block) -> Batch:
-        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected."""
+        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
+
+        Raises SecondTable where another table begins.
+        """
         blank, summary = self._not_records(block)
         numbers = self._number(blank)
         self.summary_lines += int(summary.sum())
@@ -95,11 +101,24 @@ class Records:
 
         keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
         days = derived.columns.get(self.source.date_column)
+        refused = {
+            row: self._as_found(block, int(kept[row]), numbers) for row in np.flatnonzero(~accepted).tolist()
+        }
+        headers = self.watch.find_repeated_headers(
+            block,
+            blank | summary,
+            len(kept),
+            [
+                RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
+                for row, as_found in refused.items()
+            ],
+        )
+        self.summary_lines += len(headers)
         rejected = []
-        for row in np.flatnonzero(~accepted).tolist():
-            original = int(kept[row])
-            as_found = self._as_found(block, original, numbers)
-            if original in block.defects:
+        for row, as_found in refused.items():
+            if row in headers:
+                continue
+            if (original := int(kept[row])) in block.defects:
                 # The cells of such a record may be in the wrong columns.
                 rejected.append(Rejected(as_found, None, [block.defects[original]], None))
                 continue
@@ -137,6 +156,8 @@ class Records:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
         personal = self.source.column(name).personal
         cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        if reason.code == "blank" and cell and is_zero_date(cell):
+            reason = replace(reason, code="zero_date_means_no_date")
         return reason.about(self.facts.mapping[name], cell)
 
     def _count(self, rows: pa.Table, dst_ambiguous: int) -> None:
@@ -230,6 +251,12 @@ class Records:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
+            )
+        if headers := self.watch.repeated_headers:
+            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            found.append(
+                f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
+                " are counted as summary lines"
             )
         if self.dst_ambiguous:
             found.append(

@@ -17,6 +17,7 @@ from crm_analytics.analytics.ingest.reading import csv_records, workbook
 from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Records
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
+from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
 from crm_analytics.analytics.ingest.values.timezones import zone
@@ -53,7 +54,7 @@ class OpenFile:
         return self.records.facts.mapping
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the cleaned records. Raises RefusedFile if the rest cannot be read (a quote that never closes).
+        """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
         A source that completes its records only at the end of the file gives its rows then.
         """
@@ -77,10 +78,26 @@ class OpenFile:
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = Records(self.source, self.located.match, self.records.facts)
+        again = Records(self.source, self.located.match, self.records.facts, self.records.watch)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
+
+    def refuse_records_above(self) -> None:
+        """Raises RefusedFile if a row above the header is a record or another header: sorting moves headers down."""
+        match, facts = self.located.match, self.records.facts
+        width = len(match.cells)
+        for line, cells in self.located.rows_above:
+            if self.sheet is not None:
+                cells = cells + [""] * (width - len(cells))
+            row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
+            alone = Records(self.source, match, facts, TableWatch(self.source, match, lines_in_cells=False))
+            with self._refusing():
+                if alone.clean(row).rows.num_rows:
+                    raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
+
+    def _place(self, line: int) -> str:
+        return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -89,6 +106,8 @@ class OpenFile:
         except csv_records.Unsplittable as error:
             place = f"line {error.line}, record {error.record}"
             raise RefusedFile(self.path.name, error.reason, place=place) from error
+        except SecondTable as error:
+            raise RefusedFile(self.path.name, error.reason, place=self._place(error.line)) from error
         except (OSError, UnicodeError) as error:
             reason = Reason("changed_or_vanished_while_it_was_read", found=str(error), remedy="load it again")
             raise RefusedFile(self.path.name, reason) from error
@@ -127,6 +146,11 @@ UNCOMPUTED = Reason(
     accepted="values, or formulas that were computed",
     remedy="open the workbook in a spreadsheet program, save it there, and keep that file",
 )
+RECORD_ABOVE = Reason(
+    "record_above_the_header",
+    accepted="the header above all records",
+    remedy="move the header row to the top, or export the file again",
+)
 
 
 def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -155,4 +179,7 @@ def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: Zo
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
-    return OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts))
+    watch = TableWatch(source, header, lines_in_cells=located.reading.sheet is None)
+    opened = OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts, watch))
+    opened.refuse_records_above()
+    return opened

@@ -14,7 +14,7 @@ from typing import Any
 from openpyxl import load_workbook
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
-from crm_analytics.analytics.ingest.reading.encoding import check_workbook_size, damaged_workbook
+from crm_analytics.analytics.ingest.reading.file_formats import check_workbook_size, damaged_workbook
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
 # Its warnings (styles, extensions, bad dates) do not matter here, or the cell becomes text like `#VALUE!`.
@@ -65,11 +65,8 @@ def sheet_names(path: Path) -> list[str]:
     """Returns the names of the visible sheets, in order. Raises RefusedFile."""
     with _refusing(path):
         check_workbook_size(path)
-        workbook = load_workbook(path, read_only=True, data_only=True)
-        try:
+        with _open(path, data_only=True) as workbook:
             return [sheet.title for sheet in workbook.worksheets if sheet.sheet_state == "visible"]
-        finally:
-            workbook.close()
 
 
 #: row number -> position in the row -> formula
@@ -122,15 +119,23 @@ def formulas_without_result(path: Path, sheet: str) -> Formulas:
 
 
 @contextmanager
+def _open(path: Path, *, data_only: bool) -> Iterator[Any]:
+    # Given a path, the library refuses names that do not end like a workbook's.
+    with path.open("rb") as file:
+        workbook = load_workbook(file, read_only=True, data_only=data_only)
+        try:
+            yield workbook
+        finally:
+            workbook.close()
+
+
+@contextmanager
 def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
-    workbook = load_workbook(path, read_only=True, data_only=data_only)
-    try:
+    with _open(path, data_only=data_only) as workbook:
         worksheet = workbook[sheet]
         # The declared size may be wrong.
         worksheet.reset_dimensions()
         yield worksheet
-    finally:
-        workbook.close()
 
 
 _FORMULA = re.compile(rb"<(\w{1,20}:)?f[\s/>]")

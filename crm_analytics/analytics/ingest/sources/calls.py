@@ -13,6 +13,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Key,
     Source,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import PHONE_LOGS
 from crm_analytics.analytics.ingest.values.column_types import Duration, Identifier, Label, Text, When
 
 _NOT_ANSWERED = {"no", "false", "missed", "voicemail"}
@@ -65,6 +66,21 @@ CALLS = Source(
     ),
     date_column="call_date",
     filename_patterns=(r"\bcalls?\b",),
+    own_headers=("Flow", "Call Flow", "Ad group", "Answered", "Answered By"),
+    foreign_headers=(
+        *(
+            *PHONE_LOGS,
+            "Call ID",
+            "Unique ID",
+            "Lead ID",
+            "Caller ID",
+            "Cost",
+            "Call Cost",
+            "Lead Price",
+            "Price",
+        ),
+        *("Campaign", "Keyword", "Keywords", "Landing Page"),
+    ),
     derive=_split_answered,
     derived_columns={"answered_by": "text"},
     suspicious_record_count=5000,

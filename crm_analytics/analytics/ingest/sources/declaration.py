@@ -196,8 +196,11 @@ class Source:
     derived_columns: dict[str, LiteralString] = field(default_factory=dict)
     #: Of each group the header must have one.
     needs_one_of: tuple[tuple[str, ...], ...] = ()
-    #: Folded headers that only other kinds of file have.
-    foreign_headers: frozenset[str] = frozenset()
+    #: Headers (or titles above them) that no other kind of file has. They identify a file without a telling name.
+    own_headers: tuple[str, ...] = ()
+    #: Headers (or titles above them) that only other kinds of file have. A file with more of these than of its own is of
+    #: another kind, and not loaded; with as many of both, the first of them in the file decides.
+    foreign_headers: tuple[str, ...] = ()
     #: Folded header -> column that it means where its own column has another header already.
     second_choice: dict[str, str] = field(default_factory=dict)
     #: Refuses a file whose columns do not suffice.
@@ -224,6 +227,16 @@ class Source:
     def owners(self) -> dict[str, str]:
         """Every accepted header, folded -> canonical name."""
         return {fold_header(header): column.name for column in self.columns for header in column.headers}
+
+    @cached_property
+    def folded_own(self) -> frozenset[str]:
+        """The own headers as they are compared."""
+        return frozenset(map(fold_header, self.own_headers))
+
+    @cached_property
+    def folded_foreign(self) -> frozenset[str]:
+        """The foreign headers as they are compared."""
+        return frozenset(map(fold_header, self.foreign_headers))
 
     def column(self, name: str) -> Column:
         """Returns the column of a canonical name."""

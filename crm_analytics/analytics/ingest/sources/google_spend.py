@@ -19,8 +19,15 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Source,
     rows_where,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import (
+    BANK_STATEMENTS,
+    CLIENTS,
+    ESTIMATES,
+    EXPENSES,
+    INVOICES,
+)
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
-from crm_analytics.analytics.ingest.values.dates import read_range
+from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 
 #: Folded headers (the API's begin with `segments`) by which a report can split a campaign's spend further.
 _SPLITTING_HEADERS = frozenset({
@@ -32,20 +39,24 @@ _SPLITTING_HEADERS = frozenset({
     "countryterritory", "region", "city", "conversionaction", "conversionactionname", "conversionactioncategory",
     "conversioncategory", "conversionsource",
 })  # fmt: skip
-_OTHER_KINDS = frozenset({
-    "jobid", "jobnumber", "jobuuid", "uuid", "leadid", "uniqueid", "callid", "paymentid", "transactionid",
-})  # fmt: skip
 _REMEDY = "export it with the segment Day or Month, or one file per month"
 
 
 def _report_range(facts: FileFacts) -> tuple[date, date] | None:
-    """Returns the first and last day of the report, from the date range line above the header."""
-    for row in facts.preamble:
-        text = ", ".join(cell.strip() for cell in row if cell.strip())
-        found = read_range(text, facts.context.date_order)
-        if found:
-            return found
-    return None
+    """Returns the first and last day of the report, from the lines above the header.
+
+    Where the file has a date column, a month in the title says nothing that the dates don't say better. Raises RefusedFile
+    if two lines differ.
+    """
+    lines = (", ".join(cell.strip() for cell in row if cell.strip()) for row in facts.preamble)
+    try:
+        return read_range(lines, facts.context.date_order, months=not {"month", "day"} & facts.mapping.keys())
+    except ConflictingRanges as error:
+        accepted = "one date range above the header"
+        remedy = "remove the line that is wrong, or export the report without a comparison"
+        raise RefusedFile(
+            facts.file, Reason("different_date_ranges", None, str(error), accepted, remedy)
+        ) from error
 
 
 def _only_month(facts: FileFacts) -> date:
@@ -54,7 +65,7 @@ def _only_month(facts: FileFacts) -> date:
     if found is None:
         accepted = (
             "a column Month, Day or Date, or a line above the header with the report's dates, like "
-            "October 1, 2024 - October 31, 2024"
+            "October 1, 2024 - October 31, 2024 or October 2024"
         )
         raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=_REMEDY))
     first, last = found
@@ -177,10 +188,49 @@ GOOGLE_SPEND = Source(
     ),
     key=Key("spend", ("month", "campaign"), record_columns=("day", "month", "campaign")),
     date_column="month",
-    filename_patterns=(r"google ?(ads?|spend)", r"\bspend\b", r"\bcampaign report\b"),
+    # `spend` and `campaign report` alone may be those of another platform
+    filename_patterns=(r"google ?(ads?|spend)",),
+    # a title stands for headers, too; what all reports of Google Ads have tells nothing
+    own_headers=(
+        *("Campaign status", "Campaign state", "Budget", "Budget name", "Budget type", "Bid strategy type"),
+        *("Optimization score", "Campaign report", "Campaign performance report", "Campaign performance"),
+    ),
+    foreign_headers=(
+        *(
+            "Search term",
+            "Search terms",
+            "Search terms report",
+            "Added/Excluded",
+            "search_term_view.search_term",
+        ),
+        *(
+            "Description",
+            "Merchant",
+            "Debit",
+            "Credit",
+            "Memo",
+            "Check Number",
+            "Transaction Date",
+            "Category",
+        ),
+        *("Ad set name", "Reporting starts", "Amount spent (USD)", "Reach", "Gregorian date", "Time period"),
+        *("Channel", "Platform", "Medium", "Source", "Client", "Customer", "Job Type", "Payment Methods"),
+        *(
+            "Job ID",
+            "Job #",
+            "Job UUID",
+            "UUID",
+            "Lead ID",
+            "Unique ID",
+            "Call ID",
+            "Payment ID",
+            "Transaction ID",
+        ),
+        *("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
+        *(*INVOICES, *ESTIMATES, *EXPENSES, *BANK_STATEMENTS, *CLIENTS),
+    ),
     derive=_month_and_campaign,
     derived_columns={"covered_to": "date"},
-    foreign_headers=_OTHER_KINDS,
     check=_check_month,
     complete=_add_coverage,
     summed="amount",

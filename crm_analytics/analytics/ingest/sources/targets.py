@@ -51,6 +51,7 @@ TARGETS = Source(
     key=Key("target", ("month", "source", "segment")),
     date_column="month",
     filename_patterns=(r"\btargets?\b",),
+    own_headers=("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
     derive=_whole_business,
     needs_one_of=(("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),),
     migration="0004_metrics.sql",

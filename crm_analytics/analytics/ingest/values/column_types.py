@@ -23,6 +23,7 @@ from crm_analytics.analytics.ingest.values.dates import (
     DateOrder,
     accepted_dates,
     accepted_days,
+    is_zero_date,
     read_call_time,
     read_day,
     read_duration,
@@ -88,6 +89,10 @@ class Kind:
         """Returns the value of a trimmed text that is not blank. Raises InvalidValue."""
         raise NotImplementedError
 
+    def is_blank(self, text: str) -> bool:
+        """Returns whether a trimmed text stands for no value."""
+        return text.casefold() in self.blank
+
     def plain_texts(self, context: Context) -> str | None:
         """Returns the pattern of plain texts, if there is one."""
         return self.plain
@@ -112,7 +117,7 @@ class Kind:
         refused: dict[int, Reason] = {}
         for number, text in enumerate(map(_trim, encoded.dictionary.to_pylist())):
             try:
-                values.append(None if text.casefold() in self.blank else self.rule(text, context))
+                values.append(None if self.is_blank(text) else self.rule(text, context))
             except InvalidValue as error:
                 values.append(None)
                 refused[number] = error.reason
@@ -239,6 +244,10 @@ class Money(Kind):
     decimals: int = 2
     limit: Decimal = MONEY_LIMIT
 
+    def is_blank(self, text: str) -> bool:
+        """Returns whether a trimmed text stands for no value."""
+        return text.casefold() in self.blank
+
     def plain_texts(self, context: Context) -> str:
         """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
@@ -346,6 +355,10 @@ class When(Kind):
         known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
         return as_written, aware, known, {int(rest[row]): reason for row, reason in refused.items()}
 
+    def is_blank(self, text: str) -> bool:
+        """See `Kind`."""
+        return super().is_blank(text) or is_zero_date(text)
+
     def rule(self, text: str, context: Context) -> dict[str, int | bool]:
         """See `Kind`."""
         if self.without_year:
@@ -361,6 +374,10 @@ class CalendarDay(Kind):
 
     arrow_type = pa.date32()
     month: bool = False
+
+    def is_blank(self, text: str) -> bool:
+        """See `Kind`."""
+        return super().is_blank(text) or is_zero_date(text)
 
     def rule(self, text: str, context: Context) -> date:
         """See `Kind`."""

@@ -216,12 +216,11 @@ def read_duration(text: str) -> int:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
-    """Reads the first and last day of a report's date range, or of a single day; None if it is neither."""
-    ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
-    if len(ends) not in (1, 2):
-        return None
-    days = [found[0] for end in ends if (found := _read_date(end, order)) and found[1] == len(end)]
-    if len(days) != len(ends) or days[0] > days[-1]:
-        return None
-    return days[0], days[-1]
+_ZERO_DATE = re.compile(
+    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000)?(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
+)
+
+
+def is_zero_date(text: str) -> bool:
+    """Returns whether the text is a date of zeros, which databases and spreadsheets write where there is no date."""
+    return bool(text) and _ZERO_DATE.fullmatch(text.strip()) is not None
