@@ -21,6 +21,11 @@ MIGRATION = "migration"
 DEMO_ACTIVITY = "crm:demo_activity"
 
 
+def run_worker(run_id: str) -> str:
+    """Returns the lock that a run's worker holds in Dagster's database for as long as it lives."""
+    return f"dagster:run:{run_id}"
+
+
 def load(source: str) -> str:
     """Returns the lock of a source's loads: one at a time."""
     return f"analytics:load:{source}"

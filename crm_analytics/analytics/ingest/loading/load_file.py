@@ -19,7 +19,7 @@ from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerK
 from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
 from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
-from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
@@ -58,7 +58,7 @@ class FileLoader(SourceSession):
 
     def close(self) -> None:
         """Leaves the session as it was."""
-        if not self.connection.broken:
+        if takes_statements(self.connection):
             self.newer_keys.drop()
 
     def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
