@@ -129,11 +129,21 @@ class Key:
     #: SQL texts over the staged columns. Where an export gives no id, their hash and the number of the record's
     #: occurrence in its file are the key.
     hashed: tuple[LiteralString, ...] = ()
+    #: Columns by which the occurrences of one hash are numbered, so that a sorted export gives the same keys; records that
+    #: are equal in them count in the order of the file.
+    occurrence_order: tuple[str, ...] = ()
+    #: Key columns that the table generates from staged ones, with their SQL: compared, but never written.
+    generated: dict[str, LiteralString] = field(default_factory=dict)
     #: The staged columns that identify a record within its file, where a row of the table sums up several.
     record_columns: tuple[str, ...] = ()
     #: A column that names the same thing in exports which lack the key. It takes the key's place until another
     #: export brings the key.
     alternate: str | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The key columns that a load writes."""
+        return tuple(name for name in self.columns if name not in self.generated)
 
     @property
     def given_in_files(self) -> tuple[str, ...]:
@@ -221,6 +231,8 @@ class Source:
     reference: Reference | None = None
     #: SQL that a load executes before it changes the table, to take the locks that the table's links need.
     lock: LiteralString | None = None
+    #: SQL over the accepted records, `pg_temp.staged`, once they are loaded: a warning per row.
+    review: LiteralString | None = None
     #: Hours without a new export after which the table counts as late.
     late_after_hours: int = 36
     #: The file of sql/analytics/ that makes the table.
@@ -232,11 +244,6 @@ class Source:
         return {fold_header(header): column.name for column in self.columns for header in column.headers}
 
     @cached_property
-    def splitting_headers(self) -> frozenset[str]:
-        """Folded headers of columns that split an amount into records which add up."""
-        return frozenset(map(fold_header, self.month_totals.splits)) if self.month_totals else frozenset()
-
-    @cached_property
     def folded_own(self) -> frozenset[str]:
         """The own headers as they are compared."""
         return frozenset(map(fold_header, self.own_headers))
@@ -245,6 +252,11 @@ class Source:
     def folded_foreign(self) -> frozenset[str]:
         """The foreign headers as they are compared."""
         return frozenset(map(fold_header, self.foreign_headers))
+
+    @cached_property
+    def splitting_headers(self) -> frozenset[str]:
+        """Folded headers of columns that split an amount into records which add up."""
+        return frozenset(map(fold_header, self.month_totals.splits)) if self.month_totals else frozenset()
 
     def column(self, name: str) -> Column:
         """Returns the column of a canonical name."""
@@ -313,6 +325,7 @@ class Source:
             "values": column_list(values),
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
+            "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:

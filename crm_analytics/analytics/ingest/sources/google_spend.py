@@ -8,7 +8,7 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, quotable
 from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
@@ -54,15 +54,22 @@ _SPLITS = (
 _REMEDY = "export it with the segment Day or Month, or one file per month"
 
 
+def _lines_above(facts: FileFacts) -> list[str]:
+    """Returns the lines above the header that are not blank."""
+    lines = (", ".join(cell.strip() for cell in row if cell.strip()) for row in facts.preamble)
+    return [line for line in lines if line]
+
+
 def _report_range(facts: FileFacts) -> tuple[date, date] | None:
     """Returns the first and last day of the report, from the lines above the header.
 
     Where the file has a date column, a month in the title says nothing that the dates don't say better. Raises RefusedFile
     if two lines differ.
     """
-    lines = (", ".join(cell.strip() for cell in row if cell.strip()) for row in facts.preamble)
     try:
-        return read_range(lines, facts.context.date_order, months=not {"month", "day"} & facts.mapping.keys())
+        return read_range(
+            _lines_above(facts), facts.context.date_order, months=not {"month", "day"} & facts.mapping.keys()
+        )
     except ConflictingRanges as error:
         accepted = "one date range above the header"
         remedy = "remove the line that is wrong, or export the report without a comparison"
@@ -81,7 +88,8 @@ def _only_month(facts: FileFacts) -> date:
         )
         if "week" in facts.unknown or "segmentsweek" in facts.unknown:
             accepted += "; a week can lie in two months"
-        raise RefusedFile(facts.file, Reason("no_month", accepted=accepted, remedy=_REMEDY))
+        lines = quotable(" | ".join(_lines_above(facts)), 200) or None
+        raise RefusedFile(facts.file, Reason("no_month", None, lines, accepted, _REMEDY))
     first, last = found
     if (first.year, first.month) != (last.year, last.month):
         accepted = "a report of one month, or a column Month, Day or Date"
