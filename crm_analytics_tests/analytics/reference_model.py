@@ -370,6 +370,33 @@ def spend_after(files: Iterable[ExportFile[Spend]]) -> dict[tuple[date, str], Sp
     return {key: row for rows in months.values() for key, row in rows.items()}
 
 
+@dataclass(frozen=True)
+class SpendRecord:
+    """A record of a spend report on one month."""
+
+    #: What the table's key has of it.
+    campaign: tuple[str, ...]
+    #: A cell by which a report is known to split spend.
+    known_split: str
+    #: Any other cell.
+    other: str
+    amount: Decimal
+
+
+def spend_of_report(records: Sequence[SpendRecord], total: Decimal | None) -> Decimal | None:
+    """Returns the sum of a spend report, or None if the report is refused.
+
+    Its own total decides whether identical records count. Without a total they count once, and other records of one
+    campaign must differ in a known split.
+    """
+    everything = sum((record.amount for record in records), Decimal(0))
+    once = sum((record.amount for record in set(records)), Decimal(0))
+    if total is not None:
+        return total if total in (everything, once) else None
+    parts = [(record.campaign, record.known_split) for record in set(records)]
+    return once if len(parts) == len(set(parts)) else None
+
+
 def covered_to(month: date, exported_on: date) -> date:
     """Returns the last day of a monthly figure without dates of its own: the export's day if inside the month."""
     return exported_on if first_of_month(exported_on) == month else last_of_month(month)

@@ -73,6 +73,9 @@ CREATE TABLE raw.source_files (
     superseded int NOT NULL DEFAULT 0,
     quarantined int NOT NULL DEFAULT 0,
     summary_lines int NOT NULL DEFAULT 0,
+    stated_total numeric,
+    accepted_total numeric,
+    total_agrees boolean,
     first_date date,
     last_date date,
     run_id text,
@@ -113,11 +116,15 @@ SELECT analytics.describe('{raw.source_files}', $$
     inserted: Records that made a new row.
     updated: Records that changed a row of an older export.
     unchanged: Records equal to the row already in the table.
-    duplicates: Identical records with the same key, beyond the first.
+    duplicates: Identical records with the same key, beyond the first. In Google spend, records identical in every
+        cell, unless the file's total includes them.
     superseded: Records that differ from what a newer export already loaded for their key; for Google spend also
         those of a month with quarantined records, if another file has the complete month.
     quarantined: Records in raw.rejected_rows.
     summary_lines: Lines with totals, which are skipped.
+    stated_total: The file's own total, of several the narrowest that covers its records; NULL if it has none.
+    accepted_total: The sum of its accepted records, repeats left out; NULL if it has no total.
+    total_agrees: Whether the two agree within half a cent for each record; NULL if it has no total.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     run_id: The Dagster run that read the file; NULL if none did.
@@ -363,14 +370,16 @@ CREATE TABLE raw.google_spend (
     amount numeric(12, 2) NOT NULL CHECK (amount <> 'NaN'),
     covered_to date NOT NULL,
     complete_month boolean NOT NULL DEFAULT true,
+    campaign_id text NOT NULL DEFAULT '',
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT google_spend_pkey PRIMARY KEY (month, campaign),
+    CONSTRAINT google_spend_pkey PRIMARY KEY (month, campaign_id, campaign),
     CONSTRAINT google_spend_covered CHECK (covered_to >= month AND covered_to < month + interval '1 month')
 );
 COMMENT ON TABLE raw.google_spend IS
-    'Google Ads spend by month and campaign. The newest file that covers a month replaces all of its rows.';
+    'Google Ads spend by month and campaign. The newest file that covers a month replaces all of its rows. Campaigns '
+    'of one name have a row each where the file has their ids; the metrics add them up.';
 SELECT analytics.describe(
     '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend}', $$
     file_id: raw.source_files entry that last changed the row; NULL for a row written by hand.
@@ -380,6 +389,7 @@ $$);
 SELECT analytics.describe('{raw.google_spend}', $$
     month: First day of the month.
     campaign: Campaign; all if the file has none.
+    campaign_id: Google's id of the campaign, empty if the file has none.
     amount: Dollars spent in the month up to covered_to.
     covered_to: Last day that the amount covers.
     complete_month: false if the file has quarantined records of this month: the row counts only until a file has

@@ -312,7 +312,7 @@ FROM (VALUES
     ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
     ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
     ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
-    ('raw.google_spend', 'r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
+    ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
 ) AS source (relation, row_key, day, matters, day_join, filter);
 
 SELECT analytics.after_statement(

@@ -242,10 +242,28 @@ def vanished_sql(source: Source) -> str:
         """
 
 
+_NO_NEWER_CONTENT = "NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
+
+
 def refused_sql() -> str:
     """Refused files of a source (`%(source)s`) whose path has no newer content."""
-    return (
-        "SELECT path, message FROM raw.source_files f WHERE status = 'refused' AND source = %(source)s"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
-        " ORDER BY path"
-    )
+    return f"""
+        SELECT path, message FROM raw.source_files f
+        WHERE status = 'refused' AND source = %(source)s AND {_NO_NEWER_CONTENT} ORDER BY path
+        """
+
+
+def totals_sql() -> str:
+    """Loaded files of a source (`%(source)s`) that state another total than is accepted from them.
+
+    A file whose quarantined records are all closed or dismissed is answered.
+    """
+    return f"""
+        SELECT path, stated_total::text, accepted_total::text, (accepted_total - stated_total)::text AS difference,
+            quarantined, duplicates
+        FROM raw.source_files f
+        WHERE status = 'loaded' AND source = %(source)s AND NOT total_agrees AND {_NO_NEWER_CONTENT} AND (
+            quarantined = 0 OR EXISTS (SELECT FROM raw.rejected_rows r WHERE r.file_id = f.file_id AND r.status = 'open')
+        )
+        ORDER BY path
+        """

@@ -129,8 +129,11 @@ class Whole:
 
     @property
     def adds_up(self) -> bool:
-        """Returns whether every record read was accepted, rejected or a summary line."""
-        return self.file.records.read == len(self.rows) + len(self.rejected) + self.file.records.summary_lines
+        """Returns whether every record read was accepted, rejected, a repeat or a summary line."""
+        records = self.file.records
+        return (
+            records.read == len(self.rows) + len(self.rejected) + records.duplicates + records.summary_lines
+        )
 
     @property
     def reasons(self) -> str:

@@ -139,6 +139,7 @@ class FileLoader(SourceSession):
         quarantine.close_replaced(connection, content.path, file_id)
         dismissed = quarantine.forget_quarantine(connection, file_id)
         staged = stage(connection, opened, file_id)
+        verdict = staged.verdict()
         merged = merge(staged, newer)
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
@@ -146,6 +147,11 @@ class FileLoader(SourceSession):
         warnings = [
             *([_DATED_BACK] if item.dated_back else []),
             *opened.warnings,
+            *(
+                verdict.warnings(opened.mapping[source.summed], staged.left_out)
+                if verdict and source.summed
+                else []
+            ),
             *merged.warnings,
             *_column_warnings(staged, merged),
         ]
@@ -158,6 +164,9 @@ class FileLoader(SourceSession):
             unknown_columns=opened.located.match.unknown,
             warnings=warnings,
             counts=merged.counts,
+            stated_total=verdict.stated.amount if verdict else None,
+            accepted_total=round(verdict.stored, 2) if verdict else None,
+            total_agrees=verdict.agrees if verdict else None,
             first_date=merged.first_date,
             last_date=merged.last_date,
             run_id=self.run_id,

@@ -17,6 +17,7 @@ from crm_analytics.analytics.ingest.reading import csv_records, workbook
 from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Records
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
+from crm_analytics.analytics.ingest.reading.parts import without_cells
 from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
@@ -56,21 +57,22 @@ class OpenFile:
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
-        A source that completes its records only at the end of the file gives its rows then.
+        A file that replaces whole months gives its rows at its end: what they are shows only then.
         """
-        complete, facts = self.source.complete, self.records.facts
         tables: list[pa.Table] = []
         with self._refusing():
             for block in self._blocks():
                 batch = self.records.clean(block)
-                if complete is not None:
+                if self.source.month_totals:
                     tables.append(batch.rows)
-                    batch = Batch(batch.rows.slice(0, 0), batch.rejected)
+                    batch = Batch(without_cells(batch.rows.slice(0, 0)), batch.rejected)
                 yield batch
-        if complete is not None:
-            tables, warnings = complete(tables, facts)
-            self.warnings += warnings
-            yield from (Batch(table, []) for table in tables)
+        if self.source.month_totals and tables:
+            rows = self.records.settle(tables)
+            if self.source.complete is not None:
+                rows, warnings = self.source.complete(rows, self.records.facts)
+                self.warnings += warnings
+            yield Batch(rows, [])
         self.warnings += self.records.warnings()
 
     def as_found(self, wanted: Container[int]) -> Iterator[list[AsFound]]:

@@ -100,7 +100,7 @@ class Derived:
 
 Derivation = Callable[[Columns, int, FileFacts], Derived]
 HeaderCheck = Callable[[FileFacts], None]
-Completion = Callable[[list[pa.Table], FileFacts], tuple[list[pa.Table], list[str]]]
+Completion = Callable[[pa.Table, FileFacts], tuple[pa.Table, list[str]]]
 
 
 def as_cleaned(columns: Columns, length: int, facts: FileFacts) -> Derived:
@@ -147,11 +147,14 @@ class MonthTotals:
     """Says that the newest file which covers a month replaces all rows of the month.
 
     The table has a row per month and other key columns, with the sum of the records' amounts, the last day that the
-    sum covers, and `complete_month`: whether the file has no quarantined record of the month.
+    sum covers, and `complete_month`: whether the file has no quarantined record of the month. The last key column
+    names the parts of the month.
     """
 
     amount: str
     covered_to: str
+    #: Headers of columns by which an export may split an amount into several records, which then add up.
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class Source:
     second_choice: dict[str, str] = field(default_factory=dict)
     #: Refuses a file whose columns do not suffice.
     check: HeaderCheck | None = None
-    #: Adds what can only be told at the end of the file; may warn.
+    #: Where a file replaces whole months: adds what can only be told at the end of the file; may warn.
     complete: Completion | None = None
     #: The staged amount that a total line adds up.
     summed: str | None = None
@@ -237,6 +240,11 @@ class Source:
     def folded_foreign(self) -> frozenset[str]:
         """The foreign headers as they are compared."""
         return frozenset(map(fold_header, self.foreign_headers))
+
+    @cached_property
+    def splitting_headers(self) -> frozenset[str]:
+        """Folded headers of columns that split an amount into records which add up."""
+        return frozenset(map(fold_header, self.month_totals.splits)) if self.month_totals else frozenset()
 
     def column(self, name: str) -> Column:
         """Returns the column of a canonical name."""
@@ -284,9 +292,12 @@ class Source:
     def fragments(self) -> dict[str, sql.Composable]:
         """SQL by the name that statements use for it; `s` is a staged record, `t` a row of the table."""
         values, keys = self.value_columns, self.key.columns
-        totals = vars(self.month_totals) if self.month_totals else {}
+        totals = self.month_totals
         return {
-            **{name: sql.Identifier(column) for name, column in totals.items()},
+            "amount": sql.Identifier(totals.amount if totals else ""),
+            "covered_to": sql.Identifier(totals.covered_to if totals else ""),
+            "part": sql.Identifier(keys[-1]),
+            "summed": sql.Identifier(self.summed or ""),
             "source": sql.Literal(self.name),
             "table": sql.Identifier(*self.table_path),
             "day": sql.Identifier(self.date_column),
