@@ -117,7 +117,10 @@ class TableWatch:
 
     def _repeats_header(self, candidate: RefusedRow) -> bool:
         """Returns whether this is the header once more. Raises SecondTable if it is another one, or has a title."""
-        if self._needed and all(_DIGIT.search(candidate.cells[position]) for position in self._needed):
+        first = fold_header(candidate.cells[0])
+        if first != self._own[0] and all(
+            _DIGIT.search(candidate.cells[position]) for position in self._needed
+        ):
             # a bad record, of which there may be many
             return False
         folded = _folded(candidate.cells)
@@ -135,7 +138,7 @@ class TableWatch:
         filled = [header for header in folded if header]
         if len(filled) < 2:
             return False
-        if folded[0] and folded[0] == self._own[0]:
+        if folded[0] == self._own[0] != "":
             return True
         if 2 * sum(header in self._own for header in filled) >= max(4, len(filled)):
             return True
