@@ -41,8 +41,12 @@ CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
 RETURN (SELECT (now() AT TIME ZONE b.timezone)::date FROM analytics.business b);
 COMMENT ON FUNCTION analytics.today IS 'The current local date in the business timezone.';
 
+CREATE FUNCTION raw.tidy(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN btrim(regexp_replace(value, '[\s\u00a0]+', ' ', 'g'));
+COMMENT ON FUNCTION raw.tidy IS 'A text trimmed, with inner white space collapsed.';
+
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN lower(btrim(regexp_replace(coalesce(value, ''), '[\s\u00a0]+', ' ', 'g')));
+RETURN lower(raw.tidy(coalesce(value, '')));
 COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
@@ -199,7 +203,7 @@ COMMENT ON TABLE raw.vanished_rows IS
     'dismissed_at = now() WHERE ... A row that comes back is removed from here.';
 SELECT analytics.describe('{raw.vanished_rows}', $$
     source: The source, which names the table.
-    row_key: The row's key in that table; for a target: month, source, segment.
+    row_key: The row's key in that table; for a target: month, folded source, segment.
     file_id: The first file without the row.
     noted_at: When that was seen.
     dismissed_at: When a person confirmed that the row is right as it is; NULL while it is reported.
@@ -244,7 +248,7 @@ SELECT analytics.describe('{raw.jobs}', $$
     zip: Postal code as given.
     total: The invoice's total in dollars. Not revenue, which is what was paid.
     type_folded: The type in the form in which the rules compare it.
-    source_folded: The source in the form in which analytics.channel_aliases spells it.
+    source_folded: The source in the form in which analytics.spellings has it.
 $$);
 
 CREATE TABLE raw.payments (
@@ -307,17 +311,17 @@ CREATE TABLE raw.calls (
 CREATE INDEX calls_call_date ON raw.calls (call_date);
 COMMENT ON TABLE raw.calls IS 'Phone calls, one row each.';
 SELECT analytics.describe('{raw.calls}', $$
-    call_id: Hash of from, to, time and duration with the occurrence number: the export has no id.
+    call_id: Hash of from, to and minute with the number of the call in that minute: the export has no id.
     started_at: When the call came in.
     call_date: Local date of the call.
     from_number: Caller's number as given.
     to_number: Number called, as given.
-    flow: Call flow as given; analytics.channel_aliases maps it to the channel.
+    flow: Call flow as given; analytics.spellings has the source that it means.
     answered: Whether the call was answered.
     answered_by: Person who answered, as given.
     duration_seconds: Duration in seconds.
     job_ref: The job that the call led to, as given.
-    flow_folded: The flow in the form in which analytics.channel_aliases spells it.
+    flow_folded: The flow in the form in which analytics.spellings has it.
 $$);
 
 CREATE TABLE raw.elocals_leads (

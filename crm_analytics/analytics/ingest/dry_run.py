@@ -64,8 +64,14 @@ def examine(
     report = FileReport(path)
     try:
         source = detect_source(path, landing)
-        report.exported_at, _ = export_time(path, timezone)
-        report.file = open_file(path, source, exported_at=report.exported_at, timezone=timezone)
+        report.exported_at, exported_at_from = export_time(path, timezone)
+        report.file = open_file(
+            path,
+            source,
+            exported_at=report.exported_at,
+            timezone=timezone,
+            export_named=exported_at_from == "name",
+        )
         _read(report.file, report)
     except RefusedFile as error:
         report.refusal = error.why
@@ -103,13 +109,13 @@ def _place(path: Path, landing: Path | None) -> tuple[Path, Path]:
 
 def _read(opened: OpenFile, report: FileReport) -> None:
     source = opened.source
-    tables = []
-    for batch in opened.batches():
-        tables.append(batch.rows)
-        report.quarantined += [
-            Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
-            for row in batch.rejected
-        ]
+    batches = opened.all_batches()
+    tables = [batch.rows for batch in batches]
+    report.quarantined = [
+        Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
+        for batch in batches
+        for row in batch.rejected
+    ]
     report.warnings = opened.warnings
     if not tables:
         return

@@ -82,10 +82,18 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
     # a file that replaces whole months is refused if its total disagrees
     totaled = vanishing if vanishing is not None and vanishing.summed else None
 
-    def spec(name: str, description: str, blocking: bool = False) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(name, asset=_key(asset), description=description, blocking=blocking)
+    def spec(
+        name: str, description: str, blocking: bool = False, after: str | None = None
+    ) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            name,
+            asset=_key(asset),
+            description=description,
+            blocking=blocking,
+            additional_deps=[_key(after)] if after else None,
+        )
 
-    specs = [spec(query.name, query.description, query.error) for query in queries]
+    specs = [spec(query.name, query.description, query.error, query.after) for query in queries]
     if source is not None:
         specs += [
             spec(

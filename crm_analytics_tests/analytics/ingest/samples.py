@@ -146,12 +146,17 @@ class Whole:
 
 
 def read(
-    path: Path, source: str | Source, *, exported_at: datetime = EXPORTED_AT, timezone: ZoneInfo = NEW_YORK
+    path: Path,
+    source: str | Source,
+    *,
+    exported_at: datetime = EXPORTED_AT,
+    timezone: ZoneInfo = NEW_YORK,
+    export_named: bool = False,
 ) -> Whole:
     """Opens a file and reads all of it."""
     declared = SOURCES[source] if isinstance(source, str) else source
-    file = open_file(path, declared, exported_at=exported_at, timezone=timezone)
-    batches = list(file.batches())
+    file = open_file(path, declared, exported_at=exported_at, timezone=timezone, export_named=export_named)
+    batches = file.all_batches()
     whole = Whole(
         file,
         [row for batch in batches for row in batch.rows.to_pylist()],

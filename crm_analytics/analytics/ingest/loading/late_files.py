@@ -120,7 +120,13 @@ class NewerKeys(SourceSession):
         return None
 
     def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
-        opened = open_file(path, self.source, exported_at=entry.exported_at, timezone=self.timezone)
+        opened = open_file(
+            path,
+            self.source,
+            exported_at=entry.exported_at,
+            timezone=self.timezone,
+            export_named=entry.exported_at_from == "name",
+        )
         staged = stage(self.connection, opened, None)
         self.execute(
             """

@@ -13,9 +13,14 @@ from psycopg import sql
 from pyarrow import csv
 
 from crm_analytics.analytics.ingest.errors import Reason
-from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
+from crm_analytics.analytics.ingest.loading.quarantine import (
+    as_json,
+    forget_quarantine,
+    quarantine_rejected,
+)
 from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
 from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.summary_lines import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
@@ -134,6 +139,25 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
+    while True:
+        try:
+            staged = _copy(connection, open_file, file_id)
+            break
+        except ReadDifferently:
+            if file_id is not None:
+                forget_quarantine(connection, file_id)
+    if open_file.records.read > FEW:
+        # the key decides how to join; statistics of other columns cost time for nothing
+        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
+    if staged.source.month_totals:
+        staged.duplicates = open_file.records.duplicates
+    else:
+        _settle_repeats(staged)
+    return staged
+
+
+def _copy(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+    """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     staged = Staged(connection, source, open_file, file_id)
     _create(staged)
@@ -149,13 +173,6 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
         staged.rejected += len(rejected)
         if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
-    if open_file.records.read > FEW:
-        # the key decides how to join; statistics of other columns cost time for nothing
-        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
-    if source.month_totals:
-        staged.duplicates = open_file.records.duplicates
-    else:
-        _settle_repeats(staged)
     return staged
 
 
@@ -165,6 +182,10 @@ def _create(staged: Staged) -> None:
     columns += [
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
         for name, sql_type in source.staged_columns.items()
+    ]
+    columns += [
+        sql.SQL("{} text GENERATED ALWAYS AS ({}) STORED").format(sql.Identifier(name), sql.SQL(expression))
+        for name, expression in source.key.generated.items()
     ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
@@ -234,7 +255,7 @@ def _settle_repeats(staged: Staged) -> None:
             """
             UPDATE pg_temp.staged s SET occurrence = numbered.occurrence
             FROM (
-                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence
+                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY {occurrence_order}) AS occurrence
                 FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)
                 WHERE {given_id} IS NULL
             ) numbered

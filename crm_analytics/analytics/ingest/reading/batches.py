@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.analytics.ingest.reading.conventions import Cells, Conventions
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.parts import settle, with_cells
@@ -66,6 +69,7 @@ class Records:
     header: HeaderMatch
     facts: FileFacts
     watch: TableWatch
+    judging: bool = True  #: whether cells may disprove the file's conventions
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -73,14 +77,17 @@ class Records:
     dst_ambiguous: int = 0  #: accepted records with a local time that the clock shows twice or skips
     first_rejected: list[str] = field(default_factory=list)  #: the first few, with their lines and reasons
     totals: SummaryLines = field(init=False)
+    conventions: Conventions = field(init=False)
 
     def __post_init__(self) -> None:
         self.totals = SummaryLines(self.source, self.header, self.facts)
+        self.conventions = Conventions(self.source, self.facts)
 
     def clean(self, block: Block) -> Batch:
         """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
 
-        Raises SecondTable where another table begins.
+        Raises SecondTable where another table begins, and ReadDifferently or RefusedFile where the cells disprove a
+        convention of the file.
         """
         blank, first = first_texts(block)
         numbers = self._number(blank)
@@ -88,7 +95,7 @@ class Records:
         self.summary_lines += int(summary.sum())
 
         kept = np.flatnonzero(~(blank | summary))
-        columns, reasons, ambiguous = self._clean_columns(block, kept)
+        columns, reasons, ambiguous, cells = self._clean_columns(block, kept)
         self.totals.pass_over(columns.get(self.source.summed or ""), numbers[kept])
         derived = self.source.derive(columns, len(kept), self.facts)
         for row, (name, reason) in derived.reasons.items():
@@ -120,6 +127,9 @@ class Records:
             ],
         )
         self.summary_lines += len(headers)
+        if self.judging:
+            for column in cells:
+                self.conventions.note(column)
         rejected = []
         for row, as_found in refused.items():
             if row in headers:
@@ -137,16 +147,27 @@ class Records:
 
     def _clean_columns(
         self, block: Block, kept: npt.NDArray[np.intp]
-    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
-        """Returns the cleaned columns, row -> column -> reason, and which rows have an ambiguous local time."""
+    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_], list[Cells]]:
+        """Returns the cleaned columns, row -> column -> reason, which rows have an ambiguous local time, and the cells."""
         columns: Columns = {}
         reasons: dict[int, dict[str, Reason]] = {}
         ambiguous = np.zeros(len(kept), dtype=np.bool_)
+        cells: list[Cells] = []
+        # the cells of a defective record may be in the wrong columns, so they are no evidence
+        sound = np.flatnonzero(~np.isin(kept, list(block.defects))) if block.defects else None
         for name, position in self.header.positions.items():
             column, texts = self.source.column(name), block.columns[position]
             if len(kept) < block.length:
                 texts = texts.take(pa.array(kept))
-            cleaned = column.kind_under(self.facts.mapping[name]).clean(texts, self.facts.context)
+            header = self.facts.mapping[name]
+            kind = column.kind_under(header)
+            cleaned = kind.clean(texts, self.facts.context)
+            judged, rows = cleaned.judged, kept
+            if sound is not None and judged is not None:
+                texts, rows = texts.take(pa.array(sound)), kept[sound]
+                judged = pc.unique(texts)
+            lines = partial(_lines_of, block, rows)
+            cells.append(Cells(column, kind, header, position, texts, judged, lines))
             columns[name] = cleaned.values
             if column.date_as:
                 columns[column.date_as] = cleaned.local_date
@@ -159,7 +180,7 @@ class Records:
             for row, reason in refused.items():
                 about = self._about(name, reason, block, int(kept[row]))
                 reasons.setdefault(row, {})[name] = about
-        return columns, reasons, ambiguous
+        return columns, reasons, ambiguous, cells
 
     def _about(self, name: str, reason: Reason, block: Block, row: int) -> Reason:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
@@ -241,3 +262,7 @@ class Records:
                 "(the first of the two is taken; a skipped time moves forward)"
             )
         return found
+
+
+def _lines_of(block: Block, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    return block.lines()[rows]

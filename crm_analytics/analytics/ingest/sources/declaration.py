@@ -129,11 +129,21 @@ class Key:
     #: SQL texts over the staged columns. Where an export gives no id, their hash and the number of the record's
     #: occurrence in its file are the key.
     hashed: tuple[LiteralString, ...] = ()
+    #: Columns by which the occurrences of one hash are numbered, so that a sorted export gives the same keys; records that
+    #: are equal in them count in the order of the file.
+    occurrence_order: tuple[str, ...] = ()
+    #: Key columns that the table generates from staged ones, with their SQL: compared, but never written.
+    generated: dict[str, LiteralString] = field(default_factory=dict)
     #: The staged columns that identify a record within its file, where a row of the table sums up several.
     record_columns: tuple[str, ...] = ()
     #: A column that names the same thing in exports which lack the key. It takes the key's place until another
     #: export brings the key.
     alternate: str | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The key columns that a load writes."""
+        return tuple(name for name in self.columns if name not in self.generated)
 
     @property
     def given_in_files(self) -> tuple[str, ...]:
@@ -221,6 +231,8 @@ class Source:
     reference: Reference | None = None
     #: SQL that a load executes before it changes the table, to take the locks that the table's links need.
     lock: LiteralString | None = None
+    #: SQL over the accepted records, `pg_temp.staged`, once they are loaded: a warning per row.
+    review: LiteralString | None = None
     #: Hours without a new export after which the table counts as late.
     late_after_hours: int = 36
     #: The file of sql/analytics/ that makes the table.
@@ -313,6 +325,7 @@ class Source:
             "values": column_list(values),
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
+            "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
