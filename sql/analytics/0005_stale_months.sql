@@ -96,7 +96,9 @@ DECLARE
     changed boolean := true;
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        SELECT EXISTS (SELECT FROM new_rows) INTO changed;
+        -- a name that comes with the first rows of its source changes nothing that exists
+        SELECT EXISTS (SELECT FROM new_rows) AND NOT (TG_TABLE_NAME = 'source_names' AND pg_trigger_depth() > 1)
+        INTO changed;
     ELSIF TG_OP = 'DELETE' THEN
         SELECT EXISTS (SELECT FROM old_rows) INTO changed;
     ELSIF TG_OP = 'UPDATE' THEN
@@ -104,14 +106,18 @@ BEGIN
     END IF;
     IF changed THEN
         PERFORM analytics.require_read_committed();
+        IF TG_TABLE_NAME = 'source_names' THEN
+            -- a refresh waits for locks on rules; on names it would wait for every load that brings one
+            LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE;
+        END IF;
         INSERT INTO analytics.stale_months (month, cause)
         SELECT m, TG_TABLE_NAME || ' ' || lower(TG_OP) FROM analytics.every_month() m;
     END IF;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION analytics.note_every_month IS
-    'Trigger: a changed channel rule or alias affects every month. A refresh waits for uncommitted changes of rules, '
-    'so that no month appears meanwhile under the old ones.';
+    'Trigger: a changed channel rule, alias or name affects every month. A refresh waits for uncommitted changes of '
+    'them, so that no month appears meanwhile under the old ones.';
 
 CREATE FUNCTION analytics.after_statement(relation regclass, prefix text, call text, events text[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -312,10 +318,51 @@ FROM (VALUES
     ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
     ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
     ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
-    ('raw.google_spend', 'r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
+    ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
 ) AS source (relation, row_key, day, matters, day_join, filter);
 
 SELECT analytics.after_statement(
     relation, 'b_stale', 'analytics.note_every_month()', '{INSERT, UPDATE, DELETE, TRUNCATE}'
 )
 FROM unnest('{analytics.lead_channels, analytics.channel_aliases}'::regclass[]) AS relation;
+SELECT analytics.after_statement(
+    'analytics.source_names', 'b_stale', 'analytics.note_every_month()', '{INSERT, UPDATE}'
+);
+
+-- The lock keeps two loads from waiting for each other's names: each would hold one that the other wants. It is taken
+-- only for names that are new, and a load takes it after the lock of the links.
+CREATE FUNCTION analytics.note_source_names() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    names text[];
+    spelled text[];
+BEGIN
+    EXECUTE format(
+        'SELECT array_agg(first.folded), array_agg(first.spelled)
+        FROM (
+            SELECT DISTINCT ON (s.folded) s.folded, s.spelled
+            FROM (
+                SELECT %1$I AS folded, raw.tidy(%2$I) AS spelled, min(record_no) AS record_no
+                FROM new_rows
+                GROUP BY 1, 2
+            ) s
+            WHERE s.folded <> %3$L AND NOT EXISTS (SELECT FROM analytics.source_names n WHERE n.folded = s.folded)
+            ORDER BY s.folded, s.record_no, s.spelled COLLATE "C"
+        ) first',
+        TG_ARGV[0] || '_folded', TG_ARGV[0], ''
+    ) INTO names, spelled;
+    IF names IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('analytics:source_names', 0));
+        INSERT INTO analytics.source_names (folded, shown)
+        SELECT * FROM unnest(names, spelled)
+        ON CONFLICT (folded) DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION analytics.note_source_names IS
+    'Trigger: names new sources as they are spelled where they first occur, by the order of the records in their file.';
+SELECT analytics.after_statement(
+    s.relation, 'c_names', format('analytics.note_source_names(%L)', s.given), '{INSERT, UPDATE}'
+)
+FROM (VALUES
+    ('raw.jobs'::regclass, 'source'), ('raw.calls', 'flow'), ('analytics.targets', 'source')
+) AS s (relation, given);

@@ -265,7 +265,15 @@ def test_moments(text: str, expected: object):
             "00/00/0000",
             "0/0/0000 00:00",
         ),
-        *("00.00.0000", "00:00:00"),
+        *(
+            "00.00.0000",
+            "00:00:00",
+            "1/0/1900",
+            "01/00/1900 0:00",
+            "1900-01-00",
+            "12/30/1899",
+            "1899-12-30 00:00:00",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", [When(), When(without_year=True), CalendarDay(), CalendarDay(month=True)])
@@ -274,7 +282,9 @@ def test_zero_dates(kind: Kind, text: str):
     assert clean(kind, text, f" {text} ") == [None, None]
 
 
-@pytest.mark.parametrize("text", ["0", "00", "0000", "2024-00-00", "00/01/2024", "0000-01-00", "00:01:00"])
+@pytest.mark.parametrize(
+    "text", ["0", "00", "0000", "1/1/1900", "2024-00-00", "00/01/2024", "0000-01-00", "00:01:00"]
+)
 def test_what_is_no_zero_date(text: str):
     """Dates with some zeros are impossible, not absent."""
     assert clean(When(), text) == [REFUSED]

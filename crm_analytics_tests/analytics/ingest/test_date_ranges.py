@@ -42,6 +42,7 @@ def test_range_in_the_title(landing: Landing):
     "line",
     [
         "Campaign report: Aug 1, 2025 - Aug 31, 2025",
+        "CAMPAIGN_PERFORMANCE_REPORT (Aug 1, 2025-Aug 31, 2025)",
         "Campaign report (August 2025)",
         "Aug 2025 campaign performance",
         "Campaign report 2025-08",
@@ -163,3 +164,10 @@ def test_title_with_several_months_and_no_dates(tmp_path: Path):
     """A title over several months is refused like a range over several months."""
     with pytest.raises(RefusedFile, match=r'"2025-07-01 to 2025-09-30": several months and no date column'):
         read_text(tmp_path, "google_spend", "Campaign report Jul - Sep 2025\n" + ROWS)
+
+
+def test_report_without_a_readable_range(tmp_path: Path):
+    """The lines above the header are shown where none of them gives a month: day first, or all time."""
+    for line in ("21/08/2025 - 31/08/2025", "All time"):
+        with pytest.raises(RefusedFile, match=f'"Report \\| {line}": no month; accepted: a column Month'):
+            read_text(tmp_path, "google_spend", f"Report\n{line}\n{ROWS}")

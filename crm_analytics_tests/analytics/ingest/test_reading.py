@@ -255,31 +255,6 @@ def test_google_micros(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize(
-    "header",
-    ["Ad group", "Device", "Network (with search partners)", "segments.device", "ad_group.name", "Account"],
-)
-def test_google_report_that_is_split_further(tmp_path: Path, header: str):
-    """A report split further is refused: equal records of two ad groups would count once, others would conflict."""
-    content = f"Day,Campaign,{header},Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,2.00\n2025-10-02,B,y,2.00\n"
-    with pytest.raises(RefusedFile) as refusal:
-        read_text(tmp_path, "google_spend", content)
-    assert str(refusal.value) == (
-        'export.csv: "2 records of campaign B on 2025-10-02": several records of one campaign and date; accepted: one'
-        f" record per campaign and day or month; export the report without the columns that split it: {header}"
-    )
-
-
-def test_google_report_with_other_columns(tmp_path: Path):
-    """A column that splits no campaign does no harm, and other columns do not matter."""
-    content = "Day,Campaign,Ad group,Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,1.00\n2025-10-03,B,x,1.00\n"
-    assert len(read_text(tmp_path, "google_spend", content).rows) == 3
-    content = (
-        "Day,Campaign,Cost,Campaign status,Ad group types\n2025-10-02,A,1.00,x,y\n2025-10-02,A,1.00,x,y\n"
-    )
-    assert len(read_text(tmp_path, "google_spend", content).rows) == 2
-
-
 def test_jobs_without_uuids_go_by_number(tmp_path: Path):
     """A jobs file without a UUID column has NULL ids; one with the column refuses a blank one."""
     rest = "Job Type,Source,Created"

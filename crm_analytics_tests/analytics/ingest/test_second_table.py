@@ -138,7 +138,11 @@ def test_header_that_repeats(tmp_path: Path, source: str):
     content = f"{title}{header}\r\n{records}\ufeff{header},\r\n{records}\r\n{header}\r\n"
     twice = read_text(tmp_path, source, content)
     without_number = [{k: v for k, v in row.items() if k != "record_no"} for row in once.rows]
-    assert [{k: v for k, v in row.items() if k != "record_no"} for row in twice.rows] == without_number * 2
+    # records of spend that repeat count once
+    times = 1 if source == "google_spend" else 2
+    assert [
+        {k: v for k, v in row.items() if k != "record_no"} for row in twice.rows
+    ] == without_number * times
     assert len(twice.rejected) == 2 * len(once.rejected)
     assert twice.file.records.summary_lines == 2 * once.file.records.summary_lines + 2
     assert "repeated the header, as in files that were put together" in twice.file.warnings[0]

@@ -57,7 +57,11 @@ class Beginnings:
             for row in reading.rows
         ]
         best = max(filter(None, rows), key=_labels, default=None)
-        return None if best is None else quotable(" | ".join(best), 300)
+        if best is None:
+            return None
+        # a row with digits may be a record with personal data
+        text = " | ".join(best)
+        return quotable(text, 300) if _labels(best) == len(best) else quotable(text)
 
 
 def _labels(cells: list[str]) -> int:

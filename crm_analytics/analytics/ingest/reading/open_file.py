@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,10 @@ import pyarrow as pa
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading import csv_records, workbook
 from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Records
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
+from crm_analytics.analytics.ingest.reading.parts import without_cells
 from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
@@ -56,29 +58,46 @@ class OpenFile:
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
-        A source that completes its records only at the end of the file gives its rows then.
+        A file that replaces whole months gives its rows at its end: what they are shows only then. Raises ReadDifferently
+        where the batches so far were misread; the next call yields the right ones, from the start.
         """
-        complete, facts = self.source.complete, self.records.facts
         tables: list[pa.Table] = []
-        with self._refusing():
-            for block in self._blocks():
-                batch = self.records.clean(block)
-                if complete is not None:
-                    tables.append(batch.rows)
-                    batch = Batch(batch.rows.slice(0, 0), batch.rejected)
-                yield batch
-        if complete is not None:
-            tables, warnings = complete(tables, facts)
-            self.warnings += warnings
-            yield from (Batch(table, []) for table in tables)
+        try:
+            with self._refusing():
+                for block in self._blocks():
+                    batch = self.records.clean(block)
+                    if self.source.month_totals:
+                        tables.append(batch.rows)
+                        batch = Batch(without_cells(batch.rows.slice(0, 0)), batch.rejected)
+                    yield batch
+            self.warnings += self.records.conventions.conclude()
+        except ReadDifferently as other:
+            self.warnings.append(other.warning)
+            self.records = self._records(replace(self.records.facts, context=other.context))
+            self.refuse_records_above()
+            raise
+        if self.source.month_totals and tables:
+            rows = self.records.settle(tables)
+            if self.source.complete is not None:
+                rows, warnings = self.source.complete(rows, self.records.facts)
+                self.warnings += warnings
+            yield Batch(rows, [])
         self.warnings += self.records.warnings()
+
+    def all_batches(self) -> list[Batch]:
+        """Returns the cleaned records of the whole file, as often as it has to be read."""
+        while True:
+            try:
+                return list(self.batches())
+            except ReadDifferently:
+                continue
 
     def as_found(self, wanted: Container[int]) -> Iterator[list[AsFound]]:
         """Reads the file once more and yields the records of these numbers as they are in it.
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = Records(self.source, self.located.match, self.records.facts, self.records.watch)
+        again = self._records(self.records.facts)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
@@ -91,10 +110,14 @@ class OpenFile:
             if self.sheet is not None:
                 cells = cells + [""] * (width - len(cells))
             row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
-            alone = Records(self.source, match, facts, TableWatch(self.source, match, lines_in_cells=False))
             with self._refusing():
-                if alone.clean(row).rows.num_rows:
+                if self._records(facts, judging=False).clean(row).rows.num_rows:
                     raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
+
+    def _records(self, facts: FileFacts, *, judging: bool = True) -> Records:
+        """Returns the records of the file before any is read."""
+        watch = TableWatch(self.source, self.located.match, lines_in_cells=self.sheet is None)
+        return Records(self.source, self.located.match, facts, watch, judging)
 
     def _place(self, line: int) -> str:
         return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
@@ -127,7 +150,7 @@ class OpenFile:
         width = len(self.located.match.cells)
         uncomputed = workbook.formulas_without_result(self.path, sheet)
         headers = {position: self.mapping[name] for name, position in self.located.match.positions.items()}
-        rows = workbook.rows(self.path, sheet, uncomputed)
+        rows = workbook.rows(self.path, sheet, uncomputed, self.records.conventions.shown_to_the_minute)
         records = (row for row in rows if row[0] >= self.located.first_line)
         while part := list(islice(records, csv_records.RECORDS_PER_BLOCK)):
             defects = {
@@ -163,17 +186,25 @@ def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
         offset = 0
 
 
-def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: ZoneInfo) -> OpenFile:
+def open_file(
+    path: Path, source: Source, *, exported_at: datetime, timezone: ZoneInfo, export_named: bool = False
+) -> OpenFile:
     """Opens an export file of a known source and matches its header.
 
-    `exported_at` is aware; `timezone` is the business timezone. Raises RefusedFile if the file cannot be read, or if its
-    header lacks what the source needs.
+    `exported_at` is aware, and `export_named` says whether the file's name tells it; `timezone` is the business timezone.
+    Raises RefusedFile if the file cannot be read, or if its header lacks what the source needs.
     """
     beginnings = read_beginnings(path)
     located = locate(source, beginnings)
     header = located.match
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
-    context = Context(zone(timezone), exported_at.astimezone(UTC), source.date_order, source.decimal_comma)
+    context = Context(
+        zone(timezone),
+        exported_at.astimezone(UTC),
+        source.date_order,
+        source.decimal_comma,
+        export_named=export_named,
+    )
     unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
     facts = FileFacts(path.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
