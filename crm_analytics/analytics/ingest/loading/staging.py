@@ -184,8 +184,8 @@ def _create(staged: Staged) -> None:
         for name, sql_type in source.staged_columns.items()
     ]
     columns += [
-        sql.SQL("{} text GENERATED ALWAYS AS ({}) STORED").format(sql.Identifier(name), sql.SQL(expression))
-        for name, expression in source.key.generated.items()
+        sql.SQL("{} text GENERATED ALWAYS AS (raw.fold({})) STORED").format(*map(sql.Identifier, names))
+        for names in source.key.folded.items()
     ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
