@@ -125,7 +125,7 @@ SELECT analytics.describe('{raw.source_files}', $$
     superseded: Records that differ from what a newer export already loaded for their key; for Google spend also
         those of a month with quarantined records, if another file has the complete month.
     quarantined: Records in raw.rejected_rows.
-    summary_lines: Lines with totals, which are skipped.
+    summary_lines: Lines with totals and repeated headers, which are skipped.
     stated_total: The file's own total, of several the narrowest that covers its records; NULL if it has none.
     accepted_total: The sum of its accepted records, repeats left out; NULL if it has no total.
     total_agrees: Whether the two agree within half a cent for each record; NULL if it has no total.

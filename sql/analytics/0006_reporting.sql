@@ -139,7 +139,7 @@ SELECT analytics.describe('{reporting.files}', $$
     duplicates: Identical records beyond the first.
     superseded: Records that differ from what a newer export already loaded.
     quarantined: Records in quarantine.
-    summary_lines: Lines with totals, which are skipped.
+    summary_lines: Lines with totals and repeated headers, which are skipped.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     warnings: How many warnings it was accepted with.
