@@ -237,7 +237,7 @@ COMMENT ON TABLE raw.jobs IS 'Jobs of the field-service system, one row per job.
 SELECT analytics.describe('{raw.jobs}', $$
     job_id: The job's UUID, verbatim; its number if the exports have no UUID.
     job_number: The number that people use, without zero padding.
-    type: COD Service, INS Service, COD Repair, INS Repair or any other, as given (trimmed, white space collapsed).
+    type: The job's type as given (trimmed, white space collapsed); the rules compare type_folded.
     source: Where the job came from, as given (trimmed, white space collapsed).
     status: Status as given. No rule uses it: canceled jobs count too.
     created_at: When the job was created.

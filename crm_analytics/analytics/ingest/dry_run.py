@@ -171,7 +171,6 @@ def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Ser
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
     """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
-    columns = source.key.record_columns or source.key.columns
-    if len(columns) > 1:
-        return list(columns)
+    if len(source.key.columns) > 1:
+        return list(source.key.columns)
     return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]

@@ -111,10 +111,10 @@ UNKNOWN_SPLITS = [
     (("Campaign", "Variant", "Cost"), [("A", "x", "1"), ("B", "x", "140"), ("B", "y", "140")]),
     (("Campaign", "Clicks", "Cost"), [("A", "7", "1"), ("B", "7", "140"), ("B", "8", "140")]),
     (("Campaign", "", "Cost"), [("A", "7", "1"), ("B", "7", "140"), ("B", "", "140")]),
-    # one of two known columns tells nothing here
+    # known columns that are the same, and a control character that separates nothing
     (
         ("Campaign", "Device", "Clicks", "Cost"),
-        [("A", "m", "7", "1"), ("B", "m", "7", "140"), ("B", "m", "8", "140")],
+        [("A", "m", "7", "1"), ("B", "m", "7", "140"), ("B", "m", "\x1f8", "140")],
     ),
     (("Campaign", "Conversion action", "Cost"), [("A", "x", "1"), ("B", "x", "140"), ("B", "y", "140")]),
 ]
@@ -129,13 +129,13 @@ def test_unknown_splits_need_a_total(
     why = refusal(tmp_path, split(header, *rows))
     assert (
         "2 records of 2025-10, B (records 2, 3)" in why
-        and "the file's sum is 281.00 if all are parts, 141.00 if each campaign and date counts once" in why
+        and "the file's sum is 281.00 if such records are parts, 141.00 if they repeat one another" in why
     )
     assert "export the file with its total line" in why
     # the cost may also be repeated in every part, which is no split
     why = refusal(tmp_path, split(header, *rows, total="141.00"))
     assert "Total: Account: 141.00; sum of the accepted records: 281.00, 140.00 more" in why
-    assert "141.00 if each campaign and date counts once" in why
+    assert "141.00 if they repeat one another" in why
 
 
 def test_costs_that_differ_are_no_conflict_but_a_split(landing: Landing) -> None:
@@ -147,7 +147,7 @@ def test_costs_that_differ_are_no_conflict_but_a_split(landing: Landing) -> None
     refused = landing.load_one("google_spend")
     assert refused.status == "refused" and refused.message is not None
     assert "differ in Amount" in refused.message
-    assert "3.00 if all are parts, from 1.00 to 2.00 if each campaign and date counts once" in refused.message
+    assert "3.00 if such records are parts, from 1.00 to 2.00 if they repeat one another" in refused.message
     assert spend(landing) == [(date(2025, 10, 1), "", "B", Decimal("7.00"))]
     landing.write("google_spend/2.csv", rows + "Total,,3.00\n", day=3)
     assert landing.load_one("google_spend").status == "loaded"
@@ -168,7 +168,7 @@ def test_repeats(total: str, counted: int | None, duplicates: int, tmp_path: Pat
     if counted is None:
         why = refusal(tmp_path, content)
         assert "150.00; sum of the accepted records: 140.00, 10.00 less" in why
-        assert "1 repeat counted once" in why and "280.00 if all are parts" in why
+        assert "1 repeat counted once" in why and "280.00 if such records are parts" in why
         return
     whole = read_text(tmp_path, "google_spend", content)
     assert (len(whole.rows), whole.file.records.duplicates) == (counted, duplicates)
@@ -224,7 +224,7 @@ def test_ids_that_a_spreadsheet_rounded_count_as_none(tmp_path: Path) -> None:
     )
     assert [(row["campaign_id"], row["campaign"]) for row in whole.rows] == [("", "Brand"), ("", "Generic")]
     same = [("Brand", rounded, "310"), ("Brand", rounded, "310.01")]
-    assert "620.01 if all are parts" in refusal(tmp_path, split(header, *same))
+    assert "620.01 if such records are parts" in refusal(tmp_path, split(header, *same))
     assert amounts(tmp_path, split(header, *same, total="620.01")) == [Decimal(310), Decimal("310.01")]
 
 

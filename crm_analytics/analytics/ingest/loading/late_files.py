@@ -128,6 +128,16 @@ class NewerKeys(SourceSession):
             export_named=entry.exported_at_from == "name",
         )
         staged = stage(self.connection, opened, None)
+        if self.source.month_totals:
+            self.execute(
+                """
+                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {complete_month}, {place} FROM pg_temp.staged s
+                ON CONFLICT ({keys}, complete_month) DO UPDATE SET place = excluded.place
+                """,
+                complete_month=staged.complete_month,
+                place=place,
+            )
+            return
         self.execute(
             """
             INSERT INTO pg_temp.{noted}
@@ -138,15 +148,6 @@ class NewerKeys(SourceSession):
             noted=sql.Identifier("newer_alternates" if staged.by_alternate else "newer_keys"),
             place=place,
         )
-        if self.source.month_totals:
-            self.execute(
-                """
-                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {complete_month}, {place} FROM pg_temp.staged s
-                ON CONFLICT ({keys}, complete_month) DO UPDATE SET place = excluded.place
-                """,
-                complete_month=staged.complete_month,
-                place=place,
-            )
 
     def drop(self) -> None:
         """Removes the session's temporary tables."""

@@ -91,7 +91,7 @@ class Records:
         """
         blank, first = first_texts(block)
         numbers = self._number(blank)
-        summary = self.totals.judge(block, blank, first, numbers)
+        summary = self.totals.judge(block, first, numbers)
         self.summary_lines += int(summary.sum())
 
         kept = np.flatnonzero(~(blank | summary))

@@ -31,7 +31,7 @@ from crm_analytics.analytics.ingest.reading.summary_lines import (
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.core.wording import counted
 
-_SEPARATOR = "\x1f"
+_SEPARATOR, _SHOWN_SEPARATOR = "\x1f", "\u241f"
 #: Columns that a batch has besides the staged ones, until its file is settled: the cells of a record that no column
 #: claims, and those of them that are known to split an amount.
 _OTHER_CELLS, _DIMENSIONS = "(other cells)", "(dimensions)"
@@ -53,7 +53,10 @@ def with_cells(
     others = _unclaimed(header)
     splitting = [number for number in others if fold_header(header.cells[number]) in source.splitting_headers]
     for name, positions in ((_OTHER_CELLS, others), (_DIMENSIONS, splitting)):
-        cells = [pc.utf8_trim_whitespace(block.columns[number].take(pa.array(kept))) for number in positions]
+        columns = (block.columns[number].take(pa.array(kept)) for number in positions)
+        cells = [
+            pc.replace_substring(pc.utf8_trim_whitespace(c), _SEPARATOR, _SHOWN_SEPARATOR) for c in columns
+        ]
         rows = rows.append_column(name, _joined(cells, len(kept)))
     return rows
 
@@ -80,8 +83,7 @@ class _Records:
 
     rows: pa.Table
     amounts: pa.ChunkedArray
-    #: Numbers of each record's key, of its key with all cells, and of its key with the cells that split it.
-    keys: npt.NDArray[np.int64]
+    #: By record, the number of its key with all cells, and of its key with the cells that are known to split it.
     contents: npt.NDArray[np.int64]
     parts: npt.NDArray[np.int64]
 
@@ -145,8 +147,7 @@ def settle(rows: pa.Table, totals: SummaryLines, rejected: int, left_out: str) -
         unsure = [line for line in totals.doubtful if not line.sure]
         if unsure:
             raise RefusedFile(facts.file, _total_or_record(header, unsure[0], records, certain))
-        # where groups have totals, repeats would have been told from parts by the same hand
-        if records.unexplained(certain).any() or (totals.has_groups and repeats):
+        if records.unexplained(certain).any() or (repeats and not _are_copies(records, chosen, totals)):
             raise RefusedFile(facts.file, _parts_or_repeats(records, certain, totals))
         return _settled(records, certain, chosen)
     once = f", {counted(repeats, 'repeat')} counted once" if repeats else ""
@@ -154,6 +155,13 @@ def settle(rows: pa.Table, totals: SummaryLines, rejected: int, left_out: str) -
     if repeats or records.unexplained(certain).any():
         reasons.append(_parts_or_repeats(records, certain, totals))
     raise RefusedFile(facts.file, *reasons)
+
+
+def _are_copies(records: _Records, once: Mask, totals: SummaryLines) -> bool:
+    """Returns whether repeats count once: the file has no totals, or is several copies of a file with its total."""
+    plain = [line for line in totals.lines if line.plain]
+    verdicts = [compare([line], records.total(once), int(once.sum()), 0) for line in plain]
+    return not totals.has_groups or (bool(plain) and all(verdict and verdict.agrees for verdict in verdicts))
 
 
 def _compared(rows: pa.Table, source: Source) -> _Records:
@@ -164,7 +172,7 @@ def _compared(rows: pa.Table, source: Source) -> _Records:
     parts = [*key, rows[_DIMENSIONS]]
     numbers = (
         _joined(texts, rows.num_rows).combine_chunks().dictionary_encode().indices.to_numpy()
-        for texts in (key, contents, parts)
+        for texts in (contents, parts)
     )
     return _Records(rows, amounts, *numbers)
 
@@ -203,12 +211,12 @@ def _total_or_record(header: str, line: TotalLine, records: _Records, certain: M
 
 
 def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) -> Reason:
-    """Describes the first key with several records of which nothing tells what they are, and both sums of the file."""
+    """Describes the first records of which nothing tells whether they are parts or repeats, and both sums of the file."""
     source, which = totals.source, records.unexplained(certain)
     if not which.any():
         which = certain & ~records.distinct(certain)
     (first, *_) = np.flatnonzero(which)
-    same = np.flatnonzero(certain & (records.keys == records.keys[first]))
+    same = np.flatnonzero(certain & (records.parts == records.parts[first]))
     rows = records.rows.take(pa.array(same)).to_pylist()
     numbers = ", ".join(str(row["record_no"]) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
     cells = zip(*(row[_OTHER_CELLS].split(_SEPARATOR) for row in rows), strict=True)
@@ -225,8 +233,8 @@ def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) ->
         None,
         f"{counted(len(rows), 'record')} of {_named(rows[0], source)} (records {numbers}) "
         + (f"that differ in {', '.join(differing)}" if differing else "that are identical")
-        + f"; the file's sum is {dollars(records.total(certain))} if all are parts, {once} if each {part} and date counts"
-        " once",
+        + f"; the file's sum is {dollars(records.total(certain))} if such records are parts, {once} if they repeat one"
+        " another",
         f"one record for each {part} and date, records that a column like {known} tells apart,"
         " or a total that agrees with one of these sums",
         "export the file with its total line, or without the columns that split it",
@@ -234,9 +242,9 @@ def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) ->
 
 
 def _one_of_each(records: _Records, certain: Mask) -> tuple[Decimal, Decimal]:
-    """Returns the least and the greatest sum of one record for each key."""
-    chosen = pa.table({"key": records.keys, "amount": records.amounts}).filter(pa.array(certain))
-    found = chosen.group_by("key").aggregate([("amount", "min"), ("amount", "max")])
+    """Returns the least and the greatest sum of the records if one of each part counts."""
+    chosen = pa.table({"part": records.parts, "amount": records.amounts}).filter(pa.array(certain))
+    found = chosen.group_by("part").aggregate([("amount", "min"), ("amount", "max")])
     return add_up(found["amount_min"]), add_up(found["amount_max"])
 
 

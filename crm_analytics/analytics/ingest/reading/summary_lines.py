@@ -173,7 +173,7 @@ class SummaryLines:
     doubtful: list[TotalLine] = field(default_factory=list)
     #: Lines that can be no records, and are not the sums that they should be.
     disagreeing: list[TotalLine] = field(default_factory=list)
-    #: Records so far, and their sum; doubtful lines left out.
+    #: Records with an amount so far, and their sum; doubtful lines left out.
     _records: int = 0
     _sum: Decimal = Decimal(0)
     #: The same at each place where the records that a later line adds up can begin.
@@ -199,17 +199,12 @@ class SummaryLines:
         return any(line.span for line in (*self.lines, *self.doubtful))
 
     def judge(
-        self,
-        block: Block,
-        blank: Mask,
-        first: dict[int, npt.NDArray[np.intp]],
-        numbers: npt.NDArray[np.int64],
+        self, block: Block, first: dict[int, npt.NDArray[np.intp]], numbers: npt.NDArray[np.int64]
     ) -> Mask:
         """Returns which rows of a block are summary lines, and notes the totals that they state.
 
         Args:
             block: the block.
-            blank: its rows without text, which are no records.
             first: by position, the rows whose first text is there.
             numbers: the records' numbers, by row.
         """
@@ -218,14 +213,16 @@ class SummaryLines:
         amounts = self._exact_amounts(block) if labels else None
         above, total, done = self._records, self._sum, 0
         for row, position in labels.items():
-            above += int((~blank[done:row]).sum())
-            total += add_up(amounts.slice(done, row - done)) if amounts is not None else 0
+            if amounts is not None:
+                passed = amounts.slice(done, row - done)
+                above += len(passed) - passed.null_count
+                total += add_up(passed)
             done = row + 1
             line = self._total_line(block, row, position, int(numbers[row]), (above, total))
             group = self._group_of(block, row, position, line)
             if group is None:
-                above += 1
-                total += (amounts[row].as_py() or 0) if amounts is not None else 0
+                # the next slice begins with this record
+                done = row
                 continue
             group.append(line)
             summary[row] = group is not self.doubtful
@@ -237,10 +234,12 @@ class SummaryLines:
     def pass_over(self, amounts: pa.Array | None, numbers: npt.NDArray[np.int64]) -> None:
         """Adds the records of a block, which are all but its summary lines, to what later lines may be the sum of."""
         doubtful = {line.record_no for line in self.doubtful}
-        records = np.array([number not in doubtful for number in numbers.tolist()]) if doubtful else None
-        self._records += len(numbers) if records is None else int(records.sum())
-        if amounts is not None:
-            self._sum += add_up(exact(amounts if records is None else amounts.filter(pa.array(records))))
+        if amounts is None:
+            return
+        if doubtful:
+            amounts = amounts.filter(pa.array([number not in doubtful for number in numbers.tolist()]))
+        self._records += len(amounts) - amounts.null_count
+        self._sum += add_up(exact(amounts))
 
     def _labels(self, block: Block, first: dict[int, npt.NDArray[np.intp]]) -> dict[int, int]:
         """Returns the rows that look like summary lines, ascending, with the position of the label.

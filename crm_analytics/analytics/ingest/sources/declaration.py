@@ -317,7 +317,7 @@ class Source:
             "key_column": sql.Identifier(keys[0]),
             "alternate": sql.Identifier(self.key.alternate or ""),
             # the key as text, as raw.rejected_rows and raw.vanished_rows have it
-            "record_key": self._as_text("s", self.key.record_columns or self.staged_key),
+            "record_key": self._as_text("s", self.staged_key),
             "row_key": self._as_text("t", keys),
             "same_key": sql.SQL("({}) = ({})").format(
                 column_list(keys, "t"), column_list(self.staged_key, "s")

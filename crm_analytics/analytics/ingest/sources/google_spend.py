@@ -29,8 +29,8 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 
-#: What splits a campaign's spend into parts that add up. Conversions and assets are left out: Google repeats a cost for
-#: each of them.
+#: What splits a campaign's spend into parts that add up. Left out are conversions and assets, for each of which Google
+#: repeats a cost, and search terms, of which it hides some.
 _SPLITS = (
     "Week", "Device", "Ad group", "Landing page", "Keyword", "Network", "Network (with search partners)",
     "Day", "Month", "Quarter", "Year", "Hour", "Hour of day", "Hour of the day", "Day of week", "Day of the week",
@@ -39,8 +39,8 @@ _SPLITS = (
     "Campaign status", "Campaign state", "Campaign type", "Campaign subtype", "campaign.advertising_channel_type",
     "campaign.advertising_channel_sub_type", "Ad group name", "Ad group ID", "Asset group", "Asset group name",
     "Asset group ID", "Ad", "Ad name", "Ad ID", "ad_group_ad.ad.id", "Keyword ID", "Keyword text", "Search keyword",
-    "ad_group_criterion.keyword.text", "Match type", "Keyword match type", "Search term", "Search term match type",
-    "search_term_view.search_term", "Landing page URL", "Expanded landing page", "Final URL",
+    "ad_group_criterion.keyword.text", "Match type", "Keyword match type", "Search term match type",
+    "Landing page URL", "Expanded landing page", "Final URL",
     "landing_page_view.unexpanded_final_url", "expanded_landing_page_view.expanded_final_url", "Age", "Age range",
     "Gender", "Household income", "Parental status", "Location", "User location", "Matched location", "Country",
     "Country/Territory", "Region", "Metro area", "City", "Postal code",
