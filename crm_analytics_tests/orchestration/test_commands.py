@@ -20,6 +20,7 @@ from rich.console import Console
 
 from crm_analytics.cli.main import main
 from crm_analytics.cli.summary import print_months
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]
@@ -42,7 +43,7 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     def command(*arguments: str, **changes: str) -> tuple[int, str]:
         done = subprocess.run(
             [Path(sys.executable).parent / "crm-analytics", *arguments],
-            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
         )  # fmt: skip
         assert "Traceback" not in done.stdout, done.stdout
         return done.returncode, " ".join(done.stdout.split())

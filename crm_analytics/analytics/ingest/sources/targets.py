@@ -69,9 +69,9 @@ TARGETS = Source(
         Column("source", Label(), ("Source",)),
         Column("segment", Label(), ("Segment",)),
         Column("target_repairs", WholeNumber()),
-        Column("target_revenue40", Money(limit=Decimal(10) ** 12), sql_type="numeric(14,2)"),
+        Column("target_revenue40", Money(limit=Decimal(10) ** 12, negative=False), sql_type="numeric(14,2)"),
         Column("target_conv_l_to_r", Ratio(), sql_type="numeric(6,4)"),
-        Column("target_cpl_max", Money(), sql_type="numeric(10,2)"),
+        Column("target_cpl_max", Money(negative=False), sql_type="numeric(10,2)"),
     ),
     # as it is spelled now: a corrected spelling is the same target
     key=Key("target", ("month", "source_folded", "segment"), folded={"source_folded": "source"}),
