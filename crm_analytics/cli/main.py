@@ -19,7 +19,6 @@ from crm_analytics.cli import crm as crm_commands
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url, embedded
 from crm_analytics.core.settings import DATABASES, parse_month, settings
-from crm_analytics.core.wording import counted
 
 PIPED_WIDTH = 120  #: a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
@@ -276,18 +275,23 @@ def stop() -> None:
     type=click.IntRange(min=1),
     default=90,
     show_default=True,
-    help="Keep those of runs that ended within so many days.",
+    help="Keep event logs, output and check results of runs that ended within so many days.",
 )
-def prune(days: int) -> None:
-    """Delete old event logs and output of finished runs.
+@click.option(
+    "--check-days",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Keep runs that did nothing but check if they ended within so many days.",
+)
+def prune(days: int, check_days: int) -> None:
+    """Delete old runs of checks, check results, event logs and output.
 
-    Materializations are never deleted.
+    Materializations are never deleted, nor the latest result of each check.
     """
-    from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
+    from crm_analytics.orchestration.retention import prune_all
 
-    config = settings()
-    events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
-    console.print(f"deleted {counted(events, 'event')} and the output of {counted(runs, 'run')}")
+    console.print(str(prune_all(settings(), days, check_days)))
 
 
 def _refuse_taken(host: str, port: int) -> None:
