@@ -148,6 +148,55 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
 
 
+@main.command()
+@click.argument("source")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take this file back: its content is not loaded again under any name. Repeatable.",
+)
+@click.option(
+    "--with",
+    "restored",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Load a file again that was taken back. Repeatable.",
+)
+@click.option("--yes", is_flag=True, help="Make the changes without asking.")
+@click.option(
+    "--landing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Landing folder; LANDING_DIR by default.",
+)
+def rebuild(
+    source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
+) -> None:
+    """Make the table of SOURCE what the landing folder says, e.g. without a wrong file.
+
+    SOURCE is the name of a source's folder, such as jobs or google_spend. Every file of the source is read again, in
+    order. Rows written by hand stay, corrections of rows that a file brought do not. Shows what would change, then
+    asks. One transaction: a rebuild that is declined or killed changes nothing.
+
+    \b
+    A wrong file was loaded:
+      crm-analytics rebuild jobs --without "jobs/export (7).csv"
+    It was right after all:
+      crm-analytics rebuild jobs --with "jobs/export (7).csv"
+
+    FILE begins in the working directory, in the landing folder or in the source's folder. The file itself stays where
+    it is. One that is already gone is left out without any option.
+    """
+    from crm_analytics.cli.rebuild import rebuild_source
+
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
+
+
 @main.command("check")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)

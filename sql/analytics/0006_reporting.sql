@@ -127,7 +127,7 @@ SELECT analytics.describe('{reporting.files}', $$
     file_id: Number of the ledger entry.
     source: Kind of export; NULL if unrecognized.
     path: Path below the landing folder.
-    status: loaded, refused, unrecognized or same_content.
+    status: loaded, refused, unrecognized, same_content, withdrawn or missing.
     message: Why it was not loaded, and the remedy.
     exported_at: When the export was made.
     first_seen_at: When this content was first seen at its path.
