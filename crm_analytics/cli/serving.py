@@ -67,6 +67,7 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    watcher = _end_group_after_us(process.pid)
     served: set[int] = set()
     while process.poll() is None:
         with suppress(subprocess.TimeoutExpired):
@@ -77,6 +78,8 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
             break
     code = process.poll()
     _end_group(process)
+    watcher.kill()
+    watcher.wait()
     return process.wait() if code is None else code
 
 
@@ -102,6 +105,17 @@ def _words(process: psutil.Process) -> list[str]:
     with suppress(psutil.Error):
         return process.cmdline()
     return []
+
+
+def _end_group_after_us(group: int) -> subprocess.Popen[bytes]:
+    """Starts a watcher that ends Dagster if this process is killed: nobody could stop it then, and it keeps the port.
+
+    The watcher waits for the end of a pipe that this process alone can write to.
+    """
+    script = f"read -r _; kill -s TERM -- -{group}; sleep {FAREWELL}; kill -s KILL -- -{group}"
+    return subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:

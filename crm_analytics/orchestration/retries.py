@@ -16,12 +16,12 @@ import dagster as dg
 from crm_analytics.orchestration.failures import RunFailure, run_failure
 
 #: The tag that all attempts at one piece of work share.
-WORK_TAG = "crm_analytics/work"
+WORK_TAG = "crm-analytics/work"
 RUN_KEY_TAG = "dagster/run_key"
 #: Seconds before each retry. After a worker's death it follows at once, since that says nothing about the work.
 DELAYS = (30, 120, 600)
-#: What ends all waiting.
-BY_HAND = "change it, or run crm-analytics refresh"
+#: How it goes on without a retry.
+GOES_ON = "it is tried again when it changes, or with crm-analytics refresh"
 
 
 def request(
@@ -49,12 +49,12 @@ def request(
             return f"{name}: run {run.run_id} is {run.status.value.lower()}"
         if run.status != dg.DagsterRunStatus.FAILURE:
             ended = f"run {run.run_id} has ended ({run.status.value.lower()})"
-            return f"{name}: {ended}, and nothing is new since: {BY_HAND}"
+            return f"{name}: {ended}; {GOES_ON}"
         failure = run_failure(instance, run.run_id)
         delay = _delay(failure, len(attempts))
         if delay is None:
             retries = f" after {len(DELAYS)} retries" if failure.passes else ""
-            return f"gave up on {name}{retries}: {BY_HAND}. Run {run.run_id} failed: {failure.reason}"
+            return f"gave up on {name}{retries}; {GOES_ON}. Run {run.run_id} failed: {failure.reason}"
         due = (attempts[0].end_time or 0) + delay
         if time.time() < due:
             at = datetime.fromtimestamp(due, timezone)
@@ -71,7 +71,7 @@ def outlook(run: dg.DagsterRun, failure: RunFailure) -> str:
         return ""
     delay = _delay(failure, int(attempt))
     if delay is None:
-        return f"It is not tried again by itself: {BY_HAND}."
+        return f"No retry follows: {GOES_ON}."
     return f"Retry {attempt} of {len(DELAYS)} follows {f'in {delay} s' if delay else 'at once'}."
 
 

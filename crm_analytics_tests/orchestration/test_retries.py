@@ -10,7 +10,7 @@ import pytest
 
 from crm_analytics.orchestration.analytics.automation import load_landing_files, refresh_stale_months
 from crm_analytics.orchestration.failures import RunFailure, run_failure
-from crm_analytics.orchestration.retries import DELAYS, WORK_TAG, outlook
+from crm_analytics.orchestration.retries import DELAYS, GOES_ON, WORK_TAG, outlook
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
 
 
@@ -71,9 +71,7 @@ def test_full_disk_is_tried_three_times_and_then_given_up(platform: Platform) ->
     later(platform, 86_400)
     requests, why = tick(platform, load_landing_files)
     assert requests == []
-    assert why.startswith(
-        "gave up on jobs/a.csv after 3 retries: change it, or run crm-analytics refresh. Run "
-    )
+    assert why.startswith(f"gave up on jobs/a.csv after 3 retries; {GOES_ON}. Run ")
     platform.execute("DROP TRIGGER fail ON raw.jobs")
     path.write_text(path.read_text() + job_row("BBBBBB", "2024-10-30") + "\n")
     requests, _ = tick(platform, load_landing_files)
@@ -105,7 +103,7 @@ def test_permanent_failure_waits_for_news(platform: Platform) -> None:
     later(platform, 86_400)
     requests, why = tick(platform, load_landing_files)
     assert requests == []
-    assert why.startswith("gave up on jobs/a.csv: change it, or run crm-analytics refresh. Run ")
+    assert why.startswith(f"gave up on jobs/a.csv; {GOES_ON}. Run ")
     assert "permission denied for table jobs" in why
     platform.drop("jobs/b.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
     assert tick(platform, load_landing_files)[0] != [], "another file is news"
@@ -136,9 +134,9 @@ def test_work_of_a_dead_worker_is_asked_for_at_once(platform: Platform) -> None:
         assert told == (
             f"Retry {attempt} of 3 follows at once."
             if attempt <= len(DELAYS)
-            else "It is not tried again by itself: change it, or run crm-analytics refresh."
+            else f"No retry follows: {GOES_ON}."
         )
-    assert tick(platform, load_landing_files)[1].startswith("gave up on jobs/a.csv after 3 retries: ")
+    assert tick(platform, load_landing_files)[1].startswith("gave up on jobs/a.csv after 3 retries; ")
 
 
 def test_canceled_run_is_not_asked_for_again(platform: Platform) -> None:
@@ -149,8 +147,7 @@ def test_canceled_run_is_not_asked_for_again(platform: Platform) -> None:
     platform.instance.report_run_canceled(run)
     assert tick(platform, load_landing_files) == (
         [],
-        f"jobs/a.csv: run {run.run_id} has ended (canceled), and nothing is new since: change it, or run"
-        " crm-analytics refresh",
+        f"jobs/a.csv: run {run.run_id} has ended (canceled); {GOES_ON}",
     )
 
 

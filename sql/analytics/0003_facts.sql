@@ -1,7 +1,8 @@
 -- The facts: every business rule is defined here, once; metrics only add facts up. First the rules themselves (except
 -- which payments count: the generated column raw.payments.counts), then the facts made with them: each is a function
 -- of a date range [p_from, p_to) and a view of the same name over all time. PostgreSQL inlines all of these functions:
--- docs/decisions/facts-as-range-functions.md.
+-- docs/decisions/facts-as-range-functions.md. A rule's comment is its only wording: dashboards and the UI read it from
+-- here, everything else names the function.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
@@ -37,7 +38,7 @@ COMMENT ON FUNCTION analytics.source_name IS
 CREATE FUNCTION analytics.revenue40(gross numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN gross * 0.40;
 COMMENT ON FUNCTION analytics.revenue40 IS
-    'Revenue40: 40% of gross revenue, what is left after technician and fixed costs; unrounded.';
+    'Revenue40: 40% of gross revenue, what is left after technician and fixed costs.';
 
 CREATE FUNCTION analytics.ratio(n numeric, d numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN n / nullif(d, 0);
@@ -198,8 +199,8 @@ SELECT analytics.describe(
     segment: COD, INS or OTHER.
     type: The job's type as given.
     status: The job's status as given.
-    is_unit: Type is COD Service or INS Service.
-    is_repair: Type is COD Repair or INS Repair, or COD Service with more than 100.00 paid.
+    is_unit: Whether the job is a unit, by analytics.is_unit.
+    is_repair: Whether the job is a repair, by analytics.is_repair.
     is_lead: Whether the job is a lead: its channel's rule in force is jobs, or units and it is a unit.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.

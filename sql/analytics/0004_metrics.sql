@@ -70,14 +70,14 @@ SELECT analytics.describe(
     source: Name of the source, by analytics.spellings; Unattributed if there is none.
     segment: COD, INS or OTHER; leads and cost that come without a job are OTHER unless the channel says otherwise.
     jobs: Jobs created, canceled ones included.
-    units: Jobs that are units (COD Service, INS Service).
-    repairs: Jobs that are repairs.
+    units: Jobs that are units, by analytics.is_unit.
+    repairs: Jobs that are repairs, by analytics.is_repair.
     leads: Leads by the channel rule in force.
     calls: Calls of this source's flows; segment OTHER.
     cost: Dollars paid for the leads.
     revenue_gross: Dollars: counted payments of these jobs, whenever they were paid; orphan payments by the day paid.
     updated_at: When these numbers last changed.
-    revenue40: Dollars: 40% of revenue_gross, what is left after technician and fixed costs; unrounded.
+    revenue40: Dollars: revenue_gross by analytics.revenue40; unrounded.
     profit: Dollars: revenue40 minus cost.
     conv_l_to_u: Units per lead; NULL without leads. By segment only if leads have one: compare by source.
     conv_l_to_r: Repairs per lead; NULL without leads.
@@ -254,3 +254,51 @@ RETURNS TABLE (
 $$;
 COMMENT ON FUNCTION analytics.compute_monthly_metrics IS
     'What monthly_metrics must hold for the months of [p_from, p_to): daily_metrics added up.';
+
+CREATE FUNCTION analytics.daily_differences(p_from date, p_to date)
+RETURNS TABLE (
+    date date, source text, segment text, jobs bigint, units bigint, repairs bigint, leads bigint, calls bigint,
+    cost numeric, revenue_gross numeric
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        m.date, m.source, m.segment, sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls),
+        sum(m.cost), sum(m.revenue_gross)
+    FROM (
+        SELECT date, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross
+        FROM analytics.daily_metrics
+        WHERE date >= p_from AND date < p_to
+        UNION ALL
+        SELECT date, source, segment, -jobs, -units, -repairs, -leads, -calls, -cost, -revenue_gross
+        FROM analytics.compute_daily_metrics(p_from, p_to)
+    ) m
+    GROUP BY m.date, m.source, m.segment
+    HAVING (
+        sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls), sum(m.cost), sum(m.revenue_gross)
+    ) <> (0, 0, 0, 0, 0, 0, 0)
+$$;
+COMMENT ON FUNCTION analytics.daily_differences IS
+    'In which rows daily_metrics differs from the facts, and by how much: stored minus computed.';
+
+CREATE FUNCTION analytics.monthly_differences(p_from date, p_to date)
+RETURNS TABLE (
+    month date, source text, segment text, jobs bigint, units bigint, repairs bigint, leads bigint, calls bigint,
+    cost numeric, revenue_gross numeric
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        m.month, m.source, m.segment, sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls),
+        sum(m.cost), sum(m.revenue_gross)
+    FROM (
+        SELECT month, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross
+        FROM analytics.monthly_metrics
+        WHERE month >= p_from AND month < p_to
+        UNION ALL
+        SELECT month, source, segment, -jobs, -units, -repairs, -leads, -calls, -cost, -revenue_gross
+        FROM analytics.compute_monthly_metrics(p_from, p_to)
+    ) m
+    GROUP BY m.month, m.source, m.segment
+    HAVING (
+        sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls), sum(m.cost), sum(m.revenue_gross)
+    ) <> (0, 0, 0, 0, 0, 0, 0)
+$$;
+COMMENT ON FUNCTION analytics.monthly_differences IS
+    'In which rows monthly_metrics differs from daily_metrics, and by how much: stored minus added up.';

@@ -15,7 +15,7 @@ COMMENT ON TABLE analytics.stale_months IS
 SELECT analytics.describe('{analytics.stale_months}', $$
     id: Number of the entry.
     month: First day of the month.
-    cause: The table that changed, and how.
+    cause: The table that changed, and how; or the migration that may have changed a rule.
     noted_at: When the change's transaction began.
 $$);
 
@@ -60,6 +60,16 @@ END $$;
 COMMENT ON FUNCTION analytics.require_read_committed IS
     'Refuses a transaction whose snapshot would be older than the locks that it takes.';
 
+CREATE FUNCTION analytics.queue_every_month(cause text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM analytics.require_read_committed();
+    INSERT INTO analytics.stale_months (month, cause)
+    SELECT m, queue_every_month.cause FROM analytics.every_month() m;
+END $$;
+COMMENT ON FUNCTION analytics.queue_every_month IS
+    'Makes every month stale, for a change that affects all of history. Each analytics migration calls it after its '
+    'file, because a file may change a rule.';
+
 -- Arguments: the table's key, the day that a row belongs to, the columns that matter, a join that the day needs,
 -- and which rows matter at all; all of them SQL over the alias r. An update affects the months of the rows that
 -- differ before and after, which covers changed keys and rows that start or cease to matter.
@@ -72,9 +82,7 @@ DECLARE
     new_rows text := format(rows_of, 'new_rows');
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM analytics.require_read_committed();
-        INSERT INTO analytics.stale_months (month, cause)
-        SELECT m, TG_TABLE_NAME || ' truncate' FROM analytics.every_month() m;
+        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' truncate');
         RETURN NULL;
     END IF;
     EXECUTE format(
@@ -105,13 +113,11 @@ BEGIN
         SELECT EXISTS (SELECT * FROM old_rows EXCEPT SELECT * FROM new_rows) INTO changed;
     END IF;
     IF changed THEN
-        PERFORM analytics.require_read_committed();
         IF TG_TABLE_NAME = 'source_names' THEN
             -- a refresh waits for locks on rules; on names it would wait for every load that brings one
             LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE;
         END IF;
-        INSERT INTO analytics.stale_months (month, cause)
-        SELECT m, TG_TABLE_NAME || ' ' || lower(TG_OP) FROM analytics.every_month() m;
+        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' ' || lower(TG_OP));
     END IF;
     RETURN NULL;
 END $$;

@@ -200,6 +200,23 @@ QUERIES = (
         error=True,
     ),
     Query(
+        "metrics_equal_facts",
+        "analytics/daily_metrics",
+        "Every measure of every row equals the facts added up, in every month that is not stale; numbers are how much"
+        " differs. When red, a rule was changed without a migration, a trigger was disabled, or metrics were changed by"
+        " hand. Remedy: SELECT analytics.queue_every_month('why'), then refresh.",
+        """
+        SELECT analytics.month_of(date)::text AS month, count(*) AS rows, sum(abs(jobs)) AS jobs,
+            sum(abs(units)) AS units, sum(abs(repairs)) AS repairs, sum(abs(leads)) AS leads, sum(abs(calls)) AS calls,
+            sum(abs(cost))::text AS cost, sum(abs(revenue_gross))::text AS revenue_gross
+        FROM analytics.daily_differences(%(start)s::date, %(end)s::date)
+        WHERE analytics.month_of(date) NOT IN (SELECT s.month FROM analytics.stale_months s)
+        GROUP BY 1
+        ORDER BY 1
+        """,
+        error=True,
+    ),
+    Query(
         "months_outside_partitions",
         "analytics/daily_metrics",
         "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: set an earlier"
@@ -216,17 +233,8 @@ QUERIES = (
         "analytics/monthly_metrics",
         "Every row of monthly_metrics is the sum of its daily_metrics. Remedy: refresh the month.",
         """
-        WITH summed AS (
-            SELECT * FROM analytics.compute_monthly_metrics(%(start)s::date, %(end)s::date)
-        ), stored AS (
-            SELECT month, source::text, segment::text, jobs, units, repairs, leads, calls, cost, revenue_gross
-            FROM analytics.monthly_metrics
-            WHERE month >= %(start)s AND month < %(end)s
-        )
         SELECT month::text, source, segment
-        FROM (
-            (SELECT * FROM summed EXCEPT SELECT * FROM stored) UNION (SELECT * FROM stored EXCEPT SELECT * FROM summed)
-        ) AS different
+        FROM analytics.monthly_differences(%(start)s::date, %(end)s::date)
         ORDER BY month, source, segment
         """,
         error=True,

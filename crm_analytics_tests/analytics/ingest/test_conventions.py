@@ -155,7 +155,10 @@ def test_dates_that_do_not_agree(tmp_path: Path, dates: tuple[str, ...]) -> None
         assert "order of day and month in doubt" in refusal(tmp_path, payments(*written))
 
 
-@pytest.mark.parametrize("bad", ["13/45/2025", "13.45.2025", "31.02.2025", "25/11/2025 25:61", "25/11/25"])
+@pytest.mark.parametrize(
+    "bad",
+    ["13/45/2025", "00/05/2025", "00.00.0000", "13.45.2025", "31.02.2025", "25/11/2025 25:61", "25/11/25"],
+)
 def test_a_bad_date_is_no_evidence(tmp_path: Path, bad: str) -> None:
     """A date that is impossible in both orders is quarantined alone; its neighbors follow the declared order."""
     whole = read_text(tmp_path, "payments", payments("11/05/2025", bad, "11/25/2025"))

@@ -80,6 +80,7 @@ def test_table_of_another_tool_below_the_first(landing: Landing):
         ("payments", ONE + HEADER.replace("Date", "Tip,Date") + "P2,2,60.00,5.00,2024-11-02,Cash\n", 3, "Payment ID | Job # | Amount | Tip | Date | Payment Methods"),
         ("payments", ONE + "Lead ID,Time,Cost\nE1,2024-11-02,60.00\n", 3, "Lead ID | Time | Cost"),
         ("google_spend", WIDE + "Lead ID,Date,Current Status\nL1,2024-11-02,Open\n", 3, "Lead ID | Date | Current Status"),
+        ("google_spend", "August 2025\nCampaign,Cost\nAlpha,800.00\nCampaign,Jul 2025\nAlpha,700.00\n", 4, "Campaign | Jul 2025"),
         ("payments", ONE + "\nTechnician,Jobs\nTess,5\n", 4, "Technician | Jobs"),
         ("jobs", SAMPLES["jobs"].replace("\r\n", "\n") + "\nBy technician\nTech,Jobs,Revenue\nTess,1,244.60\n", 8, "By technician"),
         ("calls", SAMPLES["calls"].replace("\r\n", "\n") + "\nMissed calls\n2025-12-17 10:00,(555) 010-0100\n2025-12-18 10:00,(555) 010-0101\n", 5, "Missed calls"),

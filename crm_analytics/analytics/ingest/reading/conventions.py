@@ -144,7 +144,8 @@ class _Dates:
         )
         dotted = pc.equal(pc.struct_field(parts, "mark"), ".").to_numpy(zero_copy_only=False)
         month, day = (first, second) if self.order == "mdy" else (second, first)
-        ambiguous = (first <= 12) & (second <= 12) & (first != second)
+        # with zeros there is no date
+        ambiguous = (first <= 12) & (second <= 12) & (first != second) & (first * second > 0)
         odd = month > 12
         if _is_month(cells):
             odd |= ambiguous & (month == 1)

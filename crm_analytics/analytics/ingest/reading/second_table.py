@@ -117,7 +117,10 @@ class TableWatch:
 
     def _repeats_header(self, candidate: RefusedRow) -> bool:
         """Returns whether this is the header once more. Raises SecondTable if it is another one, or has a title."""
-        if self._needed and all(_DIGIT.search(candidate.cells[position]) for position in self._needed):
+        first = fold_header(candidate.cells[0])
+        if first != self._own[0] and all(
+            _DIGIT.search(candidate.cells[position]) for position in self._needed
+        ):
             # a bad record, of which there may be many
             return False
         folded = _folded(candidate.cells)
@@ -131,10 +134,12 @@ class TableWatch:
         return True
 
     def _is_header(self, folded: list[str], cells: list[str]) -> bool:
-        """Returns whether a row is a source's complete header, or has mostly the headers of this file."""
+        """Returns whether a row is a source's complete header, or has the first or most of this file's headers."""
         filled = [header for header in folded if header]
         if len(filled) < 2:
             return False
+        if folded[0] == self._own[0] != "":
+            return True
         if 2 * sum(header in self._own for header in filled) >= max(4, len(filled)):
             return True
         if sum(header in self._known for header in filled) < 2:
