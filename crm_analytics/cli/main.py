@@ -56,7 +56,7 @@ class _Commands(click.Group):
         except migrations.NotMigrated as error:
             errors.print(f"[red]not migrated[/]: {escape(str(error))}", highlight=False)
         except migrations.MigrationError as error:
-            errors.print(f"[red]migration refused[/]: {error}", highlight=False)
+            errors.print(f"[red]migration refused[/]: {escape(str(error))}", highlight=False)
         except psycopg.OperationalError as error:
             errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
         except psycopg.Error as error:
@@ -135,8 +135,11 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
 def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
     """Load new files and compute the months.
 
-    This is one Dagster run, and the UI shows it. Exit code 0 only if every file was read, the run succeeded, and no
-    month in the range is stale.
+    This is one Dagster run, and the UI shows it. Afterwards, the warnings about the files that it loaded are printed, the
+    files that are not loaded with the reason and the remedy, and the checks that failed.
+
+    Exit code 1 if a file in the landing folder is not loaded (refused, unrecognized or still growing), the run failed, or
+    a month in the range is stale. Warnings and failed checks don't change the exit code.
     """
     from crm_analytics.cli.refresh import refresh_months
 

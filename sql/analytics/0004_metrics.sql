@@ -67,7 +67,7 @@ SELECT analytics.describe(
     '{analytics.daily_metrics, analytics.monthly_metrics, analytics.daily_by_source, analytics.monthly_by_source}', $$
     date: The day (local date).
     month: First day of the month.
-    source: Channel name, after channel_aliases; Unattributed if there is none.
+    source: Name of the source, by analytics.spellings; Unattributed if there is none.
     segment: COD, INS or OTHER; leads and cost that come without a job are OTHER unless the channel says otherwise.
     jobs: Jobs created, canceled ones included.
     units: Jobs that are units (COD Service, INS Service).
@@ -96,13 +96,15 @@ CREATE TABLE analytics.targets (
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT targets_pkey PRIMARY KEY (month, source, segment)
+    source_folded text NOT NULL GENERATED ALWAYS AS (raw.fold(source)) STORED CHECK (source_folded <> ''),
+    CONSTRAINT targets_pkey PRIMARY KEY (month, source_folded, segment)
 );
 COMMENT ON TABLE analytics.targets IS
     'Monthly targets, compared with actuals in Grafana. NULL means not set, which is different from 0.';
 SELECT analytics.describe('{analytics.targets}', $$
     month: First day of the month.
-    source: Channel name, or ALL for the whole business; an ALL target is compared only with unfiltered actuals.
+    source: The source as given, in any of its spellings, or ALL for the whole business; an ALL target is compared
+        only with unfiltered actuals.
     segment: COD, INS, OTHER, or ALL.
     target_repairs: Repairs in the month.
     target_revenue40: Dollars of revenue40 in the month.
@@ -111,6 +113,71 @@ SELECT analytics.describe('{analytics.targets}', $$
     file_id: raw.source_files entry that last changed the row; NULL for a row written by hand.
     record_no: Record in that file.
     updated_at: When a load last changed the row.
+    source_folded: The source in the form in which analytics.spellings has it; all for the whole business.
+$$);
+
+CREATE VIEW analytics.target_names AS
+SELECT
+    t.month, t.source_folded, t.segment, t.source_folded = 'all' AS is_whole_business,
+    CASE WHEN t.source_folded = 'all' THEN 'ALL' ELSE analytics.source_name(s.source, t.source_folded) END AS name
+FROM analytics.targets t
+LEFT JOIN analytics.spellings s ON s.folded = t.source_folded;
+COMMENT ON VIEW analytics.target_names IS
+    'The name of the source that each target is for, found as that of a job is. An alias that comes later counts at '
+    'once.';
+SELECT analytics.describe('{analytics.target_names}', $$
+    month: The target's month.
+    source_folded: The target's source.
+    segment: The target's segment.
+    is_whole_business: Whether it is for the whole business.
+    name: Name of the source, as metrics show it; ALL for the whole business.
+$$);
+
+CREATE VIEW analytics.targets_without_source AS
+SELECT t.month, t.source_folded, t.segment, t.name
+FROM analytics.target_names t
+WHERE NOT t.is_whole_business
+    AND NOT EXISTS (SELECT FROM analytics.monthly_metrics m WHERE m.source = t.name)
+    -- loaded, but not computed yet
+    AND NOT EXISTS (
+        SELECT
+        FROM raw.jobs j
+        LEFT JOIN analytics.spellings s ON s.folded = j.source_folded
+        WHERE analytics.source_name(s.source, j.source_folded) = t.name
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM raw.calls k
+        LEFT JOIN analytics.spellings s ON s.folded = k.flow_folded
+        WHERE analytics.source_name(s.source, k.flow_folded) = t.name
+    )
+    -- before the first metrics, a channel may have leads only; without jobs, there is nothing to compare with
+    AND CASE
+        WHEN EXISTS (SELECT FROM analytics.monthly_metrics) THEN true
+        ELSE EXISTS (SELECT FROM raw.jobs)
+            AND NOT EXISTS (SELECT FROM analytics.lead_channels c WHERE c.source = t.name)
+    END;
+COMMENT ON VIEW analytics.targets_without_source IS
+    'Targets whose source has no numbers in any month: probably misspelled.';
+SELECT analytics.describe('{analytics.targets_without_source}', $$
+    month: The target's month.
+    source_folded: The target's source.
+    segment: The target's segment.
+    name: Name of the source, as metrics would show it.
+$$);
+
+CREATE VIEW analytics.conflicting_targets AS
+SELECT month, name, segment, string_agg(source_folded, ', ' ORDER BY source_folded) AS spellings
+FROM analytics.target_names
+GROUP BY month, name, segment, is_whole_business
+HAVING count(*) > 1;
+COMMENT ON VIEW analytics.conflicting_targets IS
+    'Months and segments with several targets for one source, under different spellings. None of them is used.';
+SELECT analytics.describe('{analytics.conflicting_targets}', $$
+    month: The targets' month.
+    name: Name of their source, as metrics show it.
+    segment: The targets' segment.
+    spellings: The sources of the targets, as source_folded has them.
 $$);
 
 CREATE TABLE analytics.refresh_log (

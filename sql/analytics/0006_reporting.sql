@@ -28,10 +28,10 @@ SELECT source FROM analytics.monthly_metrics
 UNION
 SELECT source FROM analytics.lead_channels
 UNION
-SELECT source FROM analytics.targets WHERE source <> 'ALL';
+SELECT name FROM analytics.target_names WHERE NOT is_whole_business;
 COMMENT ON VIEW reporting.sources IS 'Every source in metrics, channel rules or targets.';
 SELECT analytics.describe('{reporting.sources}', $$
-    source: Channel name.
+    source: Name of the source.
 $$);
 
 CREATE VIEW reporting.months AS
@@ -89,15 +89,24 @@ CREATE FUNCTION reporting.target_of(p_month date, p_sources text[], p_segments t
 RETURNS SETOF analytics.targets LANGUAGE sql STABLE AS $$
     SELECT t.*
     FROM analytics.targets t
-    WHERE t.month = p_month
-        AND t.source = CASE
-            WHEN NOT EXISTS (SELECT FROM reporting.sources s WHERE s.source <> ALL (p_sources)) THEN 'ALL'
-            WHEN cardinality(p_sources) = 1 THEN p_sources[1]
-        END
-        AND t.segment = CASE
-            WHEN p_segments @> ARRAY['COD', 'INS', 'OTHER'] THEN 'ALL'
-            WHEN cardinality(p_segments) = 1 THEN p_segments[1]
-        END
+    WHERE (t.month, t.source_folded, t.segment) IN (
+        SELECT n.month, min(n.source_folded), n.segment
+        FROM analytics.target_names n
+        WHERE n.month = p_month
+            AND CASE
+                WHEN NOT EXISTS (SELECT FROM reporting.sources s WHERE s.source <> ALL (p_sources))
+                    THEN n.is_whole_business
+                WHEN cardinality(p_sources) = 1 THEN n.name = p_sources[1] AND NOT n.is_whole_business
+                ELSE false
+            END
+            AND n.segment = CASE
+                WHEN p_segments @> ARRAY['COD', 'INS', 'OTHER'] THEN 'ALL'
+                WHEN cardinality(p_segments) = 1 THEN p_segments[1]
+            END
+        GROUP BY n.month, n.segment
+        -- of targets under two spellings none counts: analytics.conflicting_targets
+        HAVING count(*) = 1
+    )
 $$;
 COMMENT ON FUNCTION reporting.target_of IS
     'The month''s target for exactly this selection, if one is set: ALL for an unfiltered selection, a name for a '
@@ -299,7 +308,8 @@ REVOKE ALL ON FUNCTION reporting.reconciliation(date) FROM PUBLIC;
 GRANT USAGE ON SCHEMA analytics, reporting TO grafana_reader;
 GRANT SELECT ON analytics.business, analytics.daily_metrics, analytics.monthly_metrics, analytics.daily_by_source,
     analytics.monthly_by_source, analytics.targets, analytics.lead_channels, analytics.channel_aliases,
-    analytics.stale_months, analytics.refresh_log TO grafana_reader;
+    analytics.source_names, analytics.spellings, analytics.target_names, analytics.stale_months, analytics.refresh_log
+    TO grafana_reader;
 GRANT SELECT ON reporting.deployment, reporting.sources, reporting.months, reporting.files, reporting.freshness,
     reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.sources_without_rule
     TO grafana_reader;

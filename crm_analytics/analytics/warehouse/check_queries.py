@@ -27,6 +27,7 @@ class Query:
         description: what it proves, and what to do when it is red.
         sql: returns the problems; no rows means passed.
         error: True makes the check an error that blocks what is downstream in the same run; False, a warning.
+        after: another asset whose rows it reads, so that a run computes them first.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Query:
     description: str
     sql: str
     error: bool = False
+    after: str | None = None
 
     @property
     def windowed(self) -> bool:
@@ -131,6 +133,29 @@ QUERIES = (
             ON s.month = m.month
         WHERE s.covered_to IS NULL OR s.covered_to < (m.month + interval '1 month' - interval '1 day')::date
         ORDER BY m.month
+        """,
+    ),
+    Query(
+        "targets_without_source",
+        "analytics/targets",
+        "Targets whose source has no numbers in any month, so that they are compared with nothing. Remedy: spell the"
+        " source as the dashboards do, or add its spelling to analytics.channel_aliases.",
+        """
+        SELECT t.source, string_agg(DISTINCT to_char(t.month, 'YYYY-MM'), ', ') AS months
+        FROM analytics.targets_without_source
+        JOIN analytics.targets t USING (month, source_folded, segment)
+        GROUP BY t.source
+        ORDER BY t.source
+        """,
+        after="analytics/monthly_metrics",
+    ),
+    Query(
+        "conflicting_targets",
+        "analytics/targets",
+        "Targets of one month and segment for one source, under several spellings. Dashboards use none of them. Remedy:"
+        " delete the wrong ones from analytics.targets.",
+        """
+        SELECT month::text, name AS source, segment, spellings FROM analytics.conflicting_targets ORDER BY 1, 2, 3
         """,
     ),
     Query(
@@ -242,10 +267,28 @@ def vanished_sql(source: Source) -> str:
         """
 
 
+_NO_NEWER_CONTENT = "NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
+
+
 def refused_sql() -> str:
     """Refused files of a source (`%(source)s`) whose path has no newer content."""
-    return (
-        "SELECT path, message FROM raw.source_files f WHERE status = 'refused' AND source = %(source)s"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
-        " ORDER BY path"
-    )
+    return f"""
+        SELECT path, message FROM raw.source_files f
+        WHERE status = 'refused' AND source = %(source)s AND {_NO_NEWER_CONTENT} ORDER BY path
+        """
+
+
+def totals_sql() -> str:
+    """Loaded files of a source (`%(source)s`) that state another total than is accepted from them.
+
+    A file whose quarantined records are all closed or dismissed is answered.
+    """
+    return f"""
+        SELECT path, stated_total::text, accepted_total::text, (accepted_total - stated_total)::text AS difference,
+            quarantined, duplicates
+        FROM raw.source_files f
+        WHERE status = 'loaded' AND source = %(source)s AND NOT total_agrees AND {_NO_NEWER_CONTENT} AND (
+            quarantined = 0 OR EXISTS (SELECT FROM raw.rejected_rows r WHERE r.file_id = f.file_id AND r.status = 'open')
+        )
+        ORDER BY path
+        """

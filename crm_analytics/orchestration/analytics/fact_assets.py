@@ -40,6 +40,7 @@ fact_specs = [
         "raw/jobs",
         "raw/payments",
         "analytics/channel_aliases",
+        "analytics/source_names",
         "analytics/lead_channels",
     ),
     _spec(
@@ -63,7 +64,11 @@ fact_specs = [
         "raw/jobs",
     ),
     _spec(
-        "call_facts", "One row per call, under its flow's source.", "raw/calls", "analytics/channel_aliases"
+        "call_facts",
+        "One row per call, under its flow's source.",
+        "raw/calls",
+        "analytics/channel_aliases",
+        "analytics/source_names",
     ),
     _spec(
         "lead_channels",
@@ -72,5 +77,9 @@ fact_specs = [
     _spec(
         "channel_aliases",
         "Spellings of sources and call flows, and the channel that each means. Kept by hand in SQL.",
+    ),
+    _spec(
+        "source_names",
+        "How sources are shown. A new one gets the spelling in which it first came; change it in SQL.",
     ),
 ]

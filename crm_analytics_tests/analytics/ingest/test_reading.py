@@ -255,31 +255,6 @@ def test_google_micros(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize(
-    "header",
-    ["Ad group", "Device", "Network (with search partners)", "segments.device", "ad_group.name", "Account"],
-)
-def test_google_report_that_is_split_further(tmp_path: Path, header: str):
-    """A report split further is refused: equal records of two ad groups would count once, others would conflict."""
-    content = f"Day,Campaign,{header},Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,2.00\n2025-10-02,B,y,2.00\n"
-    with pytest.raises(RefusedFile) as refusal:
-        read_text(tmp_path, "google_spend", content)
-    assert str(refusal.value) == (
-        'export.csv: "2 records of campaign B on 2025-10-02": several records of one campaign and date; accepted: one'
-        f" record per campaign and day or month; export the report without the columns that split it: {header}"
-    )
-
-
-def test_google_report_with_other_columns(tmp_path: Path):
-    """A column that splits no campaign does no harm, and other columns do not matter."""
-    content = "Day,Campaign,Ad group,Cost\n2025-10-02,A,x,1.00\n2025-10-02,B,x,1.00\n2025-10-03,B,x,1.00\n"
-    assert len(read_text(tmp_path, "google_spend", content).rows) == 3
-    content = (
-        "Day,Campaign,Cost,Campaign status,Ad group types\n2025-10-02,A,1.00,x,y\n2025-10-02,A,1.00,x,y\n"
-    )
-    assert len(read_text(tmp_path, "google_spend", content).rows) == 2
-
-
 def test_jobs_without_uuids_go_by_number(tmp_path: Path):
     """A jobs file without a UUID column has NULL ids; one with the column refuses a blank one."""
     rest = "Job Type,Source,Created"
@@ -525,7 +500,7 @@ def test_spreadsheet_cells_as_text(value: object, expected: str):
 
 def test_workbook_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A workbook that would unpack to more than the limit is refused before it fills the memory."""
-    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.MAX_UNCOMPRESSED", 1000)
+    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.file_formats.MAX_UNCOMPRESSED", 1000)
     path = tmp_path / "jobs.xlsx"
     path.write_bytes(workbook_bytes([["x"]]))
     with pytest.raises(
@@ -544,17 +519,6 @@ def test_sheet_with_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         RefusedFile, match=r"sheet 'Sheet 1', row 3: sheet too large; accepted: at most 2 rows"
     ):
         read(path, "targets")
-
-
-def test_old_and_foreign_formats(tmp_path: Path):
-    """A file that is not a table of text is refused as what it is."""
-    for start, message in (
-        (b"\xd0\xcf\x11\xe0" + b"x" * 600, "old or encrypted excel file"),
-        (b"%PDF-1.7", r"%PDF.*: not a table"),
-        (b"PK\x03\x04junk", "damaged workbook"),
-    ):
-        with pytest.raises(RefusedFile, match=message):
-            read_text(tmp_path, "jobs", start)
 
 
 def test_unreadable_file(tmp_path: Path):

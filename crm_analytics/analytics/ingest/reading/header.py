@@ -13,15 +13,16 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be
 from crm_analytics.analytics.ingest.reading import workbook
 from crm_analytics.analytics.ingest.reading.encoding import (
     DELIMITERS,
-    is_workbook,
     sniff_encoding,
     utf8_blocks,
 )
+from crm_analytics.analytics.ingest.reading.file_formats import is_workbook
 from crm_analytics.analytics.ingest.reading.file_kind import Evidence, weigh
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
+ENGLISH = "export the file in English"
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,26 @@ class Beginnings:
     readings: list[Beginning]
 
     @property
-    def first_row(self) -> str | None:
-        """Returns the first row with a value, as messages quote it; None if there is none."""
-        rows = self.readings[0].rows if self.readings else []
-        found = next((row for row in rows if any(cell.strip() for cell in row)), None)
-        return None if found is None else quotable(" | ".join(found))
+    def header_row(self) -> str | None:
+        """Returns the row that looks most like a header, as messages quote it; None if all rows are blank.
+
+        That is the first with most cells that have no digit. Its columns may be in another language.
+        """
+        rows = [
+            [cell.strip() for cell in row if cell.strip()]
+            for reading in self.readings
+            for row in reading.rows
+        ]
+        best = max(filter(None, rows), key=_labels, default=None)
+        if best is None:
+            return None
+        # a row with digits may be a record with personal data
+        text = " | ".join(best)
+        return quotable(text, 300) if _labels(best) == len(best) else quotable(text)
+
+
+def _labels(cells: list[str]) -> int:
+    return sum(not any(map(str.isdigit, cell)) for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,16 @@ class Located:
     def preamble(self) -> list[list[str]]:
         """Returns the rows above the header."""
         return self.reading.rows[: self.row]
+
+    @property
+    def rows_above(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields the rows above the header that are not blank, each with its line (in a sheet, its row)."""
+        for number, cells in enumerate(self.preamble):
+            if any(cell.strip() for cell in cells):
+                after = self.reading.next_lines
+                # a row of a text may have several lines
+                line = after[number] - 1 if self.reading.sheet else after[number - 1] if number else 1
+                yield line, list(cells)
 
     @property
     def first_line(self) -> int:
@@ -268,8 +294,8 @@ def why_unfit(source: Source, beginnings: Beginnings, found: Located | None) -> 
     """Returns why what reads best as the source's header, if anything does, cannot serve as one."""
     if found is not None:
         return [found.evidence.refusal()] if found.evidence.of_another_kind else list(_faults(found.match))
-    first_row = beginnings.first_row
-    if first_row is None:
+    header_row = beginnings.header_row
+    if header_row is None:
         return [Reason("empty_file", accepted="an export with a header row")]
     required = "; ".join(
         f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
@@ -277,9 +303,9 @@ def why_unfit(source: Source, beginnings: Beginnings, found: Located | None) -> 
     return [
         Reason(
             "no_header_row",
-            found=first_row,
+            found=header_row,
             accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
-            remedy="export the file with its header row, or move it to the folder of its source",
+            remedy=f"{ENGLISH}, with its header row, or move it to the folder of its source",
         )
     ]
 
@@ -291,4 +317,4 @@ def _faults(match: HeaderMatch) -> Iterator[Reason]:
     if match.missing:
         found = ", ".join(cell.strip() for cell in match.cells if cell.strip())[:600]
         accepted = "; ".join(match.missing)
-        yield Reason("missing_columns", None, found, accepted, "export the file with these columns")
+        yield Reason("missing_columns", None, found, accepted, f"{ENGLISH}, with these columns")

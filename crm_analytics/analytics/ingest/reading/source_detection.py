@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
 from crm_analytics.analytics.ingest.reading.header import (
+    ENGLISH,
     Beginnings,
     Located,
     best_match,
@@ -100,5 +101,7 @@ def _why_unrecognized(
     if possible:
         titles = " or ".join(possible)
         accepted = f"a name that tells the source, or headers that only {titles} have; the columns alone could be any list's"
-    found = beginnings.first_row
+    if not similar:
+        remedy = f"{remedy}, or {ENGLISH}"
+    found = beginnings.header_row
     return [Reason("neither_name_nor_header_tells_the_source", found=found, accepted=accepted, remedy=remedy)]
