@@ -465,15 +465,15 @@ def test_growing_file_stops_the_rebuild(landing: Landing) -> None:
 
 def test_many_files(landing: Landing) -> None:
     """One transaction holds any number of files: its locks don't grow with them and fill the server's table."""
-    for number in range(300):
+    for number in range(60):
         row = [lead(f"L{number}", "10"), lead("SAME", str(number)), lead("SAME", str(number))]
         landing.write(f"elocals_leads/{number:04}.csv", text(ELOCALS, row), day=1 + number % 28)
     with rebuilt(
         landing.connection, landing.folder, "elocals_leads", timezone=NEW_YORK, without=[Path("0007.csv")]
     ) as result:
         held = landing.rows("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()")[0][0]
-    assert landing.rows("SELECT count(*) FROM raw.elocals_leads") == [(300,)]
-    assert len(result.files) == 300
+    assert landing.rows("SELECT count(*) FROM raw.elocals_leads") == [(60,)]
+    assert len(result.files) == 60
     assert held < 100
 
 

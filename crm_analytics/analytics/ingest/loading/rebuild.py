@@ -211,7 +211,8 @@ class _Rebuild(SourceSession):
             UPDATE raw.source_files
             SET status = 'missing', message = {missing}, declaration_version = NULL, same_as = NULL, warnings = '{{}}',
                 records_read = 0, inserted = 0, updated = 0, unchanged = 0, duplicates = 0, superseded = 0,
-                quarantined = 0, summary_lines = 0, first_date = NULL, last_date = NULL
+                quarantined = 0, summary_lines = 0, stated_total = NULL, accepted_total = NULL, total_agrees = NULL,
+                first_date = NULL, last_date = NULL
             WHERE source = {source}
                 AND (status IN ('loaded', 'same_content') OR sha256 = ANY ({given_back}) OR sha256 = ANY ({taken_back}))
             """,
