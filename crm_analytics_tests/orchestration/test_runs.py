@@ -178,6 +178,7 @@ def test_history_is_checked_without_a_window(platform: Platform) -> None:
         "jobs.sources_without_rule": True,
         "daily_metrics.daily_values_sane": True,
         "daily_metrics.revenue_adds_up": False,
+        "daily_metrics.metrics_equal_facts": False,
         "monthly_metrics.daily_adds_up_to_monthly": False,
     }
     assert contents(platform) == before
