@@ -19,6 +19,9 @@ import psycopg
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
 
+#: As behind a reverse proxy.
+PREFIX = "/dagster"
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -49,7 +52,9 @@ def test_late_payments_file_is_seen_within_two_minutes(
     program = Path(sys.executable).parent / "crm-analytics"
     telemetry = PROJECT_DIR / ".logs_queue"
     had_telemetry = telemetry.exists()
-    up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
+    up = subprocess.Popen(
+        [program, "up", "--port", str(port), "--path-prefix", PREFIX], env=environment, stdout=log, stderr=log
+    )
     try:
         wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
         assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2025-02": (0, "0.00")}
@@ -58,7 +63,7 @@ def test_late_payments_file_is_seen_within_two_minutes(
         part = landing / "payments" / "late.csv.part"
         part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2025-03-01,paid"]) + "\n")
         part.rename(landing / "payments" / "late.csv")
-        assert f"http://127.0.0.1:{port}" in (tmp_path / "up.log").read_text()
+        assert f"http://127.0.0.1:{port}{PREFIX} (" in (tmp_path / "up.log").read_text()
         wait_for(120, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
         assert time.monotonic() - dropped < 120
         assert set(log_of_refreshes(url)[len(marked) :]) == {"2024-10"}
@@ -129,17 +134,18 @@ query($id: String!) {
 
 def backfill(port: int, months: list[str], folder: Path) -> int:
     """Launches a backfill as the UI does, waits for its success, and returns its number of runs."""
-    launched = page(port, BACKFILL, {"months": months})["launchPartitionBackfill"]
+    launched = page(port, BACKFILL, {"months": months}, PREFIX)["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     variables = {"id": launched["backfillId"]}
-    done = lambda: page(port, STATUS, variables)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"  # noqa: E731
+    ask = lambda: page(port, STATUS, variables, PREFIX)  # noqa: E731
+    done = lambda: ask()["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"  # noqa: E731
     wait_for(180, done, folder)
-    return len(page(port, STATUS, variables)["runsOrError"]["results"])
+    return len(ask()["runsOrError"]["results"])
 
 
-def page(port: int, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+def page(port: int, query: str, variables: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
+        f"http://127.0.0.1:{port}{prefix}/graphql",
         json.dumps({"query": query, "variables": variables or {}}).encode(),
         {"Content-Type": "application/json"},
     )
