@@ -6,12 +6,14 @@ PG ?= 18
 SERVE ?= 1
 PORT ?= 3000
 TESTS ?= crm_analytics_tests
+TIMES ?= 5
 
-.PHONY: demo test lint generate bench up help clean
+.PHONY: demo test fuzz lint generate bench up help clean
 help:
 	@echo "make demo          load sample data, compute everything, serve Dagster on port $(PORT) (SERVE=0: don't serve)"
 	@echo "make up            serve Dagster with its daemon on your own exports in LANDING_DIR"
 	@echo "make test [PG=16]  run lint and all tests on the embedded PostgreSQL (TESTS=path: only these)"
+	@echo "make fuzz          run all random tests with a new SEED and TIMES=$(TIMES) as many cases"
 	@echo "make lint          check format, rules, types and SQL"
 	@echo "make generate      write all generated files again"
 	@echo "make bench         measure speed and write docs/benchmarks.md"
@@ -38,6 +40,13 @@ lint: $(VENV)/.installed
 
 test: lint
 	PG=$(PG) $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# Random tests have fixed seeds in `make test`. A failure here is repeated with the seed that is printed.
+fuzz: $(VENV)/.installed
+	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')) && again="make fuzz PG=$(PG) TIMES=$(TIMES) SEED=$$seed TESTS=$(TESTS)" && \
+	echo "$$again repeats this run" && \
+	PG=$(PG) FUZZ_SEED=$$seed FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-seed=$$seed \
+		-m "random or hypothesis" $(TESTS) || { echo "again: $$again"; exit 1; }
 
 # Everything is read from databases made for this purpose, so neither a .env file nor configured databases matter.
 # docs/benchmarks.md (make bench) and docs/crm-guard-mutation.md (its test) take too long to be part of it.

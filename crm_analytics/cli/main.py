@@ -134,8 +134,11 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
 def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
     """Load new files and compute the months.
 
-    This is one Dagster run, and the UI shows it. Exit code 0 only if every file was read, the run succeeded, and no
-    month in the range is stale.
+    This is one Dagster run, and the UI shows it. Afterwards, the warnings about the files that it loaded are printed, the
+    files that are not loaded with the reason and the remedy, and the checks that failed.
+
+    Exit code 1 if a file in the landing folder is not loaded (refused, unrecognized or still growing), the run failed, or
+    a month in the range is stale. Warnings and failed checks don't change the exit code.
     """
     from crm_analytics.cli.refresh import refresh_months
 
@@ -143,6 +146,55 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
+
+
+@main.command()
+@click.argument("source")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take this file back: its content is not loaded again under any name. Repeatable.",
+)
+@click.option(
+    "--with",
+    "restored",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Load a file again that was taken back. Repeatable.",
+)
+@click.option("--yes", is_flag=True, help="Make the changes without asking.")
+@click.option(
+    "--landing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Landing folder; LANDING_DIR by default.",
+)
+def rebuild(
+    source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
+) -> None:
+    """Make the table of SOURCE what the landing folder says, e.g. without a wrong file.
+
+    SOURCE is the name of a source's folder, such as jobs or google_spend. Every file of the source is read again, in
+    order. Rows written by hand stay, corrections of rows that a file brought do not. Shows what would change, then
+    asks. One transaction: a rebuild that is declined or killed changes nothing.
+
+    \b
+    A wrong file was loaded:
+      crm-analytics rebuild jobs --without "jobs/export (7).csv"
+    It was right after all:
+      crm-analytics rebuild jobs --with "jobs/export (7).csv"
+
+    FILE begins in the working directory, in the landing folder or in the source's folder. The file itself stays where
+    it is. One that is already gone is left out without any option.
+    """
+    from crm_analytics.cli.rebuild import rebuild_source
+
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
 
 
 @main.command("check")

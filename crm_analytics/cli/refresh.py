@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from crm_analytics.cli.databases import require_storage
-from crm_analytics.cli.summary import print_summary
+from crm_analytics.cli.summary import print_failed_checks, print_summary
 from crm_analytics.core.database import connect
 from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.months import next_month
@@ -23,6 +23,9 @@ from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics.orchestration.failures import root_cause
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.partitions import key_month, months, range_tags
+
+#: Checks of files, which the summary lists one by one.
+LISTED = ("files_read", "unrecognized_files")
 
 
 def run_job(
@@ -93,6 +96,14 @@ def refresh_months(
         unread, stale = print_summary(
             connection, config.landing_dir, result.run_id, asked[0], next_month(asked[1]), console
         )
+    print_failed_checks(
+        (
+            (f"{check.asset_key.to_user_string()} {check.check_name}", check.description or "")
+            for check in result.get_asset_check_evaluations()
+            if not check.passed and check.check_name not in LISTED
+        ),
+        console,
+    )
     if not result.success:
         failed: dict[str, list[str]] = {}
         for event in result.get_step_failure_events():

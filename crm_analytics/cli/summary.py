@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.core.wording import counted
 
 SHOWN_MONTHS = 6
 SHOWN_RECORDS = 20
+#: Lines of one kind about files; a folder full of other people's files must not hide the rest.
+SHOWN_FILES = 20
 
 
 def print_summary(
@@ -39,9 +43,12 @@ def print_summary(
         console.print(table)
     else:
         console.print("no new or changed files")
+    _print_warnings(connection, run_id, console)
     unread = landing_folder.not_loaded(connection, landing)
-    for message in unread:
-        console.print(f"[red]not loaded[/] {escape(message)}", highlight=False)
+    refused = (
+        "SELECT path, message FROM reporting.files WHERE is_current AND status IN ('refused', 'unrecognized')"
+    )
+    _print_lines("[red]not loaded[/]", unread, refused, console)
     row = connection.execute(
         """
         SELECT r.months, r.changed_rows, s.inside, s.outside
@@ -61,6 +68,42 @@ def print_summary(
     if outside:
         console.print(f"stale outside the months asked for: {outside}", style="yellow")
     return len(unread), stale
+
+
+def _print_warnings(connection: psycopg.Connection[Any], run_id: str, console: Console) -> None:
+    """Prints what people should know about the files that the run loaded; files that share a warning share a line."""
+    rows = connection.execute(
+        """
+        SELECT min(f.path), count(*), warning
+        FROM raw.source_files f, unnest(f.warnings) WITH ORDINALITY AS w (warning, place)
+        WHERE f.run_id = %s AND f.status = 'loaded'
+        GROUP BY f.source, warning ORDER BY min(f.file_id), min(place)
+        """,
+        [run_id],
+    ).fetchall()
+    lines = [
+        f"{path}: {text}" if files == 1 else f"{path} and {counted(files - 1, 'more file')}: {text}"
+        for path, files, text in rows
+    ]
+    query = f"SELECT path, unnest(warnings) FROM raw.source_files WHERE run_id = '{run_id}'"
+    _print_lines("[yellow]warning[/]", lines, query, console)
+
+
+def print_failed_checks(failed: Iterable[tuple[str, str]], console: Console) -> None:
+    """Prints the names of checks that failed in the run, each with what it found."""
+    for name, found in failed:
+        console.print(f"[yellow]check failed[/] {escape(name)}: {escape(found)}", highlight=False)
+
+
+def _print_lines(label: str, lines: list[str], query: str, console: Console) -> None:
+    """Prints the first lines under a label, the number of the others, and the query that shows all of them."""
+    for line in lines[:SHOWN_FILES]:
+        console.print(f"{label} {escape(line)}", highlight=False)
+    if len(lines) > SHOWN_FILES:
+        command = f'crm-analytics psql analytics -- -c "{query}"'
+        console.print(
+            f"… and {len(lines) - SHOWN_FILES:,} more; all of them: {escape(command)}", highlight=False
+        )
 
 
 def print_months(connection: psycopg.Connection[Any], console: Console) -> None:

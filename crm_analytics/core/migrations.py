@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import sqlalchemy as sa
@@ -341,6 +341,8 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
         assert isinstance(raw, psycopg.Connection)
 
         def run(file: SqlFile) -> None:
+            if database == "analytics":
+                _hold_refreshes(raw)
             # on the raw connection: psycopg takes a whole file in one go
             try:
                 raw.execute(file.text().encode())
@@ -348,6 +350,8 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
                 raise MigrationError(f"{file.name}: {error}") from error
             record_applied(raw, database, file)
             report(f"applied {file.name}")
+            if database == "analytics":
+                _queue_every_month(raw, file, report)
 
         scripts = _SqlScripts(database, files, run)
 
@@ -364,6 +368,35 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
             with environment.begin_transaction():
                 environment.run_migrations()
         connection.commit()
+
+
+def _hold_refreshes(connection: psycopg.Connection[Any]) -> None:
+    """Makes refreshes wait until the transaction ends: a month that appears meanwhile would be computed by old rules.
+
+    Before the file runs, because a refresh takes this lock first, too, and may wait for what the file locks.
+    """
+    if _exists(connection, "to_regclass('analytics.lead_channels')"):
+        connection.execute("LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE")
+
+
+def _queue_every_month(
+    connection: psycopg.Connection[Any], file: SqlFile, report: Callable[[str], None]
+) -> None:
+    """Makes every month stale, in the file's transaction, because the file may have changed a rule."""
+    if not _exists(connection, "to_regprocedure('analytics.queue_every_month(text)')"):
+        return
+    cause = f"migration {file.name}"
+    connection.execute("SELECT analytics.queue_every_month(%s)", [cause])
+    found = connection.execute("SELECT count(*) FROM analytics.stale_months WHERE cause = %s", [cause])
+    (months,) = found.fetchone() or (0,)
+    if months:
+        report(
+            f"{counted(months, 'month')} will be computed again, because {file.name} may have changed a rule"
+        )
+
+
+def _exists(connection: psycopg.Connection[Any], name: LiteralString) -> bool:
+    return connection.execute("SELECT " + name + " IS NOT NULL").fetchone() == (True,)
 
 
 def _status(applied: Collection[str], files: list[SqlFile]) -> Status:

@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import groupby
@@ -447,7 +447,8 @@ def test_variables_offer_existing_months_and_sources(grafana, sample):
 
 def test_refreshes_are_annotated_once_each(grafana, sample):
     """Each refresh in the time range is one annotation."""
-    now = Choice((), (), sample.month, sample.today - timedelta(1), sample.today + timedelta(2))
+    today = datetime.now(UTC).date()
+    now = Choice((), (), sample.month, today - timedelta(2), today + timedelta(2))
     found = rows(grafana, "refresh_annotations", now)
     assert [row["text"].split(",")[0] for row in found] == ["Months refreshed: 1", "Months refreshed: 4"]
     assert all(row["time"] <= row["timeend"] for row in found)

@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics.dashboards.queries import query
 from crm_analytics.dashboards.tools.expand_macros import expand
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.deploy.compose import (
     COMPOSE_FILE,
     SECRETS,
@@ -266,7 +267,7 @@ def test_services_start_load_a_file_stop_and_start_again(folder):
         assert _jobs_shown(port, ["Google", "Rely"], month) == 0
         _drop_file(folder, "jobs_1.csv", [("A1", "Google"), ("A2", "Google"), ("A3", "Rely")], day)
         stack.wait_until_healthy("webserver")
-        _until(lambda: _jobs_shown(port, ["Google", "Rely"], month) == 3, 150, stack)
+        _until(lambda: _jobs_shown(port, ["Google", "Rely"], month) == 3, PATIENCE, stack)
         stack.wait_until_healthy("daemon")
         asked = json.dumps({"query": "{ runsOrError { ... on Runs { results { status } } } }"}).encode()
         request = urllib.request.Request(

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from crm_analytics.cli.main import main
 from crm_analytics.cli.summary import print_months
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]
@@ -42,7 +43,7 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     def command(*arguments: str, **changes: str) -> tuple[int, str]:
         done = subprocess.run(
             [Path(sys.executable).parent / "crm-analytics", *arguments],
-            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
         )  # fmt: skip
         assert "Traceback" not in done.stdout, done.stdout
         return done.returncode, " ".join(done.stdout.split())
@@ -61,6 +62,37 @@ def test_refresh_names_the_months_that_it_cannot_refresh(run: Run, tmp_path: Pat
     assert code == 1
     code, text = run("refresh", "--from", "2023-01", "--to", "2023-03", START_MONTH="2023-01")
     assert code == 0 and "only" not in text and "stale outside the months asked for: 2020-05" in text
+
+
+def test_refresh_prints_warnings_failed_checks_and_files_not_loaded(run: Run, tmp_path: Path) -> None:
+    """Whatever may make a number wrong is printed after the run; a file that is not loaded makes it end with code 1."""
+    landing = tmp_path / "landing"
+    (landing / "proref_leads").mkdir()
+    header = "Lead ID,Date,Customer,Category,ZIP,Current Status\n"
+    for name in ("a", "b", "c"):
+        # different contents, or the second would be a copy of the first
+        (landing / "proref_leads" / f"{name}.csv").write_text(header.replace("ZIP", f"ZIP,{name}"))
+    (landing / "proref_leads" / "d.csv").write_text(f"{header}L1,2025-01-05,,,,\nL2,2025-02-30,,,,\n")
+    page = landing / "proref_leads" / "page.csv"
+    page.write_text("<html><body>Sign in</body></html>")
+    strange = [landing / f"minutes {number}.csv" for number in range(21)]
+    for path in strange:
+        path.write_text(f"who,what\nAnn,{path.name}\n")
+    code, text = run("refresh", "--from", "2025-01", "--to", "2025-02")
+    assert code == 1
+    assert "warning proref_leads/a.csv and 2 more files: the file has a header but no records" in text
+    assert "check failed raw/proref_leads quarantine: 1 record in quarantine" in text
+    assert text.count("not loaded ") == 20 and "not loaded minutes 0.csv: " in text
+    query = re.search(r'… and 2 more; all of them: crm-analytics psql analytics -- -c "(.+?)"', text)
+    assert query and "HTML or XML" in run("psql", "analytics", "--", "-c", query[1])[1]
+
+    for path in strange:
+        path.unlink()
+    code, text = run("refresh", "--from", "2025-01", "--to", "2025-02")
+    assert code == 1 and 'not loaded proref_leads/page.csv: "HTML or XML": web page; accepted: ' in text
+    assert "export it again as CSV" in text and "warning" not in text
+    page.unlink()
+    assert run("refresh", "--from", "2025-01", "--to", "2025-02")[0] == 0
 
 
 def test_reversed_range_is_named(run: Run) -> None:

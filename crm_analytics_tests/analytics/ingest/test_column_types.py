@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
@@ -33,6 +33,7 @@ from crm_analytics.analytics.ingest.values.column_types import (
 )
 from crm_analytics.analytics.ingest.values.dates import read_moment
 from crm_analytics.analytics.ingest.values.timezones import zone
+from crm_analytics_tests.chance import examples
 
 NEW_YORK = ZoneInfo("America/New_York")
 CONTEXT = Context(zone(NEW_YORK), datetime(2025, 12, 20, 17, tzinfo=UTC))
@@ -123,7 +124,7 @@ def test_decimal_comma_only_where_declared():
     ]
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.decimals(min_value=-99999999, max_value=99999999, places=2), st.integers(0, 5))
 def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, form: int):
     """Every accepted spelling of an amount is read as that amount, to the cent."""
@@ -143,7 +144,7 @@ def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, 
 _money_like = st.text(alphabet=st.sampled_from(list("0123456789.,-()$ −\u00a0eN")), max_size=14)
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_money_like, min_size=1, max_size=20))
 def test_fast_money_agrees_with_the_rule(texts: list[str]):
     """Cells that look plain skip the rule, which must give the same values."""
@@ -166,7 +167,7 @@ _id_like = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_id_like, min_size=1, max_size=20))
 @pytest.mark.parametrize("kind", [Text(), Identifier(), JobNumber()])
 def test_fast_texts_agree_with_the_rule(kind: Kind, texts: list[str]):
@@ -238,7 +239,9 @@ def local(text: str) -> datetime:
         ("02/30/2024", REFUSED),
         ("1999-12-31", REFUSED),
         ("2101-01-01 00:00:00", REFUSED),
-        ("0000-00-00", REFUSED),
+        ("0000-00-00", None),
+        ("0000-00-00 00:00:01", REFUSED),
+        ("0001-01-01", REFUSED),
         ("9999-12-31 23:59:59 +0000", REFUSED),
         ("45611.4375", REFUSED),
         ("20241115", REFUSED),
@@ -250,6 +253,43 @@ def local(text: str) -> datetime:
 def test_moments(text: str, expected: object):
     """Times are read exactly or refused: a misread date puts money into the wrong month."""
     assert clean(When(), text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "0000-00-00",
+            "0000-00-00 00:00:00",
+            "0000-00-00T00:00:00.000Z",
+            "0000/00/00",
+            "00/00/0000",
+            "0/0/0000 00:00",
+        ),
+        *(
+            "00.00.0000",
+            "00:00:00",
+            "1/0/1900",
+            "01/00/1900 0:00",
+            "1900-01-00",
+            "12/30/1899",
+            "1899-12-30 00:00:00",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [When(), When(without_year=True), CalendarDay(), CalendarDay(month=True)])
+def test_zero_dates(kind: Kind, text: str):
+    """A date of zeros means that there is none: databases write it, and spreadsheets for an empty cell."""
+    assert clean(kind, text, f" {text} ") == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "00", "0000", "1/1/1900", "2024-00-00", "00/01/2024", "0000-01-00", "00:01:00"]
+)
+def test_what_is_no_zero_date(text: str):
+    """Dates with some zeros are impossible, not absent."""
+    assert clean(When(), text) == [REFUSED]
+    assert clean(CalendarDay(month=True), text) == [REFUSED]
 
 
 def test_day_first_only_where_declared():
@@ -283,7 +323,7 @@ def test_daylight_saving():
     assert cleaned.dst_ambiguous.tolist() == [True, True, False, False, False, False]
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     moment=st.datetimes(datetime(2000, 1, 2), datetime(2100, 12, 30)),
     name=st.sampled_from(
@@ -327,7 +367,7 @@ _moment_like = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_moment_like, min_size=1, max_size=5))
 def test_fast_moments_agree_with_the_rule(texts: list[str]):
     """Timestamps in the plain form skip the rule, which must give the same values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerK
 from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
 from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
-from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
@@ -54,11 +55,16 @@ class FileLoader(SourceSession):
         self.entries = {
             entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
         }
+        #: Contents that people took back, and where they were first.
+        self.withdrawn: dict[str, str] = {}
+        for entry in self.entries.values():
+            if entry.status == "withdrawn":
+                self.withdrawn.setdefault(entry.sha256, entry.path)
         self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
 
     def close(self) -> None:
         """Leaves the session as it was."""
-        if not self.connection.broken:
+        if takes_statements(self.connection):
             self.newer_keys.drop()
 
     def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
@@ -73,13 +79,26 @@ class FileLoader(SourceSession):
             except OSError as error:
                 conclude(_not_readable(file, error))
                 continue
-            copy = self._conclude_copy(item)
-            if copy is not None:
-                conclude(copy)
+            settled = self._conclude_withdrawn(item) or self._conclude_copy(item)
+            if settled is not None:
+                conclude(settled)
             else:
                 to_read.append(item)
         for item in sorted(to_read, key=lambda item: item.order):
             conclude(self._conclude_copy(item) or self._load_file(item))
+
+    def _conclude_withdrawn(self, item: IdentifiedFile) -> FileResult | None:
+        content = item.content
+        if content.sha256 not in self.withdrawn:
+            return None
+        message = withdrawal(self.source.name, self.withdrawn[content.sha256])
+        reading = Reading("withdrawn", self.source.version, message, run_id=self.run_id)
+        with self.connection.transaction():
+            file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
+            quarantine.close_replaced(self.connection, content.path, file_id)
+            ledger.conclude(self.connection, file_id, reading)
+        self._remember(file_id)
+        return FileResult(content.path, reading.status, message, file_id)
 
     def _conclude_copy(self, item: IdentifiedFile) -> FileResult | None:
         twin = find_loaded_copy(item, self.entries.values())
@@ -134,11 +153,18 @@ class FileLoader(SourceSession):
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
         connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
-        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        opened = open_file(
+            file.path,
+            source,
+            exported_at=content.exported_at,
+            timezone=self.timezone,
+            export_named=content.exported_at_from == "name",
+        )
         file_id = ledger.identify(connection, source.name, content, source.version)
         quarantine.close_replaced(connection, content.path, file_id)
         dismissed = quarantine.forget_quarantine(connection, file_id)
         staged = stage(connection, opened, file_id)
+        verdict = staged.verdict()
         merged = merge(staged, newer)
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
@@ -146,8 +172,14 @@ class FileLoader(SourceSession):
         warnings = [
             *([_DATED_BACK] if item.dated_back else []),
             *opened.warnings,
+            *(
+                verdict.warnings(opened.mapping[source.summed], staged.left_out)
+                if verdict and source.summed
+                else []
+            ),
             *merged.warnings,
             *_column_warnings(staged, merged),
+            *([warning for (warning,) in staged.execute(source.review)] if source.review else []),
         ]
         reading = Reading(
             status="loaded",
@@ -158,6 +190,9 @@ class FileLoader(SourceSession):
             unknown_columns=opened.located.match.unknown,
             warnings=warnings,
             counts=merged.counts,
+            stated_total=verdict.stated.amount if verdict else None,
+            accepted_total=round(verdict.stored, 2) if verdict else None,
+            total_agrees=verdict.agrees if verdict else None,
             first_date=merged.first_date,
             last_date=merged.last_date,
             run_id=self.run_id,
@@ -241,6 +276,11 @@ def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
             f" twice; export all {label}s in one form"
         )
     return warnings
+
+
+def withdrawal(source: str, path: str) -> str:
+    """Returns the message for a content that a person took back, which was at this path."""
+    return f"taken back by a person; to load it after all: crm-analytics rebuild {source} --with {shlex.quote(path)}"
 
 
 def _not_readable(file: PendingFile, error: OSError) -> FileResult:

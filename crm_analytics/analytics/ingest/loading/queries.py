@@ -7,10 +7,16 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from crm_analytics.analytics.ingest.sources.declaration import Source
 
 Connection = psycopg.Connection[Any]
+
+
+def takes_statements(connection: Connection) -> bool:
+    """Returns whether the session is between statements. After an interrupt or a lost server it isn't, and must end."""
+    return connection.info.transaction_status == TransactionStatus.IDLE
 
 
 @dataclass
@@ -47,9 +53,16 @@ class SourceSession:
         return self.row(statement, **parts)[0]
 
     def create_temporary(self, name: LiteralString, query: LiteralString, **parts: Any) -> None:
-        """Makes a temporary table of a query's rows, for the rest of the transaction."""
+        """Puts a query's rows into a temporary table, which lasts for the rest of the transaction.
+
+        A later file of the transaction uses the table again, because each new one would need further locks until its
+        end, and the server has only so many.
+        """
         self.execute(
-            "DROP TABLE IF EXISTS pg_temp.{name}; CREATE TEMP TABLE {name} ON COMMIT DROP AS " + query,
+            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS "
+            + query
+            + " WITH NO DATA; TRUNCATE pg_temp.{name}; INSERT INTO pg_temp.{name} "
+            + query,
             name=sql.Identifier(name),
             **parts,
         )
