@@ -18,7 +18,7 @@ from rich.markup import escape
 from crm_analytics.cli import crm as crm_commands
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url, embedded
-from crm_analytics.core.settings import DATABASES, parse_month, settings
+from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
 
 PIPED_WIDTH = 120  #: a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
@@ -226,7 +226,12 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @main.command()
 @click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
-def up(port: int, host: str) -> None:
+@click.option(
+    "--path-prefix",
+    metavar="PATH",
+    help="Path of the UI behind a reverse proxy, e.g. /dagster; DAGSTER_WEBSERVER_PATH_PREFIX by default.",
+)
+def up(port: int, host: str, path_prefix: str | None) -> None:
     """Serve the Dagster UI and its daemon on your own data.
 
     The daemon runs sensors, schedules and backfills: files load when you drop them into LANDING_DIR.
@@ -234,7 +239,7 @@ def up(port: int, host: str) -> None:
     from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
 
-    config = settings()
+    config = settings() if path_prefix is None else Settings(dagster_webserver_path_prefix=path_prefix)
     _refuse_taken(host, port)
     migrate_both(config, console)
     config.landing_dir.mkdir(parents=True, exist_ok=True)
