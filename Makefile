@@ -53,6 +53,7 @@ fuzz: $(VENV)/.installed
 generate: $(VENV)/.installed
 	@home=$$(mktemp -d) && trap '$(BIN)/crm-analytics stop >/dev/null; rm -rf "$$home"' EXIT && \
 	export CRM_ANALYTICS_HOME="$$home" CRM_ANALYTICS_ENV_FILE=/dev/null ANALYTICS_DATABASE_URL= CRM_DATABASE_URL= && \
+	$(BIN)/python -m crm_analytics.core.list_objects && \
 	$(BIN)/python -m crm_analytics.dashboards.generate && \
 	$(BIN)/crm-analytics migrate analytics && \
 	$(BIN)/python -m crm_analytics.analytics.warehouse.data_model_doc > "$$home/page" && \

@@ -42,7 +42,7 @@ INSERT INTO bench.daily_metrics (date, source, segment, jobs, units, repairs, le
 SELECT date, source, segment, sum(jobs), sum(units), sum(repairs), sum(leads), sum(cost), sum(revenue)
 FROM (
     SELECT f.job_date AS date,
-        coalesce(a.source, CASE f.source_folded WHEN '' THEN 'Unattributed' ELSE initcap(f.source_folded) END) AS source,
+        coalesce(a.source, n.shown, CASE f.source_folded WHEN '' THEN 'Unattributed' ELSE f.source_folded END) AS source,
         CASE WHEN f.type_folded ~ '\\mcod\\M' THEN 'COD' WHEN f.type_folded ~ '\\mins\\M' THEN 'INS' ELSE 'OTHER' END
             AS segment,
         f.jobs, CASE WHEN f.type_folded IN ('cod service', 'ins service') THEN f.jobs ELSE 0 END AS units,
@@ -54,6 +54,7 @@ FROM (
         0::numeric AS cost, f.revenue
     FROM {folded} f
     LEFT JOIN analytics.channel_aliases a ON a.alias_folded = f.source_folded
+    LEFT JOIN analytics.source_names n ON n.folded = f.source_folded
     LEFT JOIN analytics.lead_channels c ON c.source = a.source
     UNION ALL
     SELECT paid_date, 'Unattributed', 'OTHER', 0, 0, 0, 0, 0, sum(amount)

@@ -13,6 +13,7 @@ from crm_analytics.core.database import connect, database_url
 from crm_analytics.core.settings import PROJECT_DIR, settings
 from crm_analytics.core.wording import counted
 from crm_analytics.crm import generate
+from crm_analytics.crm.migrating.adoption import refuse_lost_record
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.migrating.scratch_database import scratch_database
 from crm_analytics.crm.proof import attacks, invariants
@@ -40,6 +41,9 @@ def migrate(
         return 0
     if check:
         status = migrations.status("crm", url=url)
+        if status.version is None:
+            with psycopg.connect(url, autocommit=True) as connection:
+                refuse_lost_record(connection)
         if status.pending:
             echo(f"pending: {', '.join(status.pending)}. Run: crm-analytics migrate crm")
             return 1

@@ -56,7 +56,7 @@ class _Commands(click.Group):
         except migrations.NotMigrated as error:
             errors.print(f"[red]not migrated[/]: {escape(str(error))}", highlight=False)
         except migrations.MigrationError as error:
-            errors.print(f"[red]migration refused[/]: {error}", highlight=False)
+            errors.print(f"[red]migration refused[/]: {escape(str(error))}", highlight=False)
         except psycopg.OperationalError as error:
             errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
         except psycopg.Error as error:

@@ -11,13 +11,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from crm_analytics.cli.databases import require_storage
 from crm_analytics.core.database import resolved
 from crm_analytics.core.settings import PROJECT_DIR, Settings
 
-PATIENCE = 30  # seconds that Dagster's processes have to stop by themselves
+PATIENCE = 30  #: seconds that runs have to end after an interrupt
+FAREWELL = 10  #: seconds that interrupted runs have to say so, and Dagster's processes to stop
 
 
 def why_not_free(host: str, port: int) -> str | None:
@@ -58,19 +60,71 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
     interrupted: list[float] = []
 
     def stop(*_: object) -> None:
+        if not interrupted:
+            console.print(f"stopping: runs have {PATIENCE} seconds to end (Ctrl+C again ends them now)")
+            process.send_signal(signal.SIGINT)
         interrupted.append(time.monotonic())
-        process.send_signal(signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    code: int | None = None
-    while code is None:
-        try:
-            code = process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            if interrupted and time.monotonic() - interrupted[0] > PATIENCE:
-                break
-    # ends whatever it started and left behind; Dagster marks a run that this cuts off as failed
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    watcher = _end_group_after_us(process.pid)
+    served: set[int] = set()
+    while process.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        if not interrupted:
+            _replace_dead_code_server(process.pid, served)
+        elif len(interrupted) > 1 or time.monotonic() - interrupted[0] > PATIENCE:
+            break
+    code = process.poll()
+    _end_group(process)
+    watcher.kill()
+    watcher.wait()
     return process.wait() if code is None else code
+
+
+def _replace_dead_code_server(dagster: int, served: set[int]) -> None:
+    """Ends the proxy of a code server that has died: `dagster dev` starts a dead proxy again, but never looks behind it.
+
+    Args:
+        dagster: the process id of `dagster dev`.
+        served: the proxies that had a code server when they were last looked at.
+    """
+    with suppress(psutil.Error):
+        for proxy in psutil.Process(dagster).children():
+            if "code-server" not in _words(proxy):
+                continue
+            if any("grpc" in _words(server) for server in proxy.children()):
+                served.add(proxy.pid)
+            elif proxy.pid in served:
+                proxy.kill()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Returns the words of the process's command; none for one that has ended."""
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def _end_group_after_us(group: int) -> subprocess.Popen[bytes]:
+    """Starts a watcher that ends Dagster if this process is killed: nobody could stop it then, and it keeps the port.
+
+    The watcher waits for the end of a pipe that this process alone can write to.
+    """
+    script = f"read -r _; kill -s TERM -- -{group}; sleep {FAREWELL}; kill -s KILL -- -{group}"
+    return subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """Ends whatever Dagster started and left behind; runs have time to store that they were interrupted."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        deadline = time.monotonic() + FAREWELL
+        while time.monotonic() < deadline:
+            leader.poll()
+            os.killpg(leader.pid, 0)
+            time.sleep(0.1)
+        os.killpg(leader.pid, signal.SIGKILL)

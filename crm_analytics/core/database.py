@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -32,6 +33,16 @@ def database_url(database: str, config: Settings | None = None) -> str:
 def connect(database: str, config: Settings | None = None, **options: Any) -> psycopg.Connection[Any]:
     """Opens a psycopg connection to `analytics`, `crm` or `dagster`; options as for `psycopg.connect`."""
     return psycopg.connect(database_url(database, config), **options)
+
+
+def end_with_client(connection: psycopg.Connection[Any]) -> None:
+    """Lets the server end the session soon after this process has died, not when its statement or wait is over.
+
+    Until then it would hold its locks, and whoever repeats the work would wait for them.
+    """
+    # a server on Windows cannot do it
+    with suppress(psycopg.errors.InvalidParameterValue):
+        connection.execute("SET client_connection_check_interval = '5s'")
 
 
 def incarnation(connection: psycopg.Connection[Any]) -> str:

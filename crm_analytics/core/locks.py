@@ -4,6 +4,7 @@ A lock's key is its hashed name: `hashtextextended(name, 0)`. Python takes those
 constant or function here, SQL takes these:
 
 - `analytics:payment_links`: while payments are linked to jobs (raw.lock_links)
+- `analytics:source_names`: while names of new sources are noted (analytics.note_source_names)
 - `analytics:channel_rules`: while a channel rule is checked against the others (analytics.one_channel_per_shared_rule)
 - `crm:customer:phone:<digits>`, `crm:customer:email:<address>`: while a lead finds or creates its customer
 - `crm:checkout:<reference>`: while a checkout looks for an earlier one with its payment reference
@@ -18,6 +19,11 @@ from datetime import date
 MIGRATION = "migration"
 #: One demo at a time writes CRM activity.
 DEMO_ACTIVITY = "crm:demo_activity"
+
+
+def run_worker(run_id: str) -> str:
+    """Returns the lock that a run's worker holds in Dagster's database for as long as it lives."""
+    return f"dagster:run:{run_id}"
 
 
 def load(source: str) -> str:

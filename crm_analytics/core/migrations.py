@@ -2,9 +2,9 @@
 
 A file is named `NNNN_what_it_does.sql`; its number is its Alembic revision, and follows the number before it. Each
 file runs in its own transaction, all of them under one advisory lock. The checksum of every applied file is stored: a
-file that changed after it ran is refused, because databases would silently differ. `server.sql` beside the migrations
-has what belongs to the server (roles, settings); it runs first, every time. docs/decisions/migrations-as-sql.md has the
-reasons.
+file that changed after it ran is refused, because databases would silently differ; so is a database that lacks what the
+record of applied files says it has. `server.sql` beside the migrations has what belongs to the server (roles,
+settings); it runs first, every time. docs/decisions/migrations-as-sql.md has the reasons.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import sqlalchemy as sa
@@ -27,6 +27,7 @@ from alembic.script import Script, ScriptDirectory
 
 from crm_analytics.core import locks
 from crm_analytics.core.database import database_url
+from crm_analytics.core.migrated_objects import MigratedObjects, found, remedy
 from crm_analytics.core.settings import SQL_DIR, Settings, settings
 from crm_analytics.core.wording import counted
 
@@ -139,12 +140,12 @@ def migrate(
         report: receives a line per applied file, and the warnings of the server's part.
 
     Raises:
-        MigrationError: the server is too old, an applied file changed, the database was made with another business
-            timezone, a restore lost its roles, or another session does not release the lock.
+        MigrationError: the server is too old, an applied file changed, the database lacks what its record says it
+            has, it was made with another business timezone, a restore lost its roles, or another session does not
+            release the lock.
     """
     config = config or settings()
     url = url or database_url(database, config)
-    schema = VERSION_SCHEMA[database]
     files = migration_files(database)
     with psycopg.connect(url, autocommit=True) as guard:
         if guard.info.server_version < MINIMUM_SERVER:
@@ -153,31 +154,26 @@ def migrate(
             )
         _take_lock(guard, report)
         apply_server_part(guard, database, report)
-        _prepare_bookkeeping(guard, schema)
-        _refuse_changed_files(guard, schema, files)
+        _recorded(guard, database, files)
+        prepare_bookkeeping(guard, database)
         if before is not None:
             with psycopg.connect(url) as connection:
                 before(connection)
         _run_alembic(database, url, files, report)
         if database == "analytics":
             _remember_timezone(guard, config.business_timezone)
-        return _status(guard, schema, files)
+        return _status(_recorded(guard, database, files), files)
 
 
 def status(database: str, *, config: Settings | None = None, url: str | None = None) -> Status:
     """Returns what is applied and what is pending. Reads only.
 
     Raises:
-        MigrationError: if a file changed after it was applied.
+        MigrationError: if a file changed after it was applied, or the database lacks what its record says it has.
     """
     files = migration_files(database)
-    schema = VERSION_SCHEMA[database]
     with psycopg.connect(url or database_url(database, config), autocommit=True) as connection:
-        known = connection.execute("SELECT to_regclass(%s)", [f"{schema}.migration_files"]).fetchone()
-        if not known or known[0] is None:
-            return Status(None, (), tuple(file.name for file in files))
-        _refuse_changed_files(connection, schema, files)
-        return _status(connection, schema, files)
+        return _status(_recorded(connection, database, files), files)
 
 
 def require_migrated(database: str, *, config: Settings | None = None, url: str | None = None) -> None:
@@ -185,7 +181,7 @@ def require_migrated(database: str, *, config: Settings | None = None, url: str 
 
     Raises:
         NotMigrated: if one is pending.
-        MigrationError: if a file changed after it was applied.
+        MigrationError: if a file changed after it was applied, or the database lacks what its record says it has.
     """
     pending = status(database, config=config, url=url).pending
     if pending:
@@ -267,7 +263,9 @@ def _lock_holder(connection: psycopg.Connection[Any]) -> str:
     return f"process {row[0]}, role {row[1]}" if row else "no process any more"
 
 
-def _prepare_bookkeeping(connection: psycopg.Connection[Any], schema: str) -> None:
+def prepare_bookkeeping(connection: psycopg.Connection[Any], database: str) -> None:
+    """Creates the record of applied files, if there is none."""
+    schema = VERSION_SCHEMA[database]
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(
         f"""
@@ -281,8 +279,45 @@ def _prepare_bookkeeping(connection: psycopg.Connection[Any], schema: str) -> No
     )
 
 
-def _refuse_changed_files(connection: psycopg.Connection[Any], schema: str, files: list[SqlFile]) -> None:
-    applied = dict(connection.execute(f"SELECT version, sha256 FROM {schema}.migration_files").fetchall())
+def _recorded(connection: psycopg.Connection[Any], database: str, files: list[SqlFile]) -> dict[str, str]:
+    """Returns the checksums of the applied files by version, which are none if there is no record.
+
+    Raises:
+        MigrationError: if the record doesn't fit the files, or the database doesn't fit the record.
+    """
+    schema = VERSION_SCHEMA[database]
+    with connection.transaction():
+        # one snapshot: a migration may be running
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        there = found(connection, database)
+        tables = connection.execute(
+            "SELECT to_regclass(%s), to_regclass(%s)",
+            [f"{schema}.migration_files", f"{schema}.alembic_version"],
+        ).fetchone()
+        assert tables is not None
+        applied, newest = dict[str, str](), None
+        if tables[0]:
+            applied = dict(
+                connection.execute(f"SELECT version, sha256 FROM {schema}.migration_files").fetchall()
+            )
+        if tables[1]:
+            newest = connection.execute(f"SELECT max(version_num) FROM {schema}.alembic_version").fetchone()
+    _refuse_changed_files(applied, files)
+    objects = MigratedObjects.read(SQL_DIR / database)
+    problem = objects.contradiction(applied, there, {file.version: file.name for file in files})
+    if problem is None and (newest[0] if newest else None) != max(applied, default=None):
+        problem = (
+            f"the {database} database has two records of its migrations that disagree: {schema}.migration_files says "
+            f"{max(applied, default='nothing')}, {schema}.alembic_version says {(newest and newest[0]) or 'nothing'}. "
+            "One of them was changed by hand, or only a part of a backup was restored. Nothing was changed. Now: "
+            + remedy(database)
+        )
+    if problem:
+        raise MigrationError(problem)
+    return applied
+
+
+def _refuse_changed_files(applied: Mapping[str, str], files: list[SqlFile]) -> None:
     for file in files:
         if file.version in applied and applied[file.version] != file.sha256():
             raise MigrationError(
@@ -306,6 +341,8 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
         assert isinstance(raw, psycopg.Connection)
 
         def run(file: SqlFile) -> None:
+            if database == "analytics":
+                _hold_refreshes(raw)
             # on the raw connection: psycopg takes a whole file in one go
             try:
                 raw.execute(file.text().encode())
@@ -313,6 +350,8 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
                 raise MigrationError(f"{file.name}: {error}") from error
             record_applied(raw, database, file)
             report(f"applied {file.name}")
+            if database == "analytics":
+                _queue_every_month(raw, file, report)
 
         scripts = _SqlScripts(database, files, run)
 
@@ -331,10 +370,38 @@ def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable
         connection.commit()
 
 
-def _status(connection: psycopg.Connection[Any], schema: str, files: list[SqlFile]) -> Status:
-    applied = [v for (v,) in connection.execute(f"SELECT version FROM {schema}.migration_files ORDER BY 1")]
+def _hold_refreshes(connection: psycopg.Connection[Any]) -> None:
+    """Makes refreshes wait until the transaction ends: a month that appears meanwhile would be computed by old rules.
+
+    Before the file runs, because a refresh takes this lock first, too, and may wait for what the file locks.
+    """
+    if _exists(connection, "to_regclass('analytics.lead_channels')"):
+        connection.execute("LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE")
+
+
+def _queue_every_month(
+    connection: psycopg.Connection[Any], file: SqlFile, report: Callable[[str], None]
+) -> None:
+    """Makes every month stale, in the file's transaction, because the file may have changed a rule."""
+    if not _exists(connection, "to_regprocedure('analytics.queue_every_month(text)')"):
+        return
+    cause = f"migration {file.name}"
+    connection.execute("SELECT analytics.queue_every_month(%s)", [cause])
+    found = connection.execute("SELECT count(*) FROM analytics.stale_months WHERE cause = %s", [cause])
+    (months,) = found.fetchone() or (0,)
+    if months:
+        report(
+            f"{counted(months, 'month')} will be computed again, because {file.name} may have changed a rule"
+        )
+
+
+def _exists(connection: psycopg.Connection[Any], name: LiteralString) -> bool:
+    return connection.execute("SELECT " + name + " IS NOT NULL").fetchone() == (True,)
+
+
+def _status(applied: Collection[str], files: list[SqlFile]) -> Status:
     return Status(
-        version=applied[-1] if applied else None,
+        version=max(applied, default=None),
         applied=tuple(file.name for file in files if file.version in applied),
         pending=tuple(file.name for file in files if file.version not in applied),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
+from crm_analytics.core.rule_texts import rule_text
 from crm_analytics.dashboards.column_formats import COLUMNS, DOLLARS
 from crm_analytics.dashboards.panels import (
     AMBER,
@@ -32,12 +33,13 @@ SEGMENTS = (
 )
 TARGET = "A target for ALL is compared only with an unfiltered selection."
 MEASURES = {
-    "leads": "Leads: eLocals leads with a cost, Pro Referral leads that weren't passed, jobs from Google and "
-    "Retention, and units from Rely, NSA and Liberty.",
-    "units": "Units: jobs of type COD Service or INS Service, in any status.",
-    "repairs": "Repairs: jobs of type COD Repair or INS Repair, and COD Service jobs with more than $100.00 paid.",
-    "cost": "Cost: eLocals charges, $20 per Pro Referral lead, and Google spend. Other sources cost nothing.",
-    "revenue40": "Revenue40: 40% of the payments for jobs created in the period, less refunds.",
+    "leads": "Leads: what each channel's rule in analytics.lead_channels counts, its jobs, its units or the leads that "
+    "it sold; other sources have none.",
+    "units": f"{rule_text('is_unit')} In any status.",
+    "repairs": rule_text("is_repair"),
+    "cost": "Cost: what each channel's rule in analytics.lead_channels says: the leads' own prices, a price per lead, or "
+    "Google's spend. Other sources cost nothing.",
+    "revenue40": f"{rule_text('revenue40')} Gross revenue: payments for jobs created in the period, less refunds.",
     "profit": "Profit: Revenue40 − cost.",
     "cpl": "CPL (cost per lead): cost / leads.",
     "calls": "Calls: phone calls by date, and by the source that their flow belongs to.",
@@ -272,9 +274,10 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Reconciliation",
-            "Compares each layer with the one below, for the chosen month: the metrics with jobs, calls and payments "
+            "Compares each layer with the one below, for the chosen month: daily metrics with jobs, calls and payments "
             "counted in the raw tables (payments of the month's jobs, and payments in the month with an unknown job), "
-            "and monthly with daily metrics. Differences must be 0 unless the month is stale.",
+            "daily metrics with the facts, and monthly with daily metrics. A difference adds up what differs in any row, "
+            "so totals may agree. It must be 0 unless the month is stale.",
             query("reconciliation"),
             ("measure", "expected", "found", "difference"),
         ), 12, 8,

@@ -21,7 +21,8 @@ import dagster as dg
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
-from crm_analytics.orchestration.failures import root_cause
+from crm_analytics.orchestration.failures import run_failure
+from crm_analytics.orchestration.retries import outlook
 
 MOST_AT_ONCE = 20  #: alerts per message; Slack accepts 50 blocks
 LONGEST_TEXT = 2800  #: characters per block; Slack accepts 3000
@@ -178,6 +179,8 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
     ).records
     for record in records:
         run = instance.get_run_by_id(record.run_id)
+        failure = run_failure(instance, record.run_id)
+        next_step = outlook(run, failure) if run else ""
         months = " to ".join(
             run.tags[tag]
             for tag in ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -186,17 +189,9 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
         yield Alert(
             f"run {record.run_id}",
             f"Run failed: {run.job_name if run else record.run_id}" + (f", {months}" if months else ""),
-            _why(instance, record.run_id) or record.event_log_entry.user_message or "no message",
+            f"{failure.reason}\n{next_step}".strip(),
             record.run_id,
         )
-
-
-def _why(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Returns why the run's steps failed, one step per line."""
-    events = (
-        entry.dagster_event for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-    )
-    return "\n".join(f"{event.step_key}: {root_cause(event)}" for event in events if event)
 
 
 def _failed_checks(

@@ -19,6 +19,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 
 from crm_analytics.core.database import database_url, sqlalchemy_url
 from crm_analytics.core.settings import PROJECT_DIR, Settings
+from crm_analytics.orchestration.worker_lock import WatchedRunStorage
 
 EVENT_BATCH_SIZE = 1000
 
@@ -51,6 +52,8 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
+        # in place of the one that it has made, and with that one's tables
+        self._run_storage: WatchedRunStorage = WatchedRunStorage(postgres_url)
         self._storages = (self._run_storage, self._event_log_storage, self._schedule_storage)
         for storage in self._storages:
             storage._engine = sa.create_engine(
@@ -64,6 +67,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
     def close(self) -> None:
         """Closes the kept connections."""
+        self._run_storage.release_all()
         for storage in self._storages:
             storage._engine.dispose()
 

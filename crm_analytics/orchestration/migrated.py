@@ -20,7 +20,7 @@ def migrated_url(database: str, config: Settings, migrate: Callable[[str], objec
         migrate: brings the database at an address to the newest version. It is called for an embedded database only.
 
     Raises:
-        dg.Failure: not retried, if a configured database has migrations to run, or its migrations are not ours.
+        dg.Failure: if a configured database has migrations to run, or its migrations are not ours.
     """
     url = database_url(database, config)
     if url not in _found_migrated:
@@ -29,6 +29,6 @@ def migrated_url(database: str, config: Settings, migrate: Callable[[str], objec
                 migrate(url)
             migrations.require_migrated(database, url=url)
         except migrations.MigrationError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise dg.Failure(str(error)) from error
         _found_migrated.add(url)
     return url

@@ -23,7 +23,8 @@ REVIEWS = Source(
     key=Key("review", ("review_id",)),
     date_column="review_date",
     filename_patterns=(r"\breviews?\b",),
-    foreign_headers=frozenset({"leadid", "jobnumber"}),
+    own_headers=("Review ID",),
+    foreign_headers=("Lead ID", "Job #"),
     late_after_hours=24 * 7,
     migration="0007_reviews.sql",
 )

@@ -59,7 +59,7 @@ def test_files_are_recognized_and_loaded(landing: Landing) -> None:
     landing.write("reviews/1.csv", text(HEADER, [review(1), review(2)]), day=1)
     landing.write("all reviews.csv", text(HEADER, [review(2, "4"), review(3)]), day=2)
     landing.write("export.csv", text(HEADER, [review(4), review(4)]), day=3)
-    landing.write("other.csv", text((*HEADER, "Lead ID"), [(*review(5), "L1")]), day=4)
+    landing.write("other.csv", text((*HEADER, "Lead ID", "Job #"), [(*review(5), "L1", "7")]), day=4)
     result = landing.load("reviews")
     assert [(file.path, file.counts.inserted, file.counts.updated) for file in result.files] == [
         ("reviews/1.csv", 2, 0),

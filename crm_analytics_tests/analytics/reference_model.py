@@ -115,12 +115,23 @@ def folded(text: str | None) -> str:
     return " ".join((text or "").split()).casefold()
 
 
-def source_name(given: str | None, aliases: Mapping[str, str]) -> str:
-    """Returns the alias, else the folded text with capital initials, else Unattributed."""
+def shown_names(warehouse: Warehouse) -> dict[str, str]:
+    """Returns how each name is spelled: as people typed it, else as in the first row that has it.
+
+    The database knows which row came first and this model does not, so comparisons fold names.
+    """
+    typed = [*(channel.source for channel in warehouse.channels), *warehouse.aliases.values()]
+    given = [*(job.source for job in warehouse.jobs), *(call.flow for call in warehouse.calls)]
+    names = {"": "Unattributed", "unattributed": "Unattributed"}
+    for name in [*typed, *given]:
+        names.setdefault(folded(name), " ".join((name or "").split()))
+    return names
+
+
+def source_name(given: str | None, aliases: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Returns the name of a source or flow: by its alias if it has one, spelled as in `names`."""
     text = folded(given)
-    if not text:
-        return "Unattributed"
-    return aliases.get(text) or re.sub(r"[^\W_]+", lambda word: word[0].capitalize(), text)
+    return names[folded(aliases.get(text, text))]
 
 
 def segment(job_type: str | None) -> str:
@@ -244,7 +255,7 @@ def _ratio(part: int | Decimal, whole: int) -> Fraction | None:
 def daily_metrics(warehouse: Warehouse) -> Metrics:
     """Returns `analytics.daily_metrics` by (date, source, segment): rows exactly where a measure is not zero."""
     table: defaultdict[Key, Measures] = defaultdict(Measures)
-    channels, aliases = warehouse.channels, warehouse.aliases
+    channels, aliases, names = warehouse.channels, warehouse.aliases, shown_names(warehouse)
 
     paid: defaultdict[str | None, Decimal] = defaultdict(Decimal)
     known = {job.job_id for job in warehouse.jobs}
@@ -255,7 +266,7 @@ def daily_metrics(warehouse: Warehouse) -> Metrics:
             table[payment.paid_date, "Unattributed", "OTHER"].revenue_gross += payment.amount
 
     for job in warehouse.jobs:
-        source = source_name(job.source, aliases)
+        source = source_name(job.source, aliases, names)
         row = table[job.job_date, source, segment(job.type)]
         row.jobs += 1
         row.units += is_unit(job)
@@ -268,7 +279,7 @@ def daily_metrics(warehouse: Warehouse) -> Metrics:
                 row.cost += rule.cost_per_lead or 0
 
     for call in warehouse.calls:
-        table[call.call_date, source_name(call.flow, aliases), "OTHER"].calls += 1
+        table[call.call_date, source_name(call.flow, aliases, names), "OTHER"].calls += 1
 
     for lead in warehouse.elocals_leads:
         if lead.cost is not None and lead.cost > 0:
@@ -368,6 +379,33 @@ def spend_after(files: Iterable[ExportFile[Spend]]) -> dict[tuple[date, str], Sp
             own[row.month][row.month, row.campaign] = row
         months.update(own)
     return {key: row for rows in months.values() for key, row in rows.items()}
+
+
+@dataclass(frozen=True)
+class SpendRecord:
+    """A record of a spend report on one month."""
+
+    #: What the table's key has of it.
+    campaign: tuple[str, ...]
+    #: A cell by which a report is known to split spend.
+    known_split: str
+    #: Any other cell.
+    other: str
+    amount: Decimal
+
+
+def spend_of_report(records: Sequence[SpendRecord], total: Decimal | None) -> Decimal | None:
+    """Returns the sum of a spend report, or None if the report is refused.
+
+    Its own total decides whether identical records count. Without a total they count once, and other records of one
+    campaign must differ in a known split.
+    """
+    everything = sum((record.amount for record in records), Decimal(0))
+    once = sum((record.amount for record in set(records)), Decimal(0))
+    if total is not None:
+        return total if total in (everything, once) else None
+    parts = [(record.campaign, record.known_split) for record in set(records)]
+    return once if len(parts) == len(set(parts)) else None
 
 
 def covered_to(month: date, exported_on: date) -> date:

@@ -120,14 +120,15 @@ def payment_line(row: PaymentRow, style: int, bad: bool) -> Line:
     return Line(tuple(cells.items()), None if bad else kept)
 
 
-def call_line(caller: str, day: date, flow: str | None, minute: int, bad: bool) -> Line:
+def call_line(caller: str, day: date, flow: str | None, minute: int, seconds: int, bad: bool) -> Line:
     suffix = {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th") if day.day not in (11, 12, 13) else "th"
     at = f"{day:%a %b} {day.day}{suffix}, 03:{minute:02}PM"
     cells = {
         "From": "", "From number": caller, "To": "", "To number": "(718) 555-0100", "Time": "noon" if bad else at,
-        "Flow": flow or "", "Answered": "Rita", "Job": "", "Duration": "3 Min 25 Sec",
+        "Flow": flow or "", "Answered": "Rita", "Job": "", "Duration": f"{seconds} Sec",
     }  # fmt: skip
-    return Line(tuple(cells.items()), None if bad else ((caller, day, minute), Call(day, tidy(flow))))
+    says = ((caller, day, minute), seconds, Call(day, tidy(flow)))
+    return Line(tuple(cells.items()), None if bad else says)
 
 
 def elocals_line(lead_id: str, day: date, cost: Decimal | None, bad: bool) -> Line:
@@ -153,7 +154,8 @@ job_lines = st.builds(job_line, corrections.jobs, st.booleans(), rarely)
 payment_lines = st.builds(payment_line, corrections.payments, st.integers(0, 2), rarely)
 call_lines = st.builds(
     call_line, st.sampled_from(["(212) 555-0101", "(212) 555-0102"]), corrections.days,
-    st.sampled_from(["eLocals", "GoogleAds", "Forward to Dispatch", None]), st.sampled_from([5, 6]), rarely,
+    st.sampled_from(["eLocals", "GoogleAds", "Forward to Dispatch", None]), st.sampled_from([5, 6]),
+    st.sampled_from([205, 45]), rarely,
 )  # fmt: skip
 elocals_lines = st.builds(elocals_line, st.sampled_from("abcd"), corrections.days, corrections.costs, rarely)
 proref_lines = st.builds(
@@ -213,10 +215,13 @@ def arrivals(draw: st.DrawFn) -> list[Written]:
 
 
 def with_occurrence(file: ExportFile[Any]) -> ExportFile[Any]:
-    """Gives calls a key, since they have no id: what they are made of, and their occurrence in the file."""
+    """Gives calls a key, since they have no id: numbers and minute, and their place among the calls of that minute.
+
+    Those count by duration, and then in the order of the file.
+    """
     seen: Counter[Any] = Counter()
     rows = []
-    for basis, call in file.rows:
+    for basis, _, call in sorted(file.rows, key=lambda row: row[1]):
         seen[basis] += 1
         rows.append(((basis, seen[basis]), call))
     return ExportFile(file.exported_at, file.path, tuple(rows))

@@ -109,17 +109,24 @@ def test_summary_and_reconciliation_are_clean_then_find_a_difference(grafana, wo
         "difference": 0,
     }  # fmt: skip
     assert 0 <= summary["seconds_since_refresh"] < 600
-    found = {row["measure"].split(":")[0]: row for row in rows(grafana, "reconciliation", choice)}
-    assert found["Jobs"]["expected"] == found["Jobs"]["found"] == 4
-    assert found["Calls"]["expected"] == 1
-    assert found["Payments in dollars"]["expected"] == Decimal("230.75")
+    found = {row["measure"]: row for row in rows(grafana, "reconciliation", choice)}
+    for layers in (
+        "raw against daily metrics",
+        "facts against daily metrics",
+        "daily against monthly metrics",
+    ):
+        assert found[f"Jobs: {layers}"]["expected"] == found[f"Jobs: {layers}"]["found"] == 4
+        assert found[f"Calls: {layers}"]["expected"] == 1
+    assert found["Payments in dollars: raw against daily metrics"]["expected"] == Decimal("230.75")
+    assert found["Gross revenue in dollars: facts against daily metrics"]["expected"] == Decimal("230.75")
     world.execute(
         "UPDATE analytics.daily_metrics SET revenue_gross = revenue_gross + 7.5 WHERE source = 'Google' AND jobs > 0"
     )
     found = {row["measure"]: row["difference"] for row in rows(grafana, "reconciliation", choice)}
     assert found["Payments in dollars: raw against daily metrics"] == Decimal("7.50")
-    assert found["Gross revenue in dollars: daily against monthly metrics"] == Decimal("-7.50")
-    assert rows(grafana, "trust_summary", choice)[0]["difference"] == Decimal("15.00")
+    assert found["Gross revenue in dollars: facts against daily metrics"] == Decimal("7.50")
+    assert found["Gross revenue in dollars: daily against monthly metrics"] == Decimal("7.50")
+    assert rows(grafana, "trust_summary", choice)[0]["difference"] == Decimal("22.50")
 
 
 def test_stale_months_appear_and_go(grafana, world, choice):

@@ -137,4 +137,6 @@ def test_checks_that_mean_wrong_numbers_block() -> None:
     blocking = {
         key.name for key in GRAPH.asset_check_keys if GRAPH.get(key).blocking and key.asset_key in ANALYTICS
     }
-    assert blocking == {"payments_linked", "revenue_adds_up", "daily_values_sane", "daily_adds_up_to_monthly"}
+    assert blocking == {
+        "payments_linked", "revenue_adds_up", "metrics_equal_facts", "daily_values_sane", "daily_adds_up_to_monthly",
+    }  # fmt: skip

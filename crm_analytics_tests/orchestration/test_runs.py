@@ -91,6 +91,20 @@ def test_refused_file_fails_its_check_and_stops_nothing_else(platform: Platform)
     assert found["jobs.files_read"] and found["jobs.unrecognized_files"], "the remedy turns them green"
 
 
+def test_total_that_disagrees_fails_its_check(platform: Platform) -> None:
+    """A file whose own total isn't what is accepted of it fails a check as an error, until it has new content."""
+    row = "p1,AAAAAA,10.00,2024-10-01,paid"
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, row, "Total,,12.00,,")
+    result = platform.run(OCTOBER, OCTOBER)
+    assert result.success and platform.query("SELECT count(*) FROM raw.payments") == [(1,)]
+    evaluation = next(c for c in result.get_asset_check_evaluations() if not c.passed)
+    assert (evaluation.asset_key.path[-1], evaluation.check_name) == ("payments", "file_totals")
+    assert evaluation.severity == dg.AssetCheckSeverity.ERROR and not evaluation.blocking
+    assert "payments/p.csv | 12.00 | 10.00 | -2.00" in str(evaluation.metadata["sample"].value)
+    platform.drop("payments/p.csv", PAYMENTS_HEADER, row, "Total,,10.00,,")
+    assert checks(platform.run(OCTOBER, OCTOBER))["payments.file_totals"]
+
+
 def test_checks_find_what_they_are_for(platform: Platform) -> None:
     """Each warning fails on data that provokes it; a check that never fails proves nothing."""
     platform.drop(

@@ -41,8 +41,12 @@ CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
 RETURN (SELECT (now() AT TIME ZONE b.timezone)::date FROM analytics.business b);
 COMMENT ON FUNCTION analytics.today IS 'The current local date in the business timezone.';
 
+CREATE FUNCTION raw.tidy(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN btrim(regexp_replace(value, '[\s\u00a0]+', ' ', 'g'));
+COMMENT ON FUNCTION raw.tidy IS 'A text trimmed, with inner white space collapsed.';
+
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN lower(btrim(regexp_replace(coalesce(value, ''), '[\s\u00a0]+', ' ', 'g')));
+RETURN lower(raw.tidy(coalesce(value, '')));
 COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
@@ -73,6 +77,9 @@ CREATE TABLE raw.source_files (
     superseded int NOT NULL DEFAULT 0,
     quarantined int NOT NULL DEFAULT 0,
     summary_lines int NOT NULL DEFAULT 0,
+    stated_total numeric,
+    accepted_total numeric,
+    total_agrees boolean,
     first_date date,
     last_date date,
     run_id text,
@@ -113,11 +120,15 @@ SELECT analytics.describe('{raw.source_files}', $$
     inserted: Records that made a new row.
     updated: Records that changed a row of an older export.
     unchanged: Records equal to the row already in the table.
-    duplicates: Identical records with the same key, beyond the first.
+    duplicates: Identical records with the same key, beyond the first. In Google spend, records identical in every
+        cell, unless the file's total includes them.
     superseded: Records that differ from what a newer export already loaded for their key; for Google spend also
         those of a month with quarantined records, if another file has the complete month.
     quarantined: Records in raw.rejected_rows.
     summary_lines: Lines with totals, which are skipped.
+    stated_total: The file's own total, of several the narrowest that covers its records; NULL if it has none.
+    accepted_total: The sum of its accepted records, repeats left out; NULL if it has no total.
+    total_agrees: Whether the two agree within half a cent for each record; NULL if it has no total.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     run_id: The Dagster run that read the file; NULL if none did.
@@ -192,7 +203,7 @@ COMMENT ON TABLE raw.vanished_rows IS
     'dismissed_at = now() WHERE ... A row that comes back is removed from here.';
 SELECT analytics.describe('{raw.vanished_rows}', $$
     source: The source, which names the table.
-    row_key: The row's key in that table; for a target: month, source, segment.
+    row_key: The row's key in that table; for a target: month, folded source, segment.
     file_id: The first file without the row.
     noted_at: When that was seen.
     dismissed_at: When a person confirmed that the row is right as it is; NULL while it is reported.
@@ -226,7 +237,7 @@ COMMENT ON TABLE raw.jobs IS 'Jobs of the field-service system, one row per job.
 SELECT analytics.describe('{raw.jobs}', $$
     job_id: The job's UUID, verbatim; its number if the exports have no UUID.
     job_number: The number that people use, without zero padding.
-    type: COD Service, INS Service, COD Repair, INS Repair or any other, as given (trimmed, white space collapsed).
+    type: The job's type as given (trimmed, white space collapsed); the rules compare type_folded.
     source: Where the job came from, as given (trimmed, white space collapsed).
     status: Status as given. No rule uses it: canceled jobs count too.
     created_at: When the job was created.
@@ -237,7 +248,7 @@ SELECT analytics.describe('{raw.jobs}', $$
     zip: Postal code as given.
     total: The invoice's total in dollars. Not revenue, which is what was paid.
     type_folded: The type in the form in which the rules compare it.
-    source_folded: The source in the form in which analytics.channel_aliases spells it.
+    source_folded: The source in the form in which analytics.spellings has it.
 $$);
 
 CREATE TABLE raw.payments (
@@ -300,17 +311,17 @@ CREATE TABLE raw.calls (
 CREATE INDEX calls_call_date ON raw.calls (call_date);
 COMMENT ON TABLE raw.calls IS 'Phone calls, one row each.';
 SELECT analytics.describe('{raw.calls}', $$
-    call_id: Hash of from, to, time and duration with the occurrence number: the export has no id.
+    call_id: Hash of from, to and minute with the number of the call in that minute: the export has no id.
     started_at: When the call came in.
     call_date: Local date of the call.
     from_number: Caller's number as given.
     to_number: Number called, as given.
-    flow: Call flow as given; analytics.channel_aliases maps it to the channel.
+    flow: Call flow as given; analytics.spellings has the source that it means.
     answered: Whether the call was answered.
     answered_by: Person who answered, as given.
     duration_seconds: Duration in seconds.
     job_ref: The job that the call led to, as given.
-    flow_folded: The flow in the form in which analytics.channel_aliases spells it.
+    flow_folded: The flow in the form in which analytics.spellings has it.
 $$);
 
 CREATE TABLE raw.elocals_leads (
@@ -363,14 +374,16 @@ CREATE TABLE raw.google_spend (
     amount numeric(12, 2) NOT NULL CHECK (amount <> 'NaN'),
     covered_to date NOT NULL,
     complete_month boolean NOT NULL DEFAULT true,
+    campaign_id text NOT NULL DEFAULT '',
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT google_spend_pkey PRIMARY KEY (month, campaign),
+    CONSTRAINT google_spend_pkey PRIMARY KEY (month, campaign_id, campaign),
     CONSTRAINT google_spend_covered CHECK (covered_to >= month AND covered_to < month + interval '1 month')
 );
 COMMENT ON TABLE raw.google_spend IS
-    'Google Ads spend by month and campaign. The newest file that covers a month replaces all of its rows.';
+    'Google Ads spend by month and campaign. The newest file that covers a month replaces all of its rows. Campaigns '
+    'of one name have a row each where the file has their ids; the metrics add them up.';
 SELECT analytics.describe(
     '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend}', $$
     file_id: raw.source_files entry that last changed the row; NULL for a row written by hand.
@@ -380,6 +393,7 @@ $$);
 SELECT analytics.describe('{raw.google_spend}', $$
     month: First day of the month.
     campaign: Campaign; all if the file has none.
+    campaign_id: Google's id of the campaign, empty if the file has none.
     amount: Dollars spent in the month up to covered_to.
     covered_to: Last day that the amount covers.
     complete_month: false if the file has quarantined records of this month: the row counts only until a file has

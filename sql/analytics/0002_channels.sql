@@ -1,5 +1,5 @@
 -- The channels: how sources are spelled, and what counts as a lead and as cost for each. They are data, not code:
--- a new channel is one row here plus its spellings in channel_aliases.
+-- a new channel is one row here plus its other spellings in channel_aliases. docs/decisions/source-names.md
 
 CREATE TABLE analytics.lead_channels (
     source varchar NOT NULL CHECK (source <> ''),
@@ -61,6 +61,54 @@ SELECT analytics.describe('{analytics.channel_aliases}', $$
     source: The channel's name.
 $$);
 
+CREATE TABLE analytics.source_names (
+    folded text PRIMARY KEY CHECK (folded = raw.fold(folded) AND folded <> ''),
+    shown varchar NOT NULL CHECK (shown = raw.tidy(shown) AND shown <> '')
+);
+COMMENT ON TABLE analytics.source_names IS
+    'How sources are shown that are neither an alias nor a channel. A new one gets the spelling in which it first '
+    'came; change it with UPDATE analytics.source_names SET shown = ''...'' WHERE folded = ''...''';
+SELECT analytics.describe('{analytics.source_names}', $$
+    folded: The source as raw.fold has it: trimmed, white space collapsed, lower case.
+    shown: The name in metrics and dashboards. Two sources that show the same name are added up.
+$$);
+
+-- A name that disappeared would come back in the spelling of a later file: it would change by itself.
+CREATE FUNCTION analytics.keep_source_names() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'names of sources are not deleted'
+        USING ERRCODE = 'restrict_violation',
+            HINT = 'To show a source in another way, UPDATE analytics.source_names SET shown = ...';
+END $$;
+COMMENT ON FUNCTION analytics.keep_source_names IS 'Trigger: refuses to delete names of sources.';
+CREATE TRIGGER keep_source_names BEFORE DELETE OR TRUNCATE ON analytics.source_names
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.keep_source_names();
+
+CREATE VIEW analytics.spellings AS
+SELECT DISTINCT ON (s.folded) s.folded, s.source
+FROM (
+    SELECT alias_folded AS folded, source, 1 AS precedence FROM analytics.channel_aliases
+    UNION ALL
+    SELECT raw.fold(typed.name), typed.name, 2
+    FROM (
+        SELECT source AS name FROM analytics.lead_channels
+        UNION ALL
+        SELECT source FROM analytics.channel_aliases
+        UNION ALL
+        SELECT shown FROM analytics.source_names WHERE raw.fold(shown) <> folded
+    ) typed
+    UNION ALL
+    SELECT folded, shown, 3 FROM analytics.source_names
+) s
+ORDER BY s.folded, s.precedence;
+COMMENT ON VIEW analytics.spellings IS
+    'Every known spelling of a source and the name that it means: by its alias; else as a channel, an alias or another '
+    'source spells the same name; else as analytics.source_names shows it. Jobs, calls and targets are named by it.';
+SELECT analytics.describe('{analytics.spellings}', $$
+    folded: The spelling: trimmed, white space collapsed, lower case.
+    source: The name that metrics and dashboards show.
+$$);
+
 -- These three rules read a table without a source column: two channels would count every row twice.
 CREATE FUNCTION analytics.one_channel_per_shared_rule() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -86,6 +134,37 @@ COMMENT ON FUNCTION analytics.one_channel_per_shared_rule IS
 CREATE TRIGGER one_channel_per_shared_rule AFTER INSERT OR UPDATE ON analytics.lead_channels
     FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_channel_per_shared_rule();
 
+-- Names that differ only in their spelling would be two sources in every table and chart, and rules apply by name.
+-- Loads cannot cause this: what people typed comes before what a file has.
+CREATE FUNCTION analytics.one_spelling_per_name() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    spelled text;
+BEGIN
+    IF pg_trigger_depth() > 1 THEN
+        RETURN NULL;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('analytics:channel_rules', 0));
+    FOR spelled IN
+        SELECT string_agg(DISTINCT n.source, ', ' ORDER BY n.source)
+        FROM (SELECT source FROM analytics.spellings UNION ALL SELECT source FROM analytics.lead_channels) n
+        GROUP BY raw.fold(n.source)
+        HAVING count(DISTINCT n.source) > 1
+    LOOP
+        RAISE EXCEPTION 'one name is spelled in two ways: %', spelled
+            USING ERRCODE = 'check_violation',
+                HINT = 'Spell it alike in analytics.lead_channels, channel_aliases (source) and source_names (shown).';
+    END LOOP;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION analytics.one_spelling_per_name IS
+    'Trigger: refuses a name of a source that differs from another only in capitals or white space.';
+CREATE TRIGGER one_spelling_per_name AFTER INSERT OR UPDATE ON analytics.lead_channels
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_spelling_per_name();
+CREATE TRIGGER one_spelling_per_name AFTER INSERT OR UPDATE ON analytics.channel_aliases
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_spelling_per_name();
+CREATE TRIGGER one_spelling_per_name AFTER INSERT OR UPDATE ON analytics.source_names
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_spelling_per_name();
+
 INSERT INTO analytics.lead_channels (source, lead_rule, cost_rule, cost_per_lead) VALUES
     ('eLocals', 'elocals_paid', 'sum_cost', NULL),
     ('Pro Referral', 'proref_not_passed', 'per_lead', 20.00),
@@ -99,3 +178,13 @@ INSERT INTO analytics.channel_aliases (alias_folded, source)
 SELECT raw.fold(source) AS alias_folded, source FROM analytics.lead_channels
 UNION ALL
 VALUES ('googleads', 'Google');
+
+-- Names whose capitals a first spelling often misses. The first one is what jobs without a source are shown under.
+INSERT INTO analytics.source_names (folded, shown)
+SELECT raw.fold(name) AS folded, name
+FROM unnest(ARRAY[
+    'Unattributed', 'Angi', 'Angie''s List', 'BBB', 'Bing', 'Bing Ads', 'Craigslist', 'Facebook', 'Facebook Ads',
+    'Google Ads', 'Google Guaranteed', 'Google Local Services', 'Google LSA', 'Google Maps', 'Google My Business',
+    'Home Depot', 'HomeAdvisor', 'Instagram', 'LinkedIn', 'Networx', 'Nextdoor', 'Porch', 'TikTok', 'Thumbtack', 'Yelp',
+    'YouTube'
+]) AS name;

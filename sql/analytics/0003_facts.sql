@@ -1,7 +1,8 @@
 -- The facts: every business rule is defined here, once; metrics only add facts up. First the rules themselves (except
 -- which payments count: the generated column raw.payments.counts), then the facts made with them: each is a function
 -- of a date range [p_from, p_to) and a view of the same name over all time. PostgreSQL inlines all of these functions:
--- docs/decisions/facts-as-range-functions.md.
+-- docs/decisions/facts-as-range-functions.md. A rule's comment is its only wording: dashboards and the UI read it from
+-- here, everything else names the function.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
@@ -28,16 +29,16 @@ RETURN raw.fold(status) <> 'passed';
 COMMENT ON FUNCTION analytics.is_proref_lead IS
     'Rule proref_not_passed: a row of raw.proref_leads that is not Passed; a blank status counts.';
 
-CREATE FUNCTION analytics.source_name(alias_source text, folded text) RETURNS text
+CREATE FUNCTION analytics.source_name(meant text, folded text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN coalesce(alias_source, nullif(initcap(folded), ''), 'Unattributed');
+RETURN coalesce(meant, nullif(folded, ''), 'Unattributed');
 COMMENT ON FUNCTION analytics.source_name IS
-    'Name of a source: from channel_aliases, else the folded text with capitals; Unattributed if blank.';
+    'Name of a source: what analytics.spellings has for the folded text, else that text; Unattributed if blank.';
 
 CREATE FUNCTION analytics.revenue40(gross numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN gross * 0.40;
 COMMENT ON FUNCTION analytics.revenue40 IS
-    'Revenue40: 40% of gross revenue, what is left after technician and fixed costs; unrounded.';
+    'Revenue40: 40% of gross revenue, what is left after technician and fixed costs.';
 
 CREATE FUNCTION analytics.ratio(n numeric, d numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN n / nullif(d, 0);
@@ -66,10 +67,10 @@ RETURNS TABLE (
         analytics.is_repair(j.type_folded, p.paid_total), c.source IS NOT NULL, coalesce(c.cost_per_lead, 0),
         coalesce(p.paid_total, 0), j.technician, j.zip, j.file_id, j.record_no
     FROM raw.jobs j
-    LEFT JOIN analytics.channel_aliases a ON a.alias_folded = j.source_folded
+    LEFT JOIN analytics.spellings s ON s.folded = j.source_folded
     CROSS JOIN LATERAL (
         SELECT
-            analytics.source_name(a.source, j.source_folded) AS source, analytics.is_unit(j.type_folded) AS is_unit
+            analytics.source_name(s.source, j.source_folded) AS source, analytics.is_unit(j.type_folded) AS is_unit
     ) n
     -- decided here and not in lead_facts, so that metrics join jobs and payments once
     LEFT JOIN analytics.channel_rules c
@@ -165,10 +166,10 @@ RETURNS TABLE (
     file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
-        k.call_id, k.call_date, analytics.month_of(k.call_date), analytics.source_name(a.source, k.flow_folded),
+        k.call_id, k.call_date, analytics.month_of(k.call_date), analytics.source_name(s.source, k.flow_folded),
         'OTHER', k.answered, k.duration_seconds, k.file_id, k.record_no
     FROM raw.calls k
-    LEFT JOIN analytics.channel_aliases a ON a.alias_folded = k.flow_folded
+    LEFT JOIN analytics.spellings s ON s.folded = k.flow_folded
     WHERE k.call_date >= p_from AND k.call_date < p_to
 $$;
 COMMENT ON FUNCTION analytics.call_facts_between IS
@@ -194,12 +195,12 @@ SELECT analytics.describe(
     job_number: The number that people use.
     job_date: Local date of the job's creation.
     month: First day of its month.
-    source: Channel name, after channel_aliases.
+    source: Name of the source, by analytics.spellings.
     segment: COD, INS or OTHER.
     type: The job's type as given.
     status: The job's status as given.
-    is_unit: Type is COD Service or INS Service.
-    is_repair: Type is COD Repair or INS Repair, or COD Service with more than 100.00 paid.
+    is_unit: Whether the job is a unit, by analytics.is_unit.
+    is_repair: Whether the job is a repair, by analytics.is_repair.
     is_lead: Whether the job is a lead: its channel's rule in force is jobs, or units and it is a unit.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.

@@ -67,17 +67,17 @@ SELECT analytics.describe(
     '{analytics.daily_metrics, analytics.monthly_metrics, analytics.daily_by_source, analytics.monthly_by_source}', $$
     date: The day (local date).
     month: First day of the month.
-    source: Channel name, after channel_aliases; Unattributed if there is none.
+    source: Name of the source, by analytics.spellings; Unattributed if there is none.
     segment: COD, INS or OTHER; leads and cost that come without a job are OTHER unless the channel says otherwise.
     jobs: Jobs created, canceled ones included.
-    units: Jobs that are units (COD Service, INS Service).
-    repairs: Jobs that are repairs.
+    units: Jobs that are units, by analytics.is_unit.
+    repairs: Jobs that are repairs, by analytics.is_repair.
     leads: Leads by the channel rule in force.
     calls: Calls of this source's flows; segment OTHER.
     cost: Dollars paid for the leads.
     revenue_gross: Dollars: counted payments of these jobs, whenever they were paid; orphan payments by the day paid.
     updated_at: When these numbers last changed.
-    revenue40: Dollars: 40% of revenue_gross, what is left after technician and fixed costs; unrounded.
+    revenue40: Dollars: revenue_gross by analytics.revenue40; unrounded.
     profit: Dollars: revenue40 minus cost.
     conv_l_to_u: Units per lead; NULL without leads. By segment only if leads have one: compare by source.
     conv_l_to_r: Repairs per lead; NULL without leads.
@@ -96,13 +96,15 @@ CREATE TABLE analytics.targets (
     file_id bigint,
     record_no int,
     updated_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT targets_pkey PRIMARY KEY (month, source, segment)
+    source_folded text NOT NULL GENERATED ALWAYS AS (raw.fold(source)) STORED CHECK (source_folded <> ''),
+    CONSTRAINT targets_pkey PRIMARY KEY (month, source_folded, segment)
 );
 COMMENT ON TABLE analytics.targets IS
     'Monthly targets, compared with actuals in Grafana. NULL means not set, which is different from 0.';
 SELECT analytics.describe('{analytics.targets}', $$
     month: First day of the month.
-    source: Channel name, or ALL for the whole business; an ALL target is compared only with unfiltered actuals.
+    source: The source as given, in any of its spellings, or ALL for the whole business; an ALL target is compared
+        only with unfiltered actuals.
     segment: COD, INS, OTHER, or ALL.
     target_repairs: Repairs in the month.
     target_revenue40: Dollars of revenue40 in the month.
@@ -111,6 +113,71 @@ SELECT analytics.describe('{analytics.targets}', $$
     file_id: raw.source_files entry that last changed the row; NULL for a row written by hand.
     record_no: Record in that file.
     updated_at: When a load last changed the row.
+    source_folded: The source in the form in which analytics.spellings has it; all for the whole business.
+$$);
+
+CREATE VIEW analytics.target_names AS
+SELECT
+    t.month, t.source_folded, t.segment, t.source_folded = 'all' AS is_whole_business,
+    CASE WHEN t.source_folded = 'all' THEN 'ALL' ELSE analytics.source_name(s.source, t.source_folded) END AS name
+FROM analytics.targets t
+LEFT JOIN analytics.spellings s ON s.folded = t.source_folded;
+COMMENT ON VIEW analytics.target_names IS
+    'The name of the source that each target is for, found as that of a job is. An alias that comes later counts at '
+    'once.';
+SELECT analytics.describe('{analytics.target_names}', $$
+    month: The target's month.
+    source_folded: The target's source.
+    segment: The target's segment.
+    is_whole_business: Whether it is for the whole business.
+    name: Name of the source, as metrics show it; ALL for the whole business.
+$$);
+
+CREATE VIEW analytics.targets_without_source AS
+SELECT t.month, t.source_folded, t.segment, t.name
+FROM analytics.target_names t
+WHERE NOT t.is_whole_business
+    AND NOT EXISTS (SELECT FROM analytics.monthly_metrics m WHERE m.source = t.name)
+    -- loaded, but not computed yet
+    AND NOT EXISTS (
+        SELECT
+        FROM raw.jobs j
+        LEFT JOIN analytics.spellings s ON s.folded = j.source_folded
+        WHERE analytics.source_name(s.source, j.source_folded) = t.name
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM raw.calls k
+        LEFT JOIN analytics.spellings s ON s.folded = k.flow_folded
+        WHERE analytics.source_name(s.source, k.flow_folded) = t.name
+    )
+    -- before the first metrics, a channel may have leads only; without jobs, there is nothing to compare with
+    AND CASE
+        WHEN EXISTS (SELECT FROM analytics.monthly_metrics) THEN true
+        ELSE EXISTS (SELECT FROM raw.jobs)
+            AND NOT EXISTS (SELECT FROM analytics.lead_channels c WHERE c.source = t.name)
+    END;
+COMMENT ON VIEW analytics.targets_without_source IS
+    'Targets whose source has no numbers in any month: probably misspelled.';
+SELECT analytics.describe('{analytics.targets_without_source}', $$
+    month: The target's month.
+    source_folded: The target's source.
+    segment: The target's segment.
+    name: Name of the source, as metrics would show it.
+$$);
+
+CREATE VIEW analytics.conflicting_targets AS
+SELECT month, name, segment, string_agg(source_folded, ', ' ORDER BY source_folded) AS spellings
+FROM analytics.target_names
+GROUP BY month, name, segment, is_whole_business
+HAVING count(*) > 1;
+COMMENT ON VIEW analytics.conflicting_targets IS
+    'Months and segments with several targets for one source, under different spellings. None of them is used.';
+SELECT analytics.describe('{analytics.conflicting_targets}', $$
+    month: The targets' month.
+    name: Name of their source, as metrics show it.
+    segment: The targets' segment.
+    spellings: The sources of the targets, as source_folded has them.
 $$);
 
 CREATE TABLE analytics.refresh_log (
@@ -187,3 +254,51 @@ RETURNS TABLE (
 $$;
 COMMENT ON FUNCTION analytics.compute_monthly_metrics IS
     'What monthly_metrics must hold for the months of [p_from, p_to): daily_metrics added up.';
+
+CREATE FUNCTION analytics.daily_differences(p_from date, p_to date)
+RETURNS TABLE (
+    date date, source text, segment text, jobs bigint, units bigint, repairs bigint, leads bigint, calls bigint,
+    cost numeric, revenue_gross numeric
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        m.date, m.source, m.segment, sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls),
+        sum(m.cost), sum(m.revenue_gross)
+    FROM (
+        SELECT date, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross
+        FROM analytics.daily_metrics
+        WHERE date >= p_from AND date < p_to
+        UNION ALL
+        SELECT date, source, segment, -jobs, -units, -repairs, -leads, -calls, -cost, -revenue_gross
+        FROM analytics.compute_daily_metrics(p_from, p_to)
+    ) m
+    GROUP BY m.date, m.source, m.segment
+    HAVING (
+        sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls), sum(m.cost), sum(m.revenue_gross)
+    ) <> (0, 0, 0, 0, 0, 0, 0)
+$$;
+COMMENT ON FUNCTION analytics.daily_differences IS
+    'In which rows daily_metrics differs from the facts, and by how much: stored minus computed.';
+
+CREATE FUNCTION analytics.monthly_differences(p_from date, p_to date)
+RETURNS TABLE (
+    month date, source text, segment text, jobs bigint, units bigint, repairs bigint, leads bigint, calls bigint,
+    cost numeric, revenue_gross numeric
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        m.month, m.source, m.segment, sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls),
+        sum(m.cost), sum(m.revenue_gross)
+    FROM (
+        SELECT month, source, segment, jobs, units, repairs, leads, calls, cost, revenue_gross
+        FROM analytics.monthly_metrics
+        WHERE month >= p_from AND month < p_to
+        UNION ALL
+        SELECT month, source, segment, -jobs, -units, -repairs, -leads, -calls, -cost, -revenue_gross
+        FROM analytics.compute_monthly_metrics(p_from, p_to)
+    ) m
+    GROUP BY m.month, m.source, m.segment
+    HAVING (
+        sum(m.jobs), sum(m.units), sum(m.repairs), sum(m.leads), sum(m.calls), sum(m.cost), sum(m.revenue_gross)
+    ) <> (0, 0, 0, 0, 0, 0, 0)
+$$;
+COMMENT ON FUNCTION analytics.monthly_differences IS
+    'In which rows monthly_metrics differs from daily_metrics, and by how much: stored minus added up.';

@@ -15,7 +15,7 @@ COMMENT ON TABLE analytics.stale_months IS
 SELECT analytics.describe('{analytics.stale_months}', $$
     id: Number of the entry.
     month: First day of the month.
-    cause: The table that changed, and how.
+    cause: The table that changed, and how; or the migration that may have changed a rule.
     noted_at: When the change's transaction began.
 $$);
 
@@ -60,6 +60,16 @@ END $$;
 COMMENT ON FUNCTION analytics.require_read_committed IS
     'Refuses a transaction whose snapshot would be older than the locks that it takes.';
 
+CREATE FUNCTION analytics.queue_every_month(cause text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM analytics.require_read_committed();
+    INSERT INTO analytics.stale_months (month, cause)
+    SELECT m, queue_every_month.cause FROM analytics.every_month() m;
+END $$;
+COMMENT ON FUNCTION analytics.queue_every_month IS
+    'Makes every month stale, for a change that affects all of history. Each analytics migration calls it after its '
+    'file, because a file may change a rule.';
+
 -- Arguments: the table's key, the day that a row belongs to, the columns that matter, a join that the day needs,
 -- and which rows matter at all; all of them SQL over the alias r. An update affects the months of the rows that
 -- differ before and after, which covers changed keys and rows that start or cease to matter.
@@ -72,9 +82,7 @@ DECLARE
     new_rows text := format(rows_of, 'new_rows');
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM analytics.require_read_committed();
-        INSERT INTO analytics.stale_months (month, cause)
-        SELECT m, TG_TABLE_NAME || ' truncate' FROM analytics.every_month() m;
+        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' truncate');
         RETURN NULL;
     END IF;
     EXECUTE format(
@@ -96,22 +104,26 @@ DECLARE
     changed boolean := true;
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        SELECT EXISTS (SELECT FROM new_rows) INTO changed;
+        -- a name that comes with the first rows of its source changes nothing that exists
+        SELECT EXISTS (SELECT FROM new_rows) AND NOT (TG_TABLE_NAME = 'source_names' AND pg_trigger_depth() > 1)
+        INTO changed;
     ELSIF TG_OP = 'DELETE' THEN
         SELECT EXISTS (SELECT FROM old_rows) INTO changed;
     ELSIF TG_OP = 'UPDATE' THEN
         SELECT EXISTS (SELECT * FROM old_rows EXCEPT SELECT * FROM new_rows) INTO changed;
     END IF;
     IF changed THEN
-        PERFORM analytics.require_read_committed();
-        INSERT INTO analytics.stale_months (month, cause)
-        SELECT m, TG_TABLE_NAME || ' ' || lower(TG_OP) FROM analytics.every_month() m;
+        IF TG_TABLE_NAME = 'source_names' THEN
+            -- a refresh waits for locks on rules; on names it would wait for every load that brings one
+            LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE;
+        END IF;
+        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' ' || lower(TG_OP));
     END IF;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION analytics.note_every_month IS
-    'Trigger: a changed channel rule or alias affects every month. A refresh waits for uncommitted changes of rules, '
-    'so that no month appears meanwhile under the old ones.';
+    'Trigger: a changed channel rule, alias or name affects every month. A refresh waits for uncommitted changes of '
+    'them, so that no month appears meanwhile under the old ones.';
 
 CREATE FUNCTION analytics.after_statement(relation regclass, prefix text, call text, events text[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -157,6 +169,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION raw.lock_links IS 'Serializes, until the transaction ends, everything that links payments to jobs.';
 
+-- A table whose rows were deleted, and which was analyzed then, looks empty to the planner however many rows come
+-- back. Joining it row by row with the rows of a statement takes hours where it should take a second.
+CREATE FUNCTION raw.correct_statistics(relation regclass) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    -- before the first ANALYZE (reltuples -1), and without pages, the planner goes by the table's size
+    IF EXISTS (SELECT FROM pg_class WHERE oid = relation AND relpages > 0 AND reltuples BETWEEN 0 AND 10) THEN
+        EXECUTE format('ANALYZE %s', relation);
+    END IF;
+END $$;
+COMMENT ON FUNCTION raw.correct_statistics IS 'Analyzes a table whose statistics say that it is empty, or nearly so.';
+
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     -- the keys that the statement changed, and the payments that this may link or unlink
@@ -173,34 +196,33 @@ BEGIN
                 (SELECT job_id, job_number FROM new_rows EXCEPT SELECT job_id, job_number FROM old_rows)'
         END;
         affected := '
-            SELECT p.payment_id
-            FROM changed c
-            JOIN raw.payments p ON p.job_id_ref = c.job_id AND p.job_id IS DISTINCT FROM p.job_id_ref
-            UNION
-            SELECT p.payment_id
-            FROM changed c
-            JOIN raw.payments p ON p.job_number_ref = c.job_number AND p.job_id IS NULL
-            UNION
-            SELECT p.payment_id
-            FROM changed c
-            JOIN raw.jobs j ON j.job_number = c.job_number AND j.job_id <> c.job_id
-            JOIN raw.payments p ON p.job_id = j.job_id
-            UNION
-            SELECT p.payment_id
-            FROM changed c
-            JOIN raw.payments p ON p.job_id = c.job_id AND p.job_id IS DISTINCT FROM p.job_id_ref';
+            SELECT p.*
+            FROM (
+                SELECT p.payment_id
+                FROM changed c
+                JOIN raw.payments p ON p.job_id_ref = c.job_id AND p.job_id IS DISTINCT FROM p.job_id_ref
+                UNION
+                SELECT p.payment_id
+                FROM changed c
+                JOIN raw.payments p ON p.job_number_ref = c.job_number AND p.job_id IS NULL
+                UNION
+                SELECT p.payment_id
+                FROM changed c
+                JOIN raw.jobs j ON j.job_number = c.job_number AND j.job_id <> c.job_id
+                JOIN raw.payments p ON p.job_id = j.job_id
+                UNION
+                SELECT p.payment_id
+                FROM changed c
+                JOIN raw.payments p ON p.job_id = c.job_id AND p.job_id IS DISTINCT FROM p.job_id_ref
+            ) a
+            JOIN raw.payments p ON p.payment_id = a.payment_id';
     ELSE
-        changed := CASE TG_OP
-            WHEN 'INSERT' THEN 'SELECT payment_id FROM new_rows'
-            ELSE '
-                SELECT payment_id
-                FROM (
-                    SELECT payment_id, job_id, job_id_ref, job_number_ref FROM new_rows
-                    EXCEPT
-                    SELECT payment_id, job_id, job_id_ref, job_number_ref FROM old_rows
-                ) moved'
-        END;
-        affected := 'SELECT payment_id FROM changed';
+        -- as they are: the planner knows how many rows a statement changed, and the table need not be read again
+        changed := 'SELECT payment_id, job_id, job_id_ref, job_number_ref FROM new_rows';
+        IF TG_OP = 'UPDATE' THEN
+            changed := changed || ' EXCEPT SELECT payment_id, job_id, job_id_ref, job_number_ref FROM old_rows';
+        END IF;
+        affected := 'SELECT * FROM changed';
     END IF;
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM old_rows) THEN
@@ -210,16 +232,18 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM raw.lock_links();
+    PERFORM raw.correct_statistics(TG_RELID);
     EXECUTE format(
-        'WITH changed AS MATERIALIZED (%s)
-        UPDATE raw.payments linked SET job_id = found.job_id
-        FROM (
-            SELECT p.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
+        'WITH changed AS MATERIALIZED (%s),
+        found AS MATERIALIZED (
+            SELECT a.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
             FROM (%s) a
-            JOIN raw.payments p ON p.payment_id = a.payment_id
-            LEFT JOIN raw.jobs by_id ON by_id.job_id = p.job_id_ref
-            LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = p.job_number_ref
-        ) found
+            LEFT JOIN raw.jobs by_id ON by_id.job_id = a.job_id_ref
+            LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = a.job_number_ref
+            WHERE a.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
+        )
+        UPDATE raw.payments linked SET job_id = found.job_id
+        FROM found
         WHERE linked.payment_id = found.payment_id AND linked.job_id IS DISTINCT FROM found.job_id',
         changed, affected
     );
@@ -300,10 +324,51 @@ FROM (VALUES
     ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
     ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
     ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
-    ('raw.google_spend', 'r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
+    ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
 ) AS source (relation, row_key, day, matters, day_join, filter);
 
 SELECT analytics.after_statement(
     relation, 'b_stale', 'analytics.note_every_month()', '{INSERT, UPDATE, DELETE, TRUNCATE}'
 )
 FROM unnest('{analytics.lead_channels, analytics.channel_aliases}'::regclass[]) AS relation;
+SELECT analytics.after_statement(
+    'analytics.source_names', 'b_stale', 'analytics.note_every_month()', '{INSERT, UPDATE}'
+);
+
+-- The lock keeps two loads from waiting for each other's names: each would hold one that the other wants. It is taken
+-- only for names that are new, and a load takes it after the lock of the links.
+CREATE FUNCTION analytics.note_source_names() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    names text[];
+    spelled text[];
+BEGIN
+    EXECUTE format(
+        'SELECT array_agg(first.folded), array_agg(first.spelled)
+        FROM (
+            SELECT DISTINCT ON (s.folded) s.folded, s.spelled
+            FROM (
+                SELECT %1$I AS folded, raw.tidy(%2$I) AS spelled, min(record_no) AS record_no
+                FROM new_rows
+                GROUP BY 1, 2
+            ) s
+            WHERE s.folded <> %3$L AND NOT EXISTS (SELECT FROM analytics.source_names n WHERE n.folded = s.folded)
+            ORDER BY s.folded, s.record_no, s.spelled COLLATE "C"
+        ) first',
+        TG_ARGV[0] || '_folded', TG_ARGV[0], ''
+    ) INTO names, spelled;
+    IF names IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('analytics:source_names', 0));
+        INSERT INTO analytics.source_names (folded, shown)
+        SELECT * FROM unnest(names, spelled)
+        ON CONFLICT (folded) DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION analytics.note_source_names IS
+    'Trigger: names new sources as they are spelled where they first occur, by the order of the records in their file.';
+SELECT analytics.after_statement(
+    s.relation, 'c_names', format('analytics.note_source_names(%L)', s.given), '{INSERT, UPDATE}'
+)
+FROM (VALUES
+    ('raw.jobs'::regclass, 'source'), ('raw.calls', 'flow'), ('analytics.targets', 'source')
+) AS s (relation, given);

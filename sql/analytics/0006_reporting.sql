@@ -28,10 +28,10 @@ SELECT source FROM analytics.monthly_metrics
 UNION
 SELECT source FROM analytics.lead_channels
 UNION
-SELECT source FROM analytics.targets WHERE source <> 'ALL';
+SELECT name FROM analytics.target_names WHERE NOT is_whole_business;
 COMMENT ON VIEW reporting.sources IS 'Every source in metrics, channel rules or targets.';
 SELECT analytics.describe('{reporting.sources}', $$
-    source: Channel name.
+    source: Name of the source.
 $$);
 
 CREATE VIEW reporting.months AS
@@ -89,15 +89,24 @@ CREATE FUNCTION reporting.target_of(p_month date, p_sources text[], p_segments t
 RETURNS SETOF analytics.targets LANGUAGE sql STABLE AS $$
     SELECT t.*
     FROM analytics.targets t
-    WHERE t.month = p_month
-        AND t.source = CASE
-            WHEN NOT EXISTS (SELECT FROM reporting.sources s WHERE s.source <> ALL (p_sources)) THEN 'ALL'
-            WHEN cardinality(p_sources) = 1 THEN p_sources[1]
-        END
-        AND t.segment = CASE
-            WHEN p_segments @> ARRAY['COD', 'INS', 'OTHER'] THEN 'ALL'
-            WHEN cardinality(p_segments) = 1 THEN p_segments[1]
-        END
+    WHERE (t.month, t.source_folded, t.segment) IN (
+        SELECT n.month, min(n.source_folded), n.segment
+        FROM analytics.target_names n
+        WHERE n.month = p_month
+            AND CASE
+                WHEN NOT EXISTS (SELECT FROM reporting.sources s WHERE s.source <> ALL (p_sources))
+                    THEN n.is_whole_business
+                WHEN cardinality(p_sources) = 1 THEN n.name = p_sources[1] AND NOT n.is_whole_business
+                ELSE false
+            END
+            AND n.segment = CASE
+                WHEN p_segments @> ARRAY['COD', 'INS', 'OTHER'] THEN 'ALL'
+                WHEN cardinality(p_segments) = 1 THEN p_segments[1]
+            END
+        GROUP BY n.month, n.segment
+        -- of targets under two spellings none counts: analytics.conflicting_targets
+        HAVING count(*) = 1
+    )
 $$;
 COMMENT ON FUNCTION reporting.target_of IS
     'The month''s target for exactly this selection, if one is set: ALL for an unfiltered selection, a name for a '
@@ -244,62 +253,100 @@ SELECT analytics.describe('{reporting.sources_without_rule}', $$
     last_month: Last month with such jobs.
 $$);
 
--- Counts the raw tables for one month, bypassing the facts, with the owner's rights: the reader sees totals only.
+-- With the owner's rights: the reader sees totals only. Jobs, calls and payments are also counted in the raw tables,
+-- bypassing the facts.
 CREATE FUNCTION reporting.reconciliation(p_month date)
 RETURNS TABLE (measure text, expected numeric, found numeric, difference numeric)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    WITH raw_rows AS (
-        SELECT
-            (SELECT count(*) FROM raw.jobs WHERE job_date >= p_month AND job_date < n.next) AS jobs,
-            (SELECT count(*) FROM raw.calls WHERE call_date >= p_month AND call_date < n.next) AS calls,
-            coalesce((
-                SELECT sum(p.amount)
-                FROM raw.jobs j
-                JOIN raw.payments p ON p.job_id = j.job_id AND p.counts
-                WHERE j.job_date >= p_month AND j.job_date < n.next
-            ), 0) + coalesce((
-                SELECT sum(amount)
-                FROM raw.payments
-                WHERE job_id IS NULL AND counts AND paid_date >= p_month AND paid_date < n.next
-            ), 0) AS revenue_gross
-        FROM analytics.next_month(p_month) AS n (next)
+    WITH raw_rows (position, measure, expected) AS (
+        VALUES
+        (1, 'Jobs', (
+            SELECT count(*)
+            FROM raw.jobs
+            WHERE job_date >= p_month AND job_date < analytics.next_month(p_month)
+        )),
+        (5, 'Calls', (
+            SELECT count(*)
+            FROM raw.calls
+            WHERE call_date >= p_month AND call_date < analytics.next_month(p_month)
+        )),
+        (7, 'Payments in dollars', coalesce((
+            SELECT sum(p.amount)
+            FROM raw.jobs j
+            JOIN raw.payments p ON p.job_id = j.job_id AND p.counts
+            WHERE j.job_date >= p_month AND j.job_date < analytics.next_month(p_month)
+        ), 0) + coalesce((
+            SELECT sum(amount)
+            FROM raw.payments
+            WHERE job_id IS NULL AND counts AND paid_date >= p_month AND paid_date < analytics.next_month(p_month)
+        ), 0))
     ),
     daily AS (
-        SELECT
-            sum(d.jobs) AS jobs, sum(d.calls) AS calls, sum(d.leads) AS leads, sum(d.cost) AS cost,
-            sum(d.revenue_gross) AS revenue_gross
-        FROM analytics.daily_metrics d
-        WHERE d.date >= p_month AND d.date < analytics.next_month(p_month)
+        SELECT ARRAY[
+            sum(jobs), sum(units), sum(repairs), sum(leads), sum(calls), sum(cost), sum(revenue_gross)
+        ] AS totals
+        FROM analytics.daily_metrics
+        WHERE date >= p_month AND date < analytics.next_month(p_month)
     ),
     monthly AS (
-        SELECT sum(m.leads) AS leads, sum(m.cost) AS cost, sum(m.revenue_gross) AS revenue_gross
-        FROM analytics.monthly_metrics m
-        WHERE m.month = p_month
+        SELECT ARRAY[
+            sum(jobs), sum(units), sum(repairs), sum(leads), sum(calls), sum(cost), sum(revenue_gross)
+        ] AS totals
+        FROM analytics.monthly_metrics
+        WHERE month = p_month
+    ),
+    differences AS (
+        SELECT
+            layer, ARRAY[
+                sum(jobs), sum(units), sum(repairs), sum(leads), sum(calls), sum(cost), sum(revenue_gross)
+            ] AS net, ARRAY[
+                sum(abs(jobs)), sum(abs(units)), sum(abs(repairs)), sum(abs(leads)), sum(abs(calls)), sum(abs(cost)),
+                sum(abs(revenue_gross))
+            ] AS gross
+        FROM (
+            SELECT 2 AS layer, d.*
+            FROM analytics.daily_differences(p_month, analytics.next_month(p_month)) d
+            UNION ALL
+            SELECT 3, m.*
+            FROM analytics.monthly_differences(p_month, analytics.next_month(p_month)) m
+        ) rows_that_differ
+        GROUP BY layer
     )
     SELECT
-        c.measure, coalesce(c.expected, 0), coalesce(c.found, 0), coalesce(c.found, 0) - coalesce(c.expected, 0)
-    FROM raw_rows r
-    CROSS JOIN daily d
-    CROSS JOIN monthly m
-    CROSS JOIN LATERAL (VALUES
-        (1, 'Jobs: raw against daily metrics', r.jobs, d.jobs),
-        (2, 'Calls: raw against daily metrics', r.calls, d.calls),
-        (3, 'Payments in dollars: raw against daily metrics', r.revenue_gross, d.revenue_gross),
-        (4, 'Leads: daily against monthly metrics', d.leads, m.leads),
-        (5, 'Cost in dollars: daily against monthly metrics', d.cost, m.cost),
-        (6, 'Gross revenue in dollars: daily against monthly metrics', d.revenue_gross, m.revenue_gross)
-    ) AS c (position, measure, expected, found)
-    ORDER BY c.position
+        c.measure || ': ' || c.layers, coalesce(c.expected, 0), coalesce(c.found, 0), coalesce(c.difference, 0)
+    FROM (
+        SELECT
+            1 AS layer, 'raw against daily metrics' AS layers, r.position, r.measure, r.expected,
+            d.totals[r.position] AS found, coalesce(d.totals[r.position], 0) - r.expected AS difference
+        FROM raw_rows r
+        CROSS JOIN daily d
+        UNION ALL
+        SELECT
+            l.layer, l.layers, m.position, m.measure, l.totals[m.position] - coalesce(o.net[m.position], 0),
+            l.totals[m.position], o.gross[m.position]
+        FROM (
+            SELECT 2 AS layer, 'facts against daily metrics' AS layers, totals FROM daily
+            UNION ALL
+            SELECT 3, 'daily against monthly metrics', totals FROM monthly
+        ) l
+        LEFT JOIN differences o ON o.layer = l.layer
+        CROSS JOIN unnest(
+            ARRAY['Jobs', 'Units', 'Repairs', 'Leads', 'Calls', 'Cost in dollars', 'Gross revenue in dollars']
+        ) WITH ORDINALITY AS m (measure, position)
+    ) c
+    ORDER BY c.layer, c.position
 $$;
 COMMENT ON FUNCTION reporting.reconciliation IS
-    'For the month that begins on p_month: the total of the layer below, the total of the metrics, and the '
-    'difference, which is 0 unless the month is stale.';
+    'For the month that begins on p_month: the total of the layer below, the total of the metrics, and the difference, '
+    'which is 0 unless the month is stale. Between facts and metrics it adds up what differs in any row, without '
+    'signs: totals may agree although rows are under another day, source or segment.';
 REVOKE ALL ON FUNCTION reporting.reconciliation(date) FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA analytics, reporting TO grafana_reader;
 GRANT SELECT ON analytics.business, analytics.daily_metrics, analytics.monthly_metrics, analytics.daily_by_source,
     analytics.monthly_by_source, analytics.targets, analytics.lead_channels, analytics.channel_aliases,
-    analytics.stale_months, analytics.refresh_log TO grafana_reader;
+    analytics.source_names, analytics.spellings, analytics.target_names, analytics.stale_months, analytics.refresh_log
+    TO grafana_reader;
 GRANT SELECT ON reporting.deployment, reporting.sources, reporting.months, reporting.files, reporting.freshness,
     reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.sources_without_rule
     TO grafana_reader;

@@ -18,6 +18,7 @@ from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
+from crm_analytics.analytics.ingest.reading.summary_lines import compare
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
@@ -63,8 +64,14 @@ def examine(
     report = FileReport(path)
     try:
         source = detect_source(path, landing)
-        report.exported_at, _ = export_time(path, timezone)
-        report.file = open_file(path, source, exported_at=report.exported_at, timezone=timezone)
+        report.exported_at, exported_at_from = export_time(path, timezone)
+        report.file = open_file(
+            path,
+            source,
+            exported_at=report.exported_at,
+            timezone=timezone,
+            export_named=exported_at_from == "name",
+        )
         _read(report.file, report)
     except RefusedFile as error:
         report.refusal = error.why
@@ -102,13 +109,13 @@ def _place(path: Path, landing: Path | None) -> tuple[Path, Path]:
 
 def _read(opened: OpenFile, report: FileReport) -> None:
     source = opened.source
-    tables = []
-    for batch in opened.batches():
-        tables.append(batch.rows)
-        report.quarantined += [
-            Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
-            for row in batch.rejected
-        ]
+    batches = opened.all_batches()
+    tables = [batch.rows for batch in batches]
+    report.quarantined = [
+        Quarantined(row.as_found.record_no, row.as_found.line_no, row.key, row.reasons)
+        for batch in batches
+        for row in batch.rejected
+    ]
     report.warnings = opened.warnings
     if not tables:
         return
@@ -117,11 +124,25 @@ def _read(opened: OpenFile, report: FileReport) -> None:
         # 10 and 10.00 are the same amount.
         if sql_type.startswith("numeric"):
             rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
-    accepted = rows[~_repeats(rows, opened, report)]
+    accepted = rows if source.month_totals else rows[~_repeats(rows, opened, report)]
+    report.duplicates += opened.records.duplicates
     days = pd.to_datetime(accepted[source.date_column])
     counted = days.dt.to_period("M").value_counts().sort_index()
     report.months = {month.to_timestamp().date(): int(count) for month, count in counted.items()}
     report.quarantined.sort(key=lambda row: row.record_no)
+    _judge_total(accepted, opened, report)
+
+
+def _judge_total(accepted: pd.DataFrame, opened: OpenFile, report: FileReport) -> None:
+    """Warns if the file's own total is not the sum of its accepted records."""
+    source, records = opened.source, opened.records
+    if source.summed not in opened.mapping:
+        return
+    stored = sum((amount for amount in accepted[source.summed] if amount is not None), Decimal(0))
+    verdict = compare(records.totals.whole(), stored, len(accepted), len(report.quarantined))
+    if verdict is not None:
+        left_out = records.left_out(len(report.quarantined))
+        report.warnings += verdict.warnings(opened.mapping[source.summed], left_out)
 
 
 def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Series:
@@ -150,7 +171,6 @@ def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Ser
 
 def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
     """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
-    columns = source.key.record_columns or source.key.columns
-    if len(columns) > 1:
-        return list(columns)
+    if len(source.key.columns) > 1:
+        return list(source.key.columns)
     return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]

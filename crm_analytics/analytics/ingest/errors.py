@@ -64,11 +64,11 @@ def cannot_be_read(error: Exception) -> Reason:
 _LONGEST_QUOTE = 80
 
 
-def quotable(text: str) -> str:
-    """Returns a cell as reasons quote it: a long one is cut, and its length is given."""
-    if len(text) <= _LONGEST_QUOTE:
+def quotable(text: str, longest: int = _LONGEST_QUOTE) -> str:
+    """Returns a text as reasons quote it: a long one is cut, and its length is given."""
+    if len(text) <= longest:
         return text
-    return f"{text[:_LONGEST_QUOTE]}… ({len(text):,} characters)"
+    return f"{text[:longest]}… ({len(text):,} characters)"
 
 
 def _joined(separator: str, *parts: str | None) -> str:

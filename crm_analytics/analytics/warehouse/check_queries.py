@@ -27,6 +27,7 @@ class Query:
         description: what it proves, and what to do when it is red.
         sql: returns the problems; no rows means passed.
         error: True makes the check an error that blocks what is downstream in the same run; False, a warning.
+        after: another asset whose rows it reads, so that a run computes them first.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Query:
     description: str
     sql: str
     error: bool = False
+    after: str | None = None
 
     @property
     def windowed(self) -> bool:
@@ -134,6 +136,29 @@ QUERIES = (
         """,
     ),
     Query(
+        "targets_without_source",
+        "analytics/targets",
+        "Targets whose source has no numbers in any month, so that they are compared with nothing. Remedy: spell the"
+        " source as the dashboards do, or add its spelling to analytics.channel_aliases.",
+        """
+        SELECT t.source, string_agg(DISTINCT to_char(t.month, 'YYYY-MM'), ', ') AS months
+        FROM analytics.targets_without_source
+        JOIN analytics.targets t USING (month, source_folded, segment)
+        GROUP BY t.source
+        ORDER BY t.source
+        """,
+        after="analytics/monthly_metrics",
+    ),
+    Query(
+        "conflicting_targets",
+        "analytics/targets",
+        "Targets of one month and segment for one source, under several spellings. Dashboards use none of them. Remedy:"
+        " delete the wrong ones from analytics.targets.",
+        """
+        SELECT month::text, name AS source, segment, spellings FROM analytics.conflicting_targets ORDER BY 1, 2, 3
+        """,
+    ),
+    Query(
         "daily_values_sane",
         "analytics/daily_metrics",
         "No count is negative, units and repairs do not exceed jobs, every row has a source and some value.",
@@ -175,6 +200,23 @@ QUERIES = (
         error=True,
     ),
     Query(
+        "metrics_equal_facts",
+        "analytics/daily_metrics",
+        "Every measure of every row equals the facts added up, in every month that is not stale; numbers are how much"
+        " differs. When red, a rule was changed without a migration, a trigger was disabled, or metrics were changed by"
+        " hand. Remedy: SELECT analytics.queue_every_month('why'), then refresh.",
+        """
+        SELECT analytics.month_of(date)::text AS month, count(*) AS rows, sum(abs(jobs)) AS jobs,
+            sum(abs(units)) AS units, sum(abs(repairs)) AS repairs, sum(abs(leads)) AS leads, sum(abs(calls)) AS calls,
+            sum(abs(cost))::text AS cost, sum(abs(revenue_gross))::text AS revenue_gross
+        FROM analytics.daily_differences(%(start)s::date, %(end)s::date)
+        WHERE analytics.month_of(date) NOT IN (SELECT s.month FROM analytics.stale_months s)
+        GROUP BY 1
+        ORDER BY 1
+        """,
+        error=True,
+    ),
+    Query(
         "months_outside_partitions",
         "analytics/daily_metrics",
         "Months with raw data that no partition covers: they are loaded but not refreshed. Remedy: set an earlier"
@@ -191,17 +233,8 @@ QUERIES = (
         "analytics/monthly_metrics",
         "Every row of monthly_metrics is the sum of its daily_metrics. Remedy: refresh the month.",
         """
-        WITH summed AS (
-            SELECT * FROM analytics.compute_monthly_metrics(%(start)s::date, %(end)s::date)
-        ), stored AS (
-            SELECT month, source::text, segment::text, jobs, units, repairs, leads, calls, cost, revenue_gross
-            FROM analytics.monthly_metrics
-            WHERE month >= %(start)s AND month < %(end)s
-        )
         SELECT month::text, source, segment
-        FROM (
-            (SELECT * FROM summed EXCEPT SELECT * FROM stored) UNION (SELECT * FROM stored EXCEPT SELECT * FROM summed)
-        ) AS different
+        FROM analytics.monthly_differences(%(start)s::date, %(end)s::date)
         ORDER BY month, source, segment
         """,
         error=True,
@@ -242,10 +275,28 @@ def vanished_sql(source: Source) -> str:
         """
 
 
+_NO_NEWER_CONTENT = "NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
+
+
 def refused_sql() -> str:
     """Refused files of a source (`%(source)s`) whose path has no newer content."""
-    return (
-        "SELECT path, message FROM raw.source_files f WHERE status = 'refused' AND source = %(source)s"
-        " AND NOT EXISTS (SELECT FROM raw.source_files newer WHERE newer.path = f.path AND newer.first_seen_at > f.first_seen_at)"
-        " ORDER BY path"
-    )
+    return f"""
+        SELECT path, message FROM raw.source_files f
+        WHERE status = 'refused' AND source = %(source)s AND {_NO_NEWER_CONTENT} ORDER BY path
+        """
+
+
+def totals_sql() -> str:
+    """Loaded files of a source (`%(source)s`) that state another total than is accepted from them.
+
+    A file whose quarantined records are all closed or dismissed is answered.
+    """
+    return f"""
+        SELECT path, stated_total::text, accepted_total::text, (accepted_total - stated_total)::text AS difference,
+            quarantined, duplicates
+        FROM raw.source_files f
+        WHERE status = 'loaded' AND source = %(source)s AND NOT total_agrees AND {_NO_NEWER_CONTENT} AND (
+            quarantined = 0 OR EXISTS (SELECT FROM raw.rejected_rows r WHERE r.file_id = f.file_id AND r.status = 'open')
+        )
+        ORDER BY path
+        """

@@ -21,7 +21,7 @@ it equal to the database. The scripts themselves: `crm-analytics migrate analyti
 Schema `raw` holds the exports' rows, the ledger of files and the quarantine. Schema `analytics` holds the channel
 rules, the facts (views that contain every business rule once) and the aggregates that Grafana reads. Schema
 `reporting` holds what dashboards need beyond that, without customer data.
-Values of `source` and `segment` are text: a CHECK limits segments, `channel_aliases` maps sources.
+Values of `source` and `segment` are text: a CHECK limits segments, `spellings` names sources.
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.migrated_objects import remedy
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
 from crm_analytics.core.wording import counted
 from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
@@ -19,6 +20,7 @@ from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baselin
 
 #: What may act on the CRM's rows from outside the migrations, or has an RPC's name; `replace_legacy` drops it.
 _LEGACY = ("function", "trigger", "rule", "policy", "row_security", "cast")
+SHOWN = 5
 _BOOKKEEPING = ("table crm_private.migration_files", "table crm_private.alembic_version")
 
 
@@ -41,13 +43,16 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
 
     Raises:
         AdoptionError: something is missing, different or in the way; the message names each object with the remedy.
+        MigrationError: the database was migrated before, and has lost the record of it.
     """
     first = migration_files("crm")[0]
     stamped = "SELECT FROM crm_private.migration_files WHERE version = %s"
     if connection.execute(stamped, [first.version]).fetchone() is not None:
         return []
     connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
-    found = _relevant(collect(connection, ADOPTED_KINDS, by_login=True))
+    everything = collect(connection, ADOPTED_KINDS, by_login=True)
+    _refuse_lost_record(everything)
+    found = _relevant(everything)
     adopting = not baseline().objects.keys().isdisjoint(found.objects)
     wanted = _wanted(found) if adopting else Manifest({})
     comparison = diff(wanted, found)
@@ -79,6 +84,49 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
         *replaced,
         *_odd_rows(connection),
     ]
+
+
+def refuse_lost_record(connection: psycopg.Connection[Any]) -> None:
+    """Refuses a database that has tables that only the migrations make, but no record of a migration. Reads only.
+
+    Adoption would take it for an older application's, and ask to rename the migrations' own tables.
+
+    Raises:
+        MigrationError: the message says what is missing, and what to do.
+    """
+    _refuse_lost_record(collect(connection, ADOPTED_KINDS, by_login=True))
+
+
+def _refuse_lost_record(found: Manifest) -> None:
+    later = {
+        key: facts
+        for key, facts in expected().objects.items()
+        if kind_of(key) in ADOPTED_KINDS and not {key, facts.get("parent")} & {*_BOOKKEEPING}
+    }
+    ours = [
+        key
+        for key in sorted(later.keys() - baseline().objects.keys())
+        if kind_of(key) == "table" and _columns(expected(), key) <= _columns(found, key)
+    ]
+    if not ours:
+        return
+    missing = sorted(later.keys() - found.objects.keys())
+    gone = "the record of its migrations (crm_private.migration_files) is gone or empty"
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if missing[SHOWN:] else ""
+        gone += f", and {counted(len(missing), 'object')} with it: {', '.join(missing[:SHOWN])}{more}"
+    raise MigrationError(
+        f"this database was migrated before: only the migrations make {', '.join(ours)}. But {gone}. Something dropped "
+        f"that, or only a part of a backup was restored. Nothing was changed. Now: {remedy('crm')}"
+    )
+
+
+def _columns(manifest: Manifest, table: str) -> set[tuple[str, str]]:
+    return {
+        (key, facts["type"])
+        for key, facts in manifest.objects.items()
+        if kind_of(key) == "column" and facts["parent"] == table
+    }
 
 
 def _relevant(found: Manifest) -> Manifest:

@@ -1,6 +1,7 @@
 """Starts the analytics runs: sensors for stale months and for the landing folder, and the nightly schedules.
 
-Their state is in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing.
+Their state is in the database (the queue and the ledger), not in cursors: a sensor that was off misses nothing. What a
+sensor asks for is named by a key that changes with the news; `orchestration/retries.py` decides about further attempts.
 """
 
 import hashlib
@@ -16,11 +17,13 @@ from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
+from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.jobs import check_history_job, refresh_job
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.partitions import key_month, months, range_tags
+from crm_analytics.orchestration.retries import request
 
 METRICS = [DAILY, MONTHLY]
 INTERVAL = 10  #: seconds between a sensor's ticks
@@ -72,21 +75,25 @@ def nightly_refresh(
 )
 def refresh_stale_months(
     context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Requests one run per stretch of stale months; its key has the newest queue id, so a failed run waits for news."""
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Requests one run per stretch of stale months, whose key has the newest queue id."""
     known = {key_month(key) for key in months.get_partition_keys()}
     with analytics.connect() as connection:
         stale = _partitioned(stale_months(connection), known)
         database = incarnation(connection)
-    if not stale:
-        yield dg.SkipReason("no month is stale")
-    for first, last in contiguous(stale):
-        newest = max(entry.newest_id for month, entry in stale.items() if first <= month <= last)
-        yield dg.RunRequest(
-            run_key=f"stale:{first:%Y-%m}:{last:%Y-%m}:{newest}:{database}",
-            asset_selection=METRICS,
+    asked = [
+        request(
+            context.instance,
+            f"stale:{first:%Y-%m}:{last:%Y-%m}:{max(stale[m].newest_id for m in stale if first <= m <= last)}:{database}",
+            f"{first:%Y-%m}" + (f" to {last:%Y-%m}" if last > first else ""),
+            timezone=analytics.settings.timezone,
             tags=range_tags(first, last),
+            asset_selection=METRICS,
         )
+        for first, last in contiguous(stale)
+    ]
+    requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
+    return requests or dg.SkipReason("\n".join(map(str, asked)) or "no month is stale")
 
 
 @dg.sensor(
@@ -101,7 +108,7 @@ def load_landing_files(
     analytics: dg.ResourceParam[AnalyticsDatabase],
     landing: dg.ResourceParam[LandingFolder],
 ) -> dg.RunRequest | dg.SkipReason:
-    """Requests one run for the sources with news; its key is a hash of the news, so that a failure does not loop.
+    """Requests one run for the sources with news; its key is a hash of the news.
 
     The hash covers what the ledger knew before: content that comes back is news again, although it looks as it did.
     """
@@ -122,9 +129,16 @@ def load_landing_files(
     ).hexdigest()
     wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
     keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
-    return dg.RunRequest(
-        run_key=f"files:{fingerprint}", asset_selection=keys, tags=range_tags(current, current)
+    names = sorted(file.name for file in news)
+    asked = request(
+        context.instance,
+        f"files:{fingerprint}",
+        names[0] + (f" and {counted(len(names) - 1, 'more file')}" if names[1:] else ""),
+        timezone=analytics.settings.timezone,
+        tags=range_tags(current, current),
+        asset_selection=keys,
     )
+    return asked if isinstance(asked, dg.RunRequest) else dg.SkipReason(asked)
 
 
 check_history_nightly = dg.ScheduleDefinition(

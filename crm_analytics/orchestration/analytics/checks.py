@@ -17,6 +17,7 @@ from crm_analytics.analytics.warehouse.check_queries import (
     quarantine_reasons_sql,
     quarantine_sql,
     refused_sql,
+    totals_sql,
     vanished_sql,
 )
 from crm_analytics.core.wording import counted
@@ -78,11 +79,21 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
     source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
     # a file that replaces whole months leaves no rows of older ones behind
     vanishing = source if source is not None and source.month_totals is None else None
+    # a file that replaces whole months is refused if its total disagrees
+    totaled = vanishing if vanishing is not None and vanishing.summed else None
 
-    def spec(name: str, description: str, blocking: bool = False) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(name, asset=_key(asset), description=description, blocking=blocking)
+    def spec(
+        name: str, description: str, blocking: bool = False, after: str | None = None
+    ) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            name,
+            asset=_key(asset),
+            description=description,
+            blocking=blocking,
+            additional_deps=[_key(after)] if after else None,
+        )
 
-    specs = [spec(query.name, query.description, query.error) for query in queries]
+    specs = [spec(query.name, query.description, query.error, query.after) for query in queries]
     if source is not None:
         specs += [
             spec(
@@ -101,6 +112,15 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
                 "Rows that a newer export of their dates does not have. They are kept and count. Remedy:"
                 " delete a row from its table if it is really gone (its month is then recomputed), or set"
                 " dismissed_at in raw.vanished_rows.",
+            )
+        )
+
+    if totaled is not None:
+        specs.append(
+            spec(
+                "file_totals",
+                "Files whose own total is not the sum of the records accepted from them. Remedy: correct quarantined"
+                " records, or export the file again.",
             )
         )
 
@@ -123,6 +143,10 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
                 yield _result(
                     asset, "vanished_rows", rows, f"{counted(len(rows), 'row')} vanished", error=False
                 )
+            if totaled is not None and "file_totals" in wanted:
+                rows = _still_there(_rows(connection, totals_sql(), {"source": totaled.name}), landing.path)
+                found = f"{counted(len(rows), 'file')} with another total than its records"
+                yield _result(asset, "file_totals", rows, found, error=True)
             if source is not None and "files_read" in wanted:
                 rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path)
                 rows += _unreadable(landing.path, source.name)

@@ -21,6 +21,7 @@ _COLUMNS = {
         job_date: date <- raw/jobs.job_date
         month: date <- raw/jobs.job_date
         source: text <- raw/jobs.source_folded analytics/channel_aliases.alias_folded analytics/channel_aliases.source
+            analytics/source_names.folded analytics/source_names.shown
         segment: text <- raw/jobs.type_folded
         type: text <- raw/jobs.type
         status: text <- raw/jobs.status
@@ -72,6 +73,7 @@ _COLUMNS = {
         call_date: date <- raw/calls.call_date
         month: date <- raw/calls.call_date
         source: text <- raw/calls.flow_folded analytics/channel_aliases.alias_folded analytics/channel_aliases.source
+            analytics/source_names.folded analytics/source_names.shown
         segment: text
         answered: boolean <- raw/calls.answered
         duration_seconds: integer <- raw/calls.duration_seconds
@@ -89,6 +91,10 @@ _COLUMNS = {
     "channel_aliases": """
         alias_folded: text
         source: character varying
+    """,
+    "source_names": """
+        folded: text
+        shown: character varying
     """,
 }
 

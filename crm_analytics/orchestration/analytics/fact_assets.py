@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from crm_analytics.core.rule_texts import rule_text
 from crm_analytics.orchestration.analytics.column_lineage import column_lineage, column_schema
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata
 
@@ -35,11 +36,12 @@ def _spec(name: str, description: str, *parents: str) -> dg.AssetSpec:
 fact_specs = [
     _spec(
         "job_facts",
-        "One row per job: source, segment, **unit** (COD/INS Service), **repair** (COD/INS Repair, or COD Service with"
-        " more than 100.00 paid), whether it is a lead by its channel's rule, and what was paid for it.",
+        "One row per job: source, segment, whether it is a unit, a repair and (by its channel's rule) a lead, and what"
+        f" was paid for it.\n\n- {rule_text('is_unit')}\n- {rule_text('is_repair')}\n- Segment: {rule_text('segment_of')}",
         "raw/jobs",
         "raw/payments",
         "analytics/channel_aliases",
+        "analytics/source_names",
         "analytics/lead_channels",
     ),
     _spec(
@@ -63,7 +65,11 @@ fact_specs = [
         "raw/jobs",
     ),
     _spec(
-        "call_facts", "One row per call, under its flow's source.", "raw/calls", "analytics/channel_aliases"
+        "call_facts",
+        "One row per call, under its flow's source.",
+        "raw/calls",
+        "analytics/channel_aliases",
+        "analytics/source_names",
     ),
     _spec(
         "lead_channels",
@@ -72,5 +78,9 @@ fact_specs = [
     _spec(
         "channel_aliases",
         "Spellings of sources and call flows, and the channel that each means. Kept by hand in SQL.",
+    ),
+    _spec(
+        "source_names",
+        "How sources are shown. A new one gets the spelling in which it first came; change it in SQL.",
     ),
 ]

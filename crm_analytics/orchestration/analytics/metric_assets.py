@@ -12,7 +12,7 @@ from crm_analytics.orchestration.analytics.column_lineage import column_lineage
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.months_plot import months_plot
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import month_key, months, window_of
 
@@ -65,14 +65,13 @@ def _metadata(table: str) -> dict[str, Any]:
     ],
     partitions_def=months,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=POOL,
 )
 def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[AnalyticsDatabase]) -> Any:
     """Recomputes both tables for the run's whole range of months in one transaction (docs/decisions/metrics-in-one-transaction.md)."""
     window = window_of(context)
     if window is None:
-        raise dg.Failure(
-            "metrics are computed for months: launch with a month or a range", allow_retries=False
-        )
+        raise dg.Failure("metrics are computed for months: launch with a month or a range")
     start, end = window
     with analytics.connect() as connection:
         done = refresh(connection, start, end, context.run_id)

@@ -27,7 +27,7 @@ def months_plot(connection: psycopg.Connection[Any]) -> dg.MarkdownMetadataValue
             ORDER BY month DESC
             LIMIT %s
         ) m
-        LEFT JOIN analytics.targets t ON t.month = m.month AND t.source = 'ALL' AND t.segment = 'ALL'
+        LEFT JOIN analytics.targets t ON t.month = m.month AND t.source_folded = 'all' AND t.segment = 'ALL'
         ORDER BY m.month
         """,
         [MOST_MONTHS],

@@ -11,7 +11,7 @@ from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
+from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
@@ -37,6 +37,7 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
         key=[schema, table],
         partitions_def=months,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=POOL,
         description=source.description + LOADING,
         metadata={
             **definition_metadata(

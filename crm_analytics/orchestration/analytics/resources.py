@@ -11,9 +11,13 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.migrated import migrated_url
+
+#: The pool of all assets that load or compute; dagster.yaml limits how many runs with such assets there are at once.
+POOL = "loads_and_metrics"
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,13 @@ class AnalyticsDatabase:
         """Opens an autocommit connection and closes it at the end.
 
         Raises:
-            dg.Failure: not retried, if the database is not migrated or belongs to another business timezone.
-            dg.RetryRequested: if the server cannot be reached or the connection breaks (twice, 5 s apart).
+            dg.Failure: if the database is not migrated or belongs to another business timezone.
+            psycopg.OperationalError: if the server cannot be reached.
         """
-        try:
-            with psycopg.connect(self.address(), autocommit=True) as connection:
-                _refuse_other_timezone(connection, self.settings.business_timezone)
-                yield connection
-        except psycopg.OperationalError as error:
-            raise dg.RetryRequested(max_retries=2, seconds_to_wait=5) from error
+        with psycopg.connect(self.address(), autocommit=True) as connection:
+            end_with_client(connection)
+            _refuse_other_timezone(connection, self.settings.business_timezone)
+            yield connection
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class LandingFolder:
         """Returns the folder.
 
         Raises:
-            dg.Failure: not retried, if it does not exist.
+            dg.Failure: if it does not exist.
         """
         if not self.path.is_dir():
-            raise dg.Failure(self.missing(), allow_retries=False)
+            raise dg.Failure(self.missing())
         return self.path
 
     def missing(self) -> str:
@@ -70,6 +72,5 @@ def _refuse_other_timezone(connection: psycopg.Connection[Any], wanted: str) -> 
     row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
     if row and row[0] != wanted:
         raise dg.Failure(
-            f"the database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {wanted}: set it to {row[0]}",
-            allow_retries=False,
+            f"the database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {wanted}: set it to {row[0]}"
         )

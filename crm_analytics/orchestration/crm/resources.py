@@ -27,7 +27,7 @@ class CrmDatabase:
         """Opens an autocommit connection whose statements and lock waits are bounded.
 
         Raises:
-            dg.Failure: not retried, if the database is not migrated.
+            dg.Failure: if the database is not migrated.
         """
         url = migrated_url("crm", self.settings, migrate_crm)
         with psycopg.connect(url, autocommit=True) as connection:

@@ -129,8 +129,11 @@ class Whole:
 
     @property
     def adds_up(self) -> bool:
-        """Returns whether every record read was accepted, rejected or a summary line."""
-        return self.file.records.read == len(self.rows) + len(self.rejected) + self.file.records.summary_lines
+        """Returns whether every record read was accepted, rejected, a repeat or a summary line."""
+        records = self.file.records
+        return (
+            records.read == len(self.rows) + len(self.rejected) + records.duplicates + records.summary_lines
+        )
 
     @property
     def reasons(self) -> str:
@@ -143,12 +146,17 @@ class Whole:
 
 
 def read(
-    path: Path, source: str | Source, *, exported_at: datetime = EXPORTED_AT, timezone: ZoneInfo = NEW_YORK
+    path: Path,
+    source: str | Source,
+    *,
+    exported_at: datetime = EXPORTED_AT,
+    timezone: ZoneInfo = NEW_YORK,
+    export_named: bool = False,
 ) -> Whole:
     """Opens a file and reads all of it."""
     declared = SOURCES[source] if isinstance(source, str) else source
-    file = open_file(path, declared, exported_at=exported_at, timezone=timezone)
-    batches = list(file.batches())
+    file = open_file(path, declared, exported_at=exported_at, timezone=timezone, export_named=export_named)
+    batches = file.all_batches()
     whole = Whole(
         file,
         [row for batch in batches for row in batch.rows.to_pylist()],

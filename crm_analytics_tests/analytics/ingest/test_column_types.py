@@ -239,7 +239,9 @@ def local(text: str) -> datetime:
         ("02/30/2024", REFUSED),
         ("1999-12-31", REFUSED),
         ("2101-01-01 00:00:00", REFUSED),
-        ("0000-00-00", REFUSED),
+        ("0000-00-00", None),
+        ("0000-00-00 00:00:01", REFUSED),
+        ("0001-01-01", REFUSED),
         ("9999-12-31 23:59:59 +0000", REFUSED),
         ("45611.4375", REFUSED),
         ("20241115", REFUSED),
@@ -251,6 +253,43 @@ def local(text: str) -> datetime:
 def test_moments(text: str, expected: object):
     """Times are read exactly or refused: a misread date puts money into the wrong month."""
     assert clean(When(), text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "0000-00-00",
+            "0000-00-00 00:00:00",
+            "0000-00-00T00:00:00.000Z",
+            "0000/00/00",
+            "00/00/0000",
+            "0/0/0000 00:00",
+        ),
+        *(
+            "00.00.0000",
+            "00:00:00",
+            "1/0/1900",
+            "01/00/1900 0:00",
+            "1900-01-00",
+            "12/30/1899",
+            "1899-12-30 00:00:00",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [When(), When(without_year=True), CalendarDay(), CalendarDay(month=True)])
+def test_zero_dates(kind: Kind, text: str):
+    """A date of zeros means that there is none: databases write it, and spreadsheets for an empty cell."""
+    assert clean(kind, text, f" {text} ") == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "00", "0000", "1/1/1900", "2024-00-00", "00/01/2024", "0000-01-00", "00:01:00"]
+)
+def test_what_is_no_zero_date(text: str):
+    """Dates with some zeros are impossible, not absent."""
+    assert clean(When(), text) == [REFUSED]
+    assert clean(CalendarDay(month=True), text) == [REFUSED]
 
 
 def test_day_first_only_where_declared():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger, load, load_file
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import LoadResult
+from crm_analytics.core import locks
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     ELOCALS,
     JOBS,
@@ -30,7 +32,7 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
     set_ages,
     text,
 )
-from crm_analytics_tests.conftest import PATIENCE
+from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 
 def _at_once(*actions: Callable[[], LoadResult]) -> list[LoadResult]:
@@ -335,3 +337,60 @@ def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch:
         assert landing.load_one("elocals_leads").status == "waiting"
     assert landing.rows("SELECT count(*) FROM raw.source_files") == [(0,)]
     assert landing.load_one("elocals_leads").counts.inserted == 2
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises; psycopg knows KeyboardInterrupt only."""
+
+
+@pytest.mark.parametrize("where", ["in the file", "before it"])
+def test_interrupted_load_says_so(landing: Landing, analytics_url: str, where: str) -> None:
+    """An interrupt ends a load as an interrupt; an error while tidying up would hide it, and the run would go on."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    landing.write("jobs/a.csv", text(JOBS, [job(1)]))
+    held = (
+        "LOCK TABLE raw.jobs IN EXCLUSIVE MODE"
+        if where == "in the file"
+        else (f"SELECT pg_advisory_xact_lock(hashtextextended('{locks.load('jobs')}', 0))")
+    )
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with landing.connection.transaction(), pytest.raises(Interrupted):
+            landing.connection.execute(held.encode())
+            signal.setitimer(signal.ITIMER_REAL, 2)
+            load_source(analytics_url, landing.folder, "jobs", timezone=NEW_YORK)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert landing.load("jobs").files[0].status == "loaded", "it holds no lock any more"
+
+
+WAITING_LOAD = """
+import sys
+from pathlib import Path
+from zoneinfo import ZoneInfo
+from crm_analytics.analytics.ingest.loading.load import load_source
+load_source(sys.argv[1], Path(sys.argv[2]), "jobs", timezone=ZoneInfo("America/New_York"))
+"""
+
+
+def test_killed_load_gives_up_its_locks_while_it_waits(landing: Landing, analytics_url: str) -> None:
+    """The server notices a killed client in the middle of a statement; otherwise the next load would wait for it."""
+    landing.write("jobs/a.csv", text(JOBS, [job(1)]))
+    with psycopg.connect(analytics_url) as holder:
+        holder.execute("LOCK TABLE raw.jobs IN EXCLUSIVE MODE")
+        with subprocess.Popen(
+            [sys.executable, "-c", WAITING_LOAD, analytics_url, str(landing.folder)]
+        ) as loader:
+            wait_until_blocked(landing.connection, "relation")
+            loader.kill()
+        for _ in range(10 * PATIENCE):
+            if landing.rows(
+                f"SELECT pg_try_advisory_xact_lock(hashtextextended('{locks.load('jobs')}', 0))"
+            ) == [(True,)]:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("the killed load still holds its lock")

@@ -69,8 +69,7 @@ EXPORTS: dict[str, tuple[dict[int, str], str, list[tuple[Any, ...]]]] = {
                     ("2024-10", "Generic", "3000"),
                     ("2024-11", "Brand", "7"),
                     ("2024-09", "Brand", "1"),
-                    ("2024-09", "Generic", "2"),
-                    ("2024-09", "Generic", "3"),
+                    ("2024-09", "Generic", "2.0.0"),
                 ],
             ),
             3: text(

@@ -305,7 +305,6 @@ def test_long_name_that_is_a_key(
     "generic",
     [
         [("2024-10", "Generic", "3.000,50")],
-        [("2024-10", "Generic", "3000"), ("2024-10", "Generic", "3001")],
         [("Octember", "Generic", "3000")],
         [("2024-10", "Generic")],
     ],
@@ -351,22 +350,6 @@ def test_partly_unreadable_spend(landing: Landing) -> None:
     assert landing.rows("SELECT campaign, amount, complete_month FROM raw.google_spend") == [
         ("Brand", 1, True)
     ]
-
-
-def test_spend_repeats_and_conflicts(landing: Landing) -> None:
-    """A repeated day counts once, and a day with two amounts is quarantined."""
-    rows = [
-        ("2024-10-01", "Ovens", "10"),
-        ("2024-10-01", "Ovens", "10.00"),
-        ("2024-10-02", "Ovens", "20"),
-        ("2024-10-03", "Ovens", "1"),
-        ("2024-10-03", "Ovens", "2"),
-    ]
-    landing.write("google_spend/1.csv", text(("Day", "Campaign", "Amount"), rows), day=1)
-    counts = landing.load_one("google_spend").counts
-    assert (counts.inserted, counts.duplicates, counts.quarantined) == (2, 1, 2)
-    assert landing.rows("SELECT amount FROM raw.google_spend") == [(Decimal("30.00"),)]
-    assert landing.rows("SELECT row_key FROM raw.rejected_rows") == [("2024-10-03, 2024-10, Ovens",)] * 2
 
 
 def test_other_timezone_is_refused(landing: Landing) -> None:

@@ -165,8 +165,8 @@ def test_targets(landing: Landing) -> None:
     landing.write("targets/b.csv", text(header, [("2024-10", "Google", "COD", "30", "", "", "55.5")]), day=2)
     assert landing.load("targets").totals.updated == 1
     assert landing.table("analytics.targets") == [
-        (date(2024, 10, 1), "ALL", "ALL", 120, Decimal("50000.00"), Decimal("0.3500"), None),
-        (date(2024, 10, 1), "Google", "COD", 30, None, None, Decimal("55.50")),
+        (date(2024, 10, 1), "ALL", "ALL", 120, Decimal("50000.00"), Decimal("0.3500"), None, "all"),
+        (date(2024, 10, 1), "Google", "COD", 30, None, None, Decimal("55.50"), "google"),
     ]
 
 

@@ -159,4 +159,4 @@ def test_a_target_missing_from_the_newest_sheet_is_reported(landing: Landing) ->
     landing.load("targets")
     landing.write("targets/2.csv", text(header, [rows[0], rows[2]]), day=2)
     landing.load("targets")
-    assert [key for key, *_ in _reported(landing, "targets")] == ["2025-01, Google, ALL"]
+    assert [key for key, *_ in _reported(landing, "targets")] == ["2025-01, google, ALL"]

@@ -120,8 +120,24 @@ class NewerKeys(SourceSession):
         return None
 
     def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
-        opened = open_file(path, self.source, exported_at=entry.exported_at, timezone=self.timezone)
+        opened = open_file(
+            path,
+            self.source,
+            exported_at=entry.exported_at,
+            timezone=self.timezone,
+            export_named=entry.exported_at_from == "name",
+        )
         staged = stage(self.connection, opened, None)
+        if self.source.month_totals:
+            self.execute(
+                """
+                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {complete_month}, {place} FROM pg_temp.staged s
+                ON CONFLICT ({keys}, complete_month) DO UPDATE SET place = excluded.place
+                """,
+                complete_month=staged.complete_month,
+                place=place,
+            )
+            return
         self.execute(
             """
             INSERT INTO pg_temp.{noted}
@@ -132,15 +148,6 @@ class NewerKeys(SourceSession):
             noted=sql.Identifier("newer_alternates" if staged.by_alternate else "newer_keys"),
             place=place,
         )
-        if self.source.month_totals:
-            self.execute(
-                """
-                INSERT INTO pg_temp.newer_months SELECT DISTINCT {keys}, {complete_month}, {place} FROM pg_temp.staged s
-                ON CONFLICT ({keys}, complete_month) DO UPDATE SET place = excluded.place
-                """,
-                complete_month=staged.complete_month,
-                place=place,
-            )
 
     def drop(self) -> None:
         """Removes the session's temporary tables."""
@@ -224,8 +231,8 @@ class NewerFiles(SourceSession):
     def remove_superseded_months(self) -> int:
         """Deletes from `totals` what newer files have too; returns how many records these were.
 
-        A newer file that has the complete month replaces all of it. One that has only a part replaces its own keys, and
-        only those of another part.
+        A newer file that has the complete month replaces all of it. One that has not replaces the parts that it names,
+        and only those of another file that has not.
         """
         if not self.entries:
             return 0
@@ -237,7 +244,7 @@ class NewerFiles(SourceSession):
             ), gone AS (
                 DELETE FROM pg_temp.totals
                 WHERE {day} IN (SELECT {day} FROM newer WHERE complete_month)
-                    OR (NOT complete_month AND ({keys}) IN (SELECT {keys} FROM newer))
+                    OR (NOT complete_month AND ({day}, {part}) IN (SELECT {day}, {part} FROM newer))
                 RETURNING records
             )
             SELECT coalesce(sum(records), 0)::int FROM gone

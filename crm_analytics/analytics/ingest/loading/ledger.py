@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -88,6 +89,9 @@ class Reading:
     unknown_columns: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
+    stated_total: Decimal | None = None
+    accepted_total: Decimal | None = None
+    total_agrees: bool | None = None
     first_date: date | None = None
     last_date: date | None = None
     run_id: str | None = None

@@ -16,10 +16,11 @@ from crm_analytics.analytics.ingest.loading.file_identity import read_content
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Reading
 from crm_analytics.analytics.ingest.loading.load_file import FileLoader
-from crm_analytics.analytics.ingest.loading.queries import Connection
+from crm_analytics.analytics.ingest.loading.queries import Connection, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult, describe
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core import locks
+from crm_analytics.core.database import end_with_client
 
 Report = Callable[[str], None]
 
@@ -154,6 +155,7 @@ def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
     """Gives a connection in autocommit mode, so that transactions begin where they are meant."""
     if isinstance(connection_or_url, str):
         with psycopg.connect(connection_or_url, autocommit=True) as connection:
+            end_with_client(connection)
             yield connection
         return
     connection = connection_or_url
@@ -178,7 +180,7 @@ def _only_load_of(connection: Connection, source: str, report: Report) -> Iterat
     try:
         yield
     finally:
-        if not connection.broken:
+        if takes_statements(connection):
             connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
 
 

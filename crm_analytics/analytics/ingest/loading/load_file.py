@@ -19,7 +19,7 @@ from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerK
 from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
 from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
-from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
@@ -58,7 +58,7 @@ class FileLoader(SourceSession):
 
     def close(self) -> None:
         """Leaves the session as it was."""
-        if not self.connection.broken:
+        if takes_statements(self.connection):
             self.newer_keys.drop()
 
     def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
@@ -134,11 +134,18 @@ class FileLoader(SourceSession):
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
         connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
-        opened = open_file(file.path, source, exported_at=content.exported_at, timezone=self.timezone)
+        opened = open_file(
+            file.path,
+            source,
+            exported_at=content.exported_at,
+            timezone=self.timezone,
+            export_named=content.exported_at_from == "name",
+        )
         file_id = ledger.identify(connection, source.name, content, source.version)
         quarantine.close_replaced(connection, content.path, file_id)
         dismissed = quarantine.forget_quarantine(connection, file_id)
         staged = stage(connection, opened, file_id)
+        verdict = staged.verdict()
         merged = merge(staged, newer)
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
@@ -146,8 +153,14 @@ class FileLoader(SourceSession):
         warnings = [
             *([_DATED_BACK] if item.dated_back else []),
             *opened.warnings,
+            *(
+                verdict.warnings(opened.mapping[source.summed], staged.left_out)
+                if verdict and source.summed
+                else []
+            ),
             *merged.warnings,
             *_column_warnings(staged, merged),
+            *([warning for (warning,) in staged.execute(source.review)] if source.review else []),
         ]
         reading = Reading(
             status="loaded",
@@ -158,6 +171,9 @@ class FileLoader(SourceSession):
             unknown_columns=opened.located.match.unknown,
             warnings=warnings,
             counts=merged.counts,
+            stated_total=verdict.stated.amount if verdict else None,
+            accepted_total=round(verdict.stored, 2) if verdict else None,
+            total_agrees=verdict.agrees if verdict else None,
             first_date=merged.first_date,
             last_date=merged.last_date,
             run_id=self.run_id,

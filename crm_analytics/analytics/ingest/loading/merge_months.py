@@ -1,7 +1,7 @@
 """Merges a file into a table of monthly totals: the newest file that covers a month replaces the month's rows.
 
-A file with quarantined records of a month does not have the complete month. Of such files the newest record of each key
-counts, and only until a file has the complete month.
+A file with quarantined records of a month does not have the complete month. Of such files the newest that names a part
+of the month counts for it, and only until a file has the complete month.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def merge_months(staged: Staged, newer: NewerFiles) -> Merged:
     _write(staged, merged)
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
     part = staged.source.key.columns[-1]
-    for month, rows in removed:
+    for month, rows, gone in removed:
         merged.note_changes(month, rows)
-        merged.warnings.append(
-            f"{month:%Y-%m}: removed {counted(rows, part)} of an older file, not in this one"
-        )
+        if gone:
+            merged.warnings.append(
+                f"{month:%Y-%m}: removed {counted(gone, part)} of an older file, not in this one"
+            )
     return merged
 
 
@@ -93,17 +94,24 @@ def _refuse_if_unknowable(staged: Staged) -> None:
         raise UnknownNewerValues(records, example)
 
 
-def _remove_others(staged: Staged) -> list[tuple[date, int]]:
-    """Removes rows of the file's complete months that the file does not name; returns how many by month."""
+def _remove_others(staged: Staged) -> list[tuple[date, int, int]]:
+    """Removes rows that the file replaces under other keys: all of its complete months, named parts of the others.
+
+    Returns by month how many rows these were, and of how many parts that the file does not name.
+    """
     return staged.execute(
         """
         WITH gone AS (
             DELETE FROM {table}
-            WHERE {day} IN (SELECT {day} FROM pg_temp.totals WHERE complete_month)
-                AND ({keys}) NOT IN (SELECT {keys} FROM pg_temp.totals)
-            RETURNING {day}
+            WHERE (
+                {day} IN (SELECT {day} FROM pg_temp.totals WHERE complete_month)
+                OR ({day}, {part}) IN (SELECT {day}, {part} FROM pg_temp.totals)
+            ) AND ({keys}) NOT IN (SELECT {keys} FROM pg_temp.totals)
+            RETURNING {day}, {part}
         )
-        SELECT {day}, count(*) FROM gone GROUP BY {day} ORDER BY {day}
+        SELECT {day}, count(*),
+            count(DISTINCT {part}) FILTER (WHERE ({day}, {part}) NOT IN (SELECT {day}, {part} FROM pg_temp.totals))
+        FROM gone GROUP BY {day} ORDER BY {day}
         """
     ).fetchall()
 

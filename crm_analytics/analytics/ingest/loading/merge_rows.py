@@ -76,8 +76,9 @@ def _update(staged: Staged, merged: Merged) -> None:
 def _insert(staged: Staged, merged: Merged, was_empty: bool) -> None:
     source = staged.source
     joins, found = _lookups(staged)
-    columns = [*source.key.columns, *source.value_columns, *found]
-    expressions = [column_list((*source.staged_key, *source.value_columns), "s"), *found.values()]
+    keys = ("row_key",) if source.key.hashed else source.key.written
+    columns = [*source.key.written, *source.value_columns, *found]
+    expressions = [column_list((*keys, *source.value_columns), "s"), *found.values()]
     for month, rows in staged.execute(
         """
         WITH added AS (

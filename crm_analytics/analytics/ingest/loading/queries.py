@@ -7,10 +7,16 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from crm_analytics.analytics.ingest.sources.declaration import Source
 
 Connection = psycopg.Connection[Any]
+
+
+def takes_statements(connection: Connection) -> bool:
+    """Returns whether the session is between statements. After an interrupt or a lost server it isn't, and must end."""
+    return connection.info.transaction_status == TransactionStatus.IDLE
 
 
 @dataclass

@@ -13,11 +13,18 @@ from psycopg import sql
 from pyarrow import csv
 
 from crm_analytics.analytics.ingest.errors import Reason
-from crm_analytics.analytics.ingest.loading.quarantine import as_json, quarantine_rejected
+from crm_analytics.analytics.ingest.loading.quarantine import (
+    as_json,
+    forget_quarantine,
+    quarantine_rejected,
+)
 from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
 from crm_analytics.analytics.ingest.reading.batches import Rejected
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
+from crm_analytics.analytics.ingest.reading.summary_lines import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
+from crm_analytics.core.wording import counted
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -33,7 +40,7 @@ class Staged(SourceSession):
     file_id: int | None
     rejected: int = 0
     duplicates: int = 0
-    #: Months of quarantined records, None for an unreadable one; kept where files replace whole months.
+    #: Months of quarantined records, None for an unreadable one; noted where files replace whole months.
     partial_months: set[date | None] = field(default_factory=set)
 
     @property
@@ -46,6 +53,20 @@ class Staged(SourceSession):
         """Whether the file lacks the key and has only the alternate, which takes the key's place in `staged`."""
         key = self.source.key
         return key.alternate is not None and key.columns[0] not in self.open_file.mapping
+
+    def verdict(self) -> Verdict | None:
+        """Holds the file's own total against the sum of its accepted records; None if it states none."""
+        totals = self.open_file.records.totals.whole()
+        if not any(line.amount is not None for line in totals):
+            return None
+        stored, records = self.row("SELECT coalesce(sum(s.{summed}), 0), count(*) FROM pg_temp.staged s")
+        return compare(totals, stored, records, self.rejected)
+
+    @property
+    def left_out(self) -> str:
+        """Says for messages what of the file was not accepted."""
+        repeats = f", {counted(self.duplicates, 'repeat')} counted once" if self.duplicates else ""
+        return self.open_file.records.left_out(self.rejected) + repeats
 
     @property
     def complete_month(self) -> sql.Composable:
@@ -108,7 +129,7 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
     Identical records with one key are collapsed. Records with one key that differ are quarantined, all of them. Keys
-    made of a hash get their occurrence numbers.
+    made of a hash get their occurrence numbers. In a file that replaces whole months the reader has settled all that.
 
     Args:
         connection: inside a transaction; the table goes with it.
@@ -118,6 +139,25 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
+    while True:
+        try:
+            staged = _copy(connection, open_file, file_id)
+            break
+        except ReadDifferently:
+            if file_id is not None:
+                forget_quarantine(connection, file_id)
+    if open_file.records.read > FEW:
+        # the key decides how to join; statistics of other columns cost time for nothing
+        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
+    if staged.source.month_totals:
+        staged.duplicates = open_file.records.duplicates
+    else:
+        _settle_repeats(staged)
+    return staged
+
+
+def _copy(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+    """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     staged = Staged(connection, source, open_file, file_id)
     _create(staged)
@@ -133,10 +173,6 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
         staged.rejected += len(rejected)
         if source.month_totals:
             staged.partial_months.update(row.day for row in rejected)
-    if open_file.records.read > FEW:
-        # the key decides how to join; statistics of other columns cost time for nothing
-        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(source.staged_key))
-    _settle_repeats(staged)
     return staged
 
 
@@ -146,6 +182,10 @@ def _create(staged: Staged) -> None:
     columns += [
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
         for name, sql_type in source.staged_columns.items()
+    ]
+    columns += [
+        sql.SQL("{} text GENERATED ALWAYS AS ({}) STORED").format(sql.Identifier(name), sql.SQL(expression))
+        for name, expression in source.key.generated.items()
     ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
@@ -215,7 +255,7 @@ def _settle_repeats(staged: Staged) -> None:
             """
             UPDATE pg_temp.staged s SET occurrence = numbered.occurrence
             FROM (
-                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY s.record_no) AS occurrence
+                SELECT s.record_no, row_number() OVER (PARTITION BY s.row_key ORDER BY {occurrence_order}) AS occurrence
                 FROM pg_temp.staged s JOIN pg_temp.repeated r USING (row_key)
                 WHERE {given_id} IS NULL
             ) numbered
@@ -227,14 +267,6 @@ def _settle_repeats(staged: Staged) -> None:
         if not source.given_id:
             return
     _note_conflicts(staged)
-    if source.month_totals:
-        months = staged.execute(
-            """
-            SELECT DISTINCT s.{day} FROM pg_temp.staged s JOIN pg_temp.conflicting c ON c.row_key = {record_key}
-            WHERE c.reasons <> '[]'
-            """
-        )
-        staged.partial_months.update(month for (month,) in months)
     staged.quarantine(
         "conflicting",
         "c.row_key = {record_key} AND c.reasons <> '[]'",

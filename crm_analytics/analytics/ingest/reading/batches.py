@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from datetime import date
-from decimal import Decimal
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +13,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
+from crm_analytics.analytics.ingest.errors import Reason
+from crm_analytics.analytics.ingest.reading.conventions import Cells, Conventions
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
+from crm_analytics.analytics.ingest.reading.parts import settle, with_cells
+from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, TableWatch
+from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines, first_texts
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
-from crm_analytics.analytics.ingest.values.column_types import read_decimal
+from crm_analytics.analytics.ingest.values.dates import is_zero_date
 from crm_analytics.core.wording import counted
 
-_SUMMARY = r"(?i)^\s*(grand\s+)?totals?\s*(:.*)?$"
-_EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
 _BLANK = Reason("blank", accepted="a value")
+#: Rejected records that a message about the whole file names.
+FEW_REJECTED = 3
 _ARROW_TYPES = {
     "timestamptz": pa.timestamp("us", tz="UTC"),
     "date": pa.date32(),
@@ -65,60 +68,106 @@ class Records:
     source: Source
     header: HeaderMatch
     facts: FileFacts
+    watch: TableWatch
+    judging: bool = True  #: whether cells may disprove the file's conventions
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
+    duplicates: int = 0  #: repeats that were found while reading, where a file replaces whole months
     dst_ambiguous: int = 0  #: accepted records with a local time that the clock shows twice or skips
-    _totals: list[Decimal] = field(default_factory=list)
-    _sum: Decimal = Decimal(0)
+    first_rejected: list[str] = field(default_factory=list)  #: the first few, with their lines and reasons
+    totals: SummaryLines = field(init=False)
+    conventions: Conventions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals = SummaryLines(self.source, self.header, self.facts)
+        self.conventions = Conventions(self.source, self.facts)
 
     def clean(self, block: Block) -> Batch:
-        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected."""
-        blank, summary = self._not_records(block)
+        """Cleans the cells of a block's records; summary lines are left out, records with reasons rejected.
+
+        Raises SecondTable where another table begins, and ReadDifferently or RefusedFile where the cells disprove a
+        convention of the file.
+        """
+        blank, first = first_texts(block)
         numbers = self._number(blank)
+        summary = self.totals.judge(block, first, numbers)
         self.summary_lines += int(summary.sum())
-        self._note_totals(block, np.flatnonzero(summary).tolist())
 
         kept = np.flatnonzero(~(blank | summary))
-        columns, reasons, ambiguous = self._clean_columns(block, kept)
+        columns, reasons, ambiguous, cells = self._clean_columns(block, kept)
+        self.totals.pass_over(columns.get(self.source.summed or ""), numbers[kept])
         derived = self.source.derive(columns, len(kept), self.facts)
         for row, (name, reason) in derived.reasons.items():
             found = reasons.setdefault(row, {})
             found.setdefault(name, self._about(name, reason, block, int(kept[row])))
         rows = self._staged(derived.columns, numbers[kept])
+        if self.source.month_totals:
+            rows = with_cells(rows, block, kept, self.header, self.source)
         accepted = np.ones(len(kept), dtype=np.bool_)
         accepted[list(reasons)] = False
         accepted &= ~np.isin(kept, list(block.defects))
         if not accepted.all():
             rows = rows.filter(pa.array(accepted))
-        self._count(rows, int((ambiguous & accepted).sum()))
+        self.accepted += rows.num_rows
+        self.dst_ambiguous += int((ambiguous & accepted).sum())
 
         keys = next((columns[name] for name in self.source.key.given_in_files if name in columns), None)
         days = derived.columns.get(self.source.date_column)
+        refused = {
+            row: self._as_found(block, int(kept[row]), numbers) for row in np.flatnonzero(~accepted).tolist()
+        }
+        headers = self.watch.find_repeated_headers(
+            block,
+            blank | summary,
+            len(kept),
+            [
+                RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
+                for row, as_found in refused.items()
+            ],
+        )
+        self.summary_lines += len(headers)
+        if self.judging:
+            for column in cells:
+                self.conventions.note(column)
         rejected = []
-        for row in np.flatnonzero(~accepted).tolist():
-            original = int(kept[row])
-            as_found = self._as_found(block, original, numbers)
-            if original in block.defects:
+        for row, as_found in refused.items():
+            if row in headers:
+                continue
+            if (original := int(kept[row])) in block.defects:
                 # The cells of such a record may be in the wrong columns.
                 rejected.append(Rejected(as_found, None, [block.defects[original]], None))
                 continue
             key, day = (None if column is None else column[row].as_py() for column in (keys, days))
             rejected.append(Rejected(as_found, key, list(reasons[row].values()), day))
+        for record in rejected[: FEW_REJECTED - len(self.first_rejected)]:
+            why = str(replace(record.reasons[0], accepted=None, remedy=None)).replace('"', "'")
+            self.first_rejected.append(f"line {record.as_found.line_no}: {why}")
         return Batch(rows, rejected)
 
     def _clean_columns(
         self, block: Block, kept: npt.NDArray[np.intp]
-    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_]]:
-        """Returns the cleaned columns, row -> column -> reason, and which rows have an ambiguous local time."""
+    ) -> tuple[Columns, dict[int, dict[str, Reason]], npt.NDArray[np.bool_], list[Cells]]:
+        """Returns the cleaned columns, row -> column -> reason, which rows have an ambiguous local time, and the cells."""
         columns: Columns = {}
         reasons: dict[int, dict[str, Reason]] = {}
         ambiguous = np.zeros(len(kept), dtype=np.bool_)
+        cells: list[Cells] = []
+        # the cells of a defective record may be in the wrong columns, so they are no evidence
+        sound = np.flatnonzero(~np.isin(kept, list(block.defects))) if block.defects else None
         for name, position in self.header.positions.items():
             column, texts = self.source.column(name), block.columns[position]
             if len(kept) < block.length:
                 texts = texts.take(pa.array(kept))
-            cleaned = column.kind_under(self.facts.mapping[name]).clean(texts, self.facts.context)
+            header = self.facts.mapping[name]
+            kind = column.kind_under(header)
+            cleaned = kind.clean(texts, self.facts.context)
+            judged, rows = cleaned.judged, kept
+            if sound is not None and judged is not None:
+                texts, rows = texts.take(pa.array(sound)), kept[sound]
+                judged = pc.unique(texts)
+            lines = partial(_lines_of, block, rows)
+            cells.append(Cells(column, kind, header, position, texts, judged, lines))
             columns[name] = cleaned.values
             if column.date_as:
                 columns[column.date_as] = cleaned.local_date
@@ -131,24 +180,19 @@ class Records:
             for row, reason in refused.items():
                 about = self._about(name, reason, block, int(kept[row]))
                 reasons.setdefault(row, {})[name] = about
-        return columns, reasons, ambiguous
+        return columns, reasons, ambiguous, cells
 
     def _about(self, name: str, reason: Reason, block: Block, row: int) -> Reason:
         """Completes a reason with the column's header and, unless the column holds personal data, the cell."""
         personal = self.source.column(name).personal
         cell = None if personal else block.columns[self.header.positions[name]][row].as_py()
+        if reason.code == "blank" and cell and is_zero_date(cell):
+            reason = replace(reason, code="zero_date_means_no_date")
         return reason.about(self.facts.mapping[name], cell)
-
-    def _count(self, rows: pa.Table, dst_ambiguous: int) -> None:
-        self.accepted += rows.num_rows
-        self.dst_ambiguous += dst_ambiguous
-        if self.source.summed:
-            amounts = pc.cast(rows[self.source.summed], pa.decimal128(38, 6))
-            self._sum += pc.sum(amounts).as_py() or Decimal(0)
 
     def as_found(self, block: Block, wanted: Container[int]) -> list[AsFound]:
         """Returns the block's records of these numbers as they are in the file."""
-        blank, _ = self._not_records(block)
+        blank, _ = first_texts(block)
         numbers = self._number(blank)
         rows = np.flatnonzero(~blank).tolist()
         return [self._as_found(block, row, numbers) for row in rows if int(numbers[row]) in wanted]
@@ -167,45 +211,20 @@ class Records:
             arrays[name] = columns.get(name, absent)
         return pa.table(arrays)
 
-    def _not_records(self, block: Block) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Returns which rows are blank, and which are summary lines.
+    def settle(self, tables: list[pa.Table]) -> pa.Table:
+        """Returns the records that count of a file that replaces whole months. Raises RefusedFile."""
+        rows = pa.concat_tables(tables)
+        rejected = self.read - self.summary_lines - self.accepted
+        settled = settle(rows, self.totals, rejected, self.left_out(rejected))
+        self.accepted = settled.rows.num_rows
+        self.duplicates = settled.duplicates
+        self.summary_lines += settled.summary_lines
+        return settled.rows
 
-        The first cell of a summary line that is not blank says Total, and no other cell has a date.
-        """
-        candidates = np.arange(block.length)
-        totals: list[tuple[int, int]] = []
-        for position, column in enumerate(block.columns):
-            cells = column if len(candidates) == block.length else column.take(pa.array(candidates))
-            matches = pc.match_substring_regex(cells, _SUMMARY).to_numpy(zero_copy_only=False)
-            totals += [(row, position) for row in candidates[matches].tolist()]
-            empty = pc.match_substring_regex(cells, _EMPTY).to_numpy(zero_copy_only=False)
-            candidates = candidates[empty & ~matches]
-            if not len(candidates):
-                break
-        blank = np.zeros(block.length, dtype=np.bool_)
-        blank[[row for row in candidates.tolist() if not any(block.extra_cells.get(row, []))]] = True
-        summary = np.zeros(block.length, dtype=np.bool_)
-        dated = [
-            position for name, position in self.header.positions.items() if name in self.source.date_givers
-        ]
-        for row, position in totals:
-            others = [block.columns[other][row].as_py() for other in dated if other != position]
-            summary[row] = not any(re.search(r"\d", text) for text in others)
-        return blank, summary
-
-    def _note_totals(self, block: Block, rows: Iterable[int]) -> None:
-        name = self.source.summed
-        if name not in self.header.positions:
-            return
-        for row in rows:
-            text = block.columns[self.header.positions[name]][row].as_py()
-            try:
-                total = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=self.source.decimal_comma)
-            except InvalidValue:
-                continue
-            if total is not None:
-                micros = "micros" in self.facts.mapping[name].casefold()
-                self._totals.append(total.scaleb(-6) if micros else total)
+    def left_out(self, rejected: int) -> str:
+        """Says for messages how many records were not accepted, and why the first ones."""
+        named = f" ({'; '.join(self.first_rejected)})" if self.first_rejected else ""
+        return f"{counted(rejected, 'record')} not accepted{named}"
 
     def _as_found(self, block: Block, row: int, numbers: npt.NDArray[np.int64]) -> AsFound:
         cells = {
@@ -231,20 +250,19 @@ class Records:
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
             )
+        if headers := self.watch.repeated_headers:
+            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            found.append(
+                f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
+                " are counted as summary lines"
+            )
         if self.dst_ambiguous:
             found.append(
                 f"{counted(self.dst_ambiguous, 'record')} with local times that daylight saving shows twice or skips "
                 "(the first of the two is taken; a skipped time moves forward)"
             )
-        if self._totals and self._sum not in self._totals:
-            totals = ", ".join(_dollars(total) for total in self._totals)
-            found.append(
-                f"the file's own total ({totals}) is not the sum of its accepted records ({_dollars(self._sum)}); "
-                f"{counted(self.read - self.summary_lines - self.accepted, 'record')} not accepted"
-            )
         return found
 
 
-def _dollars(amount: Decimal) -> str:
-    """Formats an amount for messages: to the cent, or to the millionth if it has more decimals."""
-    return f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount:,.6f}"
+def _lines_of(block: Block, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    return block.lines()[rows]

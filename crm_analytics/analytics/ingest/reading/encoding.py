@@ -1,53 +1,17 @@
-"""Tells what kind of file it is and in which encoding, and reads its text as UTF-8 with plain newlines."""
+"""Tells in which encoding a text file is, and reads it as UTF-8 with plain newlines."""
 
 from __future__ import annotations
 
 import codecs
-import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 
 BLOCK = 2 << 20
 DELIMITERS = ",;\t|"
 ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
 EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
-
-
-def is_workbook(path: Path) -> bool:
-    """Returns whether the content (not the name) is an `.xlsx` workbook. Raises RefusedFile for other formats."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise RefusedFile(path.name, cannot_be_read(error)) from error
-    if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and path.stat().st_size <= len(start):
-        raise RefusedFile(path.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row"))
-    if start.startswith(b"PK\x03\x04"):
-        return True
-    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    if text.startswith(
-        (b"<!doctype", b"<!--", b"<html", b"<table", b"<head", b"<?xml", b"<body", b"<script")
-    ):
-        reason = Reason(
-            "web_page",
-            found="HTML or XML",
-            remedy="this may be a login or error page; export it again as CSV",
-        )
-    elif start.startswith(b"\xd0\xcf\x11\xe0"):
-        reason = Reason(
-            "old_or_encrypted_excel_file",
-            remedy="export it again as CSV, or save it as .xlsx without a password",
-        )
-    elif start.startswith(
-        (b"%PDF", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf", b"PAR1", b"\x89PNG", b"\xff\xd8\xff")
-    ):
-        reason = Reason("not_a_table", found=f"first bytes {start[:4]!r}", remedy="export it again as CSV")
-    else:
-        return False
-    raise RefusedFile(path.name, replace(reason, accepted="CSV text or an XLSX workbook"))
 
 
 def sniff_encoding(path: Path) -> tuple[str, list[str]]:
@@ -129,31 +93,3 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
                 yield block
     if held:
         yield b"\n"
-
-
-MAX_UNCOMPRESSED = 512 << 20
-
-
-def check_workbook_size(path: Path) -> None:
-    """Raises RefusedFile for a workbook that would unpack to more than 512 MiB, and for a damaged archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(part.file_size for part in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise damaged_workbook(path, error) from error
-    if size > MAX_UNCOMPRESSED:
-        reason = Reason(
-            "workbook_too_large",
-            None,
-            f"{size:,} bytes unpacked",
-            f"at most {MAX_UNCOMPRESSED:,} bytes",
-            "save it as CSV",
-        )
-        raise RefusedFile(path.name, reason)
-
-
-def damaged_workbook(path: Path, error: Exception) -> RefusedFile:
-    """Returns the refusal of a workbook that the libraries cannot read."""
-    found = f"{type(error).__name__}: {str(error)[:200]}"
-    remedy = "copy or export it again, or save it as CSV"
-    return RefusedFile(path.name, Reason("damaged_workbook", found=found, remedy=remedy))

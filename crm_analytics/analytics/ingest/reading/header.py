@@ -13,14 +13,16 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be
 from crm_analytics.analytics.ingest.reading import workbook
 from crm_analytics.analytics.ingest.reading.encoding import (
     DELIMITERS,
-    is_workbook,
     sniff_encoding,
     utf8_blocks,
 )
+from crm_analytics.analytics.ingest.reading.file_formats import is_workbook
+from crm_analytics.analytics.ingest.reading.file_kind import Evidence, weigh
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
+ENGLISH = "export the file in English"
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,26 @@ class Beginnings:
     readings: list[Beginning]
 
     @property
-    def first_row(self) -> str | None:
-        """Returns the first row with a value, as messages quote it; None if there is none."""
-        rows = self.readings[0].rows if self.readings else []
-        found = next((row for row in rows if any(cell.strip() for cell in row)), None)
-        return None if found is None else quotable(" | ".join(found))
+    def header_row(self) -> str | None:
+        """Returns the row that looks most like a header, as messages quote it; None if all rows are blank.
+
+        That is the first with most cells that have no digit. Its columns may be in another language.
+        """
+        rows = [
+            [cell.strip() for cell in row if cell.strip()]
+            for reading in self.readings
+            for row in reading.rows
+        ]
+        best = max(filter(None, rows), key=_labels, default=None)
+        if best is None:
+            return None
+        # a row with digits may be a record with personal data
+        text = " | ".join(best)
+        return quotable(text, 300) if _labels(best) == len(best) else quotable(text)
+
+
+def _labels(cells: list[str]) -> int:
+    return sum(not any(map(str.isdigit, cell)) for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -66,11 +83,6 @@ class HeaderMatch:
     def complete(self) -> bool:
         """Returns whether the row can serve as the header."""
         return not self.missing and not self.repeated
-
-    @property
-    def folded(self) -> frozenset[str]:
-        """Returns all headers of the row, folded."""
-        return frozenset(fold_header(cell) for cell in self.cells)
 
     @property
     def unknown(self) -> list[str]:
@@ -104,11 +116,27 @@ class Located:
     match: HeaderMatch
     reading: Beginning
     row: int
+    evidence: Evidence
+
+    @property
+    def fits(self) -> bool:
+        """Returns whether a file with this header can be of the source."""
+        return self.match.complete and not self.evidence.of_another_kind
 
     @property
     def preamble(self) -> list[list[str]]:
         """Returns the rows above the header."""
         return self.reading.rows[: self.row]
+
+    @property
+    def rows_above(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields the rows above the header that are not blank, each with its line (in a sheet, its row)."""
+        for number, cells in enumerate(self.preamble):
+            if any(cell.strip() for cell in cells):
+                after = self.reading.next_lines
+                # a row of a text may have several lines
+                line = after[number] - 1 if self.reading.sheet else after[number - 1] if number else 1
+                yield line, list(cells)
 
     @property
     def first_line(self) -> int:
@@ -212,7 +240,7 @@ def find_header(source: Source, rows: Sequence[Sequence[str]]) -> tuple[int, Hea
 def best_match(source: Source, beginnings: Beginnings) -> Located | None:
     """Returns what reads best as the source's header, or None if nothing resembles it.
 
-    This is the first sheet with a complete header, or the delimiter that gives most columns.
+    This is the first sheet with a fitting header, or the delimiter that gives most columns.
     """
     best: Located | None = None
     for reading in beginnings.readings:
@@ -220,22 +248,26 @@ def best_match(source: Source, beginnings: Beginnings) -> Located | None:
         if found is None:
             continue
         row, match = found
-        if best is None or _rank(match) > _rank(best.match):
-            best = Located(match, reading, row)
-        if reading.sheet is not None and match.complete:
+        located = Located(match, reading, row, weigh(source, reading.rows[: row + 1]))
+        if best is None or _rank(located) > _rank(best):
+            best = located
+        if reading.sheet is not None and located.fits:
             break
     return best
 
 
-def _rank(match: HeaderMatch) -> tuple[bool, int]:
-    return match.complete, len(match.positions)
+def _rank(located: Located) -> tuple[bool, bool, int]:
+    return located.fits, located.match.complete, len(located.match.positions)
 
 
 def locate(source: Source, beginnings: Beginnings) -> Located:
-    """Returns the source's header in the file. Raises RefusedFile if it is not there, or lacks a column."""
+    """Returns the source's header in the file.
+
+    Raises RefusedFile if it is not there, lacks a column, or is that of another kind of file.
+    """
     found = best_match(source, beginnings)
-    if found is None or not found.match.complete:
-        raise _refusal(beginnings, source, found.match if found else None)
+    if found is None or not found.fits:
+        raise RefusedFile(beginnings.path.name, *why_unfit(source, beginnings, found))
     return found
 
 
@@ -258,22 +290,24 @@ def unread_sheets(source: Source, beginnings: Beginnings, located: Located) -> l
     ]
 
 
-def _refusal(beginnings: Beginnings, source: Source, match: HeaderMatch | None) -> RefusedFile:
-    file, found = beginnings.path.name, beginnings.first_row
-    if match is not None:
-        return RefusedFile(file, *_faults(match))
-    if found is None:
-        return RefusedFile(file, Reason("empty_file", accepted="an export with a header row"))
+def why_unfit(source: Source, beginnings: Beginnings, found: Located | None) -> list[Reason]:
+    """Returns why what reads best as the source's header, if anything does, cannot serve as one."""
+    if found is not None:
+        return [found.evidence.refusal()] if found.evidence.of_another_kind else list(_faults(found.match))
+    header_row = beginnings.header_row
+    if header_row is None:
+        return [Reason("empty_file", accepted="an export with a header row")]
     required = "; ".join(
         f"{column.name}: {', '.join(column.headers)}" for column in source.columns if column.required
     )
-    reason = Reason(
-        "no_header_row",
-        found=found,
-        accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
-        remedy="export the file with its header row, or move it to the folder of its source",
-    )
-    return RefusedFile(file, reason)
+    return [
+        Reason(
+            "no_header_row",
+            found=header_row,
+            accepted=f"{source.title} with a header in the first {HEADER_ROWS} rows, which includes {required}",
+            remedy=f"{ENGLISH}, with its header row, or move it to the folder of its source",
+        )
+    ]
 
 
 def _faults(match: HeaderMatch) -> Iterator[Reason]:
@@ -283,4 +317,4 @@ def _faults(match: HeaderMatch) -> Iterator[Reason]:
     if match.missing:
         found = ", ".join(cell.strip() for cell in match.cells if cell.strip())[:600]
         accepted = "; ".join(match.missing)
-        yield Reason("missing_columns", None, found, accepted, "export the file with these columns")
+        yield Reason("missing_columns", None, found, accepted, f"{ENGLISH}, with these columns")

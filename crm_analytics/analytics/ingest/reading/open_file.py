@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,11 @@ import pyarrow as pa
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading import csv_records, workbook
 from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Records
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
+from crm_analytics.analytics.ingest.reading.parts import without_cells
+from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Context
 from crm_analytics.analytics.ingest.values.timezones import zone
@@ -53,34 +56,71 @@ class OpenFile:
         return self.records.facts.mapping
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the cleaned records. Raises RefusedFile if the rest cannot be read (a quote that never closes).
+        """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
-        A source that completes its records only at the end of the file gives its rows then.
+        A file that replaces whole months gives its rows at its end: what they are shows only then. Raises ReadDifferently
+        where the batches so far were misread; the next call yields the right ones, from the start.
         """
-        complete, facts = self.source.complete, self.records.facts
         tables: list[pa.Table] = []
-        with self._refusing():
-            for block in self._blocks():
-                batch = self.records.clean(block)
-                if complete is not None:
-                    tables.append(batch.rows)
-                    batch = Batch(batch.rows.slice(0, 0), batch.rejected)
-                yield batch
-        if complete is not None:
-            tables, warnings = complete(tables, facts)
-            self.warnings += warnings
-            yield from (Batch(table, []) for table in tables)
+        try:
+            with self._refusing():
+                for block in self._blocks():
+                    batch = self.records.clean(block)
+                    if self.source.month_totals:
+                        tables.append(batch.rows)
+                        batch = Batch(without_cells(batch.rows.slice(0, 0)), batch.rejected)
+                    yield batch
+            self.warnings += self.records.conventions.conclude()
+        except ReadDifferently as other:
+            self.warnings.append(other.warning)
+            self.records = self._records(replace(self.records.facts, context=other.context))
+            self.refuse_records_above()
+            raise
+        if self.source.month_totals and tables:
+            rows = self.records.settle(tables)
+            if self.source.complete is not None:
+                rows, warnings = self.source.complete(rows, self.records.facts)
+                self.warnings += warnings
+            yield Batch(rows, [])
         self.warnings += self.records.warnings()
+
+    def all_batches(self) -> list[Batch]:
+        """Returns the cleaned records of the whole file, as often as it has to be read."""
+        while True:
+            try:
+                return list(self.batches())
+            except ReadDifferently:
+                continue
 
     def as_found(self, wanted: Container[int]) -> Iterator[list[AsFound]]:
         """Reads the file once more and yields the records of these numbers as they are in it.
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = Records(self.source, self.located.match, self.records.facts)
+        again = self._records(self.records.facts)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
+
+    def refuse_records_above(self) -> None:
+        """Raises RefusedFile if a row above the header is a record or another header: sorting moves headers down."""
+        match, facts = self.located.match, self.records.facts
+        width = len(match.cells)
+        for line, cells in self.located.rows_above:
+            if self.sheet is not None:
+                cells = cells + [""] * (width - len(cells))
+            row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
+            with self._refusing():
+                if self._records(facts, judging=False).clean(row).rows.num_rows:
+                    raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
+
+    def _records(self, facts: FileFacts, *, judging: bool = True) -> Records:
+        """Returns the records of the file before any is read."""
+        watch = TableWatch(self.source, self.located.match, lines_in_cells=self.sheet is None)
+        return Records(self.source, self.located.match, facts, watch, judging)
+
+    def _place(self, line: int) -> str:
+        return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -89,6 +129,8 @@ class OpenFile:
         except csv_records.Unsplittable as error:
             place = f"line {error.line}, record {error.record}"
             raise RefusedFile(self.path.name, error.reason, place=place) from error
+        except SecondTable as error:
+            raise RefusedFile(self.path.name, error.reason, place=self._place(error.line)) from error
         except (OSError, UnicodeError) as error:
             reason = Reason("changed_or_vanished_while_it_was_read", found=str(error), remedy="load it again")
             raise RefusedFile(self.path.name, reason) from error
@@ -108,7 +150,7 @@ class OpenFile:
         width = len(self.located.match.cells)
         uncomputed = workbook.formulas_without_result(self.path, sheet)
         headers = {position: self.mapping[name] for name, position in self.located.match.positions.items()}
-        rows = workbook.rows(self.path, sheet, uncomputed)
+        rows = workbook.rows(self.path, sheet, uncomputed, self.records.conventions.shown_to_the_minute)
         records = (row for row in rows if row[0] >= self.located.first_line)
         while part := list(islice(records, csv_records.RECORDS_PER_BLOCK)):
             defects = {
@@ -127,6 +169,11 @@ UNCOMPUTED = Reason(
     accepted="values, or formulas that were computed",
     remedy="open the workbook in a spreadsheet program, save it there, and keep that file",
 )
+RECORD_ABOVE = Reason(
+    "record_above_the_header",
+    accepted="the header above all records",
+    remedy="move the header row to the top, or export the file again",
+)
 
 
 def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -139,20 +186,31 @@ def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
         offset = 0
 
 
-def open_file(path: Path, source: Source, *, exported_at: datetime, timezone: ZoneInfo) -> OpenFile:
+def open_file(
+    path: Path, source: Source, *, exported_at: datetime, timezone: ZoneInfo, export_named: bool = False
+) -> OpenFile:
     """Opens an export file of a known source and matches its header.
 
-    `exported_at` is aware; `timezone` is the business timezone. Raises RefusedFile if the file cannot be read, or if its
-    header lacks what the source needs.
+    `exported_at` is aware, and `export_named` says whether the file's name tells it; `timezone` is the business timezone.
+    Raises RefusedFile if the file cannot be read, or if its header lacks what the source needs.
     """
     beginnings = read_beginnings(path)
     located = locate(source, beginnings)
     header = located.match
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
-    context = Context(zone(timezone), exported_at.astimezone(UTC), source.date_order, source.decimal_comma)
+    context = Context(
+        zone(timezone),
+        exported_at.astimezone(UTC),
+        source.date_order,
+        source.decimal_comma,
+        export_named=export_named,
+    )
     unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
     facts = FileFacts(path.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
-    return OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts))
+    watch = TableWatch(source, header, lines_in_cells=located.reading.sheet is None)
+    opened = OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts, watch))
+    opened.refuse_records_above()
+    return opened

@@ -8,7 +8,14 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
-from crm_analytics.analytics.ingest.reading.header import Beginnings, best_match, read_beginnings
+from crm_analytics.analytics.ingest.reading.header import (
+    ENGLISH,
+    Beginnings,
+    Located,
+    best_match,
+    read_beginnings,
+    why_unfit,
+)
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
@@ -37,49 +44,64 @@ def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
 
 
 def detect_source(path: Path, landing: Path) -> Source:
-    """Returns the source of a landing file: by its folder, or else its name, or else its header.
+    """Returns the source of a landing file: its folder's, or else the one that its header identifies.
 
-    Raises UnrecognizedFile if no source or several sources fit, and RefusedFile if the file cannot be read.
+    A header that fits a source without identifying it is enough where the file's name tells the source. Whether the
+    header of a file in a source's folder fits is not decided here, but where the file is opened.
+
+    Raises UnrecognizedFile if no source or several sources can be meant, and RefusedFile if the file cannot be read.
     """
-    sources = ", ".join(SOURCES)
     folders = path.relative_to(landing).parts[:-1] if path.is_relative_to(landing) else ()
     if folders:
         if folders[0] in SOURCES:
             return SOURCES[folders[0]]
         remedy = "move the file into one of these, or directly into the landing folder"
-        reason = Reason("unknown_source_folder", found=folders[0], accepted=sources, remedy=remedy)
+        reason = Reason("unknown_source_folder", found=folders[0], accepted=", ".join(SOURCES), remedy=remedy)
         raise UnrecognizedFile("/".join((*folders, path.name)), reason)
-    named = [
-        source
-        for source in SOURCES.values()
-        if any(re.search(pattern, _words(path.stem)) for pattern in source.filename_patterns)
-    ]
-    if len(named) == 1:
-        return named[0]
     beginnings = read_beginnings(path)
-    fitting = _fitting_sources(beginnings)
-    if len(fitting) == 1:
-        return fitting[0]
-    remedy = f"move it into the folder of its source ({sources})"
-    if not fitting:
-        found = beginnings.first_row
-        reason = Reason("neither_name_nor_header_tells_the_source", found=found, remedy=remedy)
-    else:
-        found = ", ".join(source.name for source in fitting)
-        reason = Reason("header_fits_several_sources", found=found, remedy=remedy)
-    raise UnrecognizedFile(path.name, reason)
+    headers = {name: best_match(source, beginnings) for name, source in SOURCES.items()}
+    fitting = {name: header for name, header in headers.items() if header and header.fits}
+    named = _named(path)
+    meant = [name for name, header in fitting.items() if header.evidence.identifies]
+    meant = meant or [name for name in fitting if name in named]
+    if len(meant) == 1:
+        return SOURCES[meant[0]]
+    raise UnrecognizedFile(path.name, *_why_unrecognized(beginnings, headers, named, meant))
 
 
-def _words(stem: str) -> str:
-    """Returns a file's name as words, for the sources' patterns."""
-    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)).casefold().strip()
-
-
-def _fitting_sources(beginnings: Beginnings) -> list[Source]:
-    """Returns the sources whose header the file has, without headers that are foreign to them."""
-    found = ((source, best_match(source, beginnings)) for source in SOURCES.values())
+def _named(path: Path) -> list[str]:
+    """Returns the sources that the file's name tells."""
+    words = re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem)).casefold().strip()
     return [
-        source
-        for source, located in found
-        if located and located.match.complete and not located.match.folded & source.foreign_headers
+        source.name
+        for source in SOURCES.values()
+        if any(re.search(pattern, words) for pattern in source.filename_patterns)
     ]
+
+
+def _why_unrecognized(
+    beginnings: Beginnings, headers: dict[str, Located | None], named: list[str], meant: list[str]
+) -> list[Reason]:
+    """Returns why none of the sources can be taken: of those named, or else of those whose columns the file has."""
+    remedy = f"move it into the folder of its source ({', '.join(SOURCES)})"
+    if meant:
+        return [Reason("header_fits_several_sources", found=", ".join(meant), remedy=remedy)]
+    if named:
+        reasons = [
+            Reason("name_tells_this_source_but_the_header_does_not_fit", found=", ".join(named)),
+            *(reason for name in named for reason in why_unfit(SOURCES[name], beginnings, headers[name])),
+        ]
+        return list(dict.fromkeys(reasons))
+    similar = [header for header in headers.values() if header and not header.match.missing]
+    possible = [header.evidence.source.title for header in similar if header.fits]
+    others = [header.evidence for header in similar if header.evidence.of_another_kind]
+    if others and not possible:
+        return [evidence.refusal() for evidence in others]
+    accepted = None
+    if possible:
+        titles = " or ".join(possible)
+        accepted = f"a name that tells the source, or headers that only {titles} have; the columns alone could be any list's"
+    if not similar:
+        remedy = f"{remedy}, or {ENGLISH}"
+    found = beginnings.header_row
+    return [Reason("neither_name_nor_header_tells_the_source", found=found, accepted=accepted, remedy=remedy)]

@@ -8,13 +8,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openpyxl import load_workbook
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
-from crm_analytics.analytics.ingest.reading.encoding import check_workbook_size, damaged_workbook
+from crm_analytics.analytics.ingest.reading.file_formats import check_workbook_size, damaged_workbook
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
 # Its warnings (styles, extensions, bad dates) do not matter here, or the cell becomes text like `#VALUE!`.
@@ -40,14 +41,38 @@ def cell_text(value: Any) -> str:
                 value += timedelta(microseconds=500_000)
             rounded: datetime = value.replace(microsecond=0)
             return rounded.date().isoformat() if rounded.time() == time() else rounded.isoformat(" ")
-        case date() | time():
+        case date():
             return value.isoformat()
+        case time():
+            return cell_text(datetime.combine(date.min, value) - datetime.min).zfill(len("00:00:00"))
         case timedelta():
             minutes, seconds = divmod(round(value.total_seconds()), 60)
             return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
         case _:
             # Escapes such as _x0000_ and _xD800_ make characters that PostgreSQL does not store.
             return str(value).replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+#: What a number format shows literally, and its colors and locales; `[h]` is the number of all hours.
+_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[(?!h+\]|m+\]|s+\])[^\]]*\]', re.IGNORECASE)
+#: Year of a spreadsheet's first day -> the day before it, from which a duration of days is counted.
+_DAY_ZERO = {1900: datetime(1899, 12, 31), 1904: datetime(1904, 1, 1)}
+
+
+@lru_cache
+def _clock_format(number_format: str) -> Literal["minutes", "seconds"] | None:
+    """Returns to what a format shows times; None if it shows dates, or neither."""
+    code = _LITERAL.sub("", number_format).casefold()
+    if "h" not in code or "y" in code or "d" in code:
+        return None
+    return "seconds" if "s" in code else "minutes"
+
+
+def _duration(value: datetime | time | timedelta, clock: str | None) -> datetime | time | timedelta:
+    """Returns a duration of more than a day, which is a date of the spreadsheet's first year to the library."""
+    if clock and isinstance(value, datetime) and value.year in _DAY_ZERO:
+        return value - _DAY_ZERO[value.year]
+    return value
 
 
 @contextmanager
@@ -65,29 +90,41 @@ def sheet_names(path: Path) -> list[str]:
     """Returns the names of the visible sheets, in order. Raises RefusedFile."""
     with _refusing(path):
         check_workbook_size(path)
-        workbook = load_workbook(path, read_only=True, data_only=True)
-        try:
+        with _open(path, data_only=True) as workbook:
             return [sheet.title for sheet in workbook.worksheets if sheet.sheet_state == "visible"]
-        finally:
-            workbook.close()
 
 
 #: row number -> position in the row -> formula
 Formulas = dict[int, dict[int, str]]
 
 
-def rows(path: Path, sheet: str, uncomputed: Formulas | None = None) -> Iterator[tuple[int, list[str]]]:
+def rows(
+    path: Path, sheet: str, uncomputed: Formulas | None = None, shown_to_the_minute: set[int] | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """Yields the sheet's rows that are not blank: row number from 1, and cells as text. Raises RefusedFile.
 
-    A formula without a stored result is blank, or its own text if `uncomputed` has it.
+    A formula without a stored result is blank, or its own text if `uncomputed` has it. `shown_to_the_minute` gets the
+    positions of columns with durations that are shown without seconds.
     """
     with _refusing(path), _sheet(path, sheet, data_only=True) as worksheet:
-        for number, row in enumerate(worksheet.iter_rows(values_only=True), start=1):
+        for number, row in enumerate(worksheet.iter_rows(), start=1):
             if number > MAX_ROWS or len(row) > MAX_COLUMNS:
                 accepted = f"at most {MAX_ROWS:,} rows and {MAX_COLUMNS:,} columns"
                 reason = Reason("sheet_too_large", None, None, accepted, "save it as CSV")
                 raise RefusedFile(path.name, reason, place=f"sheet {sheet!r}, row {number}")
-            cells = [cell_text(value) for value in row]
+            cells = []
+            for position, cell in enumerate(row):
+                value = cell.value
+                if isinstance(value, datetime | time | timedelta):
+                    clock = _clock_format(cell.number_format)
+                    value = _duration(value, clock)
+                    if (
+                        clock == "minutes"
+                        and isinstance(value, time | timedelta)
+                        and shown_to_the_minute is not None
+                    ):
+                        shown_to_the_minute.add(position)
+                cells.append(cell_text(value))
             for position, formula in uncomputed.get(number, {}).items() if uncomputed else ():
                 cells[position] = formula
             if any(cells):
@@ -122,15 +159,23 @@ def formulas_without_result(path: Path, sheet: str) -> Formulas:
 
 
 @contextmanager
+def _open(path: Path, *, data_only: bool) -> Iterator[Any]:
+    # Given a path, the library refuses names that do not end like a workbook's.
+    with path.open("rb") as file:
+        workbook = load_workbook(file, read_only=True, data_only=data_only)
+        try:
+            yield workbook
+        finally:
+            workbook.close()
+
+
+@contextmanager
 def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
-    workbook = load_workbook(path, read_only=True, data_only=data_only)
-    try:
+    with _open(path, data_only=data_only) as workbook:
         worksheet = workbook[sheet]
         # The declared size may be wrong.
         worksheet.reset_dimensions()
         yield worksheet
-    finally:
-        workbook.close()
 
 
 _FORMULA = re.compile(rb"<(\w{1,20}:)?f[\s/>]")

@@ -13,6 +13,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Key,
     Source,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import PHONE_LOGS
 from crm_analytics.analytics.ingest.values.column_types import Duration, Identifier, Label, Text, When
 
 _NOT_ANSWERED = {"no", "false", "missed", "voicemail"}
@@ -32,7 +33,7 @@ def _split_answered(columns: Columns, length: int, facts: FileFacts) -> Derived:
 
 CALLS = Source(
     name="calls",
-    version=1,
+    version=2,
     table="raw.calls",
     title="phone calls",
     description="Phone calls by flow.",
@@ -52,19 +53,35 @@ CALLS = Source(
         Column("duration_seconds", Duration(), ("Duration",), required=True),
         Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),
     ),
-    # other fields are filled in later, so the hash leaves them out
+    # Other fields are filled in later, and spreadsheets change durations and drop seconds, so the hash has the minute
+    # alone. Durations and seconds only tell which of one minute's calls comes first.
     key=Key(
         "call",
         ("call_id",),
         hashed=(
             "from_number",
             "to_number",
-            "extract(epoch FROM started_at AT TIME ZONE 'UTC')::bigint::text",
-            "duration_seconds::text",
+            "floor(extract(epoch FROM started_at AT TIME ZONE 'UTC') / 60)::bigint::text",
         ),
+        occurrence_order=("duration_seconds", "started_at"),
     ),
     date_column="call_date",
     filename_patterns=(r"\bcalls?\b",),
+    own_headers=("Flow", "Call Flow", "Ad group", "Answered", "Answered By"),
+    foreign_headers=(
+        *(
+            *PHONE_LOGS,
+            "Call ID",
+            "Unique ID",
+            "Lead ID",
+            "Caller ID",
+            "Cost",
+            "Call Cost",
+            "Lead Price",
+            "Price",
+        ),
+        *("Campaign", "Keyword", "Keywords", "Landing Page"),
+    ),
     derive=_split_answered,
     derived_columns={"answered_by": "text"},
     suspicious_record_count=5000,

@@ -100,7 +100,7 @@ class Derived:
 
 Derivation = Callable[[Columns, int, FileFacts], Derived]
 HeaderCheck = Callable[[FileFacts], None]
-Completion = Callable[[list[pa.Table], FileFacts], tuple[list[pa.Table], list[str]]]
+Completion = Callable[[pa.Table, FileFacts], tuple[pa.Table, list[str]]]
 
 
 def as_cleaned(columns: Columns, length: int, facts: FileFacts) -> Derived:
@@ -129,11 +129,21 @@ class Key:
     #: SQL texts over the staged columns. Where an export gives no id, their hash and the number of the record's
     #: occurrence in its file are the key.
     hashed: tuple[LiteralString, ...] = ()
+    #: Columns by which the occurrences of one hash are numbered, so that a sorted export gives the same keys; records that
+    #: are equal in them count in the order of the file.
+    occurrence_order: tuple[str, ...] = ()
+    #: Key columns that the table generates from staged ones, with their SQL: compared, but never written.
+    generated: dict[str, LiteralString] = field(default_factory=dict)
     #: The staged columns that identify a record within its file, where a row of the table sums up several.
     record_columns: tuple[str, ...] = ()
     #: A column that names the same thing in exports which lack the key. It takes the key's place until another
     #: export brings the key.
     alternate: str | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The key columns that a load writes."""
+        return tuple(name for name in self.columns if name not in self.generated)
 
     @property
     def given_in_files(self) -> tuple[str, ...]:
@@ -147,11 +157,14 @@ class MonthTotals:
     """Says that the newest file which covers a month replaces all rows of the month.
 
     The table has a row per month and other key columns, with the sum of the records' amounts, the last day that the
-    sum covers, and `complete_month`: whether the file has no quarantined record of the month.
+    sum covers, and `complete_month`: whether the file has no quarantined record of the month. The last key column
+    names the parts of the month.
     """
 
     amount: str
     covered_to: str
+    #: Headers of columns by which an export may split an amount into several records, which then add up.
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,13 +209,16 @@ class Source:
     derived_columns: dict[str, LiteralString] = field(default_factory=dict)
     #: Of each group the header must have one.
     needs_one_of: tuple[tuple[str, ...], ...] = ()
-    #: Folded headers that only other kinds of file have.
-    foreign_headers: frozenset[str] = frozenset()
+    #: Headers (or titles above them) that no other kind of file has. They identify a file without a telling name.
+    own_headers: tuple[str, ...] = ()
+    #: Headers (or titles above them) that only other kinds of file have. A file with more of these than of its own is of
+    #: another kind, and not loaded; with as many of both, the first of them in the file decides.
+    foreign_headers: tuple[str, ...] = ()
     #: Folded header -> column that it means where its own column has another header already.
     second_choice: dict[str, str] = field(default_factory=dict)
     #: Refuses a file whose columns do not suffice.
     check: HeaderCheck | None = None
-    #: Adds what can only be told at the end of the file; may warn.
+    #: Where a file replaces whole months: adds what can only be told at the end of the file; may warn.
     complete: Completion | None = None
     #: The staged amount that a total line adds up.
     summed: str | None = None
@@ -215,6 +231,8 @@ class Source:
     reference: Reference | None = None
     #: SQL that a load executes before it changes the table, to take the locks that the table's links need.
     lock: LiteralString | None = None
+    #: SQL over the accepted records, `pg_temp.staged`, once they are loaded: a warning per row.
+    review: LiteralString | None = None
     #: Hours without a new export after which the table counts as late.
     late_after_hours: int = 36
     #: The file of sql/analytics/ that makes the table.
@@ -224,6 +242,21 @@ class Source:
     def owners(self) -> dict[str, str]:
         """Every accepted header, folded -> canonical name."""
         return {fold_header(header): column.name for column in self.columns for header in column.headers}
+
+    @cached_property
+    def folded_own(self) -> frozenset[str]:
+        """The own headers as they are compared."""
+        return frozenset(map(fold_header, self.own_headers))
+
+    @cached_property
+    def folded_foreign(self) -> frozenset[str]:
+        """The foreign headers as they are compared."""
+        return frozenset(map(fold_header, self.foreign_headers))
+
+    @cached_property
+    def splitting_headers(self) -> frozenset[str]:
+        """Folded headers of columns that split an amount into records which add up."""
+        return frozenset(map(fold_header, self.month_totals.splits)) if self.month_totals else frozenset()
 
     def column(self, name: str) -> Column:
         """Returns the column of a canonical name."""
@@ -271,9 +304,12 @@ class Source:
     def fragments(self) -> dict[str, sql.Composable]:
         """SQL by the name that statements use for it; `s` is a staged record, `t` a row of the table."""
         values, keys = self.value_columns, self.key.columns
-        totals = vars(self.month_totals) if self.month_totals else {}
+        totals = self.month_totals
         return {
-            **{name: sql.Identifier(column) for name, column in totals.items()},
+            "amount": sql.Identifier(totals.amount if totals else ""),
+            "covered_to": sql.Identifier(totals.covered_to if totals else ""),
+            "part": sql.Identifier(keys[-1]),
+            "summed": sql.Identifier(self.summed or ""),
             "source": sql.Literal(self.name),
             "table": sql.Identifier(*self.table_path),
             "day": sql.Identifier(self.date_column),
@@ -281,7 +317,7 @@ class Source:
             "key_column": sql.Identifier(keys[0]),
             "alternate": sql.Identifier(self.key.alternate or ""),
             # the key as text, as raw.rejected_rows and raw.vanished_rows have it
-            "record_key": self._as_text("s", self.key.record_columns or self.staged_key),
+            "record_key": self._as_text("s", self.staged_key),
             "row_key": self._as_text("t", keys),
             "same_key": sql.SQL("({}) = ({})").format(
                 column_list(keys, "t"), column_list(self.staged_key, "s")
@@ -289,6 +325,7 @@ class Source:
             "values": column_list(values),
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
+            "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.sources.other_kinds import (
+    ESTIMATES,
+    EXPENSES,
+    INVOICES,
+    LEADS,
+    PHONE_LOGS,
+)
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Money, Text, When
 
 ELOCALS_LEADS = Source(
@@ -28,5 +35,12 @@ ELOCALS_LEADS = Source(
     key=Key("lead", ("lead_id",)),
     date_column="lead_date",
     filename_patterns=(r"elocals?",),
+    own_headers=("Caller ID", "Caller Name", "Forwarding Number", "Lead Type", "Profile"),
+    foreign_headers=(
+        *(*LEADS, "Lead Source", "Job #", "Job Type", "Converted", "Conversion Date"),
+        *("Dispute ID", "Dispute Date", "Dispute Reason", "Dispute Status", "Credit Date", "Credit Reason"),
+        *("Flow", "From number", "To number", "Campaign", "Ad group", "Keyword", *PHONE_LOGS),
+        *(*INVOICES, *ESTIMATES, *EXPENSES),
+    ),
     summed="cost",
 )

@@ -15,6 +15,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Source,
     rows_where,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import CLIENTS, ESTIMATES, EXPENSES, INVOICES, LEADS
 from crm_analytics.analytics.ingest.values.column_types import Identifier, JobNumber, Label, Money, Text, When
 
 
@@ -59,8 +60,16 @@ JOBS = Source(
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),
-    # the same tool's export of leads has a UUID, type, source and date, too
-    foreign_headers=frozenset({"leadnumber", "convertedleadtotal"}),
+    own_headers=(
+        *("Job #", "Job Date", "Job End", "Sub-Status", "Invoiced", "Profit", "Profit Margin", "Job Status"),
+        *("Job Number", "SerialId", "JobDateTime", "JobEndDateTime"),
+    ),
+    # the same tool's other exports have a UUID, type, source, status and date, too, and often the number of the job
+    foreign_headers=(
+        *(*LEADS, "Lead ID", "Street", "Assigned"),
+        *(*INVOICES, *ESTIMATES, *CLIENTS, *EXPENSES),
+        *("Payment ID", "Payment Date", "Transaction ID", "Confirmation code", "Unique ID", "Call ID"),
+    ),
     second_choice={"jobid": "job_number"},
     summed="total",
     lock="SELECT raw.lock_links()",

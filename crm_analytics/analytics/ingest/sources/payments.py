@@ -15,6 +15,13 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Reference,
     Source,
 )
+from crm_analytics.analytics.ingest.sources.other_kinds import (
+    BANK_STATEMENTS,
+    ESTIMATES,
+    EXPENSES,
+    INVOICES,
+    LEADS,
+)
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Money, Text, When, without_padding
 
 
@@ -85,11 +92,35 @@ PAYMENTS = Source(
         ),
     ),
     date_column="paid_date",
-    filename_patterns=(r"\bpayments?\b", r"\btransactions?\b"),
+    # a file of transactions may be a bank's
+    filename_patterns=(r"\bpayments?\b",),
     derive=_job_references,
     derived_columns={"job_ref": "text", "job_id_ref": "text", "job_number_ref": "text"},
     needs_one_of=(("job_uuid", "job_number", "job_id"),),
-    foreign_headers=frozenset({"created", "createddate", "leadid", "uniqueid", "callid", "campaign"}),
+    own_headers=(
+        *(
+            "Payment ID",
+            "Transaction ID",
+            "Payment Date",
+            "Payment Methods",
+            "Payment Method",
+            "Confirmation code",
+        ),
+        *(
+            "Payment Amount",
+            "Payment Type",
+            "Payment Status",
+            "Payment Received Date",
+            "Paid At",
+            "Method",
+            "Tip",
+        ),
+    ),
+    foreign_headers=(
+        *("Created", "CreatedDate", "Created At", "Job Date", "Job End", "Sub-Status", "Invoiced", "Profit"),
+        *(*LEADS, "Lead ID", "Unique ID", "Call ID", "Campaign"),
+        *(*INVOICES, *ESTIMATES, *EXPENSES, *BANK_STATEMENTS),
+    ),
     summed="amount",
     # the same lookups as in raw.relink_payments
     reference=Reference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.sources.other_kinds import ESTIMATES, EXPENSES, INVOICES, LEADS
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Text, When
 
 PROREF_LEADS = Source(
@@ -28,5 +29,19 @@ PROREF_LEADS = Source(
     key=Key("lead", ("lead_id",)),
     date_column="lead_date",
     filename_patterns=(r"pro[ -]?ref(erral)?\b",),
-    foreign_headers=frozenset({"cost", "callcost", "leadprice"}),
+    own_headers=("Category",),
+    foreign_headers=(
+        *(
+            "Cost",
+            "Call Cost",
+            "Lead Price",
+            "Price",
+            "Lead Fee",
+            "Caller ID",
+            "Forwarding Number",
+            "Profile",
+        ),
+        *(*LEADS, "Lead Source", "Job #", "Job Type", "Converted", "Campaign"),
+        *(*INVOICES, *ESTIMATES, *EXPENSES),
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import LiteralString
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +34,30 @@ def _whole_business(columns: Columns, length: int, facts: FileFacts) -> Derived:
     return Derived(columns, dict.fromkeys(rows_where(unknown), ("segment", reason)))
 
 
+#: Targets that will be compared with nothing, or that contradict each other.
+_REVIEW: LiteralString = """
+    SELECT format(
+        'Source "%s": no month has numbers for it, so its targets are compared with nothing; spell it as the dashboards'
+        ' do, or add this spelling to analytics.channel_aliases', min(s.source)
+    )
+    FROM analytics.targets_without_source t
+    JOIN pg_temp.staged s USING (month, source_folded, segment)
+    GROUP BY t.name
+    UNION ALL
+    SELECT format(
+        'Source "%s": %s has targets under several spellings (%s), and none of them counts; delete the wrong ones from'
+        ' analytics.targets', t.name, to_char(t.month, 'YYYY-MM'), t.spellings
+    )
+    FROM analytics.conflicting_targets t
+    WHERE EXISTS (
+        SELECT
+        FROM pg_temp.staged s
+        JOIN analytics.target_names n USING (month, source_folded, segment)
+        WHERE (n.month, n.name, n.segment) = (t.month, t.name, t.segment)
+    )
+    ORDER BY 1
+"""
+
 TARGETS = Source(
     name="targets",
     version=1,
@@ -48,10 +73,13 @@ TARGETS = Source(
         Column("target_conv_l_to_r", Ratio(), sql_type="numeric(6,4)"),
         Column("target_cpl_max", Money(negative=False), sql_type="numeric(10,2)"),
     ),
-    key=Key("target", ("month", "source", "segment")),
+    # as it is spelled now: a corrected spelling is the same target
+    key=Key("target", ("month", "source_folded", "segment"), generated={"source_folded": "raw.fold(source)"}),
     date_column="month",
     filename_patterns=(r"\btargets?\b",),
+    own_headers=("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
     derive=_whole_business,
     needs_one_of=(("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),),
+    review=_REVIEW,
     migration="0004_metrics.sql",
 )

@@ -23,6 +23,7 @@ from crm_analytics.analytics.ingest.values.dates import (
     DateOrder,
     accepted_dates,
     accepted_days,
+    is_zero_date,
     read_call_time,
     read_day,
     read_duration,
@@ -45,12 +46,16 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a rule must know besides the cell: time zone, order of dates, and when (an aware time) the file was exported."""
+    """What a rule must know besides the cell: time zone, when (an aware time) the file was exported, and its conventions."""
 
     zone: Zone
     exported_at: datetime
     date_order: DateOrder = "mdy"
     decimal_comma: bool = False
+    #: A duration like 3:25:00 has minutes and seconds, which a spreadsheet took for hours and minutes.
+    hours_are_minutes: bool = False
+    #: The file's name tells when it was exported, which its modification time does less reliably.
+    export_named: bool = False
 
     @property
     def exported_on(self) -> date:
@@ -64,11 +69,13 @@ class Cleaned:
 
     values: pa.Array
     reasons: dict[int, Reason] = field(default_factory=dict)
+    judged: pa.Array | None = None  #: the distinct texts that aren't plain, as they are in the file
     local_date: pa.Array | None = None  #: of a time
     dst_ambiguous: Mask | None = None  #: local times that the clock shows twice or skips
 
 
-def _trim(text: str) -> str:
+def trim(text: str) -> str:
+    """Returns a cell without white space and invisible characters around it."""
     return text.strip().strip("\ufeff\u200b").strip()
 
 
@@ -88,6 +95,18 @@ class Kind:
         """Returns the value of a trimmed text that is not blank. Raises InvalidValue."""
         raise NotImplementedError
 
+    def accepts(self, text: str, context: Context) -> bool:
+        """Returns whether a text that is not blank has a value."""
+        try:
+            self.rule(trim(text), context)
+        except InvalidValue:
+            return False
+        return True
+
+    def is_blank(self, text: str) -> bool:
+        """Returns whether a trimmed text stands for no value."""
+        return text.casefold() in self.blank
+
     def plain_texts(self, context: Context) -> str | None:
         """Returns the pattern of plain texts, if there is one."""
         return self.plain
@@ -101,27 +120,30 @@ class Kind:
         rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
         if not len(rest):
             return Cleaned(texts)
-        cleaned, reasons = self.by_rule(texts.take(pa.array(rest)), context)
+        cleaned, reasons, judged = self.by_rule(texts.take(pa.array(rest)), context)
         values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
-        return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()})
+        return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()}, judged)
 
-    def by_rule(self, texts: pa.Array, context: Context) -> tuple[pa.Array, dict[int, Reason]]:
-        """Applies the rule once to each distinct text; returns values, and row -> reason where a cell is refused."""
+    def by_rule(self, texts: pa.Array, context: Context) -> tuple[pa.Array, dict[int, Reason], pa.Array]:
+        """Applies the rule once to each distinct text.
+
+        Returns values, row -> reason where a cell is refused, and the distinct texts.
+        """
         encoded = texts.dictionary_encode()
         values: list[Any] = []
         refused: dict[int, Reason] = {}
-        for number, text in enumerate(map(_trim, encoded.dictionary.to_pylist())):
+        for number, text in enumerate(map(trim, encoded.dictionary.to_pylist())):
             try:
-                values.append(None if text.casefold() in self.blank else self.rule(text, context))
+                values.append(None if self.is_blank(text) else self.rule(text, context))
             except InvalidValue as error:
                 values.append(None)
                 refused[number] = error.reason
         cleaned = pa.array(values, self.arrow_type).take(encoded.indices)
         if not refused:
-            return cleaned, {}
+            return cleaned, {}, encoded.dictionary
         indices = encoded.indices.to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(np.isin(indices, list(refused)))
-        return cleaned, {int(row): refused[int(indices[row])] for row in rows}
+        return cleaned, {int(row): refused[int(indices[row])] for row in rows}, encoded.dictionary
 
 
 def _not_longer(text: str, length: int) -> str:
@@ -205,7 +227,7 @@ def read_decimal(text: str, decimals: int, limit: Decimal, *, decimal_comma: boo
         f"a number like {'1.234,50' if decimal_comma else '1234.50, $1,234.50, -20 or (20.00)'}, "
         f"at most {decimals} decimals, below {limit:,}"
     )
-    text = _trim(text)
+    text = trim(text)
     if text.casefold() in _NO_VALUE:
         return None
     form = _MONEY_FORM.fullmatch(text.translate(_SIGNS)) if len(text) <= 60 else None
@@ -241,6 +263,10 @@ class Money(Kind):
     #: Whether an amount may be below zero.
     negative: bool = True
 
+    def is_blank(self, text: str) -> bool:
+        """Returns whether a trimmed text stands for no value."""
+        return text.casefold() in self.blank
+
     def plain_texts(self, context: Context) -> str:
         """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
@@ -272,7 +298,12 @@ class Ratio(Kind):
         """See `Kind`."""
         percent = text.endswith("%")
         try:
-            value = read_decimal(text.removesuffix("%"), 2 if percent else 4, Decimal(1000))
+            value = read_decimal(
+                text.removesuffix("%"),
+                2 if percent else 4,
+                Decimal(1000),
+                decimal_comma=context.decimal_comma,
+            )
         except InvalidValue:
             value = Decimal(-1)
         if value is not None and percent:
@@ -289,9 +320,10 @@ class WholeNumber(Kind):
 
     def rule(self, text: str, context: Context) -> int:
         """See `Kind`."""
-        if not re.fullmatch(r"[0-9]{1,9}|[0-9]{1,3}(,[0-9]{3}){1,2}", text):
-            raise InvalidValue("not_a_whole_number", "a number like 120 or 1,200")
-        return int(text.replace(",", ""))
+        thousands = "." if context.decimal_comma else ","
+        if not re.fullmatch(rf"[0-9]{{1,9}}|[0-9]{{1,3}}([{thousands}][0-9]{{3}}){{1,2}}", text):
+            raise InvalidValue("not_a_whole_number", f"a number like 120 or 1{thousands}200")
+        return int(text.replace(thousands, ""))
 
 
 class Duration(Kind):
@@ -301,7 +333,7 @@ class Duration(Kind):
 
     def rule(self, text: str, context: Context) -> int:
         """See `Kind`."""
-        return read_duration(text)
+        return read_duration(text, hours_are_minutes=context.hours_are_minutes)
 
 
 @dataclass(frozen=True)
@@ -316,7 +348,7 @@ class When(Kind):
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
-        as_written, aware, known, reasons = self._read(texts, context)
+        as_written, aware, known, reasons, judged = self._read(texts, context)
         utc, dst_ambiguous = context.zone.to_utc(as_written)
         utc = np.where(aware, as_written, utc)
         days = context.zone.local_days(utc)
@@ -327,12 +359,15 @@ class When(Kind):
         return Cleaned(
             pa.array(utc, mask=~known).cast(pa.timestamp("us")).cast(TIMESTAMP),
             reasons,
+            judged,
             pa.array(days.astype(np.int32), mask=~known).cast(pa.date32()),
             dst_ambiguous & known & ~aware,
         )
 
-    def _read(self, texts: pa.Array, context: Context) -> tuple[Int64, Mask, Mask, dict[int, Reason]]:
-        """Returns microseconds since 1970, whether they are UTC, whether there is a time at all, and reasons."""
+    def _read(
+        self, texts: pa.Array, context: Context
+    ) -> tuple[Int64, Mask, Mask, dict[int, Reason], pa.Array | None]:
+        """Returns microseconds since 1970, whether they are UTC, whether there is a time at all, reasons, judged texts."""
         is_plain = pc.match_substring_regex(texts, self.plain)
         known = is_plain.to_numpy(zero_copy_only=False).copy()
         as_written = np.zeros(len(texts), dtype=np.int64)
@@ -345,12 +380,17 @@ class When(Kind):
             known[:] = False
         rest = np.flatnonzero(~known)
         if not len(rest):
-            return as_written, aware, known, {}
-        moments, refused = self.by_rule(texts.take(pa.array(rest)), context)
+            return as_written, aware, known, {}, None
+        moments, refused, judged = self.by_rule(texts.take(pa.array(rest)), context)
         as_written[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
         aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
         known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
-        return as_written, aware, known, {int(rest[row]): reason for row, reason in refused.items()}
+        reasons = {int(rest[row]): reason for row, reason in refused.items()}
+        return as_written, aware, known, reasons, judged
+
+    def is_blank(self, text: str) -> bool:
+        """See `Kind`."""
+        return super().is_blank(text) or is_zero_date(text)
 
     def rule(self, text: str, context: Context) -> dict[str, int | bool]:
         """See `Kind`."""
@@ -367,6 +407,10 @@ class CalendarDay(Kind):
 
     arrow_type = pa.date32()
     month: bool = False
+
+    def is_blank(self, text: str) -> bool:
+        """See `Kind`."""
+        return super().is_blank(text) or is_zero_date(text)
 
     def rule(self, text: str, context: Context) -> date:
         """See `Kind`."""

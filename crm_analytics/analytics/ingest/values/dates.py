@@ -16,6 +16,12 @@ MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+#: For pyarrow: the beginning of a text with a date whose month and day only an order tells apart.
+NUMERIC_DATE = (
+    r"^[\s\x{A0}\x{200B}\x{FEFF}]*(?P<first>\d{1,2})(?P<mark>[/.-])(?P<second>\d{1,2})[/.-](?P<year>\d{4})"
+)
+#: For pyarrow: a duration with hours, minutes and seconds.
+CLOCK_WITH_HOURS = r"^[\s\x{A0}]*(?P<hours>\d{1,4}):(?P<minutes>\d{1,4}):(?P<seconds>[0-5]\d)[\s\x{A0}]*$"
 ACCEPTED_DAYS = "a date from 2000 to 2100 like 2024-11-15, Fri Nov 15 2024, Nov 15, 2024 or {numeric}"
 ACCEPTED_TIMES = "with or without a time like 10:30:00 or 10:30 AM and an offset like -0500 or Z"
 ACCEPTED_MONTHS = "a month from 2000 to 2100 like 2024-11, 2024-11-01, Nov 2024 or 11/2024"
@@ -134,6 +140,12 @@ def _read_offset(text: str | None) -> timezone | None:
     return timezone(-shift if digits[0] == "-" else shift)
 
 
+def date_under(text: str, order: DateOrder) -> date | None:
+    """Returns the date at the start of a trimmed text, under an order of numeric dates."""
+    found = _read_date(text, order)
+    return found[0] if found else None
+
+
 def read_moment(text: str, order: DateOrder) -> Moment:
     """Reads a date with or without a time of day and an offset; a date alone is its local midnight.
 
@@ -205,23 +217,30 @@ def read_call_time(text: str, order: DateOrder, exported_on: date) -> Moment:
     raise InvalidValue("weekday_fits_no_recent_year", accepted)
 
 
-def read_duration(text: str) -> int:
-    """Reads a duration in seconds. Raises InvalidValue."""
+def read_duration(text: str, *, hours_are_minutes: bool = False) -> int:
+    """Reads a duration in seconds. Raises InvalidValue.
+
+    With `hours_are_minutes`, 3:25:00 is what a spreadsheet made of 3:25, three minutes and 25 seconds.
+    """
     if text.isascii() and text.isdigit() and len(text) <= 7:
         return int(text)
     match = _CLOCK.fullmatch(text) or _DURATION_WORDS.fullmatch(text)
     if not match or not text:
         raise InvalidValue("not_a_duration", ACCEPTED_DURATIONS)
     hours, minutes, seconds = (int(match[part] or 0) for part in ("hours", "minutes", "seconds"))
+    if hours_are_minutes and match.re is _CLOCK and match["hours"]:
+        hours, minutes, seconds = 0, hours, minutes
     return hours * 3600 + minutes * 60 + seconds
 
 
-def read_range(text: str, order: DateOrder) -> tuple[date, date] | None:
-    """Reads the first and last day of a report's date range, or of a single day; None if it is neither."""
-    ends = re.split(r"\s+(?:-|–|—|to)\s+", text.strip())
-    if len(ends) not in (1, 2):
-        return None
-    days = [found[0] for end in ends if (found := _read_date(end, order)) and found[1] == len(end)]
-    if len(days) != len(ends) or days[0] > days[-1]:
-        return None
-    return days[0], days[-1]
+#: Zeros, as databases write them, or day 0 of a spreadsheet; or only a midnight, which is day 0 in a workbook.
+_ZERO_DATE = re.compile(
+    r"(?:0000([-/.])00?\1(?:00?)|00?([-/.])00?\2(?:0000)|0000-00|00/0000"
+    r"|1900-01-00|0?1/00?/1900|1899-12-30|12/30/1899)?"
+    r"(?:(?:^|[\sT]+)00?:00(?::00(?:\.0+)?)?\s*Z?)?"
+)
+
+
+def is_zero_date(text: str) -> bool:
+    """Returns whether the text is a date of zeros, which databases and spreadsheets write where there is no date."""
+    return bool(text) and _ZERO_DATE.fullmatch(text.strip()) is not None

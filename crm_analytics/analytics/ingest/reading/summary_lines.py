@@ -1,0 +1,343 @@
+"""Summary lines: tells lines with totals from records, and holds a file's totals against the sum of its records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crm_analytics.analytics.ingest.errors import InvalidValue, Reason, quotable
+from crm_analytics.analytics.ingest.reading.csv_records import Block
+from crm_analytics.analytics.ingest.reading.header import HeaderMatch
+from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source
+from crm_analytics.analytics.ingest.values.column_types import read_decimal
+
+Mask = npt.NDArray[np.bool_]
+
+#: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
+_LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$"
+_PLAIN = re.compile(r"\s*(grand\s+)?totals?\s*(:.*)?", re.IGNORECASE | re.DOTALL)
+#: The label of a group's total: `Search Total`, `Subtotal`. The group is what precedes.
+_OF_GROUP = re.compile(r"\s*(?P<group>.*?)[\s-]*\b((sub|grand)[\s-]*)?totals?\s*:?\s*", re.IGNORECASE)
+_EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
+_NOTHING = re.compile(r"[\s\ufeff\u00a0-]*")
+_CENT_FRACTION = Decimal("0.005")
+_EXACT = pa.decimal128(38, 6)
+#: A line can add up the records since any of so many summary lines above it, or since the first record.
+_REMEMBERED = 100
+
+
+@dataclass(frozen=True)
+class TotalLine:
+    """A line that states a total."""
+
+    record_no: int
+    line_no: int
+    label: str
+    #: None if it has none that can be read.
+    amount: Decimal | None
+    #: Which records it adds up, as a half-open range counted from the first one; None if it is the sum of none.
+    span: tuple[int, int] | None
+    #: How many records are between it and the last summary line above it, and their sum.
+    above: tuple[int, Decimal]
+    #: Whether it begins with a label that is nothing but a total's, and has no date.
+    plain: bool
+    #: Whether it certainly is no record, unless the file's total says otherwise.
+    sure: bool = True
+
+    def __str__(self) -> str:
+        """Names the line for messages."""
+        return f"line {self.line_no}, {self.label}: {dollars(self.amount or Decimal(0))}"
+
+
+def tolerance(records: int) -> Decimal:
+    """Returns by how much a total may differ from its records: each was rounded by itself, to the cent."""
+    return max(records, 1) * _CENT_FRACTION
+
+
+def dollars(amount: Decimal) -> str:
+    """Formats an amount for messages: to the cent, or to the millionth if it has more decimals."""
+    return f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount:,.6f}"
+
+
+def add_up(amounts: pa.Array | pa.ChunkedArray) -> Decimal:
+    """Returns the exact sum of an `exact` column; NULL counts as nothing."""
+    found = pc.sum(amounts).as_py()
+    return Decimal(0) if found is None else found
+
+
+def exact(amounts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Returns amounts, which are decimal texts, as numbers."""
+    return pc.cast(amounts, _EXACT)
+
+
+def first_texts(block: Block) -> tuple[Mask, dict[int, npt.NDArray[np.intp]]]:
+    """Returns which rows are blank and, by position, the rows whose first text is there."""
+    rows = np.arange(block.length)
+    first: dict[int, npt.NDArray[np.intp]] = {}
+    for position, column in enumerate(block.columns):
+        empty = pc.match_substring_regex(_at(column, rows), _EMPTY).to_numpy(zero_copy_only=False)
+        first[position] = rows[~empty]
+        rows = rows[empty]
+        if not len(rows):
+            break
+    blank = np.zeros(block.length, dtype=np.bool_)
+    blank[[row for row in rows.tolist() if not any(block.extra_cells.get(row, []))]] = True
+    return blank, first
+
+
+def _at(column: pa.Array, rows: npt.NDArray[np.intp]) -> pa.Array:
+    return column if len(rows) == len(column) else column.take(pa.array(rows))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a file's own totals say about the sum that is stored from it."""
+
+    #: The total that decides.
+    stated: TotalLine
+    stored: Decimal
+    agrees: bool
+    #: Larger totals, of more than the file's records.
+    wider: list[TotalLine]
+
+    def warnings(self, header: str, left_out: str) -> list[str]:
+        """Returns what a person should know; `header` is the amount's, `left_out` tells what was not accepted."""
+        if not self.agrees:
+            return [str(self.disagreement(header, left_out))]
+        return [
+            f"{line}, {dollars((line.amount or Decimal(0)) - self.stored)} more than the records of this file: it adds up"
+            " something that the file does not have"
+            for line in self.wider
+        ]
+
+    def disagreement(self, header: str, left_out: str) -> Reason:
+        """Returns why the file's own total is not believed to be what is stored."""
+        difference = self.stored - (self.stated.amount or Decimal(0))
+        found = (
+            f"{self.stated}; sum of the accepted records: {dollars(self.stored)}, "
+            f"{dollars(abs(difference))} {'more' if difference > 0 else 'less'}; {left_out}"
+        )
+        return Reason(
+            "total_disagrees",
+            header,
+            found,
+            "a total that is the sum of the records, give or take half a cent for each",
+            "correct what was not accepted, or export the file again with all of its records",
+        )
+
+
+def compare(lines: Iterable[TotalLine], stored: Decimal, records: int, rejected: int) -> Verdict | None:
+    """Holds the totals of a whole file against the sum of its accepted records; None without a total.
+
+    The narrowest total that covers the records decides. Which one that is shows in its amount: it agrees, and wider ones
+    are larger. If records were rejected, one that agrees may leave them out, so that only the largest is believed.
+    """
+    stated = [(line.amount, line) for line in lines if line.amount is not None]
+    if not stated:
+        return None
+    margin = tolerance(records)
+    within = [line for amount, line in stated if abs(amount - stored) <= margin]
+    larger = sorted(
+        ((amount, line) for amount, line in stated if amount > stored + margin), key=lambda pair: pair[0]
+    )
+    wider = [line for _, line in larger]
+    if within and not (wider and rejected):
+        return Verdict(within[0], stored, True, wider)
+    nearest = wider[0] if wider else max(stated, key=lambda pair: pair[0])[1]
+    return Verdict(nearest, stored, False, wider)
+
+
+@dataclass
+class SummaryLines:
+    """The summary lines of one file, found block after block.
+
+    `Total`, `Total: …` and `Grand total` without a date are summary lines. Any other label of a total (`Search Total`)
+    makes one only if its amount is the sum of records above it; otherwise the line is a record, such as one whose name
+    happens to end like this.
+    """
+
+    source: Source
+    header: HeaderMatch
+    facts: FileFacts
+    #: Lines that are no records.
+    lines: list[TotalLine] = field(default_factory=list)
+    #: Lines read as records although they are sums of records above them: only the whole file tells what they are.
+    doubtful: list[TotalLine] = field(default_factory=list)
+    #: Lines that can be no records, and are not the sums that they should be.
+    disagreeing: list[TotalLine] = field(default_factory=list)
+    #: Records with an amount so far, and their sum; doubtful lines left out.
+    _records: int = 0
+    _sum: Decimal = Decimal(0)
+    #: The same at each place where the records that a later line adds up can begin.
+    _marks: list[tuple[int, Decimal]] = field(default_factory=lambda: [(0, Decimal(0))])
+
+    def whole(self) -> list[TotalLine]:
+        """Returns the totals of the whole file, once it is read: not those that are sums of a part of its records.
+
+        If records are left that belong to no such part, a plain total above them was meant for the whole file.
+        """
+        covered = 0
+        for start, end in sorted(line.span for line in (*self.lines, *self.doubtful) if line.span):
+            covered = max(covered, end) if start <= covered else covered
+        return [
+            line
+            for line in (*self.lines, *(line for line in self.doubtful if line.sure))
+            if line.span == (0, self._records) or (line.plain and (not line.span or covered < self._records))
+        ]
+
+    @property
+    def has_groups(self) -> bool:
+        """Returns whether the file states the sums of groups of records."""
+        return any(line.span for line in (*self.lines, *self.doubtful))
+
+    def judge(
+        self, block: Block, first: dict[int, npt.NDArray[np.intp]], numbers: npt.NDArray[np.int64]
+    ) -> Mask:
+        """Returns which rows of a block are summary lines, and notes the totals that they state.
+
+        Args:
+            block: the block.
+            first: by position, the rows whose first text is there.
+            numbers: the records' numbers, by row.
+        """
+        summary = np.zeros(block.length, dtype=np.bool_)
+        labels = self._labels(block, first)
+        amounts = self._exact_amounts(block) if labels else None
+        above, total, done = self._records, self._sum, 0
+        for row, position in labels.items():
+            if amounts is not None:
+                passed = amounts.slice(done, row - done)
+                above += len(passed) - passed.null_count
+                total += add_up(passed)
+            done = row + 1
+            line = self._total_line(block, row, position, int(numbers[row]), (above, total))
+            group = self._group_of(block, row, position, line)
+            if group is None:
+                # the next slice begins with this record
+                done = row
+                continue
+            group.append(line)
+            summary[row] = group is not self.doubtful
+            if line.span:
+                self._marks.append((above, total))
+                del self._marks[1:-_REMEMBERED]
+        return summary
+
+    def pass_over(self, amounts: pa.Array | None, numbers: npt.NDArray[np.int64]) -> None:
+        """Adds the records of a block, which are all but its summary lines, to what later lines may be the sum of."""
+        doubtful = {line.record_no for line in self.doubtful}
+        if amounts is None:
+            return
+        if doubtful:
+            amounts = amounts.filter(pa.array([number not in doubtful for number in numbers.tolist()]))
+        self._records += len(amounts) - amounts.null_count
+        self._sum += add_up(exact(amounts))
+
+    def _labels(self, block: Block, first: dict[int, npt.NDArray[np.intp]]) -> dict[int, int]:
+        """Returns the rows that look like summary lines, ascending, with the position of the label.
+
+        That is the first cell with a text; where a file replaces whole months, any cell, because the rows of a split or
+        grouped report have several names before the label.
+        """
+        found: dict[int, int] = {}
+        anywhere = np.arange(block.length)
+        for position, column in enumerate(block.columns):
+            rows = anywhere if self.source.month_totals else first.get(position, anywhere[:0])
+            labeled = pc.match_substring_regex(_at(column, rows), _LABEL).to_numpy(zero_copy_only=False)
+            for row in rows[labeled].tolist():
+                found.setdefault(row, position)
+        return dict(sorted(found.items()))
+
+    def _total_line(
+        self, block: Block, row: int, position: int, number: int, above: tuple[int, Decimal]
+    ) -> TotalLine:
+        label = block.columns[position][row].as_py()
+        amount = self._stated(block, row)
+        span = None if amount is None else self._span(amount, *above)
+        group = _OF_GROUP.fullmatch(label)
+        before = [column[row - 1].as_py().strip().casefold() for column in block.columns] if row else []
+        names_it = group is not None and any(cell.startswith(group["group"].casefold()) for cell in before)
+        several = span is not None and span[1] - span[0] > 1
+        dated = self._is_dated(block, row, position)
+        is_first = all(_NOTHING.fullmatch(column[row].as_py()) for column in block.columns[:position])
+        return TotalLine(
+            number,
+            int(block.lines()[row]),
+            quotable(label.strip()),
+            amount,
+            span,
+            (above[0] - self._marks[-1][0], above[1] - self._marks[-1][1]),
+            plain=_PLAIN.fullmatch(label) is not None and is_first and not dated,
+            sure=group is not None and (several or names_it) and not dated,
+        )
+
+    def _group_of(self, block: Block, row: int, position: int, line: TotalLine) -> list[TotalLine] | None:
+        """Returns to which of the lists a line belongs; None makes it a record."""
+        if line.plain:
+            return self.lines
+        if line.amount is None:
+            return None
+        # a record must have a date, if the file has a column for it
+        undated = bool(self._date_positions) and not self._is_dated(block, row, position)
+        if undated or not self.source.month_totals:
+            return self.lines if undated and line.span else None
+        if self._lacks_name(block, row, position):
+            return self.lines if line.span else self.disagreeing
+        if line.span is None or abs(line.amount) <= tolerance(line.span[1] - line.span[0]):
+            # so small that it makes no difference
+            return None
+        return self.doubtful
+
+    def _is_dated(self, block: Block, row: int, label: int) -> bool:
+        others = [position for position in self._date_positions if position != label]
+        return any(re.search(r"\d", block.columns[position][row].as_py()) for position in others)
+
+    def _lacks_name(self, block: Block, row: int, label: int) -> bool:
+        """Returns whether the line has no name where records above it have one."""
+        position = self.header.positions.get(self.source.key.columns[-1])
+        if position in (None, label) or not _NOTHING.fullmatch(block.columns[position][row].as_py()):
+            return False
+        return self._records > 0 or not all(
+            map(_NOTHING.fullmatch, block.columns[position][:row].to_pylist())
+        )
+
+    def _span(self, amount: Decimal, records: int, total: Decimal) -> tuple[int, int] | None:
+        """Returns the records directly above of which this is the sum: the fewest, if there are several such runs."""
+        for start, before in reversed(self._marks):
+            if start < records and abs(total - before - amount) <= tolerance(records - start):
+                return start, records
+        return None
+
+    @cached_property
+    def _date_positions(self) -> list[int]:
+        positions = self.header.positions
+        return [positions[name] for name in sorted(self.source.date_givers & positions.keys())]
+
+    def _exact_amounts(self, block: Block) -> pa.Array | None:
+        name = self.source.summed
+        if name not in self.header.positions:
+            return None
+        kind = self.source.column(name).kind_under(self.facts.mapping[name])
+        return exact(kind.clean(block.columns[self.header.positions[name]], self.facts.context).values)
+
+    def _stated(self, block: Block, row: int) -> Decimal | None:
+        """Returns the amount of a line; None if it has none that can be read."""
+        name = self.source.summed
+        if name not in self.header.positions:
+            return None
+        text = block.columns[self.header.positions[name]][row].as_py()
+        comma = self.facts.context.decimal_comma
+        try:
+            amount = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=comma)
+        except InvalidValue:
+            return None
+        micros = "micros" in self.facts.mapping[name].casefold()
+        return amount.scaleb(-6) if micros and amount is not None else amount
