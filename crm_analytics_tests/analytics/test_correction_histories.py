@@ -192,7 +192,7 @@ def put_spend(row: Spend) -> Step:
     def step(connection: Connection, model: Model) -> None:
         connection.execute(
             "INSERT INTO raw.google_spend (month, campaign, amount, covered_to) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (month, campaign) DO UPDATE SET amount = excluded.amount, covered_to = excluded.covered_to",
+            " ON CONFLICT (month, campaign_id, campaign) DO UPDATE SET amount = excluded.amount, covered_to = excluded.covered_to",
             [row.month, row.campaign, row.amount, row.covered_to],
         )
         model.spend[row.month, row.campaign] = row

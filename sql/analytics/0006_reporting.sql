@@ -127,7 +127,7 @@ SELECT analytics.describe('{reporting.files}', $$
     file_id: Number of the ledger entry.
     source: Kind of export; NULL if unrecognized.
     path: Path below the landing folder.
-    status: loaded, refused, unrecognized or same_content.
+    status: loaded, refused, unrecognized, same_content, withdrawn or missing.
     message: Why it was not loaded, and the remedy.
     exported_at: When the export was made.
     first_seen_at: When this content was first seen at its path.
@@ -139,7 +139,7 @@ SELECT analytics.describe('{reporting.files}', $$
     duplicates: Identical records beyond the first.
     superseded: Records that differ from what a newer export already loaded.
     quarantined: Records in quarantine.
-    summary_lines: Lines with totals, which are skipped.
+    summary_lines: Lines with totals and repeated headers, which are skipped.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     warnings: How many warnings it was accepted with.

@@ -74,7 +74,7 @@ TARGETS = Source(
         Column("target_cpl_max", Money(negative=False), sql_type="numeric(10,2)"),
     ),
     # as it is spelled now: a corrected spelling is the same target
-    key=Key("target", ("month", "source_folded", "segment"), generated={"source_folded": "raw.fold(source)"}),
+    key=Key("target", ("month", "source_folded", "segment"), folded={"source_folded": "source"}),
     date_column="month",
     filename_patterns=(r"\btargets?\b",),
     own_headers=("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
