@@ -15,6 +15,7 @@ from random import SystemRandom
 import click
 
 from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.core.wording import counted
 from crm_analytics_tests.chaos.lab import WAYS, Hit, Lab
 from crm_analytics_tests.chaos.rounds import VICTIMS, plan, run
 
@@ -109,8 +110,8 @@ def report(hits: list[Hit], seed: int, rounds: int, lab: Lab, seconds: float, fi
     ways = Counter(hit.way for hit in hits if hit.counts)
     lines = [
         INTRODUCTION.format(files=files),
-        f"{datetime.now(UTC):%B %d, %Y}, PostgreSQL {lab.version}, seed {seed}: {sum(ways.values())} kills in {rounds}"
-        f" rounds and {seconds / 60:.0f} minutes. **Every time the tables were equal.**",
+        f"{datetime.now(UTC):%B %d, %Y}, PostgreSQL {lab.version}, seed {seed}: {counted(sum(ways.values()), 'kill')} in {counted(rounds, 'round')}"
+        f" and {seconds / 60:.0f} minutes. **Every time the tables were equal.**",
         "",
         *(f"- {count} kills of {WAY_TEXTS.get(way, f'`{way}`')}" for way, count in ways.items()),
         f"- {sum(hit.writing for hit in hits)} of all met a transaction that had written something",
