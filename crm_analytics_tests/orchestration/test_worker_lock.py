@@ -16,11 +16,12 @@ from dagster._core.launcher import WorkerStatus
 from crm_analytics.core import locks
 from crm_analytics.orchestration import launcher, worker_lock
 from crm_analytics.orchestration.worker_lock import WatchedRunStorage, WorkerLock
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import Platform
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -386,7 +386,7 @@ def test_killed_load_gives_up_its_locks_while_it_waits(landing: Landing, analyti
         ) as loader:
             wait_until_blocked(landing.connection, "relation")
             loader.kill()
-        for _ in range(200):
+        for _ in range(10 * PATIENCE):
             if landing.rows(
                 f"SELECT pg_try_advisory_xact_lock(hashtextextended('{locks.load('jobs')}', 0))"
             ) == [(True,)]:
