@@ -20,7 +20,6 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.summary_lines import (
-    Mask,
     SummaryLines,
     TotalLine,
     add_up,
@@ -29,6 +28,7 @@ from crm_analytics.analytics.ingest.reading.summary_lines import (
     exact,
 )
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
+from crm_analytics.analytics.ingest.values.column_types import Mask
 from crm_analytics.core.wording import counted
 
 _SEPARATOR, _SHOWN_SEPARATOR = "\x1f", "\u241f"

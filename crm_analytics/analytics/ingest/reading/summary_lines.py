@@ -17,9 +17,7 @@ from crm_analytics.analytics.ingest.errors import InvalidValue, Reason, quotable
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source
-from crm_analytics.analytics.ingest.values.column_types import read_decimal
-
-Mask = npt.NDArray[np.bool_]
+from crm_analytics.analytics.ingest.values.column_types import Mask, read_decimal
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
 _LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$"

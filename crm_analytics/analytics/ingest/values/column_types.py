@@ -263,10 +263,6 @@ class Money(Kind):
     #: Whether an amount may be below zero.
     negative: bool = True
 
-    def is_blank(self, text: str) -> bool:
-        """Returns whether a trimmed text stands for no value."""
-        return text.casefold() in self.blank
-
     def plain_texts(self, context: Context) -> str:
         """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
