@@ -29,7 +29,7 @@ from crm_analytics.analytics.ingest.reading.summary_lines import (
 )
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Mask
-from crm_analytics.core.wording import counted
+from crm_analytics.core.wording import counted, listed
 
 _SEPARATOR, _SHOWN_SEPARATOR = "\x1f", "\u241f"
 #: Columns that a batch has besides the staged ones, until its file is settled: the cells of a record that no column
@@ -218,7 +218,7 @@ def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) ->
     (first, *_) = np.flatnonzero(which)
     same = np.flatnonzero(certain & (records.parts == records.parts[first]))
     rows = records.rows.take(pa.array(same)).to_pylist()
-    numbers = ", ".join(str(row["record_no"]) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    numbers = listed([row["record_no"] for row in rows])
     cells = zip(*(row[_OTHER_CELLS].split(_SEPARATOR) for row in rows), strict=True)
     labels = [totals.header.labels[number] for number in _unclaimed(totals.header)]
     differing = [label for label, found in zip(labels, cells, strict=False) if len(set(found)) > 1]

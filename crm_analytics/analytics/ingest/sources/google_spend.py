@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 from datetime import date
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
 )
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
+from crm_analytics.core.months import end_of_month
 
 #: What splits a campaign's spend into parts that add up. Left out are conversions and assets, for each of which Google
 #: repeats a cost, and search terms, of which it hides some.
@@ -143,7 +143,7 @@ def _add_coverage(records: pa.Table, facts: FileFacts) -> tuple[pa.Table, list[s
     exported_on = facts.context.exported_on
     covered: dict[date, date] = {}
     for month in pc.unique(records["month"]).to_pylist():
-        end = month.replace(day=calendar.monthrange(month.year, month.month)[1])
+        end = end_of_month(month)
         # no export covers the days after it
         limit = min(last_day or exported_on, exported_on)
         covered[month] = limit if month <= limit <= end else end
