@@ -1,4 +1,4 @@
-"""A rebuilt table is what the landing folder says: as in a fresh database, with the rows written by hand."""
+"""A rebuilt table equals that of a fresh database loaded from the same folder, plus the rows written by hand."""
 
 from __future__ import annotations
 

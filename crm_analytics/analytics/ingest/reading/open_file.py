@@ -58,8 +58,9 @@ class OpenFile:
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
-        A file that replaces whole months gives its rows at its end: what they are shows only then. Raises ReadDifferently
-        where the batches so far were misread; the next call yields the right ones, from the start.
+        The rows of a file that replaces whole months come in its last batch, because only the whole file shows which of
+        them are parts and which are repeats. Raises ReadDifferently if the batches so far were misread; the next call
+        starts again and yields the right ones.
         """
         tables: list[pa.Table] = []
         try:
@@ -85,7 +86,7 @@ class OpenFile:
         self.warnings += self.records.warnings()
 
     def all_batches(self) -> list[Batch]:
-        """Returns the cleaned records of the whole file, as often as it has to be read."""
+        """Returns the cleaned records of the whole file, and reads it again if it was misread."""
         while True:
             try:
                 return list(self.batches())

@@ -1,7 +1,7 @@
-"""Tells the parts of a split from repeats, in files of which the newest replaces whole months.
+"""Tells parts of an amount from repeats of it, in files that replace whole months.
 
-Several records with one key are one amount that the report splits further, or one amount that it repeats. Adding up
-repeats counts money twice, and collapsing parts loses it, so a file that leaves it open is refused.
+Several records with one key are an amount that the report splits further, or one that it repeats. Adding up repeats
+counts money twice, and collapsing parts loses it, so a file that leaves it open is refused.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _total_or_record(header: str, line: TotalLine, records: _Records, certain: M
         header,
         f"{line}, which is also the sum of {above} above it; the file's sum is {dollars(without)} if the line is a total"
         f" and {dollars(without + line.amount)} if it is a record",
-        "a file whose last line is its total, which tells",
+        "a file whose last line is its total, which decides",
         "add that line, or remove this one if it is a total",
     )
 

@@ -192,7 +192,7 @@ GOOGLE_SPEND = Source(
     date_column="month",
     # `spend` and `campaign report` alone may be those of another platform
     filename_patterns=(r"google ?(ads?|spend)",),
-    # a title stands for headers, too; what all reports of Google Ads have tells nothing
+    # titles count, too; headers that other platforms' reports share are left out
     own_headers=(
         *("Campaign status", "Campaign state", "Budget", "Budget name", "Budget type", "Bid strategy type"),
         *("Optimization score", "Campaign report", "Campaign performance report", "Campaign performance"),

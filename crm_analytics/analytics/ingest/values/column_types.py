@@ -104,7 +104,7 @@ class Kind:
         return True
 
     def is_blank(self, text: str) -> bool:
-        """Returns whether a trimmed text stands for no value."""
+        """Returns whether a trimmed text means that there is no value."""
         return text.casefold() in self.blank
 
     def plain_texts(self, context: Context) -> str | None:
