@@ -157,7 +157,7 @@ def up(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Served]:
 
 
 def test_killed_load_is_done_again_by_itself(up: Served) -> None:
-    """Whatever is killed during a load, its file is loaded once, within two minutes and without anyone's doing."""
+    """Whatever is killed during a load, its file is loaded once, within two minutes and without help."""
     up.drop("A")
     with up.hanging_loads():
         refresh = up.run("refresh")

@@ -75,7 +75,7 @@ def test_table_of_another_tool_below_the_first(landing: Landing):
         # the same header under another title
         ("google_spend", GOOGLE + GOOGLE.replace("October", "November"), 8, "Campaign report"),
         ("payments", ONE + "\nOld account\n\n" + ONE, 4, "Old account"),
-        # another header: the same columns in another order, one more column, another source's, nobody's
+        # another header: the same columns in another order, one more column, another source's, no source's
         ("payments", ONE + "Job #,Payment ID,Date,Amount\n2,P2,2024-11-02,60.00\n", 3, "Job # | Payment ID | Date | Amount"),
         ("payments", ONE + HEADER.replace("Date", "Tip,Date") + "P2,2,60.00,5.00,2024-11-02,Cash\n", 3, "Payment ID | Job # | Amount | Tip | Date | Payment Methods"),
         ("payments", ONE + "Lead ID,Time,Cost\nE1,2024-11-02,60.00\n", 3, "Lead ID | Time | Cost"),
