@@ -266,7 +266,7 @@ def test_moments(text: str, expected: object):
 )
 @pytest.mark.parametrize("kind", [When(), When(without_year=True), CalendarDay(), CalendarDay(month=True)])
 def test_zero_dates(kind: Kind, text: str):
-    """A date of zeros means that there is none: databases write it, and spreadsheets for an empty cell."""
+    """A date of zeros means that there is no date: databases write it, and spreadsheets do for an empty cell."""
     assert clean(kind, text, f" {text} ") == [None, None]
 
 

@@ -271,7 +271,7 @@ def failing(landing: Landing) -> list[tuple[str, str, str]]:
 
 
 def test_other_sources_warn_and_fail_their_check(landing: Landing) -> None:
-    """Files of single records load, but a total that isn't what is accepted of them, repeats left out, fails the check."""
+    """Files of single records load, but a total that isn't the sum of the accepted records, without repeats, fails the check."""
     content = text(PAYMENTS, [*ROWS, ("Total", "", "", "72.50", "", "", "")])
     path = landing.write("payments/1.csv", content, day=1)
     expected = (

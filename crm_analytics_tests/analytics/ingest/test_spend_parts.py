@@ -63,7 +63,7 @@ def refusal(folder: Path, content: str) -> str:
 
 
 def test_weeks_add_up_to_the_month_of_the_report(landing: Landing) -> None:
-    """Weeks that cost the same are no repeats, and a week that begins before the range belongs to the range's month."""
+    """Weeks that cost the same aren't repeats, and a week that begins before the range belongs to the range's month."""
     landing.write("google_spend/good_oct.csv", "Month,Campaign,Amount\n2025-10,Brand,650.00\n", day=1)
     landing.load("google_spend")
     landing.write("google_spend/google_ads_oct_weekly.csv", WEEKLY, day=2)
@@ -186,7 +186,7 @@ def test_repeats_are_counted_in_the_ledger(landing: Landing) -> None:
 
 
 def test_campaigns_of_one_name_add_up(landing: Landing) -> None:
-    """Each id has its row, and the month's cost has both campaigns of the name."""
+    """Two campaigns of one name have a row each, and the month's cost includes both."""
     landing.write("google_spend/google_ads_sep.csv", SAME_NAME, day=1)
     assert landing.load_one("google_spend").counts.inserted == 3
     september = date(2025, 9, 1)
