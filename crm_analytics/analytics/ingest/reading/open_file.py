@@ -74,7 +74,8 @@ class OpenFile:
             self.warnings += self.records.conventions.conclude()
         except ReadDifferently as other:
             self.warnings.append(other.warning)
-            self.records = self._records(replace(self.records.facts, context=other.context))
+            facts = replace(self.records.facts, context=other.context)
+            self.records = _unread_records(self.source, self.located, facts)
             self.refuse_records_above()
             raise
         if self.source.month_totals and tables:
@@ -98,7 +99,7 @@ class OpenFile:
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = self._records(self.records.facts)
+        again = _unread_records(self.source, self.located, self.records.facts)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
@@ -111,14 +112,10 @@ class OpenFile:
             if self.sheet is not None:
                 cells = cells + [""] * (width - len(cells))
             row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
+            records = _unread_records(self.source, self.located, facts, judging=False)
             with self._refusing():
-                if self._records(facts, judging=False).clean(row).rows.num_rows:
+                if records.clean(row).rows.num_rows:
                     raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
-
-    def _records(self, facts: FileFacts, *, judging: bool = True) -> Records:
-        """Returns the records of the file before any is read."""
-        watch = TableWatch(self.source, self.located.match, lines_in_cells=self.sheet is None)
-        return Records(self.source, self.located.match, facts, watch, judging)
 
     def _place(self, line: int) -> str:
         return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
@@ -177,6 +174,12 @@ RECORD_ABOVE = Reason(
 )
 
 
+def _unread_records(source: Source, located: Located, facts: FileFacts, *, judging: bool = True) -> Records:
+    """Returns a file's records before any is read."""
+    watch = TableWatch(source, located.match, lines_in_cells=located.reading.sheet is None)
+    return Records(source, located.match, facts, watch, judging)
+
+
 def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
     """Yields the blocks without the first `offset` bytes."""
     for block in blocks:
@@ -211,7 +214,7 @@ def open_file(
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
-    watch = TableWatch(source, header, lines_in_cells=located.reading.sheet is None)
-    opened = OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts, watch))
+    records = _unread_records(source, located, facts)
+    opened = OpenFile(path, beginnings.encoding, warnings, located, records)
     opened.refuse_records_above()
     return opened
