@@ -6,12 +6,16 @@ PG ?= 18
 SERVE ?= 1
 PORT ?= 3000
 TESTS ?= crm_analytics_tests
+KILLS ?= 200
+TIMES ?= 5
 
-.PHONY: demo test lint generate bench up help clean
+.PHONY: demo test fuzz chaos lint generate bench up help clean
 help:
 	@echo "make demo          load sample data, compute everything, serve Dagster on port $(PORT) (SERVE=0: don't serve)"
 	@echo "make up            serve Dagster with its daemon on your own exports in LANDING_DIR"
 	@echo "make test [PG=16]  run lint and all tests on the embedded PostgreSQL (TESTS=path: only these)"
+	@echo "make fuzz          run all random tests with a new SEED and TIMES=$(TIMES) as many cases"
+	@echo "make chaos         kill loads and refreshes $(KILLS) times, compare with undisturbed ones, write docs/chaos.md"
 	@echo "make lint          check format, rules, types and SQL"
 	@echo "make generate      write all generated files again"
 	@echo "make bench         measure speed and write docs/benchmarks.md"
@@ -39,8 +43,18 @@ lint: $(VENV)/.installed
 test: lint
 	PG=$(PG) $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
+# Random tests have fixed seeds in `make test`. A failure here is repeated with the seed that is printed.
+fuzz: $(VENV)/.installed
+	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')) && again="make fuzz PG=$(PG) TIMES=$(TIMES) SEED=$$seed TESTS=$(TESTS)" && \
+	echo "$$again repeats this run" && \
+	PG=$(PG) FUZZ_SEED=$$seed FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-seed=$$seed \
+		-m "random or hypothesis" $(TESTS) || { echo "again: $$again"; exit 1; }
+
+chaos: $(VENV)/.installed
+	@PG=$(PG) $(BIN)/python -m crm_analytics_tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
 # Everything is read from databases made for this purpose, so neither a .env file nor configured databases matter.
-# docs/benchmarks.md (make bench) and docs/crm-guard-mutation.md (its test) take too long to be part of it.
+# docs/benchmarks.md (make bench), docs/chaos.md (make chaos) and docs/crm-guard-mutation.md (its test) take too long.
 generate: $(VENV)/.installed
 	@home=$$(mktemp -d) && trap '$(BIN)/crm-analytics stop >/dev/null; rm -rf "$$home"' EXIT && \
 	export CRM_ANALYTICS_HOME="$$home" CRM_ANALYTICS_ENV_FILE=/dev/null ANALYTICS_DATABASE_URL= CRM_DATABASE_URL= && \

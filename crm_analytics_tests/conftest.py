@@ -7,20 +7,30 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from crm_analytics.core import migrations
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import Settings
+from crm_analytics_tests import chance
+from crm_analytics_tests.databases import clone
 
 PG_VERSION = int(os.environ.get("PG", "18"))
+#: Seconds after which a test gives up waiting; a busy machine needs many times as long as an idle one.
+PATIENCE = 600
 STATE_VARIABLE = "CRM_ANALYTICS_TEST_STATE"
 _numbers = itertools.count(1)
+
+# for tests that don't say how many examples they need
+hypothesis_settings.register_profile("tests", chance.examples(100))
+hypothesis_settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,7 +57,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 #: They mostly wait for daemons. Started last, one of them would keep the run going alone.
-_LONGEST = ("test_end_to_end.py", "test_compose.py")
+_LONGEST = ("test_dead_runs.py", "test_end_to_end.py", "test_compose.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,15 +86,7 @@ def new_database(server: EmbeddedPostgres) -> Callable[..., str]:
                 connection.execute(f'CREATE DATABASE "{name}"')
             else:
                 source = _template(server, template)
-                connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
-                # CREATE DATABASE doesn't copy ALTER DATABASE ... SET
-                for (setting,) in connection.execute(
-                    "SELECT unnest(setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
-                    " WHERE d.datname = %s AND s.setrole = 0",
-                    [source],
-                ).fetchall():
-                    key, value = setting.split("=", 1)
-                    connection.execute(f'ALTER DATABASE "{name}" SET {key} = {value}')
+                clone(connection, source, name)
         return server.url(name)
 
     return make
@@ -133,7 +135,8 @@ def wait_until_blocked(watcher: psycopg.Connection[Any], kind: str) -> None:
         watcher: a connection that isn't blocked itself.
         kind: `advisory` or `relation`, as in pg_locks.
     """
-    for _ in range(3000):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         waiting = watcher.execute(
             "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
             " WHERE d.datname = current_database() AND l.locktype = %s AND NOT l.granted)",

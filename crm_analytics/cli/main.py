@@ -18,8 +18,7 @@ from rich.markup import escape
 from crm_analytics.cli import crm as crm_commands
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url, embedded
-from crm_analytics.core.settings import DATABASES, parse_month, settings
-from crm_analytics.core.wording import counted
+from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
 
 PIPED_WIDTH = 120  #: a log file has no width of its own
 console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
@@ -149,6 +148,55 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
 
 
+@main.command()
+@click.argument("source")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take this file back: its content is not loaded again under any name. Repeatable.",
+)
+@click.option(
+    "--with",
+    "restored",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Load a file again that was taken back. Repeatable.",
+)
+@click.option("--yes", is_flag=True, help="Make the changes without asking.")
+@click.option(
+    "--landing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Landing folder; LANDING_DIR by default.",
+)
+def rebuild(
+    source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
+) -> None:
+    """Make the table of SOURCE what the landing folder says, e.g. without a wrong file.
+
+    SOURCE is the name of a source's folder, such as jobs or google_spend. Every file of the source is read again, in
+    order. Rows written by hand stay, corrections of rows that a file brought do not. Shows what would change, then
+    asks. One transaction: a rebuild that is declined or killed changes nothing.
+
+    \b
+    A wrong file was loaded:
+      crm-analytics rebuild jobs --without "jobs/export (7).csv"
+    It was right after all:
+      crm-analytics rebuild jobs --with "jobs/export (7).csv"
+
+    FILE begins in the working directory, in the landing folder or in the source's folder. The file itself stays where
+    it is. One that is already gone is left out without any option.
+    """
+    from crm_analytics.cli.rebuild import rebuild_source
+
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
+
+
 @main.command("check")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -178,7 +226,12 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 @main.command()
 @click.option("--port", type=PORT, default=3000, show_default=True, help="Port of the Dagster UI.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the UI listens on.")
-def up(port: int, host: str) -> None:
+@click.option(
+    "--path-prefix",
+    metavar="PATH",
+    help="Path of the UI behind a reverse proxy, e.g. /dagster; DAGSTER_WEBSERVER_PATH_PREFIX by default.",
+)
+def up(port: int, host: str, path_prefix: str | None) -> None:
     """Serve the Dagster UI and its daemon on your own data.
 
     The daemon runs sensors, schedules and backfills: files load when you drop them into LANDING_DIR.
@@ -186,7 +239,7 @@ def up(port: int, host: str) -> None:
     from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
 
-    config = settings()
+    config = settings() if path_prefix is None else Settings(dagster_webserver_path_prefix=path_prefix)
     _refuse_taken(host, port)
     migrate_both(config, console)
     config.landing_dir.mkdir(parents=True, exist_ok=True)
@@ -276,18 +329,23 @@ def stop() -> None:
     type=click.IntRange(min=1),
     default=90,
     show_default=True,
-    help="Keep those of runs that ended within so many days.",
+    help="Keep event logs, output and check results of runs that ended within so many days.",
 )
-def prune(days: int) -> None:
-    """Delete old event logs and output of finished runs.
+@click.option(
+    "--check-days",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Keep runs that did nothing but check if they ended within so many days.",
+)
+def prune(days: int, check_days: int) -> None:
+    """Delete old runs of checks, check results, event logs and output.
 
-    Materializations are never deleted.
+    Materializations are never deleted, nor the latest result of each check.
     """
-    from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
+    from crm_analytics.orchestration.retention import prune_all
 
-    config = settings()
-    events, runs = prune_event_logs(config, days), prune_compute_logs(config, days)
-    console.print(f"deleted {counted(events, 'event')} and the output of {counted(runs, 'run')}")
+    console.print(str(prune_all(settings(), days, check_days)))
 
 
 def _refuse_taken(host: str, port: int) -> None:

@@ -35,10 +35,15 @@ def why_not_free(host: str, port: int) -> str | None:
 def serve(config: Settings, host: str, port: int, console: Console) -> int:
     """Runs the Dagster UI and daemon until interrupted or terminated; returns their exit code."""
     require_storage(config)
-    console.print(f"Dagster UI: http://{host}:{port} (in about ten seconds; Ctrl+C stops it)")
+    prefix = config.dagster_webserver_path_prefix
+    console.print(f"Dagster UI: http://{host}:{port}{prefix} (in about ten seconds; Ctrl+C stops it)")
     # a run has dozens of events, and the UI shows them: the terminal is for messages
     level = config.run_log_level or "INFO"
-    environment = resolved(config).model_copy(update={"run_log_level": level}).environment()
+    changes: dict[str, str] = {"run_log_level": level}
+    if "dagster_url" not in config.model_fields_set:
+        changes["dagster_url"] = f"http://localhost:{port}{prefix}"
+    # the UI reads DAGSTER_WEBSERVER_PATH_PREFIX itself: `dagster dev` has no option for it
+    environment = resolved(config).model_copy(update=changes).environment()
     # children must not inherit an ignored interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [str(Path(sys.executable).parent / "dagster"), "dev", "--workspace", "workspace.yaml"]

@@ -173,9 +173,7 @@ class EmbeddedPostgres:
         self.data.mkdir(mode=0o700)
         password_file = self.folder / "password"
         if not password_file.exists():
-            descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(24))
+            _replace(password_file, secrets.token_urlsafe(24))
         self._hand_over(self.data)
         with tempfile.NamedTemporaryFile("w", prefix="crm_analytics_") as handed:
             handed.write(self._secret())
@@ -246,7 +244,7 @@ class EmbeddedPostgres:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("127.0.0.1", candidate))
                 port = int(probe.getsockname()[1])
-                state.write_text(json.dumps({"port": port}))
+                _replace(state, json.dumps({"port": port}))
                 return port
         raise RuntimeError("no free port on 127.0.0.1")
 
@@ -283,6 +281,15 @@ class EmbeddedPostgres:
             for name in DATABASES:
                 if name not in existing:
                     connection.execute(f'CREATE DATABASE "{name}"')
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file, for this user only, whole or not at all: another process may read it, or a kill come, at any moment."""
+    new = path.with_name(f"{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    new.replace(path)
 
 
 def _let_through(path: Path) -> None:

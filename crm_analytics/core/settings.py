@@ -42,6 +42,11 @@ def _default_landing_dir(values: dict[str, Any]) -> Path:
     return sample if sample.is_dir() else Path("landing")
 
 
+def _default_dagster_url(values: dict[str, Any]) -> str:
+    """Returns where `crm-analytics up` and Compose serve the UI by default, with the path prefix."""
+    return f"http://localhost:3000{values.get('dagster_webserver_path_prefix', '')}"
+
+
 class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
@@ -66,8 +71,13 @@ class Settings(BaseSettings):
     )
     alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
     grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
+    dagster_webserver_path_prefix: str = Field(
+        "",
+        description="the path under which a reverse proxy serves the Dagster UI; its web server reads it, too",
+    )
     dagster_url: str = Field(
-        "http://localhost:3000", description="the Dagster UI, for links in alerts and dashboards"
+        default_factory=_default_dagster_url,
+        description="the Dagster UI, for links in alerts and dashboards",
     )
 
     @field_validator("business_timezone")
@@ -104,6 +114,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{value} does not come with the platform: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
             )
+        return value
+
+    @field_validator("dagster_webserver_path_prefix")
+    @classmethod
+    def _path_of_an_address(cls, value: str) -> str:
+        value = value.rstrip("/")
+        if not re.fullmatch(r"(/[\w.~-]+)*", value, re.ASCII):
+            raise ValueError("not the path of an address: write it with a slash before it, e.g. /dagster")
         return value
 
     @field_validator("dagster_url")

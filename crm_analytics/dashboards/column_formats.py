@@ -19,8 +19,6 @@ class Column:
     missing: str = MISSING
 
 
-MONTH = "time:YYYY-MM"
-DAY = "time:YYYY-MM-DD"
 MOMENT = "time:YYYY-MM-DD HH:mm"
 #: Whole amounts; Grafana's unit currencyUSD would show 3884.71 as $4K.
 DOLLARS = "currency:financial:$"
@@ -42,7 +40,7 @@ COLUMNS: dict[str, Column] = {
     **{f"{name}_before": Column("Same days, month before", *form) for name, (_, form) in _COMPARED.items()},
     **{f"{name}_change": Column(f"{title} ±%", *PERCENT) for name, (title, _) in _COMPARED.items()},
     "profit_change": Column("Profit ±$", *MONEY),
-    "month": Column("Month", MONTH),
+    "month": Column("Month"),
     "day": Column("Day", *COUNT),
     "days": Column("Days"),
     "source": Column("Source"),
@@ -84,7 +82,7 @@ COLUMNS: dict[str, Column] = {
     "last_file": Column("Last file"),
     "last_exported_at": Column("Exported", MOMENT),
     "last_loaded_at": Column("Loaded", MOMENT),
-    "last_row": Column("Last row", DAY),
+    "last_row": Column("Last row"),
     "days_behind": Column("Days behind", *COUNT),
     "reason": Column("Reason"),
     "records": Column("Records", *COUNT),
@@ -115,8 +113,8 @@ COLUMNS: dict[str, Column] = {
     "expected": Column("Below", "locale", 2),
     "found": Column("Metrics", "locale", 2),
     "difference": Column("Difference", "locale", 2),
-    "first_month": Column("First month", MONTH),
-    "last_month_seen": Column("Last month", MONTH),
+    "first_month": Column("First month"),
+    "last_month_seen": Column("Last month"),
     "stale_months": Column("Stale months", *COUNT),
     "refused_files": Column("Refused files", *COUNT),
     "unrecognized_files": Column("Unrecognized files", *COUNT),

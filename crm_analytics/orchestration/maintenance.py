@@ -1,29 +1,23 @@
-"""The weekly job that keeps Dagster's own database and folder from growing without end."""
+"""The nightly job that keeps Dagster's own database and folder from growing without end."""
 
 import dagster as dg
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.retention import prune_compute_logs, prune_event_logs
+from crm_analytics.orchestration.retention import CHECKS_KEPT_DAYS, KEPT_DAYS, prune_all
 
-KEPT_DAYS = 90
-
-
-@dg.op(
-    description="Deletes old event logs and output of finished runs; keeps every materialization and check result."
+_WHAT = (
+    f"runs that did nothing but check after {CHECKS_KEPT_DAYS} days, and check results, event logs and output of other "
+    f"runs after {KEPT_DAYS} days. Every materialization stays, and the latest result of each check."
 )
+
+
+@dg.op(description=f"Deletes {_WHAT}")
 def prune(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
-    """Prunes what is older than the default age."""
-    events, runs = prune_event_logs(settings, KEPT_DAYS), prune_compute_logs(settings, KEPT_DAYS)
-    context.log.info(
-        f"deleted {counted(events, 'event')} and the output of {counted(runs, 'run')} older than {KEPT_DAYS} days"
-    )
+    """Prunes what is older than the default ages."""
+    context.log.info(str(prune_all(settings)))
 
 
-@dg.job(
-    description=f"Event logs and output grow without end: deletes those of runs that ended more than {KEPT_DAYS}"
-    " days ago."
-)
+@dg.job(description=f"Dagster's database grows without end: deletes {_WHAT}")
 def prune_old_events() -> None:
     """Runs the pruning."""
     prune()
@@ -32,11 +26,11 @@ def prune_old_events() -> None:
 maintenance_jobs = [prune_old_events]
 maintenance_schedules = [
     dg.ScheduleDefinition(
-        name="prune_old_events_weekly",
+        name="prune_old_events_nightly",
         job=prune_old_events,
-        cron_schedule="30 4 * * 0",
+        cron_schedule="30 4 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Weekly: deletes event logs and output of runs that ended more than {KEPT_DAYS} days ago.",
+        description=f"Nightly: deletes {_WHAT}",
     )
 ]

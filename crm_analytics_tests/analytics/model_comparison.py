@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -10,7 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 import psycopg
-from hypothesis import HealthCheck, Phase, settings
 
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics.core.months import next_month
@@ -27,23 +25,6 @@ from crm_analytics_tests.analytics.reference_model import (
 
 Table = dict[reference_model.Key, dict[str, Any]]
 COLUMNS = (*MEASURES, *EXACT_GENERATED, *RATIOS)
-
-
-def profile(examples: int) -> settings:
-    """Returns settings that run the same examples every time.
-
-    HISTORY_EXAMPLES=N runs N random ones instead, and shrinks what fails. Shrinking takes
-    minutes here, which a suite that has just failed should not spend.
-    """
-    asked = os.environ.get("HISTORY_EXAMPLES")
-    return settings(
-        max_examples=int(asked) if asked else examples,
-        derandomize=not asked,
-        deadline=None,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink) if asked else (Phase.explicit, Phase.generate),
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def stored(connection: psycopg.Connection[Any], table: str, day: str) -> Table:

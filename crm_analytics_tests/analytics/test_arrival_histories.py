@@ -24,7 +24,6 @@ from crm_analytics_tests.analytics import test_correction_histories as correctio
 from crm_analytics_tests.analytics.model_comparison import (
     assert_every_way_agrees,
     assert_metrics,
-    profile,
     refresh_stale,
 )
 from crm_analytics_tests.analytics.reference_model import (
@@ -37,6 +36,7 @@ from crm_analytics_tests.analytics.reference_model import (
     table_after,
 )
 from crm_analytics_tests.analytics.test_correction_histories import FIRST, LAST, Model, PaymentRow, Step
+from crm_analytics_tests.chance import examples
 
 NEW_YORK = ZoneInfo("America/New_York")
 EXPORTED = [datetime(2025, 2, day, 13, 58, 55, 706000, tzinfo=UTC) for day in (3, 9, 16)]
@@ -287,7 +287,7 @@ def load(connection: psycopg.Connection[Any], landing: Path, file: Written) -> N
     assert status in ("loaded", "same_content"), result.files
 
 
-@profile(14)
+@examples(14, shrink=False)
 @given(
     files=arrivals(),
     pauses=st.lists(st.booleans(), min_size=20, max_size=20),

@@ -19,7 +19,6 @@ from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics.model_comparison import (
     assert_every_way_agrees,
     assert_metrics,
-    profile,
     refresh_stale,
 )
 from crm_analytics_tests.analytics.reference_model import (
@@ -34,6 +33,7 @@ from crm_analytics_tests.analytics.reference_model import (
     Spend,
     Warehouse,
 )
+from crm_analytics_tests.chance import examples
 
 Connection = psycopg.Connection[Any]
 
@@ -192,7 +192,7 @@ def put_spend(row: Spend) -> Step:
     def step(connection: Connection, model: Model) -> None:
         connection.execute(
             "INSERT INTO raw.google_spend (month, campaign, amount, covered_to) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (month, campaign) DO UPDATE SET amount = excluded.amount, covered_to = excluded.covered_to",
+            " ON CONFLICT (month, campaign_id, campaign) DO UPDATE SET amount = excluded.amount, covered_to = excluded.covered_to",
             [row.month, row.campaign, row.amount, row.covered_to],
         )
         model.spend[row.month, row.campaign] = row
@@ -394,7 +394,7 @@ def empty(connection: Connection) -> None:
     connection.execute("TRUNCATE analytics.stale_months")
 
 
-@profile(25)
+@examples(25, shrink=False)
 @given(fill=filling, work=st.lists(bursts, min_size=10, max_size=14))
 def test_stale_months_correct_whatever_is_changed_by_hand(
     connection: Connection, fill: tuple[Step, ...], work: list[list[Step]]

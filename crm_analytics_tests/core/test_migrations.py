@@ -23,7 +23,7 @@ from crm_analytics.core import locks, migrations
 from crm_analytics.core.database import sqlalchemy_url
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR, Settings
-from crm_analytics_tests.conftest import PG_VERSION
+from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
 
 
 def test_migrating_twice_and_twice_at_once_is_harmless(new_database: Callable[..., str]) -> None:
@@ -41,7 +41,7 @@ def test_migrating_twice_and_twice_at_once_is_harmless(new_database: Callable[..
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert failures == []
     again = migrations.migrate("analytics", url=url)
     assert again.pending == ()
@@ -234,6 +234,27 @@ def test_start_waits_for_what_is_left_of_a_killed_server(tmp_path: Path) -> None
     busy.close()
     second.release()
     first.release()
+
+
+def test_restart_never_leaves_half_a_file_with_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the port is written anew, other processes read the old one; half a file would end them with a traceback."""
+    server = EmbeddedPostgres(tmp_path, PG_VERSION).start()
+    url = server.url("crm")
+    server.release()
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddedPostgres(tmp_path, PG_VERSION).start()
+    assert server.url("crm") == url
+    second = EmbeddedPostgres(tmp_path, PG_VERSION).start()
+    assert second.url("crm") == url
+    second.release()
 
 
 def test_two_processes_share_one_server_and_the_last_one_stops_it(tmp_path: Path) -> None:

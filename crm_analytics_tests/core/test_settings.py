@@ -87,3 +87,11 @@ def test_every_accepted_dagster_address_fits_its_table(
     analytics.execute("UPDATE reporting.deployment SET dagster_url = %s", [settings().dagster_url])
     with pytest.raises(psycopg.errors.CheckViolation):
         analytics.execute("UPDATE reporting.deployment SET dagster_url = dagster_url || '/'")
+
+
+def test_dagster_address_follows_the_path_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links carry the path under which a reverse proxy serves the UI, also where only that is set."""
+    monkeypatch.setenv("DAGSTER_WEBSERVER_PATH_PREFIX", "/dagster/")
+    assert settings().dagster_url == "http://localhost:3000/dagster"
+    monkeypatch.setenv("DAGSTER_URL", "https://tools.example.com/d")
+    assert settings().dagster_url == "https://tools.example.com/d"

@@ -14,6 +14,7 @@ import pytest
 from psycopg import errors
 
 from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 Call = Callable[[CrmClient], CrmResult]
@@ -47,7 +48,7 @@ class Pair:
             self.pool.submit(run, connection, call)
             for connection, call in zip((self.first, self.second), calls, strict=True)
         ]
-        return [future.result(timeout=20) for future in futures]
+        return [future.result(timeout=PATIENCE) for future in futures]
 
     def waits(self, first: Call, second: Call) -> tuple[CrmResult, Callable[[str], CrmResult]]:
         """Runs `first` in an open transaction and `second` beside it, which must wait for it.
@@ -62,13 +63,13 @@ class Pair:
         def end(how: str) -> CrmResult:
             assert not future.done()
             self.first.execute(how.encode())
-            return future.result(timeout=20)
+            return future.result(timeout=PATIENCE)
 
         return result, end
 
     def blocked(self, connection: Connection) -> None:
-        """Returns once the connection waits for a lock; fails if it does not within 10 seconds."""
-        pid, deadline = connection.info.backend_pid, time.monotonic() + 10
+        """Returns once the connection waits for a lock; fails if it does not within PATIENCE."""
+        pid, deadline = connection.info.backend_pid, time.monotonic() + PATIENCE
         while not value(self.watcher, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid):
             assert time.monotonic() < deadline, "the second call did not wait for the first"
             time.sleep(0.005)
@@ -321,7 +322,7 @@ def test_sealing_waits_for_rows_being_written(
     )
     pair.blocked(pair.second)
     pair.first.execute("COMMIT")
-    assert sealing.result(timeout=20) == value(crm, "SELECT max(id) FROM public.audit_log")
+    assert sealing.result(timeout=PATIENCE) == value(crm, "SELECT max(id) FROM public.audit_log")
     assert rows(crm, "SELECT * FROM crm_private.broken_seals()") == []
 
 
@@ -332,7 +333,7 @@ def test_two_sealings(crm: Connection, pair: Pair, order: CrmResult, manager: UU
     second = pair.pool.submit(lambda: value(pair.second, "SELECT crm_private.seal_audit_safe()"))
     pair.blocked(pair.second)
     pair.first.execute("COMMIT")
-    assert second.result(timeout=20) == {**first, "row_count": 0}
+    assert second.result(timeout=PATIENCE) == {**first, "row_count": 0}
 
 
 def test_sealing_gives_up_rather_than_block_the_crm(

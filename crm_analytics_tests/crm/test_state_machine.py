@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from crm_analytics.crm import CrmClient, CrmError, CrmResult
 from crm_analytics.crm.proof import attacks, invariants
+from crm_analytics_tests.chance import examples
 
 AMOUNTS = ("50", "100", "100.00", "250.50", "400", "NaN", "0", "-5", "1.001")
 BAD_AMOUNTS = ("NaN", "0", "-5", "1.001")
@@ -436,13 +437,11 @@ def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
         yield attacks.prepare(connection)
 
 
+@pytest.mark.random
 def test_the_database_agrees_with_the_model(lab: attacks.Lab) -> None:
     """Database and model agree after any sequence of calls; a rule that each RPC keeps could break in an odd sequence."""
     Crm.lab = lab
     run_state_machine_as_test(
         Crm,
-        settings=settings(
-            max_examples=40, stateful_step_count=25, deadline=None, derandomize=True, database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+        settings=settings(examples(40), stateful_step_count=25),
+    )

@@ -71,14 +71,19 @@ class Sample:
         return sorted(known | {source for _, source, _ in self.targets if source != "ALL"})
 
 
-@pytest.fixture(scope="session")
-def sample(new_database: Callable[..., str]) -> Sample:
+#: What the sample's database takes for today: any day, and a month's first and last one.
+TODAYS = (date(2025, 3, 17), date(2025, 3, 1), date(2025, 2, 28))
+
+
+@pytest.fixture(scope="session", params=TODAYS, ids=str)
+def sample(new_database: Callable[..., str], request: pytest.FixtureRequest) -> Sample:
     """Four months up to yesterday, February 2024, and targets for some of them, refreshed."""
     url = new_database("analytics")
+    today: date = request.param
     with psycopg.connect(url, autocommit=True) as connection:
-        row = connection.execute("SELECT analytics.today()").fetchone()
-        assert row
-        today: date = row[0]
+        connection.execute(
+            f"CREATE OR REPLACE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE RETURN date '{today}'".encode()
+        )
         month = today.replace(day=1)
         warehouse = _warehouse(today)
         _insert(connection, warehouse)

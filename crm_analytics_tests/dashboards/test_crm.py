@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 
 import psycopg
@@ -61,8 +61,14 @@ def grafana(url):
 
 
 @pytest.fixture
-def now() -> Choice:
-    today = datetime.now(UTC).date()
+def now(url) -> Choice:
+    """The day of the leads and its month, whatever the time is by now."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT max(created_at AT TIME ZONE 'UTC')::date FROM public.leads"
+        ).fetchone()
+    assert row
+    today = row[0]
     return Choice((), (), today.replace(day=1), today, today + timedelta(1))
 
 

@@ -28,7 +28,8 @@ from psycopg.conninfo import make_conninfo
 from crm_analytics.core import locks
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics_tests.conftest import PG_VERSION
+from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
+from crm_analytics_tests.ports import free_port
 
 COMPOSE_FILE = PROJECT_DIR / "docker-compose.yml"
 SECRETS = {
@@ -108,13 +109,6 @@ def _seconds(duration: str) -> int:
     return int(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
 
 
-def free_port() -> int:
-    """Returns a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start_postgres(folder: Path, environment: Mapping[str, str]) -> EmbeddedPostgres:
     """Starts the postgres service: the embedded server, with the settings from the service's command."""
     command = services(environment)["postgres"]["command"]
@@ -185,7 +179,7 @@ class LocalStack:
         """Runs a service that exits, or `command` instead of its own; raises with its output if it fails."""
         done = subprocess.run(
             self._words(command or self.services[name]["command"]), env=self._environment(name), cwd=self.app, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
         )  # fmt: skip
         assert done.returncode == 0, f"{name}:\n{done.stdout.decode()[-4000:]}"
         return done.stdout.decode()
@@ -201,7 +195,7 @@ class LocalStack:
         )  # fmt: skip
         log.close()
 
-    def wait_until_healthy(self, name: str, timeout: float = 150) -> None:
+    def wait_until_healthy(self, name: str, timeout: float = PATIENCE) -> None:
         """Repeats the service's own health check until it passes; raises with its log on timeout."""
         check = self.services[name]["healthcheck"]["test"]
         assert check[0] == "CMD"
@@ -227,11 +221,11 @@ class LocalStack:
         raise AssertionError(f"{name} is not healthy: {reason}\n{self.log(name)}")
 
     def stop(self, name: str) -> None:
-        """Sends SIGTERM, as Compose does; raises if the service has to be killed after its grace period."""
+        """Sends SIGTERM, as Compose does; raises if the service does not end in its grace period, which a busy machine makes longer."""
         process = self.running.pop(name)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_seconds(self.services[name].get("stop_grace_period", "40s")))
+            process.wait(5 * _seconds(self.services[name].get("stop_grace_period", "40s")))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(f"{name} did not stop on SIGTERM:\n{self.log(name)}") from None

@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics.dashboards.queries import query
 from crm_analytics.dashboards.tools.expand_macros import expand
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.deploy.compose import (
     COMPOSE_FILE,
     SECRETS,
@@ -69,7 +70,12 @@ def test_no_secret_has_a_default(raw):
             services(others)
     services(SECRETS)
     example = dict(line.split("=", 1) for line in (PROJECT_DIR / ".env.example").read_text().splitlines() if "=" in line and line[0] != "#")  # fmt: skip
-    assert {name for name, value in example.items() if not value} == {*SECRETS, "ALERT_WEBHOOK_URL"}
+    assert {name for name, value in example.items() if not value} == {
+        *SECRETS,
+        "ALERT_WEBHOOK_URL",
+        "DAGSTER_URL",
+        "DAGSTER_WEBSERVER_PATH_PREFIX",
+    }
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
     assert used == set(example), "the example must name every variable, and no other"
 
@@ -236,7 +242,12 @@ def _until(condition: Any, timeout: float, stack: LocalStack) -> None:
 def test_services_start_load_a_file_stop_and_start_again(folder):
     """`docker compose up` is all it takes from empty volumes to a number in a panel, and data survives a restart."""
     month = datetime.now(UTC).date().replace(day=1) - timedelta(1)  # a closed month
-    environment = {**SECRETS, "START_MONTH": f"{month:%Y-%m}"}
+    # under a path, as behind a reverse proxy: the health check and the links follow it
+    environment = {
+        **SECRETS,
+        "START_MONTH": f"{month:%Y-%m}",
+        "DAGSTER_WEBSERVER_PATH_PREFIX": "/dagster",
+    }
     postgres = start_postgres(folder, SECRETS)
     port = int(psycopg.conninfo.conninfo_to_dict(postgres.url("x"))["port"] or 0)
     stack = LocalStack(folder, environment, port)
@@ -246,6 +257,9 @@ def test_services_start_load_a_file_stop_and_start_again(folder):
         assert start_order(stack.services)[:2] == ["postgres", "migrate"]
         stack.run("migrate")
         assert_readers_cannot_write_or_lock(postgres.url("postgres"), SECRETS["GRAFANA_READER_PASSWORD"])
+        with psycopg.connect(postgres.url("analytics")) as connection:
+            (link,) = connection.execute("SELECT dagster_url FROM reporting.deployment").fetchall()
+        assert link == ("http://localhost:3000/dagster",)
         stack.start("code")
         stack.wait_until_healthy("code")
         stack.start("webserver")
@@ -253,11 +267,13 @@ def test_services_start_load_a_file_stop_and_start_again(folder):
         assert _jobs_shown(port, ["Google", "Rely"], month) == 0
         _drop_file(folder, "jobs_1.csv", [("A1", "Google"), ("A2", "Google"), ("A3", "Rely")], day)
         stack.wait_until_healthy("webserver")
-        _until(lambda: _jobs_shown(port, ["Google", "Rely"], month) == 3, 150, stack)
+        _until(lambda: _jobs_shown(port, ["Google", "Rely"], month) == 3, PATIENCE, stack)
         stack.wait_until_healthy("daemon")
         asked = json.dumps({"query": "{ runsOrError { ... on Runs { results { status } } } }"}).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{stack.ports['3000']}/graphql", asked, {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{stack.ports['3000']}/dagster/graphql",
+            asked,
+            {"Content-Type": "application/json"},
         )
         runs = json.load(urllib.request.urlopen(request))["data"]["runsOrError"]["results"]
         assert runs, "the UI must show the runs that the daemon launched"

@@ -16,6 +16,7 @@ import pytest
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
 
 
 class Webhook:
@@ -109,6 +110,29 @@ def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
     assert "table: ValueError: disk &lt;full&gt; &amp; slow" in text
     assert text.endswith(f"<https://dagster.example.com/runs/{run_id}|Open the run in Dagster>")
     assert webhook.received[0]["text"].startswith("crm-analytics: Run failed: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "Retry 2 of 3 follows in 120 s."),
+        (KeyboardInterrupt(), "Retry 2 of 3 follows at once."),
+        (ValueError("a defect"), f"No retry follows: {GOES_ON}."),
+    ],
+)
+def test_alert_says_whether_the_work_is_tried_again(tick, webhook, error, told):
+    """Whoever reads an alert knows whether to act: a sensor's work may be done by itself in a minute, or never."""
+
+    @dg.asset
+    def table() -> None:
+        raise error
+
+    tick()
+    tags = {WORK_TAG: "files:abc", RUN_KEY_TAG: "files:abc:2"}
+    dg.materialize([table], instance=tick.instance, tags=tags, raise_on_error=False)
+    tick()
+    (text,) = webhook.texts
+    assert f"\n{told}\n" in text
 
 
 def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(tick, webhook):

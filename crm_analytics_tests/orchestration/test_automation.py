@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from crm_analytics.orchestration.analytics.automation import (
     nightly_refresh,
     refresh_stale_months,
 )
+from crm_analytics_tests.analytics.ingest.landing_folder import set_ages
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -35,15 +35,6 @@ def tick(platform: Platform, sensor: dg.SensorDefinition) -> list[dg.RunRequest]
         instance=platform.instance, definitions=platform.defs, resources=platform.resources
     )
     return list(sensor.evaluate_tick(context).run_requests or [])
-
-
-def tick_until_requested(platform: Platform) -> list[dg.RunRequest]:
-    """Returns what the landing sensor requests as soon as it requests something."""
-    deadline = time.time() + 20
-    while not (requests := tick(platform, load_landing_files)):
-        assert time.time() < deadline
-        time.sleep(0.2)
-    return requests
 
 
 def launch(platform: Platform, requests: Iterable[dg.RunRequest]) -> None:
@@ -188,37 +179,27 @@ def test_landing_sensor_keeps_its_state_in_the_ledger(platform: Platform) -> Non
 
 def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that still grows waits: half an export must not be loaded while the other half is being copied."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 2.0)
-    path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 5.0)
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
+    ages = set_ages(monkeypatch, {"jobs/a.csv": 4.9})
     assert tick(platform, load_landing_files) == []
-    requests = tick_until_requested(platform)
-    assert time.time() - path.stat().st_mtime >= 2
-    assert len(requests) == 1
+    ages["jobs/a.csv"] = 5.0
+    assert len(tick(platform, load_landing_files)) == 1
 
 
 def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that something else started does not load a file that is still being copied either."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0.5)
     platform.drop("jobs/done.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
-    growing = platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
-    stop = threading.Event()
-
-    def grow() -> None:
-        while not stop.wait(0.1):
-            os.utime(growing)
-
-    copying = threading.Thread(target=grow)
-    copying.start()
-    try:
-        assert platform.run(OCTOBER, OCTOBER).success
-        assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
-        with psycopg.connect(platform.url, autocommit=True) as connection:
-            (left,) = landing_folder.not_loaded(connection, platform.landing)
-        assert "jobs/growing.csv: changed, or could not be read" in left
-    finally:
-        stop.set()
-        copying.join()
-    launch(platform, tick_until_requested(platform))
+    platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
+    ages = set_ages(monkeypatch, {"jobs/done.csv": 1.0, "jobs/growing.csv": 0.0})
+    assert platform.run(OCTOBER, OCTOBER).success
+    assert platform.query("SELECT job_id FROM raw.jobs") == [("AAAAAA",)]
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        (left,) = landing_folder.not_loaded(connection, platform.landing)
+    assert "jobs/growing.csv: changed, or could not be read" in left
+    ages["jobs/growing.csv"] = 1.0
+    launch(platform, tick(platform, load_landing_files))
     assert platform.query("SELECT job_id FROM raw.jobs ORDER BY 1") == [("AAAAAA",), ("BBBBBB",)]
     with psycopg.connect(platform.url, autocommit=True) as connection:
         assert landing_folder.not_loaded(connection, platform.landing) == []

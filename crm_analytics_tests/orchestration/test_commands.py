@@ -20,6 +20,7 @@ from rich.console import Console
 
 from crm_analytics.cli.main import main
 from crm_analytics.cli.summary import print_months
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]
@@ -42,7 +43,7 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     def command(*arguments: str, **changes: str) -> tuple[int, str]:
         done = subprocess.run(
             [Path(sys.executable).parent / "crm-analytics", *arguments],
-            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            env={**environment, **changes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
         )  # fmt: skip
         assert "Traceback" not in done.stdout, done.stdout
         return done.returncode, " ".join(done.stdout.split())
@@ -162,13 +163,16 @@ def test_database_that_is_not_migrated_is_one_line(
 
 def test_prune_before_the_first_run_deletes_nothing(run: Run, new_database: Callable[..., str]) -> None:
     """Prune succeeds on a database in which Dagster has not created its tables yet."""
-    expected = (0, "deleted 0 events and the output of 0 runs")
+    expected = (
+        0,
+        "deleted 0 runs of checks, 0 check results of other runs, 0 events and the output of 0 runs",
+    )
     assert run("prune", DAGSTER_POSTGRES_URL=new_database()) == expected
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["prune", "--days", "-5"], ["prune", "--days", "0"], ["demo", "--months", "0"], ["demo", "--months", "100000"],
+    [["prune", "--days", "-5"], ["prune", "--days", "0"], ["prune", "--check-days", "0"], ["demo", "--months", "0"], ["demo", "--months", "100000"],
      ["up", "--port", "70000"]],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(arguments: list[str]) -> None:

@@ -20,8 +20,10 @@ from crm_analytics.core import migrations
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR, Settings
 from crm_analytics.orchestration.crm.resources import CrmDatabase
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
-from crm_analytics_tests.orchestration.test_end_to_end import free_port, page, wait_for
+from crm_analytics_tests.orchestration.test_end_to_end import page, wait_for
+from crm_analytics_tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 MATERIALIZE = "dagster asset materialize -m crm_analytics.definitions --select raw/jobs --partition 2024-10"
@@ -54,7 +56,7 @@ def environment(checkout: Path, **variables: str) -> dict[str, str]:
 def run(checkout: Path, command: str, **variables: str) -> tuple[int, str]:
     """Runs the command as a person would; returns (exit code, all it printed)."""
     done = subprocess.run(
-        command.split(), cwd=checkout, env=environment(checkout, **variables), timeout=300, text=True,
+        command.split(), cwd=checkout, env=environment(checkout, **variables), timeout=PATIENCE, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout
@@ -94,12 +96,12 @@ def test_dagster_dev_shows_what_another_command_ran(checkout: Path) -> None:
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), start_new_session=True,
         )  # fmt: skip
     try:
-        wait_for(120, lambda: shows_success(port), checkout)
+        wait_for(PATIENCE, lambda: shows_success(port), checkout)
         locations = page(port, LOCATIONS)["workspaceOrError"]["locationEntries"]
         assert [entry["loadStatus"] for entry in locations] == ["LOADED"]
     finally:
         dev.send_signal(signal.SIGINT)
-        dev.wait(60)
+        dev.wait(PATIENCE)
         # its code server would wait for a run that a sensor has started meanwhile
         with suppress(ProcessLookupError):
             os.killpg(dev.pid, signal.SIGKILL)

@@ -255,7 +255,8 @@ def test_checks_run_while_loads_hang_and_an_interrupt_ends_them(up: Served) -> N
             " WHERE run_id = %s AND dagster_event_type IN ('PIPELINE_ENQUEUED', 'PIPELINE_STARTING')",
             checks,
         )
-        assert 0 < waited < 2 * DEQUEUE_INTERVAL
+        # one interval, on a machine that has time
+        assert 0 < waited < 6 * DEQUEUE_INTERVAL
         up.wait(lambda: up.status(checks) == "SUCCESS")
         assert [up.status(run) for run in loads] == ["STARTED"] * 3 + ["QUEUED"]
         assert up.process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,18 +16,15 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
+from crm_analytics_tests.ports import free_port
+
+#: As behind a reverse proxy.
+PREFIX = "/dagster"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_late_payments_file_is_seen_within_two_minutes(
-    new_database: Callable[..., str], tmp_path: Path
-) -> None:
+def test_late_payments_file_is_seen(new_database: Callable[..., str], tmp_path: Path) -> None:
     """A payments file for old jobs corrects its month and recomputes no other; a backfill from the UI is one run."""
     url, port, landing = new_database(), free_port(), tmp_path / "landing"
     environment = {
@@ -49,25 +45,25 @@ def test_late_payments_file_is_seen_within_two_minutes(
     program = Path(sys.executable).parent / "crm-analytics"
     telemetry = PROJECT_DIR / ".logs_queue"
     had_telemetry = telemetry.exists()
-    up = subprocess.Popen([program, "up", "--port", str(port)], env=environment, stdout=log, stderr=log)
+    up = subprocess.Popen(
+        [program, "up", "--port", str(port), "--path-prefix", PREFIX], env=environment, stdout=log, stderr=log
+    )
     try:
-        wait_for(180, lambda: len(monthly(url)) == 3, tmp_path)
+        wait_for(PATIENCE, lambda: len(monthly(url)) == 3, tmp_path)
         assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2025-02": (0, "0.00")}
         marked = log_of_refreshes(url)
-        dropped = time.monotonic()
         part = landing / "payments" / "late.csv.part"
         part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2025-03-01,paid"]) + "\n")
         part.rename(landing / "payments" / "late.csv")
-        assert f"http://127.0.0.1:{port}" in (tmp_path / "up.log").read_text()
-        wait_for(120, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
-        assert time.monotonic() - dropped < 120
+        assert f"http://127.0.0.1:{port}{PREFIX} (" in (tmp_path / "up.log").read_text()
+        wait_for(PATIENCE, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
         assert set(log_of_refreshes(url)[len(marked) :]) == {"2024-10"}
         assert backfill(port, ["2024-09", "2024-10", "2024-11"], tmp_path) == 1
         storage = environment["DAGSTER_POSTGRES_URL"]
-        wait_for(60, lambda: statuses_of_unscheduled_runs(storage) == {"SUCCESS"}, tmp_path)
+        wait_for(PATIENCE, lambda: statuses_of_unscheduled_runs(storage) == {"SUCCESS"}, tmp_path)
     finally:
         up.send_signal(signal.SIGTERM)
-        up.wait(60)
+        up.wait(PATIENCE)
         log.close()
     assert telemetry.exists() == had_telemetry, "`up` leaves no folder of telemetry in the checkout"
 
@@ -129,19 +125,20 @@ query($id: String!) {
 
 def backfill(port: int, months: list[str], folder: Path) -> int:
     """Launches a backfill as the UI does, waits for its success, and returns its number of runs."""
-    launched = page(port, BACKFILL, {"months": months})["launchPartitionBackfill"]
+    launched = page(port, BACKFILL, {"months": months}, PREFIX)["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     variables = {"id": launched["backfillId"]}
-    done = lambda: page(port, STATUS, variables)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"  # noqa: E731
-    wait_for(180, done, folder)
-    return len(page(port, STATUS, variables)["runsOrError"]["results"])
+    ask = lambda: page(port, STATUS, variables, PREFIX)  # noqa: E731
+    done = lambda: ask()["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"  # noqa: E731
+    wait_for(PATIENCE, done, folder)
+    return len(ask()["runsOrError"]["results"])
 
 
-def page(port: int, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+def page(port: int, query: str, variables: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
+        f"http://127.0.0.1:{port}{prefix}/graphql",
         json.dumps({"query": query, "variables": variables or {}}).encode(),
         {"Content-Type": "application/json"},
     )
-    answer: dict[str, Any] = json.load(urllib.request.urlopen(request, timeout=20))["data"]
+    answer: dict[str, Any] = json.load(urllib.request.urlopen(request, timeout=PATIENCE))["data"]
     return answer

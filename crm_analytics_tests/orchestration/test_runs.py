@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psycopg
 import pytest
 
 from crm_analytics.demo.sample_exports import write_landing
@@ -278,43 +277,6 @@ def test_wrong_timezone_and_missing_folder_fail_once_with_the_remedy(
     messages = [str(event.step_failure_data.error.message) for event in result.get_step_failure_events()]  # type: ignore[union-attr]
     assert "BUSINESS_TIMEZONE is Europe/Berlin" in messages[0]
     assert not any(event.is_step_up_for_retry for event in result.all_events)
-
-
-def test_pruning_deletes_the_output_of_old_runs(
-    platform: Platform,
-) -> None:
-    """Pruning deletes the output of old runs, and keeps that of younger ones."""
-    from crm_analytics.orchestration.instance import output_folder
-    from crm_analytics.orchestration.retention import prune_compute_logs
-
-    old, young = (platform.run(OCTOBER, OCTOBER, [dg.AssetKey(["raw", "jobs"])]).run_id for _ in range(2))
-    folder = output_folder(platform.settings)
-    assert (folder / old).is_dir(), "where the instance keeps them"
-    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
-        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days' WHERE run_id = %s", [old])  # fmt: skip
-    (folder / "dagster.yaml").touch()
-    assert prune_compute_logs(platform.settings, days=5) == 1
-    assert not (folder / old).exists() and (folder / young).is_dir()
-    assert (folder / "dagster.yaml").exists(), "only the output of runs is deleted"
-    assert prune_compute_logs(platform.settings, days=5) == 0
-
-
-def test_pruning_keeps_materializations_and_checks(platform: Platform) -> None:
-    """Pruning deletes old events, and keeps materializations, check results and the runs themselves."""
-    from crm_analytics.orchestration.retention import prune_event_logs
-
-    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
-    run = platform.run(OCTOBER, OCTOBER)
-    assert prune_event_logs(platform.settings, days=1) == 0, "young runs are kept"
-    with psycopg.connect(platform.settings.dagster_postgres_url or "", autocommit=True) as storage:
-        storage.execute("UPDATE runs SET update_timestamp = update_timestamp - interval '10 days'")
-        before = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
-        assert prune_event_logs(platform.settings, days=5) > 0
-        after = storage.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
-    assert before == after
-    assert platform.instance.get_materialized_partitions(dg.AssetKey(["raw", "jobs"])) == {"2024-10"}
-    record = platform.instance.get_run_record_by_id(run.run_id)
-    assert record is not None and record.dagster_run.is_success
 
 
 def test_events_of_a_step_are_stored_together(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

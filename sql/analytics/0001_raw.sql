@@ -61,7 +61,9 @@ CREATE TABLE raw.source_files (
     declaration_version int,
     exported_at timestamptz NOT NULL,
     exported_at_from text NOT NULL CHECK (exported_at_from IN ('name', 'mtime')),
-    status text NOT NULL CHECK (status IN ('loaded', 'refused', 'unrecognized', 'same_content')),
+    status text NOT NULL CHECK (
+        status IN ('loaded', 'refused', 'unrecognized', 'same_content', 'withdrawn', 'missing')
+    ),
     same_as bigint REFERENCES raw.source_files,
     message text,
     encoding text,
@@ -89,7 +91,7 @@ CREATE TABLE raw.source_files (
     CONSTRAINT source_files_add_up CHECK (
         records_read = inserted + updated + unchanged + duplicates + superseded + quarantined + summary_lines
     ),
-    CONSTRAINT source_files_message CHECK (status NOT IN ('refused', 'unrecognized') OR message IS NOT NULL)
+    CONSTRAINT source_files_message CHECK (status IN ('loaded', 'same_content') OR message IS NOT NULL)
 );
 CREATE INDEX source_files_order ON raw.source_files (source, exported_at, path);
 CREATE INDEX source_files_path ON raw.source_files (path);
@@ -108,9 +110,10 @@ SELECT analytics.describe('{raw.source_files}', $$
         content it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).
     exported_at_from: name: a date-time in the file's name; mtime: the modification time.
     status: loaded; refused (unreadable as this source: nothing of it was loaded); unrecognized (no source fits);
-        same_content (same bytes as another file, which was loaded).
+        same_content (same bytes as another file, which was loaded); withdrawn (taken back by a person: this content
+        isn't loaded under any name); missing (no longer in the landing folder when its source was rebuilt).
     same_as: For same_content: the entry with these bytes.
-    message: Why the file was refused or not recognized, and the remedy.
+    message: Why the file was not loaded, and the remedy.
     encoding: Encoding found.
     delimiter: Delimiter found; NULL for a workbook.
     mapping: The header found for each column name.
@@ -125,7 +128,7 @@ SELECT analytics.describe('{raw.source_files}', $$
     superseded: Records that differ from what a newer export already loaded for their key; for Google spend also
         those of a month with quarantined records, if another file has the complete month.
     quarantined: Records in raw.rejected_rows.
-    summary_lines: Lines with totals, which are skipped.
+    summary_lines: Lines with totals and repeated headers, which are skipped.
     stated_total: The file's own total, of several the narrowest that covers its records; NULL if it has none.
     accepted_total: The sum of its accepted records, repeats left out; NULL if it has no total.
     total_agrees: Whether the two agree within half a cent for each record; NULL if it has no total.

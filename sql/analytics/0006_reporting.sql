@@ -77,6 +77,28 @@ COMMENT ON FUNCTION reporting.month_clocks IS
     'first; elapsed: days up to as_of; is_partial: loaded days do not reach its end; last_complete_day: the last '
     'loaded day before today, whatever the month.';
 
+-- A dashboard's time range begins and ends at midnights of the viewer's time zone, which isn't known here: only that
+-- zones are up to 14 hours ahead of UTC or 12 behind it, in steps of 15 minutes.
+CREATE FUNCTION reporting.first_month(p_from timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS $$
+    SELECT date_trunc(
+        'month',
+        p_from AT TIME ZONE 'UTC' + interval '14 hours' * (extract(epoch FROM p_from) % 900 = 0)::int
+    )::date
+$$;
+COMMENT ON FUNCTION reporting.first_month IS
+    'The month in which a time range begins, as its viewer sees it. A month''s first midnight in any time zone is that '
+    'month; other moments count in UTC.';
+
+CREATE FUNCTION reporting.last_month(p_from timestamptz, p_to timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS $$
+    SELECT greatest(reporting.first_month(p_from), date_trunc(
+        'month',
+        p_to AT TIME ZONE 'UTC' - interval '12 hours 1 second' * ((extract(epoch FROM p_to) + 1) % 900 <= 1)::int
+    )::date)
+$$;
+COMMENT ON FUNCTION reporting.last_month IS
+    'The month in which a time range ends, as its viewer sees it. A month''s last midnight in any time zone, or the '
+    'second before it, is that month; other moments count in UTC. Never before the first month.';
+
 CREATE FUNCTION reporting.month_clock(p_month date)
 RETURNS TABLE (
     month date, previous_month date, next_month date, days int, as_of date, elapsed int, is_partial boolean,
@@ -127,7 +149,7 @@ SELECT analytics.describe('{reporting.files}', $$
     file_id: Number of the ledger entry.
     source: Kind of export; NULL if unrecognized.
     path: Path below the landing folder.
-    status: loaded, refused, unrecognized or same_content.
+    status: loaded, refused, unrecognized, same_content, withdrawn or missing.
     message: Why it was not loaded, and the remedy.
     exported_at: When the export was made.
     first_seen_at: When this content was first seen at its path.
@@ -139,7 +161,7 @@ SELECT analytics.describe('{reporting.files}', $$
     duplicates: Identical records beyond the first.
     superseded: Records that differ from what a newer export already loaded.
     quarantined: Records in quarantine.
-    summary_lines: Lines with totals, which are skipped.
+    summary_lines: Lines with totals and repeated headers, which are skipped.
     first_date: Earliest date among the accepted records.
     last_date: Latest date among the accepted records.
     warnings: How many warnings it was accepted with.

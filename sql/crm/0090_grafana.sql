@@ -15,6 +15,28 @@ BEGIN
     END LOOP;
 END $$;
 
+-- A dashboard's time range begins and ends at midnights of the viewer's time zone, which isn't known here: only that
+-- zones are up to 14 hours ahead of UTC or 12 behind it, in steps of 15 minutes.
+CREATE FUNCTION reporting.first_month(p_from timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS $$
+    SELECT date_trunc(
+        'month',
+        p_from AT TIME ZONE 'UTC' + interval '14 hours' * (extract(epoch FROM p_from) % 900 = 0)::int
+    )::date
+$$;
+COMMENT ON FUNCTION reporting.first_month IS
+    'The month in which a time range begins, as its viewer sees it. A month''s first midnight in any time zone is that '
+    'month; other moments count in UTC.';
+
+CREATE FUNCTION reporting.last_month(p_from timestamptz, p_to timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS $$
+    SELECT greatest(reporting.first_month(p_from), date_trunc(
+        'month',
+        p_to AT TIME ZONE 'UTC' - interval '12 hours 1 second' * ((extract(epoch FROM p_to) + 1) % 900 <= 1)::int
+    )::date)
+$$;
+COMMENT ON FUNCTION reporting.last_month IS
+    'The month in which a time range ends, as its viewer sees it. A month''s last midnight in any time zone, or the '
+    'second before it, is that month; other moments count in UTC. Never before the first month.';
+
 CREATE VIEW reporting.leads_by_month AS
 SELECT date_trunc('month', l.created_at AT TIME ZONE 'UTC')::date AS month, l.status::text AS status, count(*) AS leads
 FROM public.leads l

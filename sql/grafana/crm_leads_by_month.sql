@@ -6,6 +6,7 @@ SELECT to_char(month, 'YYYY-MM') AS month,
     coalesce(sum(leads) FILTER (WHERE status = 'rejected'), 0) AS rejected,
     coalesce(sum(leads) FILTER (WHERE status NOT IN ('new', 'in_progress', 'converted', 'rejected')), 0) AS other
 FROM reporting.leads_by_month
-WHERE month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+WHERE month BETWEEN reporting.first_month($__timeFrom())
+    AND reporting.last_month($__timeFrom(), $__timeTo())
 GROUP BY month
 ORDER BY month

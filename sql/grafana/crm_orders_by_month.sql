@@ -11,6 +11,7 @@ SELECT to_char(month, 'YYYY-MM') AS month,
         'created', 'awaiting_payment', 'paid', 'in_delivery', 'delivered', 'closed', 'cancelled'
     )), 0) AS other
 FROM reporting.orders_by_month
-WHERE month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+WHERE month BETWEEN reporting.first_month($__timeFrom())
+    AND reporting.last_month($__timeFrom(), $__timeTo())
 GROUP BY month
 ORDER BY month

@@ -17,7 +17,8 @@ SELECT
     ratio(sum(m.profit), sum(m.revenue40)) AS margin,
     sum(m.calls) AS calls
 FROM monthly_metrics m
-WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+WHERE m.month BETWEEN reporting.first_month($__timeFrom())
+    AND reporting.last_month($__timeFrom(), $__timeTo())
     AND m.source = ANY(ARRAY[${source:sqlstring}]::text[]) AND m.segment = ANY(ARRAY[${segment:sqlstring}]::text[])
 GROUP BY GROUPING SETS ((m.{by}), ())
 HAVING count(*) > 0

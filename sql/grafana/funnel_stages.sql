@@ -5,7 +5,8 @@ FROM (
         coalesce(sum(m.leads), 0) AS leads, coalesce(sum(m.units), 0) AS units,
         coalesce(sum(m.repairs), 0) AS repairs
     FROM monthly_metrics m
-    WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+    WHERE m.month BETWEEN reporting.first_month($__timeFrom())
+    AND reporting.last_month($__timeFrom(), $__timeTo())
         AND m.source = ANY(ARRAY[${source:sqlstring}]::text[])
         AND m.segment = ANY(ARRAY[${segment:sqlstring}]::text[])
 ) total

@@ -2,7 +2,9 @@
 -- A partial month is compared with the same number of days of the month before. The totals add up the sources
 -- shown; ratios are ratios of sums.
 WITH clock AS (
-    SELECT * FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date)
+    SELECT * FROM reporting.month_clocks(
+    reporting.first_month($__timeFrom()), reporting.last_month($__timeFrom(), $__timeTo())
+)
 ),
 actual AS (
     SELECT
@@ -34,7 +36,7 @@ before AS (
     GROUP BY GROUPING SETS ((d.month, d.source), (d.month))
 )
 SELECT
-    c.month,
+    to_char(c.month, 'YYYY-MM') AS month,
     CASE WHEN c.is_partial THEN 'days 1–' || c.elapsed ELSE 'whole month' END AS days,
     CASE WHEN is_total = 1 THEN 'Total' ELSE source END AS source,
     coalesce(a.leads, 0) AS leads,

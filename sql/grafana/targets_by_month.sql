@@ -2,12 +2,13 @@
 WITH actual AS (
     SELECT m.month, sum(m.leads) AS leads, sum(m.repairs) AS repairs, sum(m.cost) AS cost, sum(m.revenue40) AS revenue40
     FROM monthly_metrics m
-    WHERE m.month BETWEEN date_trunc('month', $__timeFrom()::date)::date AND $__timeTo()::date
+    WHERE m.month BETWEEN reporting.first_month($__timeFrom())
+    AND reporting.last_month($__timeFrom(), $__timeTo())
         AND m.source = ANY(ARRAY[${source:sqlstring}]::text[]) AND m.segment = ANY(ARRAY[${segment:sqlstring}]::text[])
     GROUP BY m.month
 )
 SELECT
-    c.month,
+    to_char(c.month, 'YYYY-MM') AS month,
     CASE WHEN c.is_partial THEN 'days 1–' || c.elapsed ELSE 'whole month' END AS days,
     coalesce(a.repairs, 0) AS repairs,
     t.target_repairs,
@@ -19,7 +20,9 @@ SELECT
     t.target_conv_l_to_r,
     ratio(a.cost, a.leads) AS cpl,
     t.target_cpl_max
-FROM reporting.month_clocks($__timeFrom()::date, $__timeTo()::date) AS c
+FROM reporting.month_clocks(
+    reporting.first_month($__timeFrom()), reporting.last_month($__timeFrom(), $__timeTo())
+) AS c
 LEFT JOIN actual a ON a.month = c.month
 LEFT JOIN LATERAL reporting.target_of(
     c.month, ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]

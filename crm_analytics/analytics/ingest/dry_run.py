@@ -149,6 +149,10 @@ def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Ser
     """Returns which records another one with their key makes duplicates or conflicts, and adds them to the report."""
     none = pd.Series(False, index=rows.index)
     key = _key_columns(rows, opened.source)
+    folded = opened.source.key.folded
+    for name, column in folded.items():
+        # labels come with white space collapsed, so case is all that raw.fold would change
+        rows[name] = rows[column].str.lower()
     if not key:
         return none
     repeated = rows[rows.duplicated(key, keep=False)]
@@ -159,7 +163,8 @@ def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Ser
     versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
     conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
     conflicts = repeated[conflicting]
-    header = ", ".join(opened.mapping.get(column, column) for column in key)
+    named = [folded.get(column, column) for column in key]
+    header = ", ".join(opened.mapping.get(column, column) for column in named)
     for record in conflicts.to_dict("records"):
         shown = ", ".join(str(record[column]) for column in key)
         reason = Reason("conflicting_records", header, shown, "identical records, or one")

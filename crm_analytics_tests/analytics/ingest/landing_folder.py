@@ -12,7 +12,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
+import pytest
 
+from crm_analytics.analytics.ingest.loading.landing import LandingFile
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult
 
@@ -50,6 +52,12 @@ def job(number: int | str, uuid: str = "", **changes: str) -> tuple[str, ...]:
     return tuple(
         (values | {name.replace("_", " "): value for name, value in changes.items()})[c] for c in JOBS
     )
+
+
+def set_ages(monkeypatch: pytest.MonkeyPatch, ages: dict[str, float]) -> dict[str, float]:
+    """Gives files ages in seconds by name, instead of those that a busy machine makes; returns them to be changed."""
+    monkeypatch.setattr(LandingFile, "age", lambda file: ages[file.name])
+    return ages
 
 
 class Landing:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
@@ -33,6 +33,7 @@ from crm_analytics.analytics.ingest.values.column_types import (
 )
 from crm_analytics.analytics.ingest.values.dates import read_moment
 from crm_analytics.analytics.ingest.values.timezones import zone
+from crm_analytics_tests.chance import examples
 
 NEW_YORK = ZoneInfo("America/New_York")
 CONTEXT = Context(zone(NEW_YORK), datetime(2025, 12, 20, 17, tzinfo=UTC))
@@ -123,7 +124,7 @@ def test_decimal_comma_only_where_declared():
     ]
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.decimals(min_value=-99999999, max_value=99999999, places=2), st.integers(0, 5))
 def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, form: int):
     """Every accepted spelling of an amount is read as that amount, to the cent."""
@@ -143,7 +144,7 @@ def test_money_written_in_any_accepted_form_comes_back_exactly(amount: Decimal, 
 _money_like = st.text(alphabet=st.sampled_from(list("0123456789.,-()$ −\u00a0eN")), max_size=14)
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_money_like, min_size=1, max_size=20))
 def test_fast_money_agrees_with_the_rule(texts: list[str]):
     """Cells that look plain skip the rule, which must give the same values."""
@@ -166,7 +167,7 @@ _id_like = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_id_like, min_size=1, max_size=20))
 @pytest.mark.parametrize("kind", [Text(), Identifier(), JobNumber()])
 def test_fast_texts_agree_with_the_rule(kind: Kind, texts: list[str]):
@@ -322,7 +323,7 @@ def test_daylight_saving():
     assert cleaned.dst_ambiguous.tolist() == [True, True, False, False, False, False]
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     moment=st.datetimes(datetime(2000, 1, 2), datetime(2100, 12, 30)),
     name=st.sampled_from(
@@ -366,7 +367,7 @@ _moment_like = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(_moment_like, min_size=1, max_size=5))
 def test_fast_moments_agree_with_the_rule(texts: list[str]):
     """Timestamps in the plain form skip the rule, which must give the same values."""

@@ -8,13 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics.analytics.ingest.reading.csv_records import QuoteNeverCloses, RecordTooLong, Splitter
 from crm_analytics_tests.analytics.ingest.samples import read_text
+from crm_analytics_tests.chance import examples
 
 WIDTH = 3
 Record = tuple[int, list[str], bool]  # first line, cells, whether it is a defect
@@ -47,7 +48,7 @@ _rows = st.lists(st.lists(_cells, min_size=WIDTH, max_size=WIDTH), min_size=1, m
 _cuts = st.lists(st.integers(0, 200), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     rows=_rows,
     piece=st.integers(1, 120),
@@ -70,7 +71,7 @@ def test_clean_csv_is_split_as_it_was_written(
         line += 1 + sum(cell.count("\n") for cell in row)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(text=_texts, piece=st.integers(1, 80), cuts=_cuts)
 def test_text_splits_the_same_wherever_it_is_cut(text: str, piece: int, cuts: list[int]):
     """Records depend neither on where blocks happen to end, nor on the path that splits them."""

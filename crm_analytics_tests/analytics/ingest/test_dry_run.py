@@ -96,3 +96,16 @@ def test_equal_payments(header: tuple[str, ...], tmp_path: Path) -> None:
     report = examine(path, timezone=NEW_YORK)
     assert report.duplicates == (1 if header is PAYMENTS else 0)
     assert report.quarantined == []
+
+
+def test_targets_of_one_source_in_two_spellings(tmp_path: Path) -> None:
+    """Two spellings of a source are one target's key, as for a load: different targets are a conflict, equal ones one."""
+    path = tmp_path / "targets.csv"
+    path.write_text(
+        "month,source,segment,target_repairs\n2026-11,google,ALL,10\n2026-11,Google,ALL,12\n2026-11,Rely,ALL,3\n"
+    )
+    report = examine(path, timezone=NEW_YORK)
+    assert [row.record_no for row in report.quarantined] == [1, 2]
+    assert [str(reason) for row in report.quarantined for reason in row.reasons] == [
+        'month, source, segment "2026-11-01, google, ALL": conflicting records; accepted: identical records, or one'
+    ] * 2

@@ -168,3 +168,23 @@ def test_targets(landing: Landing) -> None:
         (date(2024, 10, 1), "ALL", "ALL", 120, Decimal("50000.00"), Decimal("0.3500"), None, "all"),
         (date(2024, 10, 1), "Google", "COD", 30, None, None, Decimal("55.50"), "google"),
     ]
+
+
+def test_target_below_zero_is_quarantined(landing: Landing) -> None:
+    """A negative target is quarantined, and the file's other targets load; the table's CHECK would refuse them all."""
+    header = ("month", "source", "target_revenue40", "target_cpl_max")
+    rows = [
+        ("2024-10", "", "40000", "55"), ("2024-10", "Google", "", "-1"), ("2024-10", "Rely", "(20.00)", ""),
+        ("2024-10", "NSA", "", "−5.50"), ("2024-10", "eLocals", "-0.00", "0"),
+    ]  # fmt: skip
+    landing.write("targets/a.csv", text(header, rows))
+    loaded = landing.load_one("targets")
+    assert (loaded.status, loaded.counts.inserted, loaded.counts.quarantined) == ("loaded", 2, 3)
+    assert landing.rows(
+        "SELECT record_no, reason ->> 'column', reason ->> 'code' FROM raw.rejected_rows,"
+        " jsonb_array_elements(reasons) AS reason ORDER BY 1"
+    ) == [
+        (2, "target_cpl_max", "negative_amount"),
+        (3, "target_revenue40", "negative_amount"),
+        (4, "target_cpl_max", "negative_amount"),
+    ]

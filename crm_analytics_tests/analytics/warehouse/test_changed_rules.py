@@ -19,7 +19,7 @@ from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics.core import migrations
 from crm_analytics.core.rule_texts import rule_text
 from crm_analytics.core.settings import PROJECT_DIR, SQL_DIR
-from crm_analytics_tests.conftest import wait_until_blocked
+from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 FIRST, LAST, END = date(2024, 1, 1), date(2024, 3, 1), date(2024, 4, 1)
@@ -226,7 +226,7 @@ def test_a_refresh_waits_for_a_migration(analytics_url: str, migration: Callable
             refreshing.start()
             wait_until_blocked(holder, "relation")
         for thread in (migrating, refreshing):
-            thread.join(60)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
         refresh(refresher, FIRST, date(2024, 5, 1))
         assert wrong(loader) == {}

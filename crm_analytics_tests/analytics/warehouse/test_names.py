@@ -13,7 +13,7 @@ import pytest
 from crm_analytics.analytics.warehouse.check_queries import QUERIES
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
 from crm_analytics_tests.analytics.ingest.landing_folder import JOBS, Landing, job, text
-from crm_analytics_tests.conftest import wait_until_blocked
+from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 NOVEMBER, DECEMBER = date(2026, 11, 1), date(2026, 12, 1)
@@ -178,7 +178,7 @@ def test_two_loads_with_the_same_new_names(analytics_url: str) -> None:
         wait_until_blocked(watcher, "advisory")
         put_jobs(first, "alpha", day="2026-11-03")
         first.commit()
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         assert names(watcher) == ["alpha", "beta"]
         assert watcher.execute("SELECT DISTINCT source FROM call_facts ORDER BY 1").fetchall() == [
@@ -204,7 +204,7 @@ def test_a_refresh_waits_for_an_open_rename_and_not_for_loads(analytics_url: str
             put_jobs(loader, "bbb of ny", day="2027-01-05")
             thread.start()
             wait_until_blocked(loader, "relation")
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         refresh(refresher, NOVEMBER, date(2027, 2, 1))
         found = loader.execute("SELECT DISTINCT source FROM analytics.monthly_metrics ORDER BY 1").fetchall()

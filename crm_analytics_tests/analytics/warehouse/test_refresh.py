@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
-from crm_analytics_tests.conftest import wait_until_blocked
+from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 OCTOBER, NOVEMBER, DECEMBER = date(2024, 10, 1), date(2024, 11, 1), date(2024, 12, 1)
@@ -102,7 +102,7 @@ def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> It
         thread.start()
         wait_until_blocked(holder, "relation")
         yield
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -123,7 +123,7 @@ def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:
             )
             thread.start()
             wait_until_blocked(loader, "relation")
-        thread.join(30)
+        thread.join(PATIENCE)
         refresh(refresher, OCTOBER, DECEMBER)
         assert [row[:2] for row in monthly(loader)] == [("2024-10", "Google"), ("2024-11", "Retention")]
         assert stale_months(loader) == []
@@ -185,7 +185,7 @@ def test_two_refreshes_at_once_wait_for_each_other(analytics_url: str) -> None:
             thread.start()
             wait_until_blocked(watcher, "advisory")
             insert_payment(watcher, "p", "A", "500.00")
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         assert monthly(watcher) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
         assert stale_months(watcher) == []
@@ -200,7 +200,7 @@ def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
         try:
             with psycopg.connect(analytics_url, autocommit=True) as connection:
                 for _ in range(15):
-                    barrier.wait(30)
+                    barrier.wait(PATIENCE)
                     refresh(connection, start, end)
         except Exception as error:
             errors.append(error)
@@ -216,7 +216,7 @@ def test_opposite_ranges_do_not_deadlock(analytics_url: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert errors == []
 
 

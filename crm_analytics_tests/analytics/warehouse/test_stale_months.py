@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics_tests.conftest import wait_until_blocked
+from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
 
@@ -322,7 +322,7 @@ def test_payment_deleted_while_its_job_moves(analytics_url: str) -> None:
             deleter.execute("DELETE FROM raw.payments")
             move.start()
             wait_until_blocked(watcher, "advisory")
-        move.join(30)
+        move.join(PATIENCE)
         assert stale(watcher) == ["2024-10", "2024-12"]
 
 
@@ -348,5 +348,5 @@ def test_two_channels_for_one_shared_rule_at_once(analytics_url: str) -> None:
             first.execute(rule, ["eLocals 2", "elocals_paid"])
             thread.start()
             wait_until_blocked(watcher, "advisory")
-        thread.join(30)
+        thread.join(PATIENCE)
     assert len(refused) == 1

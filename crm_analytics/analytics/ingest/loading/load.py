@@ -58,9 +58,9 @@ def load_source(
         ValueError: if the database's dates are in another timezone.
         psycopg.Error: if the database fails; files loaded before stay loaded.
     """
-    with _session(connection_or_url) as connection, _only_load_of(connection, source, report):
-        _refuse_other_timezone(connection, timezone)
-        found = _settled(connection, landing, source, force, quiet_seconds, report)
+    with open_session(connection_or_url) as connection, only_load_of(connection, source, report):
+        refuse_other_timezone(connection, timezone)
+        found = settled(connection, landing, source, force, quiet_seconds, report)
         quiet: list[PendingFile] = []
         growing: list[PendingFile] = []
         for file in found:
@@ -99,8 +99,8 @@ def try_file(
     """
     assert file.source is not None
     with (
-        _session(connection) as session,
-        _only_load_of(session, file.source, lambda message: None),
+        open_session(connection) as session,
+        only_load_of(session, file.source, lambda message: None),
         session.transaction(force_rollback=True),
     ):
         loader = FileLoader(session, SOURCES[file.source], landing, timezone, None, lambda message: None)
@@ -114,7 +114,7 @@ def try_file(
         return result, rejected
 
 
-def _settled(
+def settled(
     connection: Connection, landing: Path, source: str, force: bool, quiet_seconds: float, report: Report
 ) -> list[PendingFile]:
     """Returns the pending files, after those of this source that were just touched had time to settle."""
@@ -151,7 +151,7 @@ def _record_unrecognized(
 
 
 @contextmanager
-def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
+def open_session(connection_or_url: Connection | str) -> Iterator[Connection]:
     """Gives a connection in autocommit mode, so that transactions begin where they are meant."""
     if isinstance(connection_or_url, str):
         with psycopg.connect(connection_or_url, autocommit=True) as connection:
@@ -170,7 +170,7 @@ def _session(connection_or_url: Connection | str) -> Iterator[Connection]:
 
 
 @contextmanager
-def _only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
+def only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
     """Holds the source's advisory lock in the session, across the files' transactions."""
     lock = [locks.load(source)]
     row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", lock).fetchone()
@@ -184,7 +184,7 @@ def _only_load_of(connection: Connection, source: str, report: Report) -> Iterat
             connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
 
 
-def _refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:
+def refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:
     """Refuses to mix dates of two timezones in one table (docs/decisions/business-timezone.md)."""
     row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
     if row is not None and row[0] != timezone.key:

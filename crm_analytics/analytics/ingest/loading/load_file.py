@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class FileLoader(SourceSession):
         self.entries = {
             entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
         }
+        #: Contents that people took back, and where they were first.
+        self.withdrawn: dict[str, str] = {}
+        for entry in self.entries.values():
+            if entry.status == "withdrawn":
+                self.withdrawn.setdefault(entry.sha256, entry.path)
         self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
 
     def close(self) -> None:
@@ -73,13 +79,26 @@ class FileLoader(SourceSession):
             except OSError as error:
                 conclude(_not_readable(file, error))
                 continue
-            copy = self._conclude_copy(item)
-            if copy is not None:
-                conclude(copy)
+            settled = self._conclude_withdrawn(item) or self._conclude_copy(item)
+            if settled is not None:
+                conclude(settled)
             else:
                 to_read.append(item)
         for item in sorted(to_read, key=lambda item: item.order):
             conclude(self._conclude_copy(item) or self._load_file(item))
+
+    def _conclude_withdrawn(self, item: IdentifiedFile) -> FileResult | None:
+        content = item.content
+        if content.sha256 not in self.withdrawn:
+            return None
+        message = withdrawal(self.source.name, self.withdrawn[content.sha256])
+        reading = Reading("withdrawn", self.source.version, message, run_id=self.run_id)
+        with self.connection.transaction():
+            file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
+            quarantine.close_replaced(self.connection, content.path, file_id)
+            ledger.conclude(self.connection, file_id, reading)
+        self._remember(file_id)
+        return FileResult(content.path, reading.status, message, file_id)
 
     def _conclude_copy(self, item: IdentifiedFile) -> FileResult | None:
         twin = find_loaded_copy(item, self.entries.values())
@@ -257,6 +276,11 @@ def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
             f" twice; export all {label}s in one form"
         )
     return warnings
+
+
+def withdrawal(source: str, path: str) -> str:
+    """Returns the message for a content that a person took back, which was at this path."""
+    return f"taken back by a person; to load it after all: crm-analytics rebuild {source} --with {shlex.quote(path)}"
 
 
 def _not_readable(file: PendingFile, error: OSError) -> FileResult:

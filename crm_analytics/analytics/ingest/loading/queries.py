@@ -53,9 +53,16 @@ class SourceSession:
         return self.row(statement, **parts)[0]
 
     def create_temporary(self, name: LiteralString, query: LiteralString, **parts: Any) -> None:
-        """Makes a temporary table of a query's rows, for the rest of the transaction."""
+        """Puts a query's rows into a temporary table, which lasts for the rest of the transaction.
+
+        A later file of the transaction uses the table again, because each new one would need further locks until its
+        end, and the server has only so many.
+        """
         self.execute(
-            "DROP TABLE IF EXISTS pg_temp.{name}; CREATE TEMP TABLE {name} ON COMMIT DROP AS " + query,
+            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS "
+            + query
+            + " WITH NO DATA; TRUNCATE pg_temp.{name}; INSERT INTO pg_temp.{name} "
+            + query,
             name=sql.Identifier(name),
             **parts,
         )

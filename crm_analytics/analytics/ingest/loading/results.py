@@ -30,7 +30,8 @@ class FileResult:
 
     #: Below the landing folder.
     path: str
-    #: loaded, refused, same_content, or waiting (it may still be growing, or changed while it was read).
+    #: loaded, refused, same_content, withdrawn (a person took it back), or waiting (it may still be growing, or changed
+    #: while it was read).
     status: str
     message: str | None = None
     #: Ledger entry; 0 while there is none.

@@ -111,8 +111,8 @@ class Staged(SourceSession):
             return False
         self.execute(
             """
-            DROP TABLE IF EXISTS pg_temp.as_found;
-            CREATE TEMP TABLE as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP
+            CREATE TEMP TABLE IF NOT EXISTS as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP;
+            TRUNCATE pg_temp.as_found
             """
         )
         for found in self.open_file.as_found(numbers):
@@ -184,14 +184,14 @@ def _create(staged: Staged) -> None:
         for name, sql_type in source.staged_columns.items()
     ]
     columns += [
-        sql.SQL("{} text GENERATED ALWAYS AS ({}) STORED").format(sql.Identifier(name), sql.SQL(expression))
-        for name, expression in source.key.generated.items()
+        sql.SQL("{} text GENERATED ALWAYS AS (raw.fold({})) STORED").format(*map(sql.Identifier, names))
+        for names in source.key.folded.items()
     ]
     if source.key.hashed:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
         columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
     staged.execute(
-        "DROP TABLE IF EXISTS pg_temp.staged; CREATE TEMP TABLE staged ({columns}) ON COMMIT DROP",
+        "CREATE TEMP TABLE IF NOT EXISTS staged ({columns}) ON COMMIT DROP; TRUNCATE pg_temp.staged",
         columns=sql.SQL(", ").join(columns),
     )
 

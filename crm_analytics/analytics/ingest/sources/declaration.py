@@ -132,8 +132,9 @@ class Key:
     #: Columns by which the occurrences of one hash are numbered, so that a sorted export gives the same keys; records that
     #: are equal in them count in the order of the file.
     occurrence_order: tuple[str, ...] = ()
-    #: Key columns that the table generates from staged ones, with their SQL: compared, but never written.
-    generated: dict[str, LiteralString] = field(default_factory=dict)
+    #: Key columns that the table generates as the folded text of a staged column, which they name: compared, but never
+    #: written.
+    folded: dict[str, str] = field(default_factory=dict)
     #: The staged columns that identify a record within its file, where a row of the table sums up several.
     record_columns: tuple[str, ...] = ()
     #: A column that names the same thing in exports which lack the key. It takes the key's place until another
@@ -143,7 +144,7 @@ class Key:
     @property
     def written(self) -> tuple[str, ...]:
         """The key columns that a load writes."""
-        return tuple(name for name in self.columns if name not in self.generated)
+        return tuple(name for name in self.columns if name not in self.folded)
 
     @property
     def given_in_files(self) -> tuple[str, ...]:

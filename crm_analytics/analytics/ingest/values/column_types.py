@@ -260,6 +260,8 @@ class Money(Kind):
 
     decimals: int = 2
     limit: Decimal = MONEY_LIMIT
+    #: Whether an amount may be below zero.
+    negative: bool = True
 
     def is_blank(self, text: str) -> bool:
         """Returns whether a trimmed text stands for no value."""
@@ -268,11 +270,15 @@ class Money(Kind):
     def plain_texts(self, context: Context) -> str:
         """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""
         cents = "" if context.decimal_comma else rf"(\.[0-9]{{1,{self.decimals}}})?"
-        return rf"^(-?[1-9][0-9]{{0,6}}|0){cents}$"
+        sign = "-?" if self.negative else ""
+        return rf"^({sign}[1-9][0-9]{{0,6}}|0){cents}$"
 
     def rule(self, text: str, context: Context) -> str | None:
         """See `Kind`."""
-        return _plain(read_decimal(text, self.decimals, self.limit, decimal_comma=context.decimal_comma))
+        value = read_decimal(text, self.decimals, self.limit, decimal_comma=context.decimal_comma)
+        if value is not None and value < 0 and not self.negative:
+            raise InvalidValue("negative_amount", "an amount from 0 up")
+        return _plain(value)
 
 
 class Micros(Kind):

@@ -1,0 +1,1 @@
+"""Kills loads and refreshes at random moments, and compares the tables with those of an undisturbed run."""

@@ -1,0 +1,131 @@
+"""What `crm-analytics rebuild` prints and asks, and how it exits."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, Landing, text
+
+GOOD = text(ELOCALS, [("A", "2025-01-05", "", "10", "", ""), ("B", "2025-02-05", "", "20", "", "")])
+WRONG = text(ELOCALS, [("A", "2025-01-05", "", "99", "", ""), ("C", "2025-03-05", "", "7", "", "")])
+PROGRAM = str(Path(sys.executable).parent / "crm-analytics")
+
+
+@pytest.fixture
+def landing(tmp_path: Path, analytics: psycopg.Connection[Any]) -> Landing:
+    """A landing folder with a good and a wrong file of leads, both loaded."""
+    landing = Landing(tmp_path, analytics)
+    landing.write("elocals_leads/good.csv", GOOD, day=1)
+    landing.write("elocals_leads/wrong file.csv", WRONG, day=2)
+    landing.load("elocals_leads")
+    return landing
+
+
+@pytest.fixture
+def environment(landing: Landing, analytics_url: str, tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "ANALYTICS_DATABASE_URL": analytics_url,
+        "LANDING_DIR": str(landing.folder),
+        "CRM_ANALYTICS_HOME": str(tmp_path / "state"),
+    }
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Runs `crm-analytics rebuild` without a terminal; returns (exit code, all it printed)."""
+
+    def command(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [PROGRAM, "rebuild", *arguments],
+            env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=120,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.returncode, " ".join(done.stdout.split())
+
+    return command
+
+
+def costs(landing: Landing) -> dict[str, int]:
+    return dict(landing.rows("SELECT lead_id, cost::int FROM raw.elocals_leads ORDER BY 1"))
+
+
+def answer(environment: dict[str, str], text: str) -> int:
+    """Runs the command in a terminal and answers its question; returns its exit code."""
+    terminal, end = pty.openpty()
+    command = [PROGRAM, "rebuild", "elocals_leads", "--without", "wrong file.csv"]
+    with subprocess.Popen(command, env=environment, stdin=end, stdout=subprocess.PIPE) as child:
+        os.write(terminal, text.encode())
+        code = child.wait(120)
+    os.close(end)
+    os.close(terminal)
+    return code
+
+
+def test_shows_what_would_change_and_says_how(run: Callable[..., tuple[int, str]], landing: Landing) -> None:
+    """Without a terminal and without --yes, it is a preview: the months, the lost rows, and how to go on."""
+    before = costs(landing)
+    code, shown = run("elocals_leads", "--without", "elocals_leads/wrong file.csv")
+    assert code == 1
+    assert "elocals_leads: 1 file read; 0 rows written by hand stay" in shown
+    assert "2025-01 │ 1 │ 1 │ 0 │ 0 │ 1 │" in shown and "2025-03 │ 1 │ 0 │ 1 │ 0 │ 0 │" in shown
+    assert "2025-02" not in shown, "a month that stays as it is"
+    assert "taken back: elocals_leads/wrong file.csv: 1 row lost" in shown
+    assert shown.endswith("no terminal to ask in: add --yes to make these changes nothing was changed")
+    assert costs(landing) == before == {"A": 99, "B": 20, "C": 7}
+
+
+def test_takes_a_file_back_and_in_again(run: Callable[..., tuple[int, str]], landing: Landing) -> None:
+    """With --yes the table changes, and the message says what recomputes the months; the way back is --with."""
+    code, shown = run("elocals_leads", "--without", "wrong file.csv", "--yes")
+    assert code == 0
+    assert "elocals_leads is rebuilt; stale months: 3." in shown and shown.endswith("crm-analytics refresh")
+    assert costs(landing) == {"A": 10, "B": 20}
+    code, shown = run("elocals_leads", "--yes")
+    assert (code, shown.endswith("the table is what the landing folder says already")) == (0, True)
+    assert run("elocals_leads", "--with", "wrong file.csv", "--yes")[0] == 0
+    assert costs(landing) == {"A": 99, "B": 20, "C": 7}
+
+
+def test_missing_file_is_loud(run: Callable[..., tuple[int, str]], landing: Landing) -> None:
+    """Rows whose file is gone are named with it before they are lost."""
+    (landing.folder / "elocals_leads/good.csv").unlink()
+    code, shown = run("elocals_leads")
+    assert code == 1
+    lost = "NOT IN THE LANDING FOLDER ANY MORE: elocals_leads/good.csv: 1 row lost; put the file back if they are wanted"
+    assert lost in shown
+
+
+@pytest.mark.parametrize(("typed", "code", "expected"), [("y\n", 0, 10), ("n\n", 1, 99), ("\n", 1, 99)])
+def test_asks(typed: str, code: int, expected: int, environment: dict[str, str], landing: Landing) -> None:
+    """Only a yes at the question changes something."""
+    assert answer(environment, typed) == code
+    assert costs(landing)["A"] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["leads"], "no such source: leads; expected one of jobs, payments"),
+        (["jobs", "--without", "good.csv"], "nothing was changed: no file good.csv in the landing folder"),
+        (
+            ["elocals_leads", "--landing", "/nowhere"],
+            "nothing was changed: landing folder /nowhere does not exist",
+        ),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str, run: Callable[..., tuple[int, str]]) -> None:
+    """A mistyped source, file or folder ends with one sentence and exit code 1."""
+    code, shown = run(*arguments)
+    assert code == 1
+    assert message in shown

@@ -1,0 +1,20 @@
+"""Ports for servers that tests start."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from contextlib import suppress
+
+#: Below the ports that the kernel gives to connections, from another place for each process.
+_candidates = itertools.count(20_000 + os.getpid() * 7 % 10_000)
+
+
+def free_port() -> int:
+    """Returns a port that is free, and that nothing else is likely to take before the server does."""
+    for port in _candidates:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
