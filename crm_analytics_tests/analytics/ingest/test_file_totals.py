@@ -170,6 +170,19 @@ def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
     assert campaigns(tmp_path, RANGE + "Campaign,Cost\nTotal: Account,0.00\n") == {}
 
 
+@pytest.mark.parametrize("amount", ["USD 90.00", "€90", "90.1234567", '"90,5"'])
+def test_a_total_that_cannot_be_read_is_a_warning(amount: str, landing: Landing) -> None:
+    """A file whose total says nothing is not taken for one that has none."""
+    landing.write("google_spend/a.csv", RANGE + f"Campaign,Cost\nBrand,50\nGeneric,30\nTotal,{amount}\n")
+    landing.write("google_spend/b.csv", RANGE + "Campaign,Cost\nBrand,50\nGeneric,30\nTotal,--\n")
+    unread, blank = landing.load("google_spend").files
+    found = amount.strip('"')
+    assert unread.warnings == [
+        f"line 5, Total: {found}: this total cannot be read, so the sum of the records was not compared with it"
+    ]
+    assert blank.warnings == []
+
+
 def test_groups_in_files_of_single_records(tmp_path: Path) -> None:
     """A total of a group is no record that lacks its date: otherwise it would be quarantined."""
     rows = [("P1", "1", "2024-11-02", "30"), ("P2", "2", "2024-11-02", "12.50")]

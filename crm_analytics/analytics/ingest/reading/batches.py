@@ -250,6 +250,10 @@ class Records:
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
             )
+        if unread := self.totals.unread:
+            found.append(
+                f"{'; '.join(unread[:3])}: this total cannot be read, so the sum of the records was not compared with it"
+            )
         if headers := self.watch.repeated_headers:
             lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
             found.append(

@@ -175,6 +175,8 @@ class SummaryLines:
     doubtful: list[TotalLine] = field(default_factory=list)
     #: Lines that can be no records, and are not the sums that they should be.
     disagreeing: list[TotalLine] = field(default_factory=list)
+    #: Lines whose total cannot be read.
+    unread: list[str] = field(default_factory=list)
     #: Records with an amount so far, and their sum; doubtful lines left out.
     _records: int = 0
     _sum: Decimal = Decimal(0)
@@ -227,6 +229,8 @@ class SummaryLines:
                 done = row
                 continue
             group.append(line)
+            if line.amount is None and re.search(r"\d", found := self._amount_text(block, row)):
+                self.unread.append(f"line {line.line_no}, {line.label}: {quotable(found.strip())}")
             summary[row] = group is not self.doubtful
             if line.span:
                 self._marks.append((above, total))
@@ -361,14 +365,15 @@ class SummaryLines:
 
     def _stated(self, block: Block, row: int) -> Decimal | None:
         """Returns the amount of a line; None if it has none that can be read."""
-        name = self.source.summed
-        if name not in self.header.positions:
-            return None
-        text = block.columns[self.header.positions[name]][row].as_py()
         comma = self.facts.context.decimal_comma
         try:
-            amount = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=comma)
+            amount = read_decimal(self._amount_text(block, row), 6, Decimal(10) ** 20, decimal_comma=comma)
         except InvalidValue:
             return None
-        micros = "micros" in self.facts.mapping[name].casefold()
+        micros = "micros" in self.facts.mapping.get(self.source.summed or "", "").casefold()
         return amount.scaleb(-6) if micros and amount is not None else amount
+
+    def _amount_text(self, block: Block, row: int) -> str:
+        """Returns the cell of a line that has its amount, empty if the file has no such column."""
+        position = self.header.positions.get(self.source.summed or "")
+        return "" if position is None else str(block.columns[position][row].as_py())
