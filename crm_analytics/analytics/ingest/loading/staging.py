@@ -24,7 +24,6 @@ from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.summary_lines import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
-from crm_analytics.core.wording import counted
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -65,8 +64,7 @@ class Staged(SourceSession):
     @property
     def left_out(self) -> str:
         """Says for messages what of the file was not accepted."""
-        repeats = f", {counted(self.duplicates, 'repeat')} counted once" if self.duplicates else ""
-        return self.open_file.records.left_out(self.rejected) + repeats
+        return self.open_file.records.left_out(self.rejected, self.duplicates)
 
     @property
     def complete_month(self) -> sql.Composable:

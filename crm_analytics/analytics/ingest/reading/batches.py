@@ -221,10 +221,11 @@ class Records:
         self.summary_lines += settled.summary_lines
         return settled.rows
 
-    def left_out(self, rejected: int) -> str:
+    def left_out(self, rejected: int, repeats: int = 0) -> str:
         """Says for messages how many records were not accepted, and why the first ones."""
         named = f" ({'; '.join(self.first_rejected)})" if self.first_rejected else ""
-        return f"{counted(rejected, 'record')} not accepted{named}"
+        once = f", {counted(repeats, 'repeat')} counted once" if repeats else ""
+        return f"{counted(rejected, 'record')} not accepted{named}{once}"
 
     def _as_found(self, block: Block, row: int, numbers: npt.NDArray[np.int64]) -> AsFound:
         cells = {
@@ -249,6 +250,10 @@ class Records:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
+            )
+        if unread := self.totals.unread:
+            found.append(
+                f"{'; '.join(unread[:3])}: this total cannot be read, so the sum of the records was not compared with it"
             )
         if headers := self.watch.repeated_headers:
             lines = listed([f"{line:,}" for line in headers])

@@ -53,14 +53,15 @@ CALLS = Source(
         Column("duration_seconds", Duration(), ("Duration",), required=True),
         Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),
     ),
-    # Other fields are filled in later, and spreadsheets change durations and drop seconds, so the hash has the minute
-    # alone. Durations and seconds only tell which of one minute's calls comes first.
+    # Other fields are filled in later, and spreadsheets change durations and drop seconds and the + of a number, so the
+    # hash has the minute and the last ten digits alone. Durations and seconds only tell which of one minute's calls comes
+    # first.
     key=Key(
         "call",
         ("call_id",),
         hashed=(
-            "from_number",
-            "to_number",
+            "right(translate(from_number, ' ().+-', ''), 10)",
+            "right(translate(to_number, ' ().+-', ''), 10)",
             "floor(extract(epoch FROM started_at AT TIME ZONE 'UTC') / 60)::bigint::text",
         ),
         occurrence_order=("duration_seconds", "started_at"),
