@@ -144,7 +144,7 @@ def test_reading_hours_as_minutes_is_a_warning(landing: Landing) -> None:
 def test_durations_of_a_workbook(
     tmp_path: Path, durations: list[tuple[object, str]], expected: list[int]
 ) -> None:
-    """The cell's format tells: a duration that is shown without seconds was minutes and seconds, unless it has seconds."""
+    """A duration that its cell shows without seconds is read as minutes and seconds, unless it has seconds."""
     path = tmp_path / "calls.xlsx"
     path.write_bytes(workbook(*durations))
     assert seconds(read(path, "calls")) == expected

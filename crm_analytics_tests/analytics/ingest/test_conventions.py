@@ -233,7 +233,7 @@ def test_dotted_dates_after_the_export(tmp_path: Path) -> None:
 
 
 def test_source_that_declares_day_first(tmp_path: Path) -> None:
-    """A declared order is judged alike, and dots agree with it."""
+    """A declared day-first order is judged in the same way, and dots agree with it."""
     whole = read_text(tmp_path, EUROPEAN, payments("05.11.2025", "25/11/2025", "06/11/2025"))
     assert paid(whole) == ["2025-11-05", "2025-11-25", "2025-11-06"]
     assert whole.file.warnings == []

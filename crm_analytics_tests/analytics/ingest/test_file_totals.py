@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.warehouse.check_queries import totals_sql
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, PAYMENTS, Landing, text
 from crm_analytics_tests.analytics.ingest.samples import read_text
+from crm_analytics_tests.chance import TIMES, generator
 
 RANGE = '"October 1, 2025 - October 31, 2025"\n'
 GROUPED = (
@@ -234,24 +234,25 @@ def test_groups_in_a_long_file(tmp_path: Path) -> None:
     assert (whole.file.records.summary_lines, len(whole.rows), whole.rejected) == (6, 90_000, [])
 
 
+@pytest.mark.random
 def test_random_groups(tmp_path: Path) -> None:
     """Reports with groups in groups, in three layouts, have the sum of their campaigns."""
-    chance = random.Random(20251002)
-    for number in range(150):
-        layout, dated = chance.choice(["column", "name"]), chance.random() < 0.3
+    rng = generator("groups")
+    for number in range(150 * TIMES):
+        layout, dated = rng.choice(["column", "name"]), rng.random() < 0.3
         lines: list[tuple[str, str, str]] = []
         leaves: dict[str, Decimal] = {}
-        for group in range(chance.randint(1, 4)):
+        for group in range(rng.randint(1, 4)):
             inside = Decimal(0)
-            for _ in range(chance.randint(1, 4)):
-                amount = Decimal(chance.randint(1, 10**6)) / 100
+            for _ in range(rng.randint(1, 4)):
+                amount = Decimal(rng.randint(1, 10**6)) / 100
                 name = f"G{group} c{len(leaves)}"
                 leaves[name] = amount
                 inside += amount
                 lines.append((f"G{group}", name, str(amount)))
-            label = f"G{group} {chance.choice(['Total', 'total:', 'Totals'])}"
+            label = f"G{group} {rng.choice(['Total', 'total:', 'Totals'])}"
             lines.append((label, "", str(inside)) if layout == "column" else ("", label, str(inside)))
-        if chance.random() < 0.5:
+        if rng.random() < 0.5:
             lines.append(("Grand Total", "", str(sum(leaves.values()))))
         if dated:
             rows = [("" if "otal" in line[0] + line[1] else "2025-10", *line) for line in lines]
@@ -351,7 +352,7 @@ def failing(landing: Landing) -> list[tuple[str, str, str]]:
 
 
 def test_other_sources_warn_and_fail_their_check(landing: Landing) -> None:
-    """Files of single records load, but a total that isn't what is accepted of them, repeats left out, fails the check."""
+    """Files of single records load, but a total that isn't the sum of the accepted records, without repeats, fails the check."""
     content = text(PAYMENTS, [*ROWS, ("Total", "", "", "72.50", "", "", "")])
     path = landing.write("payments/1.csv", content, day=1)
     expected = (

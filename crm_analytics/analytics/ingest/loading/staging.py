@@ -54,7 +54,7 @@ class Staged(SourceSession):
         return key.alternate is not None and key.columns[0] not in self.open_file.mapping
 
     def verdict(self) -> Verdict | None:
-        """Holds the file's own total against the sum of its accepted records; None if it states none."""
+        """Compares the file's own total with the sum of its accepted records; None if it has no total."""
         totals = self.open_file.records.totals.whole()
         if not any(line.amount is not None for line in totals):
             return None

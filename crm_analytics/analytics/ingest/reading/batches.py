@@ -22,7 +22,7 @@ from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, Tabl
 from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines, first_texts
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.dates import is_zero_date
-from crm_analytics.core.wording import counted
+from crm_analytics.core.wording import counted, listed
 
 _BLANK = Reason("blank", accepted="a value")
 #: Rejected records that a message about the whole file names.
@@ -256,7 +256,7 @@ class Records:
                 f"{'; '.join(unread[:3])}: this total cannot be read, so the sum of the records was not compared with it"
             )
         if headers := self.watch.repeated_headers:
-            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            lines = listed([f"{line:,}" for line in headers])
             found.append(
                 f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
                 " are counted as summary lines"

@@ -1,4 +1,4 @@
-"""Summary lines: tells lines with totals from records, and holds a file's totals against the sum of its records."""
+"""Tells summary lines from records, and compares a file's own totals with the sum of its records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from crm_analytics.analytics.ingest.errors import InvalidValue, Reason, quotable
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
-from crm_analytics.analytics.ingest.values.column_types import Identifier, read_decimal
-
-Mask = npt.NDArray[np.bool_]
+from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
 _LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$"
@@ -51,7 +49,7 @@ class TotalLine:
     above: tuple[int, Decimal]
     #: Whether it begins with a label that is nothing but a total's, and has no date or the label in place of an id.
     plain: bool
-    #: Whether it certainly is no record, unless the file's total says otherwise.
+    #: Whether it is certainly not a record, unless the file's total contradicts.
     sure: bool = True
 
     def __str__(self) -> str:
@@ -60,7 +58,7 @@ class TotalLine:
 
 
 def tolerance(records: int) -> Decimal:
-    """Returns by how much a total may differ from its records: each was rounded by itself, to the cent."""
+    """Returns by how much a total may differ from the sum of its records, each of which was rounded to the cent."""
     return max(records, 1) * _CENT_FRACTION
 
 
@@ -137,7 +135,7 @@ class Verdict:
 
 
 def compare(lines: Iterable[TotalLine], stored: Decimal, records: int, rejected: int) -> Verdict | None:
-    """Holds the totals of a whole file against the sum of its accepted records; None without a total.
+    """Compares the totals of a whole file with the sum of its accepted records; None if it has no total.
 
     The narrowest total that covers the records decides. Which one that is shows in its amount: it agrees, and wider ones
     are larger. If records were rejected, one that agrees may leave them out, so that only the largest is believed.
