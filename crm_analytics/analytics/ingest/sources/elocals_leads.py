@@ -10,7 +10,7 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
     LEADS,
     PHONE_LOGS,
 )
-from crm_analytics.analytics.ingest.values.column_types import Identifier, Money, Text, When
+from crm_analytics.analytics.ingest.values.column_types import Dollars, Identifier, Money, Text, When
 
 ELOCALS_LEADS = Source(
     name="elocals_leads",
@@ -30,6 +30,7 @@ ELOCALS_LEADS = Source(
         ),
         Column("cost", Money(), ("Cost", "Call Cost", "Lead Price"), required=True),
         Column("status", Text(), ("Status",)),
+        Column("currency", Dollars(), ("Currency", "Currency code"), staged=False),
         Column("caller_number", Text(), ("Caller ID", "Caller Number", "Caller Phone"), personal=True),
     ),
     key=Key("lead", ("lead_id",)),

@@ -25,7 +25,7 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
     EXPENSES,
     INVOICES,
 )
-from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
+from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Dollars, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
 from crm_analytics.core.months import end_of_month
 
@@ -174,6 +174,7 @@ GOOGLE_SPEND = Source(
         Column("day", CalendarDay(), ("Day", "Date", "segments.date"), replaceable=True),
         Column("campaign_id", Label(), ("Campaign ID",), replaceable=True),
         Column("campaign", Label(), ("Campaign", "Campaign name")),
+        Column("currency", Dollars(), ("Currency", "Currency code", "customer.currency_code"), staged=False),
         Column(
             "amount",
             Money(),

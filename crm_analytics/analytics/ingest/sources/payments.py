@@ -22,7 +22,14 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
     INVOICES,
     LEADS,
 )
-from crm_analytics.analytics.ingest.values.column_types import Identifier, Money, Text, When, without_padding
+from crm_analytics.analytics.ingest.values.column_types import (
+    Dollars,
+    Identifier,
+    Money,
+    Text,
+    When,
+    without_padding,
+)
 
 
 def _job_references(columns: Columns, length: int, facts: FileFacts) -> Derived:
@@ -77,6 +84,7 @@ PAYMENTS = Source(
         Column("amount", Money(), ("Amount", "Amount Paid", "Payment Amount"), required=True, not_null=True),
         Column("method", Text(), ("Payment Methods", "Payment Method", "Method", "Payment Type")),
         Column("status", Text(), ("Status", "Payment Status")),
+        Column("currency", Dollars(), ("Currency", "Currency code"), staged=False),
         Column("confirmation_code", Text(), ("Confirmation code",)),
     ),
     key=Key(

@@ -277,6 +277,18 @@ class Money(Kind):
         return _plain(value)
 
 
+class Dollars(Kind):
+    """The currency of a record's amounts: dollars, since amounts of several currencies have no sum."""
+
+    def rule(self, text: str, context: Context) -> str:
+        """See `Kind`."""
+        if text.casefold() not in ("usd", "us$", "$"):
+            raise InvalidValue(
+                "not_in_dollars", "USD or blank", "convert the amounts to dollars, or leave these records out"
+            )
+        return "USD"
+
+
 class Micros(Kind):
     """Millionths of a dollar (Google's `cost_micros`) as dollars, unrounded decimal text."""
 
