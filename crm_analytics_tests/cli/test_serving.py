@@ -81,3 +81,4 @@ def test_path_that_no_address_has_is_refused(prefix: str) -> None:
     assert done.exit_code == 1
     assert "DAGSTER_WEBSERVER_PATH_PREFIX: not the path of an address" in " ".join(done.output.split())
     assert "e.g. /dagster" in " ".join(done.output.split())
+    assert "DAGSTER_URL" not in done.output, "nothing is wrong with it"
