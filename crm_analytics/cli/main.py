@@ -177,11 +177,11 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
 def rebuild(
     source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
 ) -> None:
-    """Make the table of SOURCE what the landing folder says, e.g. without a wrong file.
+    """Rebuild the table of SOURCE from the landing folder, e.g. without a wrong file.
 
     SOURCE is the name of a source's folder, such as jobs or google_spend. Every file of the source is read again, in
-    order. Rows written by hand stay, corrections of rows that a file brought do not. Shows what would change, then
-    asks. One transaction: a rebuild that is declined or killed changes nothing.
+    order. Rows written by hand stay; corrections made by hand to rows from files are lost. Shows what would change, then
+    asks. A rebuild that is declined or killed changes nothing.
 
     \b
     A wrong file was loaded:
@@ -189,8 +189,8 @@ def rebuild(
     It was right after all:
       crm-analytics rebuild jobs --with "jobs/export (7).csv"
 
-    FILE begins in the working directory, in the landing folder or in the source's folder. The file itself stays where
-    it is. One that is already gone is left out without any option.
+    FILE is relative to the working directory, the landing folder or the source's folder. The file itself stays where it
+    is. A file that is no longer there needs no option: its rows are left out.
     """
     from crm_analytics.cli.rebuild import rebuild_source
 

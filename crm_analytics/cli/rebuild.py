@@ -30,7 +30,7 @@ def rebuild_source(
     yes: bool,
     console: Console,
 ) -> bool:
-    """Rebuilds the table of a source; returns whether it is now what the landing folder says."""
+    """Rebuilds the table of a source; returns whether it now agrees with the landing folder."""
     if source not in SOURCES:
         console.print(f"[red]no such source[/]: {escape(source)}; expected one of {', '.join(SOURCES)}")
         return False
@@ -65,9 +65,7 @@ def rebuild_source(
         console.print(f"[red]nothing was changed[/]: {late}", highlight=False)
         return False
     if not agreed:
-        console.print(
-            "nothing was changed" if needed else "the table is what the landing folder says already"
-        )
+        console.print("nothing was changed" if needed else "the table agrees with the landing folder already")
         return not needed
     console.print(
         f"{source} is rebuilt; stale months: {stale[0] if stale else 0}. While `crm-analytics up` runs, they are"

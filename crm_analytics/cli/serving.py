@@ -113,7 +113,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _end_group_after_us(group: int) -> subprocess.Popen[bytes]:
-    """Starts a watcher that ends Dagster if this process is killed: nobody could stop it then, and it keeps the port.
+    """Starts a watcher that ends Dagster if this process is killed: otherwise it would run on and keep the port.
 
     The watcher waits for the end of a pipe that this process alone can write to.
     """

@@ -36,9 +36,9 @@ def connect(database: str, config: Settings | None = None, **options: Any) -> ps
 
 
 def end_with_client(connection: psycopg.Connection[Any]) -> None:
-    """Lets the server end the session soon after this process has died, not when its statement or wait is over.
+    """Makes the server end the session within seconds if this process dies, even in the middle of a statement.
 
-    Until then it would hold its locks, and whoever repeats the work would wait for them.
+    Otherwise the session would keep its locks, and the next attempt would wait for them.
     """
     # a server on Windows cannot do it
     with suppress(psycopg.errors.InvalidParameterValue):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 from collections.abc import Iterable, Iterator
 from datetime import date
 
@@ -9,6 +10,11 @@ from datetime import date
 def next_month(month: date) -> date:
     """Returns the following month."""
     return date(month.year + month.month // 12, month.month % 12 + 1, 1)
+
+
+def end_of_month(month: date) -> date:
+    """Returns the month's last day."""
+    return month.replace(day=calendar.monthrange(month.year, month.month)[1])
 
 
 def months_between(start: date, end: date) -> Iterator[date]:

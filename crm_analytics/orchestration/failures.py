@@ -31,7 +31,7 @@ class RunFailure:
     """Why a run failed."""
 
     reason: str
-    #: the same run may succeed later, without anyone's doing
+    #: the same run may succeed later without any change
     passes: bool
     #: nothing is wrong with the work: its process was killed or interrupted
     worker_gone: bool = False

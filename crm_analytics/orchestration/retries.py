@@ -1,4 +1,4 @@
-"""Lets a sensor ask again for work whose run failed for a reason that passes, and say what it waits for.
+"""Decides when a sensor asks again for work whose run failed, and what it reports meanwhile.
 
 Nothing else retries: no asset has a retry policy, and Dagster's run retries are off. A run key is never run twice,
 whatever became of its run, so each attempt has a key of its own (docs/decisions/dead-runs.md).
@@ -38,7 +38,7 @@ def request(
     Args:
         work: the key of the work, which changes when there is anything new about it.
         name: what people call it.
-        timezone: of the times that are told.
+        timezone: of the times in messages.
         tags: of the run.
         options: other arguments of the request.
     """

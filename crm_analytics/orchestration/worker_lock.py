@@ -1,6 +1,6 @@
 """The lock by which a run's worker proves that it lives, and the storage that takes it when a run starts.
 
-Whoever executes a run, a worker process or a command in a terminal, stores the run's start. The lock belongs to a
+The process that executes a run, a worker or a command in a terminal, stores the run's start. The lock belongs to a
 session of that process, so it ends with the process, however that ends (docs/decisions/dead-runs.md).
 """
 

@@ -98,7 +98,7 @@ def test_takes_a_file_back_and_in_again(run: Callable[..., tuple[int, str]], lan
     assert "elocals_leads is rebuilt; stale months: 3." in shown and shown.endswith("crm-analytics refresh")
     assert costs(landing) == {"A": 10, "B": 20}
     code, shown = run("elocals_leads", "--yes")
-    assert (code, shown.endswith("the table is what the landing folder says already")) == (0, True)
+    assert (code, shown.endswith("the table agrees with the landing folder already")) == (0, True)
     assert run("elocals_leads", "--with", "wrong file.csv", "--yes")[0] == 0
     assert costs(landing) == {"A": 99, "B": 20, "C": 7}
 

@@ -263,7 +263,7 @@ def test_an_empty_database_is_the_other_way_out(analytics_url: str, new_database
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_objects_of_other_people_are_tolerated(database: str, new_database: Callable[..., str]) -> None:
-    """Tables, views, columns, indexes and functions that people add for themselves are nobody's business here."""
+    """Tables, views, columns, indexes and functions that people add for themselves are ignored."""
     url = new_database(database)
     table, schema = ("raw.jobs", "raw") if database == "analytics" else ("public.tasks", "public")
     execute(

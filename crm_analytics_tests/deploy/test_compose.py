@@ -218,7 +218,9 @@ def _jobs_shown(port: int, sources: list[str], month: date) -> int:
         cursor = connection.execute(text.encode())
         names = [column.name for column in cursor.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return sum(int(row["jobs"]) for row in rows if row["source"] == "Total" and row["month"] == first.date())
+    return sum(
+        int(row["jobs"]) for row in rows if row["source"] == "Total" and row["month"] == f"{first:%Y-%m}"
+    )
 
 
 def _drop_file(folder: Path, name: str, jobs: list[tuple[str, str]], day: date) -> None:

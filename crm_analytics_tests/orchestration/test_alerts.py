@@ -121,7 +121,7 @@ def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
     ],
 )
 def test_alert_says_whether_the_work_is_tried_again(tick, webhook, error, told):
-    """Whoever reads an alert knows whether to act: a sensor's work may be done by itself in a minute, or never."""
+    """An alert says whether the work is tried again, so that its reader knows whether to act."""
 
     @dg.asset
     def table() -> None:

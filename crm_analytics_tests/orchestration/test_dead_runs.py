@@ -19,7 +19,8 @@ import pytest
 
 from crm_analytics.cli.serving import FAREWELL
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
-from crm_analytics_tests.orchestration.test_end_to_end import free_port, page
+from crm_analytics_tests.orchestration.test_end_to_end import page
+from crm_analytics_tests.ports import free_port
 
 PROGRAM = Path(sys.executable).parent / "crm-analytics"
 #: Seconds in which a file has to be loaded after a kill or a restart.
@@ -156,7 +157,7 @@ def up(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Served]:
 
 
 def test_killed_load_is_done_again_by_itself(up: Served) -> None:
-    """Whatever is killed during a load, its file is loaded once, within two minutes and without anyone's doing."""
+    """Whatever is killed during a load, its file is loaded once, within two minutes and without help."""
     up.drop("A")
     with up.hanging_loads():
         refresh = up.run("refresh")

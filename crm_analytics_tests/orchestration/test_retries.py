@@ -140,7 +140,7 @@ def test_work_of_a_dead_worker_is_asked_for_at_once(platform: Platform) -> None:
 
 
 def test_canceled_run_is_not_asked_for_again(platform: Platform) -> None:
-    """Whoever cancels a load wants it canceled; the sensor says how to go on."""
+    """A canceled load is not asked for again, because someone wanted that; the sensor says how to go on."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     ((request,), _) = tick(platform, load_landing_files)
     run = begun(platform, request, dg.DagsterRunStatus.STARTED)

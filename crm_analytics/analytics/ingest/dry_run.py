@@ -141,7 +141,7 @@ def _judge_total(accepted: pd.DataFrame, opened: OpenFile, report: FileReport) -
     stored = sum((amount for amount in accepted[source.summed] if amount is not None), Decimal(0))
     verdict = compare(records.totals.whole(), stored, len(accepted), len(report.quarantined))
     if verdict is not None:
-        left_out = records.left_out(len(report.quarantined))
+        left_out = records.left_out(len(report.quarantined), report.duplicates)
         report.warnings += verdict.warnings(opened.mapping[source.summed], left_out)
 
 

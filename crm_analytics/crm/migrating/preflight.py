@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.wording import listed
 from crm_analytics.crm.schema.catalog import Manifest, kind_of
 from crm_analytics.crm.schema.manifest import baseline, expected
 
@@ -118,7 +119,7 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
 
     def rows(query: str) -> str:
         shown = [str(row[0]) for row in connection.execute(f"{query} ORDER BY 1 LIMIT {SHOWN + 1}".encode())]
-        return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")
+        return listed(shown, SHOWN)
 
     def exists(table: str, *columns: str) -> bool:
         keys = [f"column {table}.{column}" for column in columns]

@@ -101,6 +101,21 @@ def test_saved_in_a_spreadsheet(landing: Landing, first: str, name: str, content
     assert landing.rows("SELECT from_number, duration_seconds FROM raw.calls ORDER BY 1") == CALLS
 
 
+@pytest.mark.parametrize(
+    "number", ["+1 (999) 999-0001", "+19999990001", "19999990001", "999.999.0001", "9999990001"]
+)
+def test_a_number_in_another_form(landing: Landing, number: str) -> None:
+    """A spreadsheet takes +19999990001 for a number, and a tool can change its form: the calls stay the same ones."""
+    landing.write("calls/a.csv", EXPORTED, day=5)
+    landing.write("calls/b.csv", EXPORTED.replace("(999) 999-0001", number), day=6)
+    assert landing.load("calls").totals.inserted == 2
+    other = EXPORTED.replace("(999) 999-0001", "(999) 999-0009").replace("(999) 999-0003", "Anonymous")
+    landing.write(
+        "calls/c.csv", other + other.splitlines()[-1].replace("Anonymous", "Restricted") + "\n", day=7
+    )
+    assert landing.load("calls").totals.inserted == 3
+
+
 def test_reading_hours_as_minutes_is_a_warning(landing: Landing) -> None:
     """The ledger says that durations were read otherwise than they are written, and why."""
     landing.write("calls/calls.xlsx", workbook(*HOURS))
@@ -129,7 +144,7 @@ def test_reading_hours_as_minutes_is_a_warning(landing: Landing) -> None:
 def test_durations_of_a_workbook(
     tmp_path: Path, durations: list[tuple[object, str]], expected: list[int]
 ) -> None:
-    """The cell's format tells: a duration that is shown without seconds was minutes and seconds, unless it has seconds."""
+    """A duration that its cell shows without seconds is read as minutes and seconds, unless it has seconds."""
     path = tmp_path / "calls.xlsx"
     path.write_bytes(workbook(*durations))
     assert seconds(read(path, "calls")) == expected

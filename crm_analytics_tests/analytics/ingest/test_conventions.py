@@ -219,7 +219,8 @@ def test_columns_share_the_evidence(tmp_path: Path) -> None:
     assert [(row["job_date"], row["scheduled_at"]) for row in whole.rows] == [
         (day("2025-11-05"), utc(2025, 11, 6, 5))
     ]
-    assert "in doubt" in refusal(tmp_path, header + "A,COD Service,NSA,05/11/2025,06.11.2025\n", "jobs")
+    mixed = refusal(tmp_path, header + "A,COD Service,NSA,05/11/2025,06.11.2025\n", "jobs")
+    assert "2025-11-05 with the day first, and other dates of this file have dots" in mixed
     iso = read_text(tmp_path, "jobs", header + "A,COD Service,NSA,2025-11-05,06.11.2025\n")
     assert [row["scheduled_at"] for row in iso.rows] == [utc(2025, 11, 6, 5)]
 
@@ -232,7 +233,7 @@ def test_dotted_dates_after_the_export(tmp_path: Path) -> None:
 
 
 def test_source_that_declares_day_first(tmp_path: Path) -> None:
-    """A declared order is judged alike, and dots agree with it."""
+    """A declared day-first order is judged in the same way, and dots agree with it."""
     whole = read_text(tmp_path, EUROPEAN, payments("05.11.2025", "25/11/2025", "06/11/2025"))
     assert paid(whole) == ["2025-11-05", "2025-11-25", "2025-11-06"]
     assert whole.file.warnings == []

@@ -111,7 +111,7 @@ def test_lines_without_a_range(lines: list[str]):
     ],
 )
 def test_lines_that_agree(lines: list[str]):
-    """Lines may say the same in two forms."""
+    """Two lines that give the same range in different forms don't conflict."""
     assert read_range(lines, "mdy", months=True) == (day("2025-08-01"), day("2025-08-31"))
 
 

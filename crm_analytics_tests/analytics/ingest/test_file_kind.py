@@ -328,7 +328,7 @@ def test_reasons_of_the_three_lists(landing: Landing) -> None:
 def test_bare_columns_are_enough_where_a_person_says_what_they_are(
     path: str, header: str, record: str, landing: Landing
 ) -> None:
-    """Headers that tell nothing are no reason to refuse: the folder or the name tells."""
+    """A file without any own or foreign header is loaded if its folder or name identifies it."""
     landing.write(path, f"{header}\n{record}\n")
     results = [landing.load(source) for source in SOURCES]
     assert [file.status for result in results for file in result.files] == ["loaded"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.warehouse.check_queries import totals_sql
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, PAYMENTS, Landing, text
 from crm_analytics_tests.analytics.ingest.samples import read_text
+from crm_analytics_tests.chance import TIMES, generator
 
 RANGE = '"October 1, 2025 - October 31, 2025"\n'
 GROUPED = (
@@ -119,6 +119,47 @@ def test_the_total_of_the_file_tells_a_campaign_from_a_total(
     assert "1,006.00; sum of the accepted records: 505.00" in refusal(tmp_path, content + f"{total}1006\n")
 
 
+@pytest.mark.parametrize("name", ["", "--", "Sum", "All campaigns", "overall:"])
+def test_a_sum_without_a_name_is_a_total_or_a_record(name: str, tmp_path: Path) -> None:
+    """A line without a name of its own that adds up the campaigns above it is not spent once more in silence."""
+    content = RANGE + f"Campaign,Cost\nBrand,100\nGeneric,200\n{name},300\n"
+    why = refusal(tmp_path, content)
+    assert f"line 5, {name or 'no campaign'}: 300.00" in why
+    assert "300.00 if the line is a total and 600.00 if it is a record" in why
+    assert campaigns(tmp_path, content + "Total,300\n") == {"Brand": 100, "Generic": 200}
+    assert sum(campaigns(tmp_path, content + "Total,600\n").values()) == 600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # a pivot table whose months end with their sums; a campaign ID in which only the total has none
+        "Month,Campaign,Cost\n2025-10,Brand,100\n2025-10,Other,200\n2025-10,,300\n2025-11,Brand,50\n2025-11,,50\n",
+        RANGE + "Campaign ID,Campaign,Cost\n1,Brand,100\n2,Brand,200\n--,--,300\n",
+    ],
+)
+def test_relatives_of_a_sum_without_a_name(content: str, tmp_path: Path) -> None:
+    """Neither a date nor other columns make such a line certainly a record."""
+    assert "which is also the sum of 2 records above it" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "total"),
+    [
+        # lists that stop naming campaigns, or never did; another amount; parts of a campaign without a name
+        ("Month,Campaign,Amount\n2025-08,Brand,100\n2025-09,,100\n2025-10,,200\n2025-11,all,400\n", 800),
+        ("Month,Campaign,Amount\n2025-09,,100\n2025-10,,100\n2025-11,,200\n", 400),
+        (RANGE + "Campaign,Cost\nBrand,100\n--,120\n", 220),
+        (RANGE + "Device,Campaign,Cost\nMobile,,100\nDesktop,,100\nTablet,,200\n", 400),
+        ("Day,Campaign,Cost\n2025-10-01,Brand,10\n2025-10-01,--,5\n2025-10-02,Brand,10\n2025-10-02,--,5\n", 30),
+    ],
+)  # fmt: skip
+def test_spend_without_a_name(content: str, total: int, tmp_path: Path) -> None:
+    """Spend that belongs to no campaign counts, and needs no total."""
+    rows = read_text(tmp_path, "google_spend", content).rows
+    assert sum(Decimal(row["amount"]) for row in rows) == total
+
+
 def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
     """A total may be anywhere and lack an amount, and other cells of its line don't matter."""
     content = (
@@ -129,6 +170,19 @@ def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
     assert campaigns(tmp_path, RANGE + "Campaign,Cost\nTotal: Account,0.00\n") == {}
 
 
+@pytest.mark.parametrize("amount", ["USD 90.00", "€90", "90.1234567", '"90,5"'])
+def test_a_total_that_cannot_be_read_is_a_warning(amount: str, landing: Landing) -> None:
+    """A file whose total says nothing is not taken for one that has none."""
+    landing.write("google_spend/a.csv", RANGE + f"Campaign,Cost\nBrand,50\nGeneric,30\nTotal,{amount}\n")
+    landing.write("google_spend/b.csv", RANGE + "Campaign,Cost\nBrand,50\nGeneric,30\nTotal,--\n")
+    unread, blank = landing.load("google_spend").files
+    found = amount.strip('"')
+    assert unread.warnings == [
+        f"line 5, Total: {found}: this total cannot be read, so the sum of the records was not compared with it"
+    ]
+    assert blank.warnings == []
+
+
 def test_groups_in_files_of_single_records(tmp_path: Path) -> None:
     """A total of a group is no record that lacks its date: otherwise it would be quarantined."""
     rows = [("P1", "1", "2024-11-02", "30"), ("P2", "2", "2024-11-02", "12.50")]
@@ -136,6 +190,27 @@ def test_groups_in_files_of_single_records(tmp_path: Path) -> None:
     whole = read_text(tmp_path, "payments", content)
     assert [row["payment_id"] for row in whole.rows] == ["P1", "P2"]
     assert (whole.file.records.summary_lines, len(whole.rejected)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "header", "records", "total"),
+    [
+        ("payments", "Payment ID,Job #,Amount,Date", ["D1,1,120,2025-11-05", "D2,2,80,2025-11-06"], "Total,,200,2025-11-30"),
+        ("payments", "Job #,Amount,Date", ["1,120,2025-11-05", "2,80,2025-11-06"], "Total for November,200,2025-11-30"),
+        ("elocals_leads", "Lead ID,Date,Cost", ["1,2025-11-05,20", "2,2025-11-06,30"], "Grand total,2025-11-30,50"),
+        ("elocals_leads", "Lead ID,Date,Cost", ["1,2025-11-05,20", "2,2025-11-06,30"], "Total,2025-11-30,60"),
+    ],
+)  # fmt: skip
+def test_a_total_with_a_date_is_no_record(
+    source: str, header: str, records: list[str], total: str, tmp_path: Path
+) -> None:
+    """Where an id belongs, a total's label is none: a list's last line is no further payment or lead."""
+    content = "\n".join([header, *records, total]) + "\n"
+    whole = read_text(tmp_path, source, content)
+    assert (len(whole.rows), whole.rejected) == (2, [])
+    # a client may be called like that
+    named = "\n".join([f"Client,{header}", *(f"A,{line}" for line in records), f"Total,Z{records[0]}"]) + "\n"
+    assert len(read_text(tmp_path, source, named).rows) == 3
 
 
 def test_groups_in_a_long_file(tmp_path: Path) -> None:
@@ -153,24 +228,25 @@ def test_groups_in_a_long_file(tmp_path: Path) -> None:
     assert (whole.file.records.summary_lines, len(whole.rows), whole.rejected) == (6, 90_000, [])
 
 
+@pytest.mark.random
 def test_random_groups(tmp_path: Path) -> None:
     """Reports with groups in groups, in three layouts, have the sum of their campaigns."""
-    chance = random.Random(20251002)
-    for number in range(150):
-        layout, dated = chance.choice(["column", "name"]), chance.random() < 0.3
+    rng = generator("groups")
+    for number in range(150 * TIMES):
+        layout, dated = rng.choice(["column", "name"]), rng.random() < 0.3
         lines: list[tuple[str, str, str]] = []
         leaves: dict[str, Decimal] = {}
-        for group in range(chance.randint(1, 4)):
+        for group in range(rng.randint(1, 4)):
             inside = Decimal(0)
-            for _ in range(chance.randint(1, 4)):
-                amount = Decimal(chance.randint(1, 10**6)) / 100
+            for _ in range(rng.randint(1, 4)):
+                amount = Decimal(rng.randint(1, 10**6)) / 100
                 name = f"G{group} c{len(leaves)}"
                 leaves[name] = amount
                 inside += amount
                 lines.append((f"G{group}", name, str(amount)))
-            label = f"G{group} {chance.choice(['Total', 'total:', 'Totals'])}"
+            label = f"G{group} {rng.choice(['Total', 'total:', 'Totals'])}"
             lines.append((label, "", str(inside)) if layout == "column" else ("", label, str(inside)))
-        if chance.random() < 0.5:
+        if rng.random() < 0.5:
             lines.append(("Grand Total", "", str(sum(leaves.values()))))
         if dated:
             rows = [("" if "otal" in line[0] + line[1] else "2025-10", *line) for line in lines]
@@ -270,7 +346,7 @@ def failing(landing: Landing) -> list[tuple[str, str, str]]:
 
 
 def test_other_sources_warn_and_fail_their_check(landing: Landing) -> None:
-    """Files of single records load, but a total that isn't what is accepted of them, repeats left out, fails the check."""
+    """Files of single records load, but a total that isn't the sum of the accepted records, without repeats, fails the check."""
     content = text(PAYMENTS, [*ROWS, ("Total", "", "", "72.50", "", "", "")])
     path = landing.write("payments/1.csv", content, day=1)
     expected = (

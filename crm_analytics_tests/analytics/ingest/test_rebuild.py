@@ -1,4 +1,4 @@
-"""A rebuilt table is what the landing folder says: as in a fresh database, with the rows written by hand."""
+"""A rebuilt table equals that of a fresh database loaded from the same folder, plus the rows written by hand."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_table_without_a_file_is_that_of_a_folder_without_it(
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_restored_file_is_as_if_it_had_never_been_taken_back(source: str, landing: Landing) -> None:
-    """The way back gives every table as it was."""
+    """Restoring a file that was taken back gives every table as it was."""
     write(landing, source)
     landing.load(source)
     before = contents(landing, source)
@@ -184,7 +184,7 @@ def test_restored_file_is_as_if_it_had_never_been_taken_back(source: str, landin
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_rebuild_of_what_is_right_changes_nothing(source: str, landing: Landing) -> None:
-    """Rows keep their time of change, and no month becomes stale."""
+    """A rebuild that changes nothing leaves the rows' times of change, and no month becomes stale."""
     write(landing, source)
     landing.load(source)
     before = contents(landing, source)
@@ -314,7 +314,7 @@ def test_dismissals_are_kept(landing: Landing) -> None:
 
 
 def test_content_taken_back_is_not_loaded_again(landing: Landing) -> None:
-    """Neither at its place nor as a renamed copy, by force, or by the next rebuild; its status says so."""
+    """A file taken back isn't loaded again: not in place, as a renamed copy, by force, or by a rebuild; its status says so."""
     write(landing, "elocals_leads")
     landing.load("elocals_leads")
     rebuild(landing, "elocals_leads", without=["elocals_leads/2.csv"])
@@ -344,7 +344,7 @@ def test_content_taken_back_is_not_loaded_again(landing: Landing) -> None:
 
 
 def test_late_file_after_one_taken_back(landing: Landing) -> None:
-    """A file taken back is no newer file any more: what it superseded counts."""
+    """A file taken back no longer counts as newer: what it superseded counts again."""
     landing.write("elocals_leads/2.csv", text(ELOCALS, [lead("A", "99")]), day=2)
     landing.load("elocals_leads")
     rebuild(landing, "elocals_leads", without=["elocals_leads/2.csv"])
@@ -376,7 +376,7 @@ def test_rows_of_missing_files_are_named_before_they_are_lost(landing: Landing) 
 
 
 def test_file_that_is_gone_can_be_taken_back_for_good(landing: Landing) -> None:
-    """Who deletes the wrong file first can still name it; when it comes back, it isn't loaded."""
+    """A wrong file that was deleted first can still be named; when it comes back, it isn't loaded."""
     write(landing, "elocals_leads")
     landing.load("elocals_leads")
     (landing.folder / "elocals_leads/2.csv").unlink()
@@ -419,7 +419,7 @@ def test_file_that_is_refused_now_is_named_with_its_rows(
     ],
 )
 def test_unknown_files_are_refused(without: str, message: str, landing: Landing) -> None:
-    """A name that is no file of the source changes nothing."""
+    """A name that isn't a file of the source is refused, and changes nothing."""
     write(landing, "jobs")
     with pytest.raises(CannotRebuild, match=message):
         rebuild(landing, "elocals_leads", without=[without])
@@ -442,7 +442,7 @@ def test_names_begin_where_people_are(landing: Landing, monkeypatch: pytest.Monk
 
 
 def test_growing_file_stops_the_rebuild(landing: Landing) -> None:
-    """A table without a file that is being copied would be wrong."""
+    """A rebuild is refused while a file is being copied: a table without that file would be wrong."""
     write(landing, "elocals_leads")
     changes = rebuilt(
         landing.connection, landing.folder, "elocals_leads", timezone=NEW_YORK, quiet_seconds=0.4
@@ -478,7 +478,7 @@ def test_many_files(landing: Landing) -> None:
 
 
 def test_readers_and_other_sources_go_on_while_a_person_thinks(landing: Landing, analytics_url: str) -> None:
-    """Until the answer, readers see the old table, and other sources load, even those whose payments link to jobs."""
+    """Until the question is answered, readers see the old table, and other sources load, even payments that link to jobs."""
     write(landing, "jobs")
     landing.load("jobs")
     write(landing, "payments")
@@ -519,7 +519,7 @@ with rebuilt(url, Path(landing), "elocals_leads", timezone=ZoneInfo("America/New
 
 @pytest.mark.parametrize("moment", ["loading", "asking"])
 def test_killed_rebuild_changes_nothing(moment: str, landing: Landing, analytics_url: str) -> None:
-    """A kill leaves everything as before, and the next rebuild is not in its way."""
+    """A kill leaves everything as before, and doesn't block the next rebuild."""
     write(landing, "elocals_leads")
     landing.load("elocals_leads")
     before = contents(landing, "elocals_leads")

@@ -75,7 +75,7 @@ def test_table_of_another_tool_below_the_first(landing: Landing):
         # the same header under another title
         ("google_spend", GOOGLE + GOOGLE.replace("October", "November"), 8, "Campaign report"),
         ("payments", ONE + "\nOld account\n\n" + ONE, 4, "Old account"),
-        # another header: the same columns in another order, one more column, another source's, nobody's
+        # another header: the same columns in another order, one more column, another source's, no source's
         ("payments", ONE + "Job #,Payment ID,Date,Amount\n2,P2,2024-11-02,60.00\n", 3, "Job # | Payment ID | Date | Amount"),
         ("payments", ONE + HEADER.replace("Date", "Tip,Date") + "P2,2,60.00,5.00,2024-11-02,Cash\n", 3, "Payment ID | Job # | Amount | Tip | Date | Payment Methods"),
         ("payments", ONE + "Lead ID,Time,Cost\nE1,2024-11-02,60.00\n", 3, "Lead ID | Time | Cost"),
@@ -112,7 +112,7 @@ def test_second_tables(tmp_path: Path, source: str, content: str, line: int, fou
     ],
 )
 def test_what_is_no_second_table(tmp_path: Path, below: str, quarantined: int, summary_lines: int, form: str):
-    """Totals, footers, blank rows and broken records cost no other record."""
+    """Because of totals, footers, blank rows and broken records, no other record is lost."""
     content = ONE + below
     whole = read_text(tmp_path, "payments", as_workbook(content) if form == "xlsx" else content)
     assert [row["payment_id"] for row in whole.rows] == (["P1", "P2"] if "P2" in below else ["P1"])
@@ -120,7 +120,7 @@ def test_what_is_no_second_table(tmp_path: Path, below: str, quarantined: int, s
 
 
 def test_cell_that_was_broken_into_lines(tmp_path: Path):
-    """The lines of a cell without quotes are bad records, which cost no other."""
+    """The lines of a cell without quotes are quarantined, and no other record is lost."""
     below = "the second line of a note\nand its last line,x,y\nP2,2,60.00,2024-11-02,Cash\n"
     whole = read_text(tmp_path, "payments", ONE + below)
     assert [row["payment_id"] for row in whole.rows] == ["P1", "P2"]
@@ -178,7 +178,7 @@ def test_second_table_across_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("size", range(1, 6))
 def test_second_table_across_blocks_of_a_workbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    """The same in a workbook, where blank rows are only gaps between row numbers."""
+    """A second table is found in a workbook, too, where blank rows are only gaps between row numbers."""
     monkeypatch.setattr(csv_records, "RECORDS_PER_BLOCK", size)
     message = refusal(tmp_path, "google_spend", as_workbook(STACKED))
     assert 'row 7: "Aug 2025 Bing Campaign Performance": another table' in message

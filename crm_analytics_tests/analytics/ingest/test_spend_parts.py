@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -15,6 +14,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, text
 from crm_analytics_tests.analytics.ingest.samples import read_text
+from crm_analytics_tests.chance import TIMES, generator
 
 RANGE = '"October 1, 2025 - October 31, 2025"\n'
 WEEKS = ("Sep 29, 2025", "Oct 6, 2025", "Oct 13, 2025", "Oct 20, 2025", "Oct 27, 2025")
@@ -63,7 +63,7 @@ def refusal(folder: Path, content: str) -> str:
 
 
 def test_weeks_add_up_to_the_month_of_the_report(landing: Landing) -> None:
-    """Weeks that cost the same are no repeats, and a week that begins before the range belongs to the range's month."""
+    """Weeks that cost the same aren't repeats, and a week that begins before the range belongs to the range's month."""
     landing.write("google_spend/good_oct.csv", "Month,Campaign,Amount\n2025-10,Brand,650.00\n", day=1)
     landing.load("google_spend")
     landing.write("google_spend/google_ads_oct_weekly.csv", WEEKLY, day=2)
@@ -186,7 +186,7 @@ def test_repeats_are_counted_in_the_ledger(landing: Landing) -> None:
 
 
 def test_campaigns_of_one_name_add_up(landing: Landing) -> None:
-    """Each id has its row, and the month's cost has both campaigns of the name."""
+    """Two campaigns of one name have a row each, and the month's cost includes both."""
     landing.write("google_spend/google_ads_sep.csv", SAME_NAME, day=1)
     assert landing.load_one("google_spend").counts.inserted == 3
     september = date(2025, 9, 1)
@@ -278,19 +278,20 @@ def test_every_change_of_a_campaign_of_a_name_makes_its_month_stale(landing: Lan
     assert landing.rows("SELECT DISTINCT month FROM analytics.stale_months") == [(date(2025, 9, 1),)]
 
 
+@pytest.mark.random
 def test_random_reports_against_the_reference_model(tmp_path: Path) -> None:
     """Whatever is repeated and split, a report has the sum that the definitions give, or is refused where they do."""
-    chance = random.Random(20251001)
+    rng = generator("reports")
     outcomes = set()
-    for _ in range(400):
+    for _ in range(400 * TIMES):
         rows = [
-            (chance.choice("AB"), chance.choice("12"), chance.choice("mt"), chance.choice("xy"), amount)
-            for amount in chance.choices(["100.00", "250.00"], k=chance.randint(1, 4))
+            (rng.choice("AB"), rng.choice("12"), rng.choice("mt"), rng.choice("xy"), amount)
+            for amount in rng.choices(["100.00", "250.00"], k=rng.randint(1, 4))
         ]
         records = [reference_model.SpendRecord(row[:2], row[2], row[3], Decimal(row[4])) for row in rows]
         everything = sum((record.amount for record in records), Decimal(0))
         once = sum((record.amount for record in set(records)), Decimal(0))
-        total = chance.choice([None, everything, once, everything + 1])
+        total = rng.choice([None, everything, once, everything + 1])
         header = ("Campaign", "Campaign ID", "Device", "Variant", "Cost")
         content = split(header, *rows, total="" if total is None else str(total))
         expected = reference_model.spend_of_report(records, total)

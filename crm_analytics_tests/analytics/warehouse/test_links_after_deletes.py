@@ -20,7 +20,7 @@ INSERT_JOBS = """
     INSERT INTO raw.jobs (job_id, job_number, type, source, created_at, job_date)
     SELECT 'J' || n, n, 'COD Service', 'Google', '2024-11-16', '2024-11-16' FROM generate_series(1, %s) n
 """
-#: By number, by id, and for a job that nobody has.
+#: By number, by id, and for a job that doesn't exist.
 INSERT_PAYMENTS = """
     INSERT INTO raw.payments (payment_id, job_ref, paid_date, amount)
     SELECT 'P' || n, CASE n %% 4 WHEN 0 THEN '9' || n || '9' WHEN 1 THEN 'J' || n ELSE n::text END, '2024-11-20', 10

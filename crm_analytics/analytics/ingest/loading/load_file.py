@@ -24,7 +24,7 @@ from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
-from crm_analytics.core.wording import counted
+from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced.
 LARGE = 20_000_000
@@ -289,7 +289,7 @@ def _not_readable(file: PendingFile, error: OSError) -> FileResult:
 
 
 def _unknowable(content: Content, newer: NewerFiles, error: UnknownNewerValues) -> Reason:
-    missing = ", ".join(entry.path for entry in newer.lost[:5]) + (", …" if len(newer.lost) > 5 else "")
+    missing = listed([entry.path for entry in newer.lost])
     return Reason(
         "may_be_older_than_missing_files",
         found=f"exported {content.exported_at:%Y-%m-%d %H:%M} UTC, {counted(error.records, 'record')}, e.g. {error.example}",

@@ -1,8 +1,8 @@
-"""Rebuilds a source's table from the landing folder: with files taken back for good, or taken in again.
+"""Rebuilds a source's table from the landing folder, with files taken back or restored.
 
-The files are loaded, in order, into an empty copy of the table that holds only the rows written by hand. Then the table
-gets the differences. So readers see the old table until the end, only what changes is written, and the triggers note
-exactly the months that it affects. See docs/decisions/rebuilding.md.
+The files are loaded, in order, into a copy of the table that begins with nothing but the rows written by hand. Then the
+differences are written to the table. So readers see the old table until the end, only what changes is written, and the
+triggers note exactly the months that it affects. See docs/decisions/rebuilding.md.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from crm_analytics.analytics.ingest.reading.source_detection import detect_sourc
 from crm_analytics.analytics.ingest.sources.declaration import column_list
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
-#: Who is asked whether the changes are right keeps the source's loads waiting no longer than this.
+#: How long the source's loads wait at most while a person is asked whether the changes are right.
 PATIENCE = "10min"
 _MISSING = "not in the landing folder when the source was rebuilt; put it back to have it loaded"
 
 
 class CannotRebuild(Exception):
-    """A rebuild that was not begun or was given up. Nothing was changed."""
+    """Raised when a rebuild cannot begin or is given up. Nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Month:
-    """What a rebuild does to the rows of one month; a row that moves is changed in both of its months."""
+    """What a rebuild changes in one month; a row that moves to another month counts as changed in both."""
 
     month: date
     before: int
@@ -57,7 +57,7 @@ class Month:
 
 @dataclass(frozen=True)
 class Loss:
-    """A content that brought rows which the rebuilt table doesn't have."""
+    """A file content whose rows are not in the rebuilt table."""
 
     path: str
     #: Its status in the ledger now.
@@ -96,7 +96,7 @@ def rebuilt(
     quiet_seconds: float = 0,
     report: Report = lambda message: None,
 ) -> Iterator[Rebuilt]:
-    """Gives what a rebuild will change; the changes are made, in one transaction, when the block ends without an error.
+    """Yields what a rebuild will change, and changes it, in one transaction, when the block ends without an error.
 
     Args:
         connection_or_url: an idle connection to the analytics database, or its URL.
@@ -104,13 +104,13 @@ def rebuilt(
         source: a name in `registry.SOURCES`.
         timezone: the business timezone.
         without: files to take back. Their content isn't loaded under any name until it is restored.
-        restored: files that were taken back and are loaded again.
+        restored: files that were taken back, to load again.
         quiet_seconds: files that were touched within so many seconds get this time to settle.
         report: takes progress messages, one line each.
 
     Raises:
-        CannotRebuild: if a file is unknown, still grows or cannot be read now, or the timezone is another one.
-        psycopg.Error: if the database fails. Nothing was changed then, either.
+        CannotRebuild: if a file is unknown, is still growing or cannot be read, or the database has another timezone.
+        psycopg.Error: if the database fails. Nothing was changed.
     """
     with open_session(connection_or_url) as connection, only_load_of(connection, source, report):
         try:
@@ -176,7 +176,7 @@ def _is_of(source: str, path: Path, landing: Path) -> bool:
 
 
 def _load(loader: FileLoader, files: list[PendingFile], quiet_seconds: float, result: Rebuilt) -> None:
-    """Loads every file, or gives up: a table without a file that is there would be wrong."""
+    """Loads every file, or raises CannotRebuild: a table that lacks a file of the folder would be wrong."""
 
     def conclude(file: FileResult) -> None:
         if file.status == "waiting" or not file.file_id:
@@ -205,7 +205,7 @@ class _Rebuild(SourceSession):
         self.shadow = replace(self.source, table="pg_temp.rebuilt", lock=None, reference=None)
 
     def reset_ledger(self, taken_back: dict[str, str], given_back: dict[str, str]) -> None:
-        """Declares every content taken back or missing; reading the files says otherwise."""
+        """Marks every content as taken back or missing, until its file is read."""
         self.execute(
             """
             CREATE TEMP TABLE dismissed ON COMMIT DROP AS
@@ -259,7 +259,7 @@ class _Rebuild(SourceSession):
         return [self.source.reference.column] if self.source.reference else []
 
     def close_quarantine(self) -> None:
-        """Closes the records of contents that aren't there any more; what was dismissed stays."""
+        """Closes the quarantined records of contents that are gone; dismissed ones stay dismissed."""
         self.execute(
             """
             UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = f.message
@@ -317,7 +317,7 @@ class _Rebuild(SourceSession):
         return [Month(*month) for month in months], [Loss(*loss) for loss in losses]
 
     def apply(self) -> None:
-        """Gives the table what differs in the copy; rows written by hand meanwhile stay, too."""
+        """Writes to the table what differs in the copy; rows written by hand in the meantime stay, too."""
         if self.source.lock:
             self.execute(self.source.lock)
         parts = self._sides()

@@ -24,7 +24,6 @@ from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.summary_lines import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
-from crm_analytics.core.wording import counted
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -55,7 +54,7 @@ class Staged(SourceSession):
         return key.alternate is not None and key.columns[0] not in self.open_file.mapping
 
     def verdict(self) -> Verdict | None:
-        """Holds the file's own total against the sum of its accepted records; None if it states none."""
+        """Compares the file's own total with the sum of its accepted records; None if it has no total."""
         totals = self.open_file.records.totals.whole()
         if not any(line.amount is not None for line in totals):
             return None
@@ -65,8 +64,7 @@ class Staged(SourceSession):
     @property
     def left_out(self) -> str:
         """Says for messages what of the file was not accepted."""
-        repeats = f", {counted(self.duplicates, 'repeat')} counted once" if self.duplicates else ""
-        return self.open_file.records.left_out(self.rejected) + repeats
+        return self.open_file.records.left_out(self.rejected, self.duplicates)
 
     @property
     def complete_month(self) -> sql.Composable:

@@ -22,7 +22,7 @@ from crm_analytics.analytics.ingest.reading.second_table import RefusedRow, Tabl
 from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines, first_texts
 from crm_analytics.analytics.ingest.sources.declaration import Columns, FileFacts, Source
 from crm_analytics.analytics.ingest.values.dates import is_zero_date
-from crm_analytics.core.wording import counted
+from crm_analytics.core.wording import counted, listed
 
 _BLANK = Reason("blank", accepted="a value")
 #: Rejected records that a message about the whole file names.
@@ -221,10 +221,11 @@ class Records:
         self.summary_lines += settled.summary_lines
         return settled.rows
 
-    def left_out(self, rejected: int) -> str:
+    def left_out(self, rejected: int, repeats: int = 0) -> str:
         """Says for messages how many records were not accepted, and why the first ones."""
         named = f" ({'; '.join(self.first_rejected)})" if self.first_rejected else ""
-        return f"{counted(rejected, 'record')} not accepted{named}"
+        once = f", {counted(repeats, 'repeat')} counted once" if repeats else ""
+        return f"{counted(rejected, 'record')} not accepted{named}{once}"
 
     def _as_found(self, block: Block, row: int, numbers: npt.NDArray[np.int64]) -> AsFound:
         cells = {
@@ -250,8 +251,12 @@ class Records:
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "
                 "export a shorter period"
             )
+        if unread := self.totals.unread:
+            found.append(
+                f"{'; '.join(unread[:3])}: this total cannot be read, so the sum of the records was not compared with it"
+            )
         if headers := self.watch.repeated_headers:
-            lines = ", ".join(f"{line:,}" for line in headers[:5]) + (", …" if len(headers) > 5 else "")
+            lines = listed([f"{line:,}" for line in headers])
             found.append(
                 f"{counted(len(headers), 'line')} ({lines}) repeated the header, as in files that were put together; they"
                 " are counted as summary lines"

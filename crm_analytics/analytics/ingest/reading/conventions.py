@@ -176,7 +176,7 @@ class _Dates:
         late = bool(here and there and here > self.limit and self._dates_records(cells))
         without_dots = self.only_dotted and not dotted
         if readings and (not here or disproved_by_dots or late or without_dots):
-            raise self._refusal(cells.example(text), readings, late)
+            raise self._refusal(cells.example(text), readings, late, without_dots)
 
     def _readings(self, cells: Cells, text: str) -> dict[DateOrder, date]:
         """Returns the dates that a text can be, by order; those of a column of months are first days."""
@@ -190,9 +190,13 @@ class _Dates:
         first_days = {order: day for order, day in found.items() if day.day == 1}
         return first_days if first_days and _is_month(cells) else found
 
-    def _refusal(self, example: Example, readings: dict[DateOrder, date], late: bool) -> RefusedFile:
+    def _refusal(
+        self, example: Example, readings: dict[DateOrder, date], late: bool, without_dots: bool
+    ) -> RefusedFile:
         mdy, dmy = (readings.get(order, "no date") for order in ("mdy", "dmy"))
         found = f"{example} is {mdy} with the month first, {dmy} with the day first"
+        if without_dots:
+            found += ", and other dates of this file have dots"
         if late:
             found += f", and the file was exported on {self.facts.context.exported_on}"
         elif self.ambiguous and self.ambiguous.text != example.text:

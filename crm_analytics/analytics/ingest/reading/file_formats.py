@@ -1,4 +1,4 @@
-"""Tells workbooks from text by the content, whatever the name, and refuses other formats by theirs."""
+"""Tells workbooks from text by their content, and refuses other formats, each by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells by its headers whether a file is of a source's kind: those that only this kind has are weighed against others'."""
+"""Weighs a file's headers: those that only a source's files have against those that only other kinds of file have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Evidence:
 
     @property
     def of_another_kind(self) -> bool:
-        """Returns whether the file is none of the source, wherever it is and whatever its name."""
+        """Returns whether the file isn't of the source, wherever it is and whatever its name."""
         return bool(self.foreign) and not self.identifies
 
     def refusal(self) -> Reason:

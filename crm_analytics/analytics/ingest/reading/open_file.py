@@ -58,8 +58,9 @@ class OpenFile:
     def batches(self) -> Iterator[Batch]:
         """Yields the cleaned records. Raises RefusedFile if the rest cannot be read: a quote that never closes, another table.
 
-        A file that replaces whole months gives its rows at its end: what they are shows only then. Raises ReadDifferently
-        where the batches so far were misread; the next call yields the right ones, from the start.
+        The rows of a file that replaces whole months come in its last batch, because only the whole file shows which of
+        them are parts and which are repeats. Raises ReadDifferently if the batches so far were misread; the next call
+        starts again and yields the right ones.
         """
         tables: list[pa.Table] = []
         try:
@@ -73,7 +74,8 @@ class OpenFile:
             self.warnings += self.records.conventions.conclude()
         except ReadDifferently as other:
             self.warnings.append(other.warning)
-            self.records = self._records(replace(self.records.facts, context=other.context))
+            facts = replace(self.records.facts, context=other.context)
+            self.records = _unread_records(self.source, self.located, facts)
             self.refuse_records_above()
             raise
         if self.source.month_totals and tables:
@@ -85,7 +87,7 @@ class OpenFile:
         self.warnings += self.records.warnings()
 
     def all_batches(self) -> list[Batch]:
-        """Returns the cleaned records of the whole file, as often as it has to be read."""
+        """Returns the cleaned records of the whole file, and reads it again if it was misread."""
         while True:
             try:
                 return list(self.batches())
@@ -97,7 +99,7 @@ class OpenFile:
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = self._records(self.records.facts)
+        again = _unread_records(self.source, self.located, self.records.facts)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
@@ -110,14 +112,10 @@ class OpenFile:
             if self.sheet is not None:
                 cells = cells + [""] * (width - len(cells))
             row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
+            records = _unread_records(self.source, self.located, facts, judging=False)
             with self._refusing():
-                if self._records(facts, judging=False).clean(row).rows.num_rows:
+                if records.clean(row).rows.num_rows:
                     raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
-
-    def _records(self, facts: FileFacts, *, judging: bool = True) -> Records:
-        """Returns the records of the file before any is read."""
-        watch = TableWatch(self.source, self.located.match, lines_in_cells=self.sheet is None)
-        return Records(self.source, self.located.match, facts, watch, judging)
 
     def _place(self, line: int) -> str:
         return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
@@ -176,6 +174,12 @@ RECORD_ABOVE = Reason(
 )
 
 
+def _unread_records(source: Source, located: Located, facts: FileFacts, *, judging: bool = True) -> Records:
+    """Returns a file's records before any is read."""
+    watch = TableWatch(source, located.match, lines_in_cells=located.reading.sheet is None)
+    return Records(source, located.match, facts, watch, judging)
+
+
 def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
     """Yields the blocks without the first `offset` bytes."""
     for block in blocks:
@@ -210,7 +214,7 @@ def open_file(
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
-    watch = TableWatch(source, header, lines_in_cells=located.reading.sheet is None)
-    opened = OpenFile(path, beginnings.encoding, warnings, located, Records(source, header, facts, watch))
+    records = _unread_records(source, located, facts)
+    opened = OpenFile(path, beginnings.encoding, warnings, located, records)
     opened.refuse_records_above()
     return opened

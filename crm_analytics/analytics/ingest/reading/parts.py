@@ -1,7 +1,7 @@
-"""Tells the parts of a split from repeats, in files of which the newest replaces whole months.
+"""Tells parts of an amount from repeats of it, in files that replace whole months.
 
-Several records with one key are one amount that the report splits further, or one amount that it repeats. Adding up
-repeats counts money twice, and collapsing parts loses it, so a file that leaves it open is refused.
+Several records with one key are an amount that the report splits further, or one that it repeats. Adding up repeats
+counts money twice, and collapsing parts loses it, so a file that leaves it open is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.summary_lines import (
-    Mask,
     SummaryLines,
     TotalLine,
     add_up,
@@ -29,7 +28,8 @@ from crm_analytics.analytics.ingest.reading.summary_lines import (
     exact,
 )
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
-from crm_analytics.core.wording import counted
+from crm_analytics.analytics.ingest.values.column_types import Mask
+from crm_analytics.core.wording import counted, listed
 
 _SEPARATOR, _SHOWN_SEPARATOR = "\x1f", "\u241f"
 #: Columns that a batch has besides the staged ones, until its file is settled: the cells of a record that no column
@@ -205,7 +205,7 @@ def _total_or_record(header: str, line: TotalLine, records: _Records, certain: M
         header,
         f"{line}, which is also the sum of {above} above it; the file's sum is {dollars(without)} if the line is a total"
         f" and {dollars(without + line.amount)} if it is a record",
-        "a file whose last line is its total, which tells",
+        "a file whose last line is its total, which decides",
         "add that line, or remove this one if it is a total",
     )
 
@@ -218,7 +218,7 @@ def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) ->
     (first, *_) = np.flatnonzero(which)
     same = np.flatnonzero(certain & (records.parts == records.parts[first]))
     rows = records.rows.take(pa.array(same)).to_pylist()
-    numbers = ", ".join(str(row["record_no"]) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    numbers = listed([row["record_no"] for row in rows])
     cells = zip(*(row[_OTHER_CELLS].split(_SEPARATOR) for row in rows), strict=True)
     labels = [totals.header.labels[number] for number in _unclaimed(totals.header)]
     differing = [label for label, found in zip(labels, cells, strict=False) if len(set(found)) > 1]

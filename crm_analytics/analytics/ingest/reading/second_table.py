@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from crm_analytics.analytics.ingest.errors import Reason, quotable
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch, match_header
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.values.column_types import Mask
 
-Mask = npt.NDArray[np.bool_]
 _DIGIT = re.compile(r"\d")
 
 

@@ -1,4 +1,4 @@
-"""Summary lines: tells lines with totals from records, and holds a file's totals against the sum of its records."""
+"""Tells summary lines from records, and compares a file's own totals with the sum of its records."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from crm_analytics.analytics.ingest.errors import InvalidValue, Reason, quotable
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source
-from crm_analytics.analytics.ingest.values.column_types import read_decimal
-
-Mask = npt.NDArray[np.bool_]
+from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
 _LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$"
 _PLAIN = re.compile(r"\s*(grand\s+)?totals?\s*(:.*)?", re.IGNORECASE | re.DOTALL)
 #: The label of a group's total: `Search Total`, `Subtotal`. The group is what precedes.
 _OF_GROUP = re.compile(r"\s*(?P<group>.*?)[\s-]*\b((sub|grand)[\s-]*)?totals?\s*:?\s*", re.IGNORECASE)
+#: A name that a record of its own rarely has, and the line with the sum of the records above it often has: none, or All.
+_NO_NAME = r"(?i)^[\s-]*((sum|overall|all|all campaigns)\s*:?\s*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
 _NOTHING = re.compile(r"[\s\ufeff\u00a0-]*")
 _CENT_FRACTION = Decimal("0.005")
@@ -47,9 +47,9 @@ class TotalLine:
     span: tuple[int, int] | None
     #: How many records are between it and the last summary line above it, and their sum.
     above: tuple[int, Decimal]
-    #: Whether it begins with a label that is nothing but a total's, and has no date.
+    #: Whether it begins with a label that is nothing but a total's, and has no date or the label in place of an id.
     plain: bool
-    #: Whether it certainly is no record, unless the file's total says otherwise.
+    #: Whether it is certainly not a record, unless the file's total contradicts.
     sure: bool = True
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class TotalLine:
 
 
 def tolerance(records: int) -> Decimal:
-    """Returns by how much a total may differ from its records: each was rounded by itself, to the cent."""
+    """Returns by how much a total may differ from the sum of its records, each of which was rounded to the cent."""
     return max(records, 1) * _CENT_FRACTION
 
 
@@ -135,7 +135,7 @@ class Verdict:
 
 
 def compare(lines: Iterable[TotalLine], stored: Decimal, records: int, rejected: int) -> Verdict | None:
-    """Holds the totals of a whole file against the sum of its accepted records; None without a total.
+    """Compares the totals of a whole file with the sum of its accepted records; None if it has no total.
 
     The narrowest total that covers the records decides. Which one that is shows in its amount: it agrees, and wider ones
     are larger. If records were rejected, one that agrees may leave them out, so that only the largest is believed.
@@ -173,6 +173,8 @@ class SummaryLines:
     doubtful: list[TotalLine] = field(default_factory=list)
     #: Lines that can be no records, and are not the sums that they should be.
     disagreeing: list[TotalLine] = field(default_factory=list)
+    #: Lines whose total cannot be read.
+    unread: list[str] = field(default_factory=list)
     #: Records with an amount so far, and their sum; doubtful lines left out.
     _records: int = 0
     _sum: Decimal = Decimal(0)
@@ -225,6 +227,8 @@ class SummaryLines:
                 done = row
                 continue
             group.append(line)
+            if line.amount is None and re.search(r"\d", found := self._amount_text(block, row)):
+                self.unread.append(f"line {line.line_no}, {line.label}: {quotable(found.strip())}")
             summary[row] = group is not self.doubtful
             if line.span:
                 self._marks.append((above, total))
@@ -254,6 +258,10 @@ class SummaryLines:
             labeled = pc.match_substring_regex(_at(column, rows), _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)
+        if self._name_position is not None:
+            nameless = pc.match_substring_regex(block.columns[self._name_position], _NO_NAME)
+            for row in anywhere[nameless.to_numpy(zero_copy_only=False)].tolist():
+                found.setdefault(row, self._name_position)
         return dict(sorted(found.items()))
 
     def _total_line(
@@ -267,15 +275,17 @@ class SummaryLines:
         names_it = group is not None and any(cell.startswith(group["group"].casefold()) for cell in before)
         several = span is not None and span[1] - span[0] > 1
         dated = self._is_dated(block, row, position)
+        # an id is never called like that, so a date makes no record of it
+        may_be_record = dated and position not in self._id_positions
         is_first = all(_NOTHING.fullmatch(column[row].as_py()) for column in block.columns[:position])
         return TotalLine(
             number,
             int(block.lines()[row]),
-            quotable(label.strip()),
+            quotable(label.strip()) or f"no {self.source.key.columns[-1]}",
             amount,
             span,
             (above[0] - self._marks[-1][0], above[1] - self._marks[-1][1]),
-            plain=_PLAIN.fullmatch(label) is not None and is_first and not dated,
+            plain=_PLAIN.fullmatch(label) is not None and is_first and not may_be_record,
             sure=group is not None and (several or names_it) and not dated,
         )
 
@@ -288,13 +298,22 @@ class SummaryLines:
         # a record must have a date, if the file has a column for it
         undated = bool(self._date_positions) and not self._is_dated(block, row, position)
         if undated or not self.source.month_totals:
-            return self.lines if undated and line.span else None
+            return self.lines if line.span and (undated or position in self._id_positions) else None
         if self._lacks_name(block, row, position):
             return self.lines if line.span else self.disagreeing
         if line.span is None or abs(line.amount) <= tolerance(line.span[1] - line.span[0]):
             # so small that it makes no difference
             return None
+        if "total" not in line.label.casefold() and not self._follows_a_name(block, row, position):
+            return None
         return self.doubtful
+
+    def _follows_a_name(self, block: Block, row: int, label: int) -> bool:
+        """Returns whether the line above has a name, and the same date if the file has dates."""
+        if not row or re.fullmatch(_NO_NAME, block.columns[label][row - 1].as_py()):
+            return False
+        dates = (block.columns[position] for position in self._date_positions)
+        return all(column[row].as_py().strip() == column[row - 1].as_py().strip() for column in dates)
 
     def _is_dated(self, block: Block, row: int, label: int) -> bool:
         others = [position for position in self._date_positions if position != label]
@@ -302,7 +321,7 @@ class SummaryLines:
 
     def _lacks_name(self, block: Block, row: int, label: int) -> bool:
         """Returns whether the line has no name where records above it have one."""
-        position = self.header.positions.get(self.source.key.columns[-1])
+        position = self._name_position
         if position in (None, label) or not _NOTHING.fullmatch(block.columns[position][row].as_py()):
             return False
         return self._records > 0 or not all(
@@ -315,6 +334,20 @@ class SummaryLines:
             if start < records and abs(total - before - amount) <= tolerance(records - start):
                 return start, records
         return None
+
+    @cached_property
+    def _name_position(self) -> int | None:
+        """The column that names what a record of a month is for."""
+        if not self.source.month_totals:
+            return None
+        return self.header.positions.get(self.source.key.columns[-1])
+
+    @cached_property
+    def _id_positions(self) -> set[int]:
+        positions = self.header.positions.items()
+        return {
+            position for name, position in positions if isinstance(self.source.column(name).kind, Identifier)
+        }
 
     @cached_property
     def _date_positions(self) -> list[int]:
@@ -330,14 +363,15 @@ class SummaryLines:
 
     def _stated(self, block: Block, row: int) -> Decimal | None:
         """Returns the amount of a line; None if it has none that can be read."""
-        name = self.source.summed
-        if name not in self.header.positions:
-            return None
-        text = block.columns[self.header.positions[name]][row].as_py()
         comma = self.facts.context.decimal_comma
         try:
-            amount = read_decimal(text, 6, Decimal(10) ** 20, decimal_comma=comma)
+            amount = read_decimal(self._amount_text(block, row), 6, Decimal(10) ** 20, decimal_comma=comma)
         except InvalidValue:
             return None
-        micros = "micros" in self.facts.mapping[name].casefold()
+        micros = "micros" in self.facts.mapping.get(self.source.summed or "", "").casefold()
         return amount.scaleb(-6) if micros and amount is not None else amount
+
+    def _amount_text(self, block: Block, row: int) -> str:
+        """Returns the cell of a line that has its amount, empty if the file has no such column."""
+        position = self.header.positions.get(self.source.summed or "")
+        return "" if position is None else str(block.columns[position][row].as_py())

@@ -53,14 +53,15 @@ CALLS = Source(
         Column("duration_seconds", Duration(), ("Duration",), required=True),
         Column("job_ref", Identifier(), ("Job ID", "Job #", "Job UUID")),
     ),
-    # Other fields are filled in later, and spreadsheets change durations and drop seconds, so the hash has the minute
-    # alone. Durations and seconds only tell which of one minute's calls comes first.
+    # Other fields are filled in later, and spreadsheets change durations and drop seconds and the + of a number, so the
+    # hash has the minute and the last ten digits alone. Durations and seconds only tell which of one minute's calls comes
+    # first.
     key=Key(
         "call",
         ("call_id",),
         hashed=(
-            "from_number",
-            "to_number",
+            "right(translate(from_number, ' ().+-', ''), 10)",
+            "right(translate(to_number, ' ().+-', ''), 10)",
             "floor(extract(epoch FROM started_at AT TIME ZONE 'UTC') / 60)::bigint::text",
         ),
         occurrence_order=("duration_seconds", "started_at"),
@@ -69,17 +70,8 @@ CALLS = Source(
     filename_patterns=(r"\bcalls?\b",),
     own_headers=("Flow", "Call Flow", "Ad group", "Answered", "Answered By"),
     foreign_headers=(
-        *(
-            *PHONE_LOGS,
-            "Call ID",
-            "Unique ID",
-            "Lead ID",
-            "Caller ID",
-            "Cost",
-            "Call Cost",
-            "Lead Price",
-            "Price",
-        ),
+        *(*PHONE_LOGS, "Call ID", "Unique ID", "Lead ID", "Caller ID", "Cost", "Call Cost", "Lead Price"),
+        "Price",
         *("Campaign", "Keyword", "Keywords", "Landing Page"),
     ),
     derive=_split_answered,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 from datetime import date
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
 )
 from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Label, Micros, Money
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
+from crm_analytics.core.months import end_of_month
 
 #: What splits a campaign's spend into parts that add up. Left out are conversions and assets, for each of which Google
 #: repeats a cost, and search terms, of which it hides some.
@@ -143,7 +143,7 @@ def _add_coverage(records: pa.Table, facts: FileFacts) -> tuple[pa.Table, list[s
     exported_on = facts.context.exported_on
     covered: dict[date, date] = {}
     for month in pc.unique(records["month"]).to_pylist():
-        end = month.replace(day=calendar.monthrange(month.year, month.month)[1])
+        end = end_of_month(month)
         # no export covers the days after it
         limit = min(last_day or exported_on, exported_on)
         covered[month] = limit if month <= limit <= end else end
@@ -192,42 +192,20 @@ GOOGLE_SPEND = Source(
     date_column="month",
     # `spend` and `campaign report` alone may be those of another platform
     filename_patterns=(r"google ?(ads?|spend)",),
-    # a title stands for headers, too; what all reports of Google Ads have tells nothing
+    # titles count, too; headers that other platforms' reports share are left out
     own_headers=(
         *("Campaign status", "Campaign state", "Budget", "Budget name", "Budget type", "Bid strategy type"),
         *("Optimization score", "Campaign report", "Campaign performance report", "Campaign performance"),
     ),
     foreign_headers=(
-        *(
-            "Search term",
-            "Search terms",
-            "Search terms report",
-            "Added/Excluded",
-            "search_term_view.search_term",
-        ),
-        *(
-            "Description",
-            "Merchant",
-            "Debit",
-            "Credit",
-            "Memo",
-            "Check Number",
-            "Transaction Date",
-            "Category",
-        ),
+        *("Search term", "Search terms", "Search terms report", "Added/Excluded"),
+        "search_term_view.search_term",
+        *("Description", "Merchant", "Debit", "Credit", "Memo", "Check Number", "Transaction Date"),
+        "Category",
         *("Ad set name", "Reporting starts", "Amount spent (USD)", "Reach", "Gregorian date", "Time period"),
         *("Channel", "Platform", "Medium", "Source", "Client", "Customer", "Job Type", "Payment Methods"),
-        *(
-            "Job ID",
-            "Job #",
-            "Job UUID",
-            "UUID",
-            "Lead ID",
-            "Unique ID",
-            "Call ID",
-            "Payment ID",
-            "Transaction ID",
-        ),
+        *("Job ID", "Job #", "Job UUID", "UUID", "Lead ID", "Unique ID", "Call ID", "Payment ID"),
+        "Transaction ID",
         *("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),
         *(*INVOICES, *ESTIMATES, *EXPENSES, *BANK_STATEMENTS, *CLIENTS),
     ),

@@ -31,15 +31,8 @@ EXPENSES = (
     *("Commission", "Hourly Rate", "Clock In", "Clock Out"),
 )
 BANK_STATEMENTS = (
-    *(
-        "Running Balance",
-        "Running Bal.",
-        "Posting Date",
-        "Posted Date",
-        "Post Date",
-        "Check or Slip #",
-        "Payee",
-    ),
+    *("Running Balance", "Running Bal.", "Posting Date", "Posted Date", "Post Date", "Check or Slip #"),
+    "Payee",
     *("Withdrawal", "Withdrawals", "Account Number"),
 )
 PHONE_LOGS = (

@@ -98,23 +98,10 @@ PAYMENTS = Source(
     derived_columns={"job_ref": "text", "job_id_ref": "text", "job_number_ref": "text"},
     needs_one_of=(("job_uuid", "job_number", "job_id"),),
     own_headers=(
-        *(
-            "Payment ID",
-            "Transaction ID",
-            "Payment Date",
-            "Payment Methods",
-            "Payment Method",
-            "Confirmation code",
-        ),
-        *(
-            "Payment Amount",
-            "Payment Type",
-            "Payment Status",
-            "Payment Received Date",
-            "Paid At",
-            "Method",
-            "Tip",
-        ),
+        *("Payment ID", "Transaction ID", "Payment Date", "Payment Methods", "Payment Method"),
+        "Confirmation code",
+        *("Payment Amount", "Payment Type", "Payment Status", "Payment Received Date", "Paid At", "Method"),
+        "Tip",
     ),
     foreign_headers=(
         *("Created", "CreatedDate", "Created At", "Job Date", "Job End", "Sub-Status", "Invoiced", "Profit"),

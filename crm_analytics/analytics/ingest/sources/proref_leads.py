@@ -31,16 +31,8 @@ PROREF_LEADS = Source(
     filename_patterns=(r"pro[ -]?ref(erral)?\b",),
     own_headers=("Category",),
     foreign_headers=(
-        *(
-            "Cost",
-            "Call Cost",
-            "Lead Price",
-            "Price",
-            "Lead Fee",
-            "Caller ID",
-            "Forwarding Number",
-            "Profile",
-        ),
+        *("Cost", "Call Cost", "Lead Price", "Price", "Lead Fee", "Caller ID", "Forwarding Number"),
+        "Profile",
         *(*LEADS, "Lead Source", "Job #", "Job Type", "Converted", "Campaign"),
         *(*INVOICES, *ESTIMATES, *EXPENSES),
     ),

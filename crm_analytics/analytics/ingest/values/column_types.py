@@ -104,7 +104,7 @@ class Kind:
         return True
 
     def is_blank(self, text: str) -> bool:
-        """Returns whether a trimmed text stands for no value."""
+        """Returns whether a trimmed text means that there is no value."""
         return text.casefold() in self.blank
 
     def plain_texts(self, context: Context) -> str | None:
@@ -262,10 +262,6 @@ class Money(Kind):
     limit: Decimal = MONEY_LIMIT
     #: Whether an amount may be below zero.
     negative: bool = True
-
-    def is_blank(self, text: str) -> bool:
-        """Returns whether a trimmed text stands for no value."""
-        return text.casefold() in self.blank
 
     def plain_texts(self, context: Context) -> str:
         """See `Kind`. With a decimal comma, `1.23` is invalid: only whole numbers are plain."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import calendar
 import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 
 from crm_analytics.analytics.ingest.errors import InvalidValue
 from crm_analytics.analytics.ingest.values.dates import DateOrder, read_day, read_month
+from crm_analytics.core.months import end_of_month
 
 Range = tuple[date, date]
 
@@ -118,7 +118,7 @@ def _ends(found: dict[str, str | None], order: DateOrder) -> Range | None:
     if "first" not in found:
         first = _month(f"{found['month']} {found['year'] or found['year_to']}", order)
         last = _month(f"{found['month_to']} {found['year_to']}", order)
-        return (first, _month_end(last)) if first and last else None
+        return (first, end_of_month(last)) if first and last else None
     month, month_to = found["month"] or found["month_to"], found["month_to"] or found["month"]
     first = _day(f"{month} {found['first']}, {found['year']}", order)
     last = _day(f"{month_to} {found['last']}, {found['year']}", order)
@@ -134,7 +134,7 @@ def _months_in(line: str, order: DateOrder, *, is_title: bool) -> Iterator[Range
         texts = [whole["month"]] if whole else []
     for text in texts:
         if first := _month(text, order):
-            yield first, _month_end(first)
+            yield first, end_of_month(first)
 
 
 def _day(text: str | None, order: DateOrder) -> date | None:
@@ -149,7 +149,3 @@ def _month(text: str, order: DateOrder) -> date | None:
         return read_month(text, order)
     except InvalidValue:
         return None
-
-
-def _month_end(first: date) -> date:
-    return first.replace(day=calendar.monthrange(first.year, first.month)[1])
