@@ -106,8 +106,8 @@ def _print(result: Rebuilt, console: Console) -> None:
     for loss in result.losses:
         label, remedy = {
             "withdrawn": ("taken back", ""),
-            "missing": ("NOT IN THE LANDING FOLDER ANY MORE", "; put the file back if they are wanted"),
-            "refused": ("REFUSED NOW", f": {loss.message}"),
+            "missing": ("no longer in the landing folder", "; put the file back to keep them"),
+            "refused": ("refused now", f": {loss.message}"),
         }.get(loss.status, ("no longer in the table", ""))
         style = "yellow" if loss.status == "withdrawn" else "bold red"
         lost = f"{counted(loss.rows, 'row')} lost"

@@ -398,13 +398,13 @@ def spend_of_report(records: Sequence[SpendRecord], total: Decimal | None) -> De
     """Returns the sum of a spend report, or None if the report is refused.
 
     Its own total decides whether identical records count. Without a total they count once, and other records of one
-    campaign must differ in a known split.
+    campaign that cost something must differ in a known split.
     """
     everything = sum((record.amount for record in records), Decimal(0))
     once = sum((record.amount for record in set(records)), Decimal(0))
     if total is not None:
         return total if total in (everything, once) else None
-    parts = [(record.campaign, record.known_split) for record in set(records)]
+    parts = [(record.campaign, record.known_split) for record in set(records) if record.amount]
     return once if len(parts) == len(set(parts)) else None
 
 

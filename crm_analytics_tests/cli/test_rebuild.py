@@ -108,7 +108,9 @@ def test_missing_file_is_loud(run: Callable[..., tuple[int, str]], landing: Land
     (landing.folder / "elocals_leads/good.csv").unlink()
     code, shown = run("elocals_leads")
     assert code == 1
-    lost = "NOT IN THE LANDING FOLDER ANY MORE: elocals_leads/good.csv: 1 row lost; put the file back if they are wanted"
+    lost = (
+        "no longer in the landing folder: elocals_leads/good.csv: 1 row lost; put the file back to keep them"
+    )
     assert lost in shown
 
 

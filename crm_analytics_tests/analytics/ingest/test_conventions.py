@@ -83,7 +83,7 @@ def test_day_first_payments_with_decimal_commas(landing: Landing) -> None:
     assert warnings == [
         "numeric dates were read day first, because Date has dates with dots, which no American tool writes: 05.11.2025"
         " in line 2 is 2025-11-05",
-        "amounts were read with a decimal comma, because some can have nothing else, and none can only have a point:"
+        "amounts were read with a decimal comma, because some make no sense with a point, and none requires one:"
         " Amount is 1.234,50 in line 4",
     ]
 

@@ -124,7 +124,7 @@ def test_a_sum_without_a_name_is_a_total_or_a_record(name: str, tmp_path: Path) 
     """A line without a name of its own that adds up the campaigns above it is not spent once more in silence."""
     content = RANGE + f"Campaign,Cost\nBrand,100\nGeneric,200\n{name},300\n"
     why = refusal(tmp_path, content)
-    assert f"line 5, {name or 'no campaign'}: 300.00" in why
+    assert f"line 5, {name or 'no Campaign'}: 300.00" in why
     assert "300.00 if the line is a total and 600.00 if it is a record" in why
     assert campaigns(tmp_path, content + "Total,300\n") == {"Brand": 100, "Generic": 200}
     assert sum(campaigns(tmp_path, content + "Total,600\n").values()) == 600
@@ -135,6 +135,12 @@ def test_a_sum_without_a_name_is_a_total_or_a_record(name: str, tmp_path: Path) 
     [
         # a pivot table whose months end with their sums; a campaign ID in which only the total has none
         "Month,Campaign,Cost\n2025-10,Brand,100\n2025-10,Other,200\n2025-10,,300\n2025-11,Brand,50\n2025-11,,50\n",
+        # a blank row above the line; a total of devices, of ad groups, of weeks, of ids without names
+        RANGE + "Campaign,Cost\nBrand,100\nGeneric,200\n,\n,300\n",
+        RANGE + "Campaign,Device,Cost\nBrand,Mobile,100\nBrand,Desktop,200\nBrand,All devices,300\n",
+        RANGE + "Campaign,Ad group,Cost\nBrand,x,100\nBrand,y,200\nBrand,--,300\nOther,z,5\n",
+        RANGE + "Week,Cost\n2025-10-06,100\n2025-10-13,200\n,300\n",
+        RANGE + "Campaign ID,Cost\n1,100\n2,200\n,300\n",
         RANGE + "Campaign ID,Campaign,Cost\n1,Brand,100\n2,Brand,200\n--,--,300\n",
     ],
 )

@@ -174,6 +174,19 @@ def test_repeats(total: str, counted: int | None, duplicates: int, tmp_path: Pat
     assert (len(whole.rows), whole.file.records.duplicates) == (counted, duplicates)
 
 
+@pytest.mark.parametrize(
+    ("rows", "total"),
+    [
+        ([("Brand", "5", "0.00"), ("Brand", "6", "0.00"), ("Other", "1", "5")], 5),
+        ([("Brand", "5", "0.00"), ("Brand", "6", "7"), ("Brand", "0", "0")], 7),
+        ([("Brand", "5", "0.00"), ("Brand", "5", "0.00"), ("Brand Total", "10", "0")], 0),
+    ],
+)
+def test_records_without_cost_leave_no_doubt(rows: list[tuple[str, ...]], total: int, tmp_path: Path) -> None:
+    """Removed campaigns of one name cost nothing, whatever else their records have: the sum is the same."""
+    assert sum(amounts(tmp_path, split(("Campaign", "Impr.", "Cost"), *rows))) == total
+
+
 def test_repeats_are_counted_in_the_ledger(landing: Landing) -> None:
     """A repeated day counts once and is a duplicate in the ledger, which adds up."""
     rows = [("2024-10-01", "Ovens", "10"), ("2024-10-01", "Ovens", "10.00"), ("2024-10-02", "Ovens", "20")]
@@ -286,7 +299,7 @@ def test_random_reports_against_the_reference_model(tmp_path: Path) -> None:
     for _ in range(400 * TIMES):
         rows = [
             (rng.choice("AB"), rng.choice("12"), rng.choice("mt"), rng.choice("xy"), amount)
-            for amount in rng.choices(["100.00", "250.00"], k=rng.randint(1, 4))
+            for amount in rng.choices(["100.00", "250.00", "0.00"], k=rng.randint(1, 4))
         ]
         records = [reference_model.SpendRecord(row[:2], row[2], row[3], Decimal(row[4])) for row in rows]
         everything = sum((record.amount for record in records), Decimal(0))

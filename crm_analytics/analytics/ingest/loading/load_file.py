@@ -24,6 +24,7 @@ from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
+from crm_analytics.analytics.ingest.reading.summary_lines import Verdict
 from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced.
@@ -169,18 +170,7 @@ class FileLoader(SourceSession):
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
             raise _FileChanged
-        warnings = [
-            *([_DATED_BACK] if item.dated_back else []),
-            *opened.warnings,
-            *(
-                verdict.warnings(opened.mapping[source.summed], staged.left_out)
-                if verdict and source.summed
-                else []
-            ),
-            *merged.warnings,
-            *_column_warnings(staged, merged),
-            *([warning for (warning,) in staged.execute(source.review)] if source.review else []),
-        ]
+        warnings = _warnings(item, staged, merged, verdict)
         reading = Reading(
             status="loaded",
             declaration_version=source.version,
@@ -240,6 +230,19 @@ def _analyze_if_grown(staged: Staged, changed: int) -> None:
     )
     if changed > 0.1 * estimate:
         staged.execute("ANALYZE {table}")
+
+
+def _warnings(item: IdentifiedFile, staged: Staged, merged: Merged, verdict: Verdict | None) -> list[str]:
+    """Returns what people should know about a file that was loaded."""
+    source, opened = staged.source, staged.open_file
+    warnings = [_DATED_BACK] if item.dated_back else []
+    warnings += opened.warnings
+    if verdict is not None and source.summed:
+        warnings += verdict.warnings(opened.mapping[source.summed], staged.left_out)
+    warnings += merged.warnings + _column_warnings(staged, merged)
+    if source.review:
+        warnings += [warning for (warning,) in staged.execute(source.review)]
+    return warnings
 
 
 def _column_warnings(staged: Staged, merged: Merged) -> list[str]:

@@ -1,1 +1,1 @@
-"""Opens an export file and yields batches of typed records: detection, encoding, header, cells."""
+"""Opens an export file and yields batches of typed records: source, format, header, cells, conventions, totals."""

@@ -281,8 +281,8 @@ class _Amounts:
         mark, other = ("comma", "point") if self.comma else ("point", "comma")
         if objection is None:
             warning = (
-                f"amounts were read with a decimal {other}, because some can have nothing else, and none can only have a"
-                f" {mark}: {disproof.header} is {disproof}"
+                f"amounts were read with a decimal {other}, because some make no sense with a {mark}, and none requires"
+                f" one: {disproof.header} is {disproof}"
             )
             return not self.comma, warning
         reason = Reason(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,12 @@ class _Records:
     contents: npt.NDArray[np.int64]
     parts: npt.NDArray[np.int64]
 
+    @cached_property
+    def costly(self) -> Mask:
+        """Which records have an amount; others change no sum, however they are read."""
+        costly: Mask = pc.not_equal(self.amounts, 0).to_numpy()
+        return costly
+
     def total(self, which: Mask) -> Decimal:
         """Returns the sum of these records."""
         return add_up(self.amounts.filter(pa.array(which)))
@@ -101,7 +108,7 @@ class _Records:
 
     def unexplained(self, which: Mask) -> Mask:
         """Returns which of these records differ from another with their key, but in no cell that is known to split."""
-        distinct = np.flatnonzero(self.distinct(which))
+        distinct = np.flatnonzero(self.distinct(which) & self.costly)
         _, group, size = np.unique(self.parts[distinct], return_inverse=True, return_counts=True)
         found = np.zeros(len(which), dtype=np.bool_)
         found[distinct] = size[group] > 1
@@ -142,7 +149,7 @@ def settle(rows: pa.Table, totals: SummaryLines, rejected: int, left_out: str) -
             if base is certain:
                 verdict = agreed
     chosen = records.distinct(certain)
-    repeats = int(certain.sum() - chosen.sum())
+    repeats = int((certain & ~chosen & records.costly).sum())
     if verdict is None:
         unsure = [line for line in totals.doubtful if not line.sure]
         if unsure:
@@ -214,7 +221,7 @@ def _parts_or_repeats(records: _Records, certain: Mask, totals: SummaryLines) ->
     """Describes the first records of which nothing tells whether they are parts or repeats, and both sums of the file."""
     source, which = totals.source, records.unexplained(certain)
     if not which.any():
-        which = certain & ~records.distinct(certain)
+        which = certain & records.costly & ~records.distinct(certain)
     (first, *_) = np.flatnonzero(which)
     same = np.flatnonzero(certain & (records.parts == records.parts[first]))
     rows = records.rows.take(pa.array(same)).to_pylist()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason, quotable
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
-from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source
+from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"\s*(grand\s+)?totals?\s*(:.*)?", re.IGNORECASE | re.DOTALL
 #: The label of a group's total: `Search Total`, `Subtotal`. The group is what precedes.
 _OF_GROUP = re.compile(r"\s*(?P<group>.*?)[\s-]*\b((sub|grand)[\s-]*)?totals?\s*:?\s*", re.IGNORECASE)
 #: A name that a record of its own rarely has, and the line with the sum of the records above it often has: none, or All.
-_NO_NAME = r"(?i)^[\s-]*((sum|overall|all|all campaigns)\s*:?\s*)?$"
+_NO_NAME = r"(?i)^[\s\x{FEFF}\x{A0}-]*((sum|overall|all(\s\w+)?)\s*:?\s*)?$"
 _EMPTY = r"^[\s\x{FEFF}\x{A0}]*$"
 _NOTHING = re.compile(r"[\s\ufeff\u00a0-]*")
 _CENT_FRACTION = Decimal("0.005")
@@ -258,11 +258,27 @@ class SummaryLines:
             labeled = pc.match_substring_regex(_at(column, rows), _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)
-        if self._name_position is not None:
-            nameless = pc.match_substring_regex(block.columns[self._name_position], _NO_NAME)
-            for row in anywhere[nameless.to_numpy(zero_copy_only=False)].tolist():
-                found.setdefault(row, self._name_position)
+        if self.source.month_totals:
+            for row, position in self._nameless(block, np.sort(np.concatenate([*first.values()]))).items():
+                found.setdefault(row, position)
         return dict(sorted(found.items()))
+
+    def _nameless(self, block: Block, rows: npt.NDArray[np.intp]) -> dict[int, int]:
+        """Returns which of these rows have no name in a column where the one above has, and no date of their own."""
+        after, before = pa.array(rows[1:]), pa.array(rows[:-1])
+        undated = np.ones(len(after), dtype=np.bool_)
+        for position in self._date_positions:
+            dates = pc.utf8_trim_whitespace(block.columns[position])
+            own = dates.take(after)
+            no_own = pc.or_(pc.equal(own, dates.take(before)), pc.equal(own, ""))
+            undated &= no_own.to_numpy(zero_copy_only=False)
+        found: dict[int, int] = {}
+        for position in self._name_positions:
+            no_name = pc.match_substring_regex(block.columns[position], _NO_NAME)
+            nameless, above = (no_name.take(part).to_numpy(zero_copy_only=False) for part in (after, before))
+            for row in rows[1:][undated & nameless & ~above].tolist():
+                found.setdefault(row, position)
+        return found
 
     def _total_line(
         self, block: Block, row: int, position: int, number: int, above: tuple[int, Decimal]
@@ -281,7 +297,7 @@ class SummaryLines:
         return TotalLine(
             number,
             int(block.lines()[row]),
-            quotable(label.strip()) or f"no {self.source.key.columns[-1]}",
+            quotable(label.strip()) or f"no {self.header.labels[position]}",
             amount,
             span,
             (above[0] - self._marks[-1][0], above[1] - self._marks[-1][1]),
@@ -299,21 +315,12 @@ class SummaryLines:
         undated = bool(self._date_positions) and not self._is_dated(block, row, position)
         if undated or not self.source.month_totals:
             return self.lines if line.span and (undated or position in self._id_positions) else None
-        if self._lacks_name(block, row, position):
+        if "total" in line.label.casefold() and self._lacks_name(block, row, position):
             return self.lines if line.span else self.disagreeing
         if line.span is None or abs(line.amount) <= tolerance(line.span[1] - line.span[0]):
             # so small that it makes no difference
             return None
-        if "total" not in line.label.casefold() and not self._follows_a_name(block, row, position):
-            return None
         return self.doubtful
-
-    def _follows_a_name(self, block: Block, row: int, label: int) -> bool:
-        """Returns whether the line above has a name, and the same date if the file has dates."""
-        if not row or re.fullmatch(_NO_NAME, block.columns[label][row - 1].as_py()):
-            return False
-        dates = (block.columns[position] for position in self._date_positions)
-        return all(column[row].as_py().strip() == column[row - 1].as_py().strip() for column in dates)
 
     def _is_dated(self, block: Block, row: int, label: int) -> bool:
         others = [position for position in self._date_positions if position != label]
@@ -338,9 +345,15 @@ class SummaryLines:
     @cached_property
     def _name_position(self) -> int | None:
         """The column that names what a record of a month is for."""
-        if not self.source.month_totals:
-            return None
         return self.header.positions.get(self.source.key.columns[-1])
+
+    @cached_property
+    def _name_positions(self) -> list[int]:
+        """The columns that name what a record of a month is for, or which part of it, the name itself first."""
+        positions, splits = self.header.positions, self.source.splitting_headers
+        named = [positions[name] for name in reversed(self.source.key.columns) if name in positions]
+        split = [number for number, cell in enumerate(self.header.cells) if fold_header(cell) in splits]
+        return [number for number in dict.fromkeys([*named, *split]) if number not in self._date_positions]
 
     @cached_property
     def _id_positions(self) -> set[int]:
