@@ -48,6 +48,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ValidationError as error:
             for problem in error.errors():
+                # a default that is made of another setting, which is the one that is wrong
+                if problem["type"] == "default_factory_not_called":
+                    continue
                 name = "_".join(str(part) for part in problem["loc"]).upper()
                 found = "" if name in SECRET else f" (found {problem['input']!r})"
                 text = problem["msg"].removeprefix("Value error, ")

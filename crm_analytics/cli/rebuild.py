@@ -60,6 +60,10 @@ def rebuild_source(
     except CannotRebuild as error:
         console.print(f"[red]nothing was changed[/]: {escape(str(error))}", highlight=False)
         return False
+    except psycopg.errors.IdleInTransactionSessionTimeout:
+        late = f"the answer took longer than {PATIENCE}, and loads of {source} went on without it: ask again"
+        console.print(f"[red]nothing was changed[/]: {late}", highlight=False)
+        return False
     if not agreed:
         console.print("nothing was changed" if needed else "the table agrees with the landing folder already")
         return not needed
@@ -97,6 +101,8 @@ def _print(result: Rebuilt, console: Console) -> None:
             counts = (month.before, month.after, month.removed, month.added, month.changed)
             table.add_row(f"{month.month:%Y-%m}", *(f"{count:,}" for count in counts))
         console.print(table)
+    else:
+        console.print("no row changes")
     for loss in result.losses:
         label, remedy = {
             "withdrawn": ("taken back", ""),

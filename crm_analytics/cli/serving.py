@@ -85,6 +85,8 @@ def serve(config: Settings, host: str, port: int, console: Console) -> int:
     _end_group(process)
     watcher.kill()
     watcher.wait()
+    if interrupted and code is None:
+        console.print("stopped; if runs were interrupted, the next start does their work again")
     return process.wait() if code is None else code
 
 

@@ -5,7 +5,8 @@ constant or function here, SQL takes these:
 
 - `analytics:payment_links`: while payments are linked to jobs (raw.lock_links)
 - `analytics:source_names`: while names of new sources are noted (analytics.note_source_names)
-- `analytics:channel_rules`: while a channel rule is checked against the others (analytics.one_channel_per_shared_rule)
+- `analytics:channel_rules`: while channels' rules and names are checked against the others
+  (analytics.one_channel_per_shared_rule, analytics.one_spelling_per_name)
 - `crm:customer:phone:<digits>`, `crm:customer:email:<address>`: while a lead finds or creates its customer
 - `crm:checkout:<reference>`: while a checkout looks for an earlier one with its payment reference
 - `crm:set_user_active`: while a user is activated or deactivated

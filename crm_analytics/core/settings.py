@@ -119,9 +119,11 @@ class Settings(BaseSettings):
     @field_validator("dagster_webserver_path_prefix")
     @classmethod
     def _path_of_an_address(cls, value: str) -> str:
-        value = value.rstrip("/")
+        # Dagster reads the variable itself, and ends in a stack trace at a slash at its end
         if not re.fullmatch(r"(/[\w.~-]+)*", value, re.ASCII):
-            raise ValueError("not the path of an address: write it with a slash before it, e.g. /dagster")
+            raise ValueError(
+                "not the path of an address: write it with a slash before it and none after it, e.g. /dagster"
+            )
         return value
 
     @field_validator("dagster_url")

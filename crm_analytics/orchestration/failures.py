@@ -12,6 +12,8 @@ from dagster._utils.error import SerializableErrorInfo
 
 #: What Dagster writes before the message of such an exception.
 FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}: "
+#: What PostgreSQL writes after its message: where in its work it was, with the record that it was reading.
+CONTEXT = "\nCONTEXT:"
 WORKER_GONE = "the run's worker is gone"
 #: Classes and codes of SQLSTATE: connection lost, disk or memory full, too many connections, deadlock, lock timeout,
 #: server shut down, input or output error.
@@ -36,11 +38,15 @@ class RunFailure:
 
 
 def root_cause(event: dg.DagsterEvent) -> str:
-    """Returns the message of a failed step's own exception, not of the one wrapped around it."""
+    """Returns the message of a failed step's own exception, not of the one wrapped around it.
+
+    Without PostgreSQL's context: alerts send the message to other companies' servers, and a customer's record isn't
+    for them.
+    """
     error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause
-    return error.message.strip().removeprefix(FAILURE) if error else "no reason given"
+    return error.message.partition(CONTEXT)[0].strip().removeprefix(FAILURE) if error else "no reason given"
 
 
 def run_failure(instance: dg.DagsterInstance, run_id: str) -> RunFailure:

@@ -130,7 +130,7 @@ def report(hits: list[Hit], seed: int, rounds: int, lab: Lab, seconds: float, fi
         "- *neither*: the process was starting, was between two locks, or kept its Dagster run's log.",
         "- *sessions*: `pg_terminate_backend` for all of the process's. *server*: SIGKILL to the postmaster alone. *server at"
         " once*: PostgreSQL's immediate shutdown. *everything*: SIGKILL to the process and to all of the server's.",
-        f"- {missed} more kills came after the work had ended, and are not counted.",
+        f"- Kills that came after the work had ended, and are not counted: {missed}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,13 +6,19 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from rich.console import Console
 
+from crm_analytics.analytics.ingest.loading import rebuild as loading
+from crm_analytics.cli import rebuild as command
+from crm_analytics.core.settings import Settings
 from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, Landing, text
 
 GOOD = text(ELOCALS, [("A", "2025-01-05", "", "10", "", ""), ("B", "2025-02-05", "", "20", "", "")])
@@ -44,7 +50,7 @@ def environment(landing: Landing, analytics_url: str, tmp_path: Path) -> dict[st
 def run(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
     """Runs `crm-analytics rebuild` without a terminal; returns (exit code, all it printed)."""
 
-    def command(*arguments: str) -> tuple[int, str]:
+    def started(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(
             [PROGRAM, "rebuild", *arguments],
             env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -53,7 +59,7 @@ def run(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
         assert "Traceback" not in done.stdout, done.stdout
         return done.returncode, " ".join(done.stdout.split())
 
-    return command
+    return started
 
 
 def costs(landing: Landing) -> dict[str, int]:
@@ -63,8 +69,8 @@ def costs(landing: Landing) -> dict[str, int]:
 def answer(environment: dict[str, str], text: str) -> int:
     """Runs the command in a terminal and answers its question; returns its exit code."""
     terminal, end = pty.openpty()
-    command = [PROGRAM, "rebuild", "elocals_leads", "--without", "wrong file.csv"]
-    with subprocess.Popen(command, env=environment, stdin=end, stdout=subprocess.PIPE) as child:
+    words = [PROGRAM, "rebuild", "elocals_leads", "--without", "wrong file.csv"]
+    with subprocess.Popen(words, env=environment, stdin=end, stdout=subprocess.PIPE) as child:
         os.write(terminal, text.encode())
         code = child.wait(120)
     os.close(end)
@@ -115,11 +121,56 @@ def test_asks(typed: str, code: int, expected: int, environment: dict[str, str],
     assert costs(landing)["A"] == expected
 
 
+def test_file_whose_rows_others_have_is_taken_back(
+    run: Callable[..., tuple[int, str]], landing: Landing
+) -> None:
+    """What is asked for is told also if no row changes: the file isn't loaded again."""
+    landing.write("elocals_leads/part.csv", text(ELOCALS, [("B", "2025-02-05", "", "20", "", "")]), day=1)
+    landing.load("elocals_leads")
+    code, shown = run("elocals_leads", "--without", "part.csv", "--yes")
+    assert (code, "no row changes elocals_leads is rebuilt" in shown) == (0, True)
+
+
+def test_late_answer_changes_nothing(
+    landing: Landing, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loads don't wait forever for a person: an answer that comes too late is told in a sentence."""
+    before = costs(landing)
+
+    def yes_too_late(*_: object) -> bool:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        while landing.rows(waiting) != [(0,)]:
+            time.sleep(0.05)
+        return True
+
+    monkeypatch.setattr(loading, "PATIENCE", "50ms")
+    monkeypatch.setattr(command, "_agreed", yes_too_late)
+    config = Settings(
+        analytics_database_url=environment["ANALYTICS_DATABASE_URL"], landing_dir=landing.folder
+    )
+    told = StringIO()
+    done = command.rebuild_source(
+        config,
+        "elocals_leads",
+        [Path("wrong file.csv")],
+        [],
+        yes=False,
+        console=Console(file=told, width=200),
+    )
+    assert not done
+    assert "nothing was changed: the answer took longer than" in told.getvalue()
+    assert costs(landing) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["leads"], "no such source: leads; expected one of jobs, payments"),
         (["jobs", "--without", "good.csv"], "nothing was changed: no file good.csv in the landing folder"),
+        (
+            ["elocals_leads", "--without", "good.csv", "--with", "elocals_leads/good.csv", "--yes"],
+            "nothing was changed: elocals_leads/good.csv can't be both taken back and taken in again",
+        ),
         (
             ["elocals_leads", "--landing", "/nowhere"],
             "nothing was changed: landing folder /nowhere does not exist",

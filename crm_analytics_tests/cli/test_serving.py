@@ -57,7 +57,7 @@ def test_configured_log_level_is_kept(
     ("changes", "link"),
     [
         ({}, "http://localhost:3100"),
-        ({"dagster_webserver_path_prefix": "/tools/dagster/"}, "http://localhost:3100/tools/dagster"),
+        ({"dagster_webserver_path_prefix": "/tools/dagster"}, "http://localhost:3100/tools/dagster"),
         (
             {"dagster_webserver_path_prefix": "/dagster", "dagster_url": "https://example.com/dagster/"},
             "https://example.com/dagster",
@@ -70,14 +70,16 @@ def test_links_lead_to_where_the_ui_is_served(
     """Links in alerts have the port and the path of this UI, unless DAGSTER_URL says where browsers find it."""
     environment = handed(**changes)
     assert environment["DAGSTER_URL"] == link
-    prefix = changes.get("dagster_webserver_path_prefix", "").rstrip("/")
-    assert environment["DAGSTER_WEBSERVER_PATH_PREFIX"] == prefix
+    assert environment["DAGSTER_WEBSERVER_PATH_PREFIX"] == changes.get("dagster_webserver_path_prefix", "")
 
 
-@pytest.mark.parametrize("prefix", ["dagster", "/a b", "/a?b", "https://example.com/dagster", "/a//b"])
+@pytest.mark.parametrize(
+    "prefix", ["dagster", "/dagster/", "/", "/a b", "/a?b", "https://example.com/dagster", "/a//b"]
+)
 def test_path_that_no_address_has_is_refused(prefix: str) -> None:
     """A wrong path is one sentence with an example; Dagster itself would end in a stack trace."""
     done = CliRunner().invoke(main, ["up", "--path-prefix", prefix])
     assert done.exit_code == 1
     assert "DAGSTER_WEBSERVER_PATH_PREFIX: not the path of an address" in " ".join(done.output.split())
     assert "e.g. /dagster" in " ".join(done.output.split())
+    assert "DAGSTER_URL" not in done.output, "nothing is wrong with it"

@@ -91,7 +91,7 @@ def test_every_accepted_dagster_address_fits_its_table(
 
 def test_dagster_address_follows_the_path_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links carry the path under which a reverse proxy serves the UI, also where only that is set."""
-    monkeypatch.setenv("DAGSTER_WEBSERVER_PATH_PREFIX", "/dagster/")
+    monkeypatch.setenv("DAGSTER_WEBSERVER_PATH_PREFIX", "/dagster")
     assert settings().dagster_url == "http://localhost:3000/dagster"
     monkeypatch.setenv("DAGSTER_URL", "https://tools.example.com/d")
     assert settings().dagster_url == "https://tools.example.com/d"

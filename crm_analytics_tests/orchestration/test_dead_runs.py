@@ -266,6 +266,8 @@ def test_checks_run_while_loads_hang_and_an_interrupt_ends_them(up: Served) -> N
         up.process.send_signal(signal.SIGINT)
         up.process.wait(3 * FAREWELL)
         assert [up.status(run) for run in loads] == ["FAILURE"] * 3 + ["QUEUED"]
+        *_, last = (up.folder / "log").read_text().splitlines()
+        assert last == "stopped; if runs were interrupted, the next start does their work again"
         told = "SELECT count(*) FROM run_tags WHERE key = 'dagster/failure_reason' AND value = 'UNEXPECTED_TERMINATION'"
         assert up.query(up.dagster, told) == [(3,)], "each worker has stored that it was interrupted"
     up.start()

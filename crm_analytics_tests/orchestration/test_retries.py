@@ -233,6 +233,31 @@ def test_lost_connection_passes(analytics: psycopg.Connection) -> None:
     assert failure.passes and not failure.worker_gone
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY people FROM STDIN",
+        "DO $$ BEGIN PERFORM name::int FROM (VALUES ('twelve')) p (name); END $$",
+    ],
+)
+def test_reason_has_no_context(statement: str, analytics: psycopg.Connection) -> None:
+    """PostgreSQL quotes the record or statement that it was at: that isn't for alerts, which leave the house."""
+    analytics.execute("CREATE TEMP TABLE people (name text, paid int)")
+
+    @dg.asset
+    def table() -> None:
+        with analytics.cursor() as cursor:
+            if statement.startswith("COPY"):
+                with cursor.copy(statement) as copy:
+                    copy.write("Ann Lee, 12 Elm St\tnothing\n")
+            else:
+                cursor.execute(statement)
+
+    reason = failure_of(table).reason
+    assert "invalid input syntax for type integer" in reason
+    assert "CONTEXT" not in reason and "Ann Lee" not in reason and "\n" not in reason
+
+
 def test_interrupted_run_has_lost_its_worker() -> None:
     """A run that its process was told to end is done again at once: nothing is wrong with its work."""
 

@@ -117,6 +117,9 @@ def rebuilt(
             refuse_other_timezone(connection, timezone)
             taken_back = dict(_content(connection, landing, source, file) for file in without)
             given_back = dict(_content(connection, landing, source, file) for file in restored)
+            for path in taken_back:
+                if taken_back[path] in given_back.values():
+                    raise ValueError(f"{path} can't be both taken back and taken in again")
             files = settled(connection, landing, source, True, quiet_seconds, report)
         except (OSError, ValueError) as error:
             raise CannotRebuild(str(error)) from error
