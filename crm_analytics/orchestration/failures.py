@@ -17,10 +17,10 @@ CONTEXT = "\nCONTEXT:"
 WORKER_GONE = "the run's worker is gone"
 #: Classes and codes of SQLSTATE: connection lost, disk or memory full, too many connections, deadlock, lock timeout,
 #: server shut down, input or output error.
-PASSING_SQLSTATES = ("08", "53", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "58030")
+TRANSIENT_SQLSTATES = ("08", "53", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "58030")
 #: A connection that broke has no SQLSTATE. Files that are missing or forbidden have classes of their own, so a bare
 #: OSError is a disk that is full or fails.
-PASSING_EXCEPTIONS = (
+TRANSIENT_EXCEPTIONS = (
     "OperationalError", "OSError", "TimeoutError", "ConnectionError", "ConnectionRefusedError", "ConnectionResetError",
     "BrokenPipeError", "MemoryError", "DagsterUserCodeUnreachableError",
 )  # fmt: skip
@@ -32,7 +32,7 @@ class RunFailure:
 
     reason: str
     #: the same run may succeed later without any change
-    passes: bool
+    transient: bool
     #: nothing is wrong with the work: its process was killed or interrupted
     worker_gone: bool = False
 
@@ -56,13 +56,13 @@ def run_failure(instance: dg.DagsterInstance, run_id: str) -> RunFailure:
     error, why = (data.error, data.failure_reason) if isinstance(data, JobFailureData) else (None, None)
     if why == RunFailureReason.UNEXPECTED_TERMINATION or (not error and why != RunFailureReason.STEP_FAILURE):
         told = f": {ends[-1].message}" if ends and ends[-1].message else ""
-        return RunFailure(WORKER_GONE + told, passes=True, worker_gone=True)
+        return RunFailure(WORKER_GONE + told, transient=True, worker_gone=True)
     steps = _events(instance, run_id, dg.DagsterEventType.STEP_FAILURE)
     if not steps:
-        return RunFailure(error.message.strip() if error else "no reason given", _passes(error))
+        return RunFailure(error.message.strip() if error else "no reason given", _is_transient(error))
     return RunFailure(
         "\n".join(f"{step.step_key}: {root_cause(step)}" for step in steps),
-        any(_passes(step.step_failure_data.error) for step in steps),
+        any(_is_transient(step.step_failure_data.error) for step in steps),
     )
 
 
@@ -71,12 +71,12 @@ def _events(instance: dg.DagsterInstance, run_id: str, kind: dg.DagsterEventType
     return [entry.dagster_event for entry in entries if entry.dagster_event]
 
 
-def _passes(error: SerializableErrorInfo | None) -> bool:
-    """Returns whether an exception, or one that led to it, is of a kind that passes; `dg.Failure` is never."""
+def _is_transient(error: SerializableErrorInfo | None) -> bool:
+    """Returns whether an exception, or one that led to it, is transient; `dg.Failure` is never."""
     names = {name for link in _chain(error) if (name := link.cls_name)}
     states = {str(getattr(getattr(psycopg.errors, name, None), "sqlstate", None)) for name in names}
     return dg.Failure.__name__ not in names and (
-        not names.isdisjoint(PASSING_EXCEPTIONS) or any(s.startswith(PASSING_SQLSTATES) for s in states)
+        not names.isdisjoint(TRANSIENT_EXCEPTIONS) or any(s.startswith(TRANSIENT_SQLSTATES) for s in states)
     )
 
 

@@ -53,7 +53,7 @@ def request(
         failure = run_failure(instance, run.run_id)
         delay = _delay(failure, len(attempts))
         if delay is None:
-            retries = f" after {len(DELAYS)} retries" if failure.passes else ""
+            retries = f" after {len(DELAYS)} retries" if failure.transient else ""
             return f"gave up on {name}{retries}; {GOES_ON}. Run {run.run_id} failed: {failure.reason}"
         due = (attempts[0].end_time or 0) + delay
         if time.time() < due:
@@ -77,6 +77,6 @@ def outlook(run: dg.DagsterRun, failure: RunFailure) -> str:
 
 def _delay(failure: RunFailure, attempts: int) -> int | None:
     """Returns the seconds from a failure to the next attempt; None if there is none."""
-    if not failure.passes or attempts > len(DELAYS):
+    if not failure.transient or attempts > len(DELAYS):
         return None
     return 0 if failure.worker_gone else DELAYS[attempts - 1]

@@ -196,7 +196,7 @@ def test_sqlstate_decides(analytics: psycopg.Connection, sqlstate: str, passes: 
         except psycopg.Error as error:
             raise RuntimeError("could not load") from error
 
-    assert failure_of(bare).passes is failure_of(wrapped).passes is passes
+    assert failure_of(bare).transient is failure_of(wrapped).transient is passes
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_exception_decides(error: Exception, passes: bool) -> None:
     def table() -> None:
         raise error
 
-    assert failure_of(table).passes is passes
+    assert failure_of(table).transient is passes
 
 
 def test_lost_connection_passes(analytics: psycopg.Connection) -> None:
@@ -230,7 +230,7 @@ def test_lost_connection_passes(analytics: psycopg.Connection) -> None:
         analytics.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     failure = failure_of(table)
-    assert failure.passes and not failure.worker_gone
+    assert failure.transient and not failure.worker_gone
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_interrupted_run_has_lost_its_worker() -> None:
         raise KeyboardInterrupt
 
     failure = failure_of(table)
-    assert failure.worker_gone and failure.passes
+    assert failure.worker_gone and failure.transient
 
 
 def failure_of(asset: dg.AssetsDefinition) -> RunFailure:
