@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
+import psycopg
 
 from crm_analytics.core import migrations
 from crm_analytics.core.database import database_url
@@ -32,3 +35,25 @@ def migrated_url(database: str, config: Settings, migrate: Callable[[str], objec
             raise dg.Failure(str(error)) from error
         _found_migrated.add(url)
     return url
+
+
+@contextmanager
+def connection_to(database: str, url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Opens an autocommit connection to a migrated database.
+
+    A process that runs for days remembers a database as migrated, but its objects may be dropped meanwhile: a statement
+    that fails makes it look again.
+
+    Raises:
+        dg.Failure: if a statement failed and the database lacks objects of its migrations.
+    """
+    with psycopg.connect(url, autocommit=True) as connection:
+        try:
+            yield connection
+        except psycopg.ProgrammingError as error:
+            _found_migrated.discard(url)
+            try:
+                migrations.require_migrated(database, url=url)
+            except migrations.MigrationError as lack:
+                raise dg.Failure(str(lack)) from error
+            raise

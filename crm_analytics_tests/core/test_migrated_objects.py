@@ -18,6 +18,7 @@ from crm_analytics.core.list_objects import observed
 from crm_analytics.core.migrated_objects import SHOWN, MigratedObjects, found
 from crm_analytics.core.settings import SQL_DIR, Settings
 from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics.orchestration.migrated import migrated_url
 
 DATABASES = ("analytics", "crm")
@@ -309,3 +310,16 @@ def test_runs_are_refused_too(analytics_url: str) -> None:
     execute(analytics_url, "DROP TABLE raw.jobs CASCADE")
     with pytest.raises(dg.Failure, match=r"missing: table raw\.jobs \(0001_raw\.sql\)"):
         migrated_url("analytics", Settings(analytics_database_url=analytics_url), lambda url: None)
+
+
+def test_object_dropped_while_a_process_runs(analytics_url: str) -> None:
+    """A sensor that opened the whole database an hour ago tells what is missing now, not which statement failed."""
+    database = AnalyticsDatabase(Settings(analytics_database_url=analytics_url))
+    with database.connect() as connection:
+        connection.execute("SELECT FROM raw.jobs")
+    with pytest.raises(psycopg.errors.UndefinedTable), database.connect() as connection:
+        connection.execute("SELECT FROM raw.no_table_of_ours")
+    execute(analytics_url, "DROP SCHEMA raw CASCADE")
+    for _ in range(2):
+        with pytest.raises(dg.Failure, match=r"missing: schema raw"), database.connect() as connection:
+            connection.execute("SELECT FROM raw.jobs")

@@ -14,7 +14,7 @@ import psycopg
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
 from crm_analytics.core.settings import Settings
-from crm_analytics.orchestration.migrated import migrated_url
+from crm_analytics.orchestration.migrated import connection_to, migrated_url
 
 #: The pool of all assets that load or compute; dagster.yaml limits how many runs with such assets there are at once.
 POOL = "loads_and_metrics"
@@ -37,10 +37,10 @@ class AnalyticsDatabase:
         """Opens an autocommit connection and closes it at the end.
 
         Raises:
-            dg.Failure: if the database is not migrated or belongs to another business timezone.
+            dg.Failure: if the database is not migrated, not whole, or belongs to another business timezone.
             psycopg.OperationalError: if the server cannot be reached.
         """
-        with psycopg.connect(self.address(), autocommit=True) as connection:
+        with connection_to("analytics", self.address()) as connection:
             end_with_client(connection)
             _refuse_other_timezone(connection, self.settings.business_timezone)
             yield connection

@@ -11,7 +11,7 @@ import psycopg
 
 from crm_analytics.core.settings import Settings
 from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.orchestration.migrated import migrated_url
+from crm_analytics.orchestration.migrated import connection_to, migrated_url
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class CrmDatabase:
         """Opens an autocommit connection whose statements and lock waits are bounded.
 
         Raises:
-            dg.Failure: if the database is not migrated.
+            dg.Failure: if the database is not migrated or not whole.
         """
         url = migrated_url("crm", self.settings, migrate_crm)
-        with psycopg.connect(url, autocommit=True) as connection:
+        with connection_to("crm", url) as connection:
             for name, seconds in (
                 ("lock_timeout", self.lock_timeout_seconds),
                 ("statement_timeout", self.statement_timeout_seconds),
