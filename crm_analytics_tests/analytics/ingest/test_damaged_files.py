@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
+from collections.abc import Callable
 
 import pytest
 
 from crm_analytics.analytics.ingest.loading.results import describe
 from crm_analytics_tests.analytics.ingest.damage import damaged_export, damaged_workbook
 from crm_analytics_tests.analytics.ingest.landing_folder import Landing
-from crm_analytics_tests.analytics.ingest.samples import SAMPLES
+from crm_analytics_tests.analytics.ingest.samples import SAMPLES, workbook_bytes
 from crm_analytics_tests.chance import TIMES, generator
 
 EACH = 2002 // len(SAMPLES) * TIMES
@@ -64,3 +67,39 @@ def test_damaged_files(source: str, landing: Landing) -> None:
         table = "analytics.targets" if source == "targets" else f"raw.{source}"
         ((rows,),) = landing.rows(f"SELECT count(*) FROM {table}")
         assert rows == sum(file.counts.inserted for file in loaded) > 0
+
+
+def _rewritten(content: bytes, types: Callable[[bytes], bytes] = bytes) -> bytes:
+    """Returns the archive with its list of types, changed, as the first part."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(result, "w") as copy:
+        for name in sorted(archive.namelist(), key=lambda name: "Types" not in name):
+            part = archive.read(name)
+            copy.writestr(name, types(part) if "Types" in name else part)
+    return result.getvalue()
+
+
+def _without_a_workbook(content: bytes) -> bytes:
+    return _rewritten(content, lambda types: types.replace(b"sheet.main+xml", b"other+xml"))
+
+
+def _without_bytes_of_its_first_part(content: bytes) -> bytes:
+    """The directory at the end then places the first part before the file begins."""
+    whole = _rewritten(content)
+    return whole[:40] + whole[45:]
+
+
+def _without_bytes_in_the_middle(content: bytes) -> bytes:
+    return content[:1000] + content[1005:]
+
+
+@pytest.mark.parametrize(
+    "damage", [_without_a_workbook, _without_bytes_of_its_first_part, _without_bytes_in_the_middle]
+)
+def test_damaged_workbook_is_refused_for_good(damage: Callable[[bytes], bytes], landing: Landing) -> None:
+    """Damage is in the content, whatever the library raises for it: the file isn't read again at every run."""
+    whole = workbook_bytes([("Unique ID", "Time", "Cost"), ("A", "2025-10-04 10:00:00", "5")])
+    landing.write("elocals_leads/leads.xlsx", damage(whole))
+    refused = landing.load_one("elocals_leads")
+    assert refused.status == "refused" and refused.file_id is not None, refused.message
+    assert landing.load("elocals_leads").files == []

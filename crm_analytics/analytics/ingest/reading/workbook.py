@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 import zipfile
@@ -83,7 +84,9 @@ def _refusing(path: Path) -> Iterator[None]:
     except RefusedFile:
         raise
     except Exception as error:
-        raise damaged_workbook(path, error) from error
+        # An OSError as the cause means a file that may be readable later; the library raises it for damage, too.
+        damage = isinstance(error, OSError) and error.errno in (None, errno.EINVAL)
+        raise damaged_workbook(path, error) from (None if damage else error)
 
 
 def sheet_names(path: Path) -> list[str]:
