@@ -139,12 +139,13 @@ def test_database_that_is_down_is_one_line(run: Run, variable: str) -> None:
 
 
 def test_database_without_its_tables_is_one_line(run: Run, new_database: Callable[..., str]) -> None:
-    """A database that lacks a table is reported in PostgreSQL's own words, without a traceback."""
+    """A database that lacks a table is refused before anything runs: what is missing and what to do, no traceback."""
     url = new_database("analytics")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE analytics.refresh_log RENAME TO elsewhere")
     code, text = run("refresh", ANALYTICS_DATABASE_URL=url)
-    assert code == 1 and 'relation "analytics.refresh_log" does not exist' in text
+    assert code == 1 and "missing: table analytics.refresh_log (0004_metrics.sql)" in text
+    assert "`crm-analytics migrate analytics`" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("command", ["refresh", "check", "grafana-reader"])
