@@ -57,14 +57,14 @@ def test_late_payments_file_is_seen_by_the_next_tick(
     try:
         wait_for(PATIENCE, lambda: len(monthly(url)) == 3, tmp_path)
         assert monthly(url) == {"2024-10": (0, "0.00"), "2024-11": (0, "0.00"), "2025-02": (0, "0.00")}
-        marked = log_of_refreshes(url)
+        storage = environment["DAGSTER_POSTGRES_URL"]
+        marked = log_of_refreshes(url, storage)
         part = landing / "payments" / "late.csv.part"
         part.write_text("\n".join([PAYMENTS_HEADER, "p1,JOB000,100.01,2025-03-01,paid"]) + "\n")
         late = part.rename(landing / "payments" / "late.csv")
         assert f"http://127.0.0.1:{port}{PREFIX} (" in (tmp_path / "up.log").read_text()
         wait_for(PATIENCE, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
-        assert set(log_of_refreshes(url)[len(marked) :]) == {"2024-10"}
-        storage = environment["DAGSTER_POSTGRES_URL"]
+        assert set(log_of_refreshes(url, storage)[len(marked) :]) == {"2024-10"}
         settled, asked = late.stat().st_ctime + QUIET_SECONDS, ticks(storage, "SUCCESS")[-1]
         assert not [at for at in ticks(storage, "SKIPPED") if settled < at < asked]
         assert backfill(port, ["2024-09", "2024-10", "2024-11"], tmp_path) == 1
@@ -97,12 +97,20 @@ def monthly(url: str) -> dict[str, tuple[int, str]]:
         return {month: (repairs, revenue) for month, repairs, revenue in rows}
 
 
-def log_of_refreshes(url: str) -> list[str]:
-    """Returns the refreshed months without the current one, which the nightly run refreshes at 03:15 in New York."""
+def log_of_refreshes(url: str, storage: str) -> list[str]:
+    """Returns the months in the order of their refreshes, without those of a schedule, which may start at any moment."""
+    with psycopg.connect(storage) as connection:
+        scheduled = [
+            run_id
+            for (run_id,) in connection.execute(
+                "SELECT run_id FROM run_tags WHERE key = 'dagster/schedule_name'"
+            )
+        ]
     with psycopg.connect(url) as connection:
         rows = connection.execute(
             "SELECT to_char(month, 'YYYY-MM') FROM analytics.refresh_log"
-            " WHERE month < analytics.month_of(analytics.today()) ORDER BY refresh_id"
+            " WHERE run_id <> ALL (%s) ORDER BY refresh_id",
+            [scheduled],
         )
         return [month for (month,) in rows]
 
