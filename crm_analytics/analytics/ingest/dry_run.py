@@ -18,7 +18,7 @@ from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
-from crm_analytics.analytics.ingest.reading.summary_lines import compare
+from crm_analytics.analytics.ingest.reading.totals import compare
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 

@@ -24,7 +24,7 @@ from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
-from crm_analytics.analytics.ingest.reading.summary_lines import Verdict
+from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced.

@@ -22,7 +22,7 @@ from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSes
 from crm_analytics.analytics.ingest.reading.batches import Rejected
 from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
-from crm_analytics.analytics.ingest.reading.summary_lines import Verdict, compare
+from crm_analytics.analytics.ingest.reading.totals import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
 
 #: With so few records any query plan is good, and statistics cost more than they save.

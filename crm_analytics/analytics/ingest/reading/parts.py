@@ -20,14 +20,8 @@ import pyarrow.compute as pc
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
-from crm_analytics.analytics.ingest.reading.summary_lines import (
-    SummaryLines,
-    TotalLine,
-    add_up,
-    compare,
-    dollars,
-    exact,
-)
+from crm_analytics.analytics.ingest.reading.summary_lines import SummaryLines
+from crm_analytics.analytics.ingest.reading.totals import TotalLine, add_up, compare, dollars, exact
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Mask
 from crm_analytics.core.wording import counted, listed
