@@ -83,7 +83,7 @@ def examine(
         status = landing_folder.stat(path, landing)
         pending = PendingFile(**vars(status), source=source.name)
         result, rejected = try_file(connection, landing, pending, timezone=timezone)
-        if result.status == "refused":
+        if result.status in ("refused", "withdrawn"):
             report.refusal = result.message
         else:
             report.database = result.counts

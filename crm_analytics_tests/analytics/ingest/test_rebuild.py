@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from crm_analytics.analytics.ingest.dry_run import examine
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import pending
 from crm_analytics.analytics.ingest.loading.rebuild import CannotRebuild, Month, Rebuilt, rebuilt
@@ -311,6 +312,18 @@ def test_dismissals_are_kept(landing: Landing) -> None:
     ]
     rebuild(landing, "elocals_leads", restored=["elocals_leads/2.csv"])
     assert landing.rows(quarantine) == before
+
+
+def test_dry_run_of_content_taken_back(landing: Landing) -> None:
+    """The dry run says that a load would not take it, and how to load it after all."""
+    write(landing, "elocals_leads")
+    landing.load("elocals_leads")
+    rebuild(landing, "elocals_leads", without=["elocals_leads/2.csv"])
+    copy = landing.write("elocals_leads/copy.csv", FILES["elocals_leads"][1], day=9)
+    report = examine(copy, timezone=NEW_YORK, landing=landing.folder, connection=landing.connection)
+    assert report.refusal == (
+        "taken back by a person; to load it after all: crm-analytics rebuild elocals_leads --with elocals_leads/2.csv"
+    )
 
 
 def test_content_taken_back_is_not_loaded_again(landing: Landing) -> None:
