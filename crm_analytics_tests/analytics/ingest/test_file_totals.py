@@ -176,6 +176,25 @@ def test_odd_lines_do_no_harm(tmp_path: Path) -> None:
     assert campaigns(tmp_path, RANGE + "Campaign,Cost\nTotal: Account,0.00\n") == {}
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["A,3.00", "B,2.00", "Average,2.50"], {"A": "3.00", "B": "2.00"}),
+        (["A,3.00", "B,2.01", "Avg.:,2.51", "Total,5.01"], {"A": "3.00", "B": "2.01"}),
+        (["A,3.00", "B,2.00", "Total,5.00", "Mean,2.50"], {"A": "3.00", "B": "2.00"}),
+        # a campaign may be called like that
+        (["A,3.00", "B,2.00", "Average,2.70"], {"A": "3.00", "B": "2.00", "Average": "2.70"}),
+        (["Average,2.50", "B,2.00", "Total,4.50"], {"Average": "2.50", "B": "2.00"}),
+    ],
+)
+def test_average_of_the_records_is_no_record(
+    lines: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    """A line with the average of the records above it is a summary line; with any other amount it is a campaign."""
+    content = '"October 1, 2025 - October 31, 2025"\n' + "\n".join(["Campaign,Cost", *lines]) + "\n"
+    assert campaigns(tmp_path, content) == {name: Decimal(amount) for name, amount in expected.items()}
+
+
 @pytest.mark.parametrize("amount", ["USD 90.00", "€90", "90.1234567", '"90,5"'])
 def test_a_total_that_cannot_be_read_is_a_warning(amount: str, landing: Landing) -> None:
     """A file whose total says nothing is not taken for one that has none."""

@@ -20,8 +20,10 @@ from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
-_LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$"
+_LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$|^\s*(average|avg\.?|mean)\s*(:.*)?$"
 _PLAIN = re.compile(r"\s*(grand\s+)?totals?\s*(:.*)?", re.IGNORECASE | re.DOTALL)
+#: The label of a line with the average of the records above it, which is no total.
+_AVERAGE = re.compile(r"\s*(average|avg\.?|mean)\s*(:.*)?", re.IGNORECASE | re.DOTALL)
 #: The label of a group's total: `Search Total`, `Subtotal`. The group is what precedes.
 _OF_GROUP = re.compile(r"\s*(?P<group>.*?)[\s-]*\b((sub|grand)[\s-]*)?totals?\s*:?\s*", re.IGNORECASE)
 #: A name that a record of its own rarely has, and the line with the sum of the records above it often has: none, or All.
@@ -56,8 +58,8 @@ class SummaryLines:
     """The summary lines of one file, found block after block.
 
     `Total`, `Total: …` and `Grand total` without a date are summary lines. Any other label of a total (`Search Total`)
-    makes one only if its amount is the sum of records above it; otherwise the line is a record, such as one whose name
-    happens to end like this.
+    makes one only if its amount is the sum of records above it, and `Average` only if it is their average; otherwise the
+    line is a record, such as one whose name happens to end like this.
     """
 
     source: Source
@@ -123,7 +125,8 @@ class SummaryLines:
                 done = row
                 continue
             group.append(line)
-            if line.amount is None and re.search(r"\d", found := self._amount_text(block, row)):
+            unread = line.amount is None and self._stated(block, row) is None
+            if unread and re.search(r"\d", found := self._amount_text(block, row)):
                 self.unread.append(f"line {line.line_no}, {line.label}: {quotable(found.strip())}")
             summary[row] = group is not self.doubtful
             if line.span:
@@ -181,6 +184,10 @@ class SummaryLines:
     ) -> TotalLine:
         label = block.columns[position][row].as_py()
         amount = self._stated(block, row)
+        is_average = (
+            amount is not None and _AVERAGE.fullmatch(label) is not None and self._averages(amount, *above)
+        )
+        amount = None if is_average else amount
         span = None if amount is None else self._span(amount, *above)
         group = _OF_GROUP.fullmatch(label)
         before = [column[row - 1].as_py().strip().casefold() for column in block.columns] if row else []
@@ -197,7 +204,7 @@ class SummaryLines:
             amount,
             span,
             (above[0] - self._marks[-1][0], above[1] - self._marks[-1][1]),
-            plain=_PLAIN.fullmatch(label) is not None and is_first and not may_be_record,
+            plain=(is_average or _PLAIN.fullmatch(label) is not None) and is_first and not may_be_record,
             sure=group is not None and (several or names_it) and not dated,
         )
 
@@ -237,6 +244,13 @@ class SummaryLines:
             if start < records and abs(total - before - amount) <= tolerance(records - start):
                 return start, records
         return None
+
+    def _averages(self, amount: Decimal, records: int, total: Decimal) -> bool:
+        """Returns whether this is the average, rounded to the cent, of records directly above."""
+        return any(
+            start < records and abs((total - before) / (records - start) - amount) <= tolerance(1)
+            for start, before in self._marks
+        )
 
     @cached_property
     def _name_position(self) -> int | None:
