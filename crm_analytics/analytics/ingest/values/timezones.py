@@ -28,7 +28,7 @@ class Zone:
 
         changes, offsets = [], [offset(_FIRST)]
         for day in range(_FIRST, _LAST, 86_400):
-            before, after = offset(day), offset(day + 86_400)
+            before, after = offsets[-1], offset(day + 86_400)
             if before == after:
                 continue
             # The offset changes in (low, high].
