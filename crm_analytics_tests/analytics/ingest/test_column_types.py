@@ -162,7 +162,7 @@ _id_like = st.one_of(
     st.text(max_size=8),
     st.from_regex(r"\A[0-9A-E.+-]{1,9}\Z"),
     st.sampled_from(
-        ["null", "NULL", "nulls", "0", "000", "-", "12E345", "1.2E+05", " x ", "a  b", "x" * 101]
+        ["null", "NULL", "nulls", "0", "000", "-", "12E345", "1.2E+05", " x ", "a  b", "x" * 101, "x y" * 400]
     ),
 )
 

@@ -16,11 +16,12 @@ import pyarrow.csv as pacsv
 import pytest
 
 from crm_analytics.analytics.ingest.errors import RefusedFile, UnrecognizedFile
-from crm_analytics.analytics.ingest.reading import csv_records
+from crm_analytics.analytics.ingest.reading import csv_records, header
 from crm_analytics.analytics.ingest.reading.open_file import UNCOMPUTED, open_file
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics_tests.analytics.ingest.landing_folder import record_calls
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,
@@ -34,6 +35,18 @@ from crm_analytics_tests.analytics.ingest.samples import (
     utc,
     workbook_bytes,
 )
+
+
+def test_only_rows_with_a_header_are_matched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of all rows, read with all delimiters, only those that have one of the source's headers are matched to it.
+
+    Matching every row of every reading took as long as reading a small file does.
+    """
+    matched = record_calls(monkeypatch, header, "match_header")
+    names = ["Payment ID", "Job #", "Client", "Amount", "Date"]
+    records = [[f"P{n}", f"{n}", "a; b | c\td", "1.00", "Fri Dec 19 2025"] for n in range(100)]
+    assert len(read_text(tmp_path, "payments", csv_text([names, *records])).rows) == 100
+    assert [cells for _, cells in matched] == [names]
 
 
 def test_jobs_export(tmp_path: Path):

@@ -152,9 +152,10 @@ class SummaryLines:
         """
         found: dict[int, int] = {}
         anywhere = np.arange(block.length)
-        for position, column in enumerate(block.columns):
-            rows = anywhere if self.source.month_totals else first.get(position, anywhere[:0])
-            labeled = pc.match_substring_regex(_at(column, rows), _LABEL).to_numpy(zero_copy_only=False)
+        places = dict.fromkeys(range(len(block.columns)), anywhere) if self.source.month_totals else first
+        for position, rows in places.items():
+            texts = _at(block.columns[position], rows)
+            labeled = pc.match_substring_regex(texts, _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)
         if self.source.month_totals:
