@@ -113,6 +113,41 @@ def entries(connection: Connection, file_id: int | None = None) -> list[Entry]:
         return cursor.fetchall()
 
 
+def entries_at(connection: Connection, paths: list[str]) -> list[Entry]:
+    """Returns the entries of all sources at these paths, oldest first."""
+    if not paths:
+        return []
+    with connection.cursor(row_factory=class_row(Entry)) as cursor:
+        cursor.execute(
+            f"SELECT {_ENTRY_COLUMNS} FROM raw.source_files WHERE path = ANY(%s) ORDER BY file_id", [paths]
+        )
+        return cursor.fetchall()
+
+
+def seen_last(
+    connection: Connection, versions: dict[str, int], unrecognized: int
+) -> set[tuple[str, int, int]]:
+    """Returns path, bytes and modification time (microseconds since 1970, UTC) of the last content of each path.
+
+    Args:
+        connection: to the analytics database.
+        versions: of the declarations, by source. Content that another version read is left out.
+        unrecognized: the same for content that no source recognized.
+    """
+    found = connection.execute(
+        """
+        WITH last AS (
+            SELECT DISTINCT ON (path COLLATE "C") path, size_bytes, modified_at, source, declaration_version
+            FROM raw.source_files ORDER BY path COLLATE "C", first_seen_at DESC, file_id
+        )
+        SELECT path, size_bytes, (extract(epoch FROM modified_at) * 1000000)::bigint FROM last
+        WHERE declaration_version = CASE WHEN source IS NULL THEN %s ELSE (%s::jsonb ->> source)::int END
+        """,
+        [unrecognized, Json(versions)],
+    )
+    return set(found.fetchall())
+
+
 def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
     """Notes a new modification time of known content, so that it is not hashed again."""
     connection.execute(
