@@ -197,7 +197,7 @@ class SummaryLines:
         dated = self._is_dated(block, row, position)
         # an id is never called like that, so a date makes no record of it
         may_be_record = dated and position not in self._id_positions
-        is_first = all(_NOTHING.fullmatch(column[row].as_py()) for column in block.columns[:position])
+        is_first = all(_NOTHING.fullmatch(block.columns[left][row].as_py()) for left in range(position))
         return TotalLine(
             number,
             int(block.lines()[row]),
