@@ -67,17 +67,20 @@ class Environment:
 
         Returns 0 outside Linux.
         """
-        pid_file = self.server.data / "postmaster.pid"
         if not Path("/proc/self/stat").exists():
             return 0.0
-        postmaster = int(pid_file.read_text().split()[0])
-        ticks = sum(_stat(postmaster)[11:15])
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    fields = _stat(int(entry.name))
-                    ticks += sum(fields[11:13]) if fields[1] == postmaster else 0
-        return ticks / os.sysconf("SC_CLK_TCK")
+        postmaster = int((self.server.data / "postmaster.pid").read_text().split()[0])
+        while True:
+            own = _stat(postmaster)[11:15]
+            children = 0
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit():
+                    with suppress(OSError):
+                        fields = _stat(int(entry.name))
+                        children += sum(fields[11:13]) if fields[1] == postmaster else 0
+            # a child that ended meanwhile may be counted twice or not at all
+            if _stat(postmaster)[13:15] == own[2:]:
+                return (sum(own) + children) / os.sysconf("SC_CLK_TCK")
 
     def analytics(self, name: str) -> str:
         """Returns the URL of a migrated analytics database, which is created on first use."""
