@@ -22,12 +22,13 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     big, peak = _loaded(environment, BIG)
     again, _ = _loaded(environment, SMALL)
     small = min(small, again, key=lambda cost: cost.seconds)
+    small_size = business(environment, SMALL)
     for jobs, cost in ((JOBS, environment.cost("load")), (BIG, big)):
         size = business(environment, jobs)
-        part = size.jobs / business(environment, SMALL).jobs
+        part = size.jobs / small_size.jobs
         yield BenchRow.of_costs(
-            SECTION, f"first load, {size.jobs:,} jobs and {size.payments:,} payments: as many rows of it", cost / part,
-            f"first load of {business(environment, SMALL).jobs:,} jobs", small,
+            SECTION, f"first load of {size.jobs:,} jobs and {size.payments:,} payments, for each {small_size.jobs:,} jobs",
+            cost / part, f"first load of {small_size.jobs:,} jobs and {small_size.payments:,} payments", small,
         )  # fmt: skip
     size = business(environment, BIG)
     what = f"peak memory of the process that loads {size.jobs:,} jobs and {size.payments:,} payments"

@@ -58,7 +58,7 @@ for each of them all that it does for a big one. The baseline copies the typed r
 on an open connection. The sensor's tick asks for the news in a folder whose files are all loaded; the baseline lists the
 folder and reads each file's size and time.""",
     "metrics": """Daily and monthly metrics of the big exports and ten years of spend. The baseline is the fastest of
-several ways in which a person would write the SQL by hand (`bench/metrics.py`): they know that no channel rule changed
+several ways in which a person would write the SQL by hand (`bench/hand_sql.py`): they know that no channel rule changed
 over time, keep no queue of stale months, take no locks and write no log. All of them must give exactly our rows. *One
 changed month*: one payment changed; each way computes the month and writes what changed, on a connection of its own.""",
     "comparators": """The same daily numbers from the same CSV files with other tools: their jobs, repairs and revenue must
