@@ -21,7 +21,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
-from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary
 from crm_analytics.analytics.ingest.loading.staging import Staged, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
@@ -81,7 +81,7 @@ class NewerKeys(SourceSession):
 
     def _read(self, known: KnownFiles) -> None:
         assert self.places is not None
-        self.drop()
+        drop_temporary(self.connection)
         self.connection.execute(
             """
             CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);
@@ -147,12 +147,6 @@ class NewerKeys(SourceSession):
             """,
             noted=sql.Identifier("newer_alternates" if staged.by_alternate else "newer_keys"),
             place=place,
-        )
-
-    def drop(self) -> None:
-        """Removes the session's temporary tables."""
-        self.connection.execute(
-            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_alternates, pg_temp.newer_months"
         )
 
 
