@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import LiteralString
 
 from psycopg import sql
@@ -56,6 +57,15 @@ def _find_changes(staged: Staged, rekeyed: bool) -> None:
 
 
 def _update(staged: Staged, merged: Merged) -> None:
+    months = staged.execute(
+        """
+        SELECT date_trunc('month', moved.day)::date, count(DISTINCT s.record_no)
+        FROM pg_temp.changes s, LATERAL (VALUES (s.{day}), (s.old_date)) AS moved (day)
+        WHERE NOT s.is_new GROUP BY 1
+        """
+    ).fetchall()
+    if not months:
+        return
     merged.counts.updated = staged.execute(
         """
         UPDATE {table} t SET ({values}) = ROW ({record_values}), file_id = {file_id}, record_no = s.record_no,
@@ -63,13 +73,7 @@ def _update(staged: Staged, merged: Merged) -> None:
         FROM pg_temp.changes s WHERE NOT s.is_new AND {same_key}
         """
     ).rowcount
-    for month, rows in staged.execute(
-        """
-        SELECT date_trunc('month', moved.day)::date, count(DISTINCT s.record_no)
-        FROM pg_temp.changes s, LATERAL (VALUES (s.{day}), (s.old_date)) AS moved (day)
-        WHERE NOT s.is_new GROUP BY 1
-        """
-    ):
+    for month, rows in months:
         merged.note_changes(month, rows)
 
 
@@ -106,21 +110,27 @@ def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed
     reference = staged.source.reference
     if reference is None:
         return [], {}
-    joins, found = [], []
-    for lookup in reference.lookups:
-        staged_column, alias = sql.Identifier("s", lookup.staged), f"by_{lookup.by}"
-        if staged.value(
-            "SELECT EXISTS (SELECT FROM pg_temp.staged s WHERE {name} IS NOT NULL)", name=staged_column
-        ):
-            joins.append(
-                sql.SQL("LEFT JOIN {} {} ON {} = {}").format(
-                    sql.Identifier(*lookup.relation.split(".")),
-                    sql.Identifier(alias),
-                    sql.Identifier(alias, lookup.by),
-                    staged_column,
-                )
+    present = staged.row(
+        "SELECT {present}",
+        present=sql.SQL(", ").join(
+            sql.SQL("EXISTS (SELECT FROM pg_temp.staged s WHERE {} IS NOT NULL)").format(
+                sql.Identifier("s", lookup.staged)
             )
-            found.append(sql.Identifier(alias, reference.column))
+            for lookup in reference.lookups
+        ),
+    )
+    joins, found = [], []
+    for lookup in compress(reference.lookups, present):
+        alias = f"by_{lookup.by}"
+        joins.append(
+            sql.SQL("LEFT JOIN {} {} ON {} = {}").format(
+                sql.Identifier(*lookup.relation.split(".")),
+                sql.Identifier(alias),
+                sql.Identifier(alias, lookup.by),
+                sql.Identifier("s", lookup.staged),
+            )
+        )
+        found.append(sql.Identifier(alias, reference.column))
     if not found:
         return [], {}
     return joins, {reference.column: sql.SQL("coalesce({})").format(sql.SQL(", ").join(found))}
