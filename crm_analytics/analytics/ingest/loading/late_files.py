@@ -22,7 +22,7 @@ from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary
-from crm_analytics.analytics.ingest.loading.staging import Staged, stage
+from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
 
@@ -128,6 +128,7 @@ class NewerKeys(SourceSession):
             export_named=entry.exported_at_from == "name",
         )
         staged = stage(self.connection, opened, None)
+        settle_repeats(staged)
         if self.source.month_totals:
             self.execute(
                 """
@@ -177,15 +178,16 @@ class NewerFiles(SourceSession):
         """Deletes from `staged` the records whose key a newer file accepted; returns how many."""
         if not self.entries:
             return 0
-        removed = self.execute(
+        removed = staged.take_out(
             """
             DELETE FROM pg_temp.staged s USING pg_temp.newer_keys n
             WHERE n.row_key = {record_key} AND n.place >= {threshold}
-            """
-        ).rowcount
+            """,
+            threshold=self.threshold,
+        )
         if self.source.key.alternate:
             # a newer file without keys means this row if no other has its alternate
-            removed += self.execute(
+            removed += staged.take_out(
                 """
                 DELETE FROM pg_temp.staged s USING pg_temp.newer_alternates n
                 WHERE n.row_key = s.{alternate} AND n.place >= {threshold}
@@ -197,12 +199,14 @@ class NewerFiles(SourceSession):
                         SELECT FROM pg_temp.staged o
                         WHERE o.{alternate} = s.{alternate} AND o.{key_column} <> s.{key_column}
                     )
-                """
-            ).rowcount
+                """,
+                threshold=self.threshold,
+            )
         if self.lost:
-            removed += self.execute(
-                "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})"
-            ).rowcount
+            removed += staged.take_out(
+                "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})",
+                lost=self.parts["lost"],
+            )
         return removed
 
     def keep_alternates_given_anew(self) -> None:

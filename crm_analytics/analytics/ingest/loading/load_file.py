@@ -21,10 +21,10 @@ from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Reading, Shape
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
-from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
+from crm_analytics.analytics.ingest.loading.merge_rows import fill_in_bulk, merge_rows
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
-from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
@@ -52,6 +52,8 @@ class FileLoader(SourceSession):
     timezone: ZoneInfo
     run_id: str | None
     report: Callable[[str], None]
+    #: Whether readers of the table may have to wait until the file's transaction ends (docs/decisions/bulk-loads.md).
+    may_lock: bool = False
 
     def __post_init__(self) -> None:
         self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
@@ -171,8 +173,17 @@ class FileLoader(SourceSession):
         # a new entry has no quarantine yet
         dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
         staged = stage(connection, opened, file_id)
+        if source.lock:
+            connection.execute(source.lock)
+        filled = self._fill_in_bulk(staged, newer)
+        if filled is None:
+            settle_repeats(staged)
         verdict = staged.verdict()
-        merged = merge(staged, newer)
+        merged = filled or merge(staged, newer)
+        merged.counts.records_read = opened.records.read
+        merged.counts.duplicates = staged.duplicates
+        merged.counts.quarantined = staged.rejected
+        merged.counts.summary_lines = opened.records.summary_lines
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
             raise _FileChanged
@@ -199,6 +210,21 @@ class FileLoader(SourceSession):
         shape = Shape(frozenset(opened.mapping), merged.counts.records_read > 0)
         return result, ledger.conclude(connection, file_id, reading), shape
 
+    def _fill_in_bulk(self, staged: Staged, newer: NewerFiles) -> Merged | None:
+        """Takes the bulk way where nothing but the table's emptiness has to be known of it."""
+        if (
+            not self.may_lock
+            or self.source.month_totals
+            or staged.by_alternate
+            or not staged.has_keys
+            or newer.entries
+        ):
+            return None
+        merged = fill_in_bulk(staged)
+        if merged is not None:
+            newer.close_answered(staged)
+        return merged
+
     def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
         with self.connection.transaction():
             file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
@@ -211,16 +237,9 @@ class FileLoader(SourceSession):
 
 def merge(staged: Staged, newer: NewerFiles) -> Merged:
     """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
-    source = staged.source
-    if source.lock:
-        staged.execute(source.lock)
     find_keys(staged)
     newer.close_answered(staged)
-    merged = (merge_months if source.month_totals else merge_rows)(staged, newer)
-    merged.counts.records_read = staged.open_file.records.read
-    merged.counts.duplicates = staged.duplicates
-    merged.counts.quarantined = staged.rejected
-    merged.counts.summary_lines = staged.open_file.records.summary_lines
+    merged = (merge_months if staged.source.month_totals else merge_rows)(staged, newer)
     _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 
