@@ -81,8 +81,8 @@ def test_a_file_costs_the_same_however_many_were_loaded(source: str, landing: La
     read_by_many, made_by_many = _costs(landing, source, 11)
     assert (read_by_many - read_by_one) / 10 < 10
     assert made_by_many == made_by_one
-    # 17 for each file; the rest is the run's
-    assert len(statements) / 11 < 19
+    # 15 for each file; the rest is the run's
+    assert len(statements) / 11 < 17
     assert landing.rows("SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()") == []
 
 
