@@ -72,7 +72,8 @@ class NewerKeys(SourceSession):
             self.source,
             path,
             own=own,
-            older=known.before(order),
+            order=order,
+            known=known,
             entries=newer,
             lost=[entry for entry in newer if entry.file_id in self.lost],
             threshold=next((place for place, other in enumerate(places) if other.order > order), len(places)),
@@ -158,8 +159,10 @@ class NewerFiles(SourceSession):
     path: str
     #: The file's own ledger entry, if it has one already.
     own: int | None
-    #: The files before it.
-    older: list[Entry]
+    #: Its place in the order.
+    order: Order
+    #: The source's files.
+    known: KnownFiles
     #: The files after it.
     entries: list[Entry]
     #: Those of them that cannot be read again.
@@ -254,16 +257,22 @@ class NewerFiles(SourceSession):
 
     def close_answered(self, staged: Staged) -> None:
         """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
-        if self.older and self.value(
-            "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
-        ):
+        waiting = self.execute(
+            "SELECT DISTINCT file_id FROM raw.rejected_rows WHERE source = {source} AND status = 'open'"
+        )
+        older = [
+            file_id
+            for (file_id,) in waiting
+            if file_id != self.own and self.known.is_before(file_id, self.order)
+        ]
+        if older:
             self.execute(
                 """
                 UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}
-                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older_ids}) AND """
+                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older}) AND """
                 + _accepted_in(staged),
                 note=f"accepted from a newer export: {self.path}",
-                older_ids=[entry.file_id for entry in self.older if entry.file_id != self.own],
+                older=older,
             )
         if self.entries:
             staged.execute(
