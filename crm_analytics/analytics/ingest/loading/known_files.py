@@ -59,9 +59,10 @@ class KnownFiles:
         """Returns the entries of a content."""
         return self._with.get(sha256, {}).values()
 
-    def before(self, order: Order) -> list[Entry]:
-        """Returns the entries that count in the order and come before this place, in order."""
-        return self._placed[: bisect_left(self._placed, order, key=_order)]
+    def is_before(self, file_id: int, order: Order) -> bool:
+        """Returns whether an entry counts in the order and comes before this place."""
+        entry = self._by_id.get(file_id)
+        return entry is not None and entry.counts_in_order and entry.order < order
 
     def after(self, order: Order) -> list[Entry]:
         """Returns the entries that count in the order and come after this place, in order."""
@@ -76,4 +77,4 @@ class KnownFiles:
         """Returns the different shapes of loaded files other than this one."""
         if self._shapes is None:
             self._shapes = ledger.shapes(self._connection, self._source)
-        return [shape for shape, files in self._shapes.items() if files - {file_id}]
+        return [shape for shape, files in self._shapes.items() if len(files) > (file_id in files)]

@@ -21,7 +21,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
-from crm_analytics.analytics.ingest.loading.queries import SourceSession
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary
 from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
@@ -72,7 +72,8 @@ class NewerKeys(SourceSession):
             self.source,
             path,
             own=own,
-            older=known.before(order),
+            order=order,
+            known=known,
             entries=newer,
             lost=[entry for entry in newer if entry.file_id in self.lost],
             threshold=next((place for place, other in enumerate(places) if other.order > order), len(places)),
@@ -81,7 +82,7 @@ class NewerKeys(SourceSession):
 
     def _read(self, known: KnownFiles) -> None:
         assert self.places is not None
-        self.drop()
+        drop_temporary(self.connection)
         self.connection.execute(
             """
             CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);
@@ -150,12 +151,6 @@ class NewerKeys(SourceSession):
             place=place,
         )
 
-    def drop(self) -> None:
-        """Removes the session's temporary tables."""
-        self.connection.execute(
-            "DROP TABLE IF EXISTS pg_temp.newer_keys, pg_temp.newer_alternates, pg_temp.newer_months"
-        )
-
 
 @dataclass
 class NewerFiles(SourceSession):
@@ -164,8 +159,10 @@ class NewerFiles(SourceSession):
     path: str
     #: The file's own ledger entry, if it has one already.
     own: int | None
-    #: The files before it.
-    older: list[Entry]
+    #: Its place in the order.
+    order: Order
+    #: The source's files.
+    known: KnownFiles
     #: The files after it.
     entries: list[Entry]
     #: Those of them that cannot be read again.
@@ -260,16 +257,22 @@ class NewerFiles(SourceSession):
 
     def close_answered(self, staged: Staged) -> None:
         """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
-        if self.older and self.value(
-            "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
-        ):
+        waiting = self.execute(
+            "SELECT DISTINCT file_id FROM raw.rejected_rows WHERE source = {source} AND status = 'open'"
+        )
+        older = [
+            file_id
+            for (file_id,) in waiting
+            if file_id != self.own and self.known.is_before(file_id, self.order)
+        ]
+        if older:
             self.execute(
                 """
                 UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = {note}
-                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older_ids}) AND """
+                WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older}) AND """
                 + _accepted_in(staged),
                 note=f"accepted from a newer export: {self.path}",
-                older_ids=[entry.file_id for entry in self.older if entry.file_id != self.own],
+                older=older,
             )
         if self.entries:
             staged.execute(

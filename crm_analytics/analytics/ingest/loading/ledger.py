@@ -191,36 +191,34 @@ def identify(connection: Connection, source: str | None, content: Content, versi
     An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless its
     content returned.
     """
-    values = {**vars(content), "source": source, "version": version}
     found = connection.execute(
         """
-        UPDATE raw.source_files
-        SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s,
-            exported_at = CASE WHEN %(returned)s THEN %(exported_at)s ELSE exported_at END,
-            exported_at_from = CASE WHEN %(returned)s THEN %(exported_at_from)s ELSE exported_at_from END,
-            first_seen_at = CASE WHEN %(returned)s THEN clock_timestamp() ELSE first_seen_at END
-        WHERE file_id = (
-            SELECT file_id FROM raw.source_files
-            WHERE path = %(path)s AND sha256 = %(sha256)s AND (source = %(source)s OR source IS NULL)
-            ORDER BY source NULLS LAST LIMIT 1
-        )
-        RETURNING file_id
-        """,
-        values,
-    ).fetchone()
-    if found is None:
-        # loads of two sources at once may both meet a file that no source recognizes
-        found = connection.execute(
-            """
+        WITH known AS (
+            UPDATE raw.source_files
+            SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s,
+                exported_at = CASE WHEN %(returned)s THEN %(exported_at)s ELSE exported_at END,
+                exported_at_from = CASE WHEN %(returned)s THEN %(exported_at_from)s ELSE exported_at_from END,
+                first_seen_at = CASE WHEN %(returned)s THEN clock_timestamp() ELSE first_seen_at END
+            WHERE file_id = (
+                SELECT file_id FROM raw.source_files
+                WHERE path = %(path)s AND sha256 = %(sha256)s AND (source = %(source)s OR source IS NULL)
+                ORDER BY source NULLS LAST LIMIT 1
+            )
+            RETURNING file_id
+        ), added AS (
             INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,
                 exported_at, exported_at_from, status)
-            VALUES (%(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(version)s,
-                %(exported_at)s, %(exported_at_from)s, 'loaded')
+            SELECT %(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(version)s,
+                %(exported_at)s, %(exported_at_from)s, 'loaded'
+            WHERE NOT EXISTS (SELECT FROM known)
+            -- loads of two sources at once may both meet a file that no source recognizes
             ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at
             RETURNING file_id
-            """,
-            values,
-        ).fetchone()
+        )
+        SELECT file_id FROM known UNION ALL SELECT file_id FROM added
+        """,
+        {**vars(content), "source": source, "version": version},
+    ).fetchone()
     assert found is not None
     return int(found[0])
 

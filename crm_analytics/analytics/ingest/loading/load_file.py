@@ -22,14 +22,14 @@ from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerK
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Reading, Shape
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
 from crm_analytics.analytics.ingest.loading.merge_rows import fill_in_bulk, merge_rows
-from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_statements
+from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
 
-#: Bytes of a file whose reading is announced.
+#: Bytes of a file whose reading is announced, and whose joins get more memory.
 LARGE = 20_000_000
 #: Joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk.
 WORK_MEM = "128MB"
@@ -75,7 +75,7 @@ class FileLoader(SourceSession):
     def close(self) -> None:
         """Leaves the session as it was."""
         if takes_statements(self.connection):
-            self.newer_keys.drop()
+            drop_temporary(self.connection)
 
     def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
         """Loads the files in their order; notes copies of loaded files first, since late files may need them."""
@@ -160,7 +160,7 @@ class FileLoader(SourceSession):
         source, connection = self.source, self.connection
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
-        connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
+            connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         opened = open_file(
             file.path,
             source,

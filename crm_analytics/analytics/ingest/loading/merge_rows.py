@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from itertools import compress
 from typing import LiteralString
 
 from psycopg import sql
@@ -54,10 +55,10 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
     _find_changes(staged, rekeyed)
     if accepted > FEW:
         staged.execute("ANALYZE pg_temp.changes")
-    _update(staged, merged)
+    _note_changes(staged, merged)
+    if merged.counts.updated:
+        _update(staged)
     _insert(staged, "changes")
-    new = "SELECT s.{day}, count(*) FROM pg_temp.changes s WHERE s.is_new GROUP BY 1"
-    _note_inserted(merged, dict(staged.execute(new).fetchall()))
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
     if not newer.entries:
         merged.warnings += note_vanished(staged)
@@ -87,22 +88,27 @@ def _find_changes(staged: Staged, rekeyed: bool) -> None:
     )
 
 
-def _update(staged: Staged, merged: Merged) -> None:
-    merged.counts.updated = staged.execute(
+def _note_changes(staged: Staged, merged: Merged) -> None:
+    """Counts new and changed records; one whose date changed counts for both months."""
+    for is_new, day, old_date, records in staged.execute(
+        "SELECT s.is_new, s.{day}, s.old_date, count(*) FROM pg_temp.changes s GROUP BY 1, 2, 3"
+    ):
+        if is_new:
+            merged.counts.inserted += records
+        else:
+            merged.counts.updated += records
+        for month in {day.replace(day=1), (old_date or day).replace(day=1)}:
+            merged.note_changes(month, records)
+
+
+def _update(staged: Staged) -> None:
+    staged.execute(
         """
         UPDATE {table} t SET ({values}) = ROW ({record_values}), file_id = {file_id}, record_no = s.record_no,
             updated_at = now()
         FROM pg_temp.changes s WHERE NOT s.is_new AND {same_key}
         """
-    ).rowcount
-    for month, rows in staged.execute(
-        """
-        SELECT date_trunc('month', moved.day)::date, count(DISTINCT s.record_no)
-        FROM pg_temp.changes s, LATERAL (VALUES (s.{day}), (s.old_date)) AS moved (day)
-        WHERE NOT s.is_new GROUP BY 1
-        """
-    ):
-        merged.note_changes(month, rows)
+    )
 
 
 def _insert(staged: Staged, records: LiteralString) -> None:
@@ -137,21 +143,27 @@ def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed
     reference = staged.source.reference
     if reference is None:
         return [], {}
-    joins, found = [], []
-    for lookup in reference.lookups:
-        staged_column, alias = sql.Identifier("s", lookup.staged), f"by_{lookup.by}"
-        if staged.value(
-            "SELECT EXISTS (SELECT FROM pg_temp.staged s WHERE {name} IS NOT NULL)", name=staged_column
-        ):
-            joins.append(
-                sql.SQL("LEFT JOIN {} {} ON {} = {}").format(
-                    sql.Identifier(*lookup.relation.split(".")),
-                    sql.Identifier(alias),
-                    sql.Identifier(alias, lookup.by),
-                    staged_column,
-                )
+    present = staged.row(
+        "SELECT {present}",
+        present=sql.SQL(", ").join(
+            sql.SQL("EXISTS (SELECT FROM pg_temp.staged s WHERE {} IS NOT NULL)").format(
+                sql.Identifier("s", lookup.staged)
             )
-            found.append(sql.Identifier(alias, reference.column))
+            for lookup in reference.lookups
+        ),
+    )
+    joins, found = [], []
+    for lookup in compress(reference.lookups, present):
+        alias = f"by_{lookup.by}"
+        joins.append(
+            sql.SQL("LEFT JOIN {} {} ON {} = {}").format(
+                sql.Identifier(*lookup.relation.split(".")),
+                sql.Identifier(alias),
+                sql.Identifier(alias, lookup.by),
+                sql.Identifier("s", lookup.staged),
+            )
+        )
+        found.append(sql.Identifier(alias, reference.column))
     if not found:
         return [], {}
     return joins, {reference.column: sql.SQL("coalesce({})").format(sql.SQL(", ").join(found))}

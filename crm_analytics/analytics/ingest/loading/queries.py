@@ -53,16 +53,32 @@ class SourceSession:
         return self.row(statement, **parts)[0]
 
     def create_temporary(self, name: LiteralString, query: LiteralString, **parts: Any) -> None:
-        """Puts a query's rows into a temporary table, which lasts for the rest of the transaction.
-
-        A later file of the transaction uses the table again, because each new one would need further locks until its
-        end, and the server has only so many.
-        """
+        """Puts a query's rows into a temporary table, which has them for the rest of the transaction."""
         self.execute(
-            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS "
+            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DELETE ROWS AS "
             + query
-            + " WITH NO DATA; TRUNCATE pg_temp.{name}; INSERT INTO pg_temp.{name} "
+            + " WITH NO DATA; "
+            + EMPTY
+            + "; INSERT INTO pg_temp.{name} "
             + query,
             name=sql.Identifier(name),
             **parts,
         )
+
+
+#: Empties the temporary table {name}, which a file before may have filled in this transaction. All files of a session use
+#: the same tables: making them is much of what a small file costs, and in a long transaction each new one needs further
+#: locks until its end, of which the server has only so many.
+EMPTY: LiteralString = (
+    "DO $$ BEGIN IF EXISTS (SELECT FROM pg_temp.{name}) THEN TRUNCATE pg_temp.{name}; END IF; END $$"
+)
+_TEMPORARY = (
+    *("staged", "as_found", "repeated", "conflicting", "known_alternates", "rekeyed", "changes", "totals"),
+    *("newer_keys", "newer_alternates", "newer_months"),
+)
+
+
+def drop_temporary(connection: Connection) -> None:
+    """Removes the temporary tables of a session's loads: those of another source have other columns."""
+    tables = sql.SQL(", ").join(sql.Identifier("pg_temp", name) for name in _TEMPORARY)
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))

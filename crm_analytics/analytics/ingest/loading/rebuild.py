@@ -137,6 +137,7 @@ def rebuilt(
             connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{PATIENCE}'")
             yield result
             rebuild.apply()
+        loader.close()
 
 
 def _content(connection: Connection, landing: Path, source: str, file: Path) -> tuple[str, str]:

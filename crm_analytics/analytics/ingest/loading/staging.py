@@ -20,9 +20,10 @@ from crm_analytics.analytics.ingest.loading.quarantine import (
     forget_quarantine,
     quarantine_rejected,
 )
-from crm_analytics.analytics.ingest.loading.queries import Connection, SourceSession
+from crm_analytics.analytics.ingest.loading.queries import EMPTY, Connection, SourceSession
 from crm_analytics.analytics.ingest.reading.batches import Rejected
 from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
+from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.totals import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
@@ -131,10 +132,9 @@ class Staged(SourceSession):
         if not numbers:
             return False
         self.execute(
-            """
-            CREATE TEMP TABLE IF NOT EXISTS as_found (record_no int, line_no int, record jsonb) ON COMMIT DROP;
-            TRUNCATE pg_temp.as_found
-            """
+            "CREATE TEMP TABLE IF NOT EXISTS {name} (record_no int, line_no int, record jsonb) ON COMMIT DELETE ROWS; "
+            + EMPTY,
+            name=sql.Identifier("as_found"),
         )
         for found in self.open_file.as_found(numbers):
             with (
@@ -217,7 +217,8 @@ def _create(staged: Staged) -> None:
         columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
         columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
     staged.execute(
-        "CREATE TEMP TABLE IF NOT EXISTS staged ({columns}) ON COMMIT DROP; TRUNCATE pg_temp.staged",
+        "CREATE TEMP TABLE IF NOT EXISTS {name} ({columns}) ON COMMIT DELETE ROWS; " + EMPTY,
+        name=sql.Identifier("staged"),
         columns=sql.SQL(", ").join(columns),
     )
 
@@ -252,6 +253,10 @@ def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected], dict[da
         data = sink.getvalue().to_pybytes() if rows.num_rows else b""
         return data, batch.rejected, {day["values"]: day["counts"] for day in days}
 
+    if staged.open_file.path.stat().st_size <= PIECE:
+        # one batch, with nothing to do meanwhile
+        yield from iter(encode_next, None)
+        return
     with ThreadPoolExecutor(1, "reader") as pool:
         upcoming = pool.submit(encode_next)
         while (item := upcoming.result()) is not None:

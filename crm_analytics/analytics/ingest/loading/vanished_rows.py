@@ -23,7 +23,8 @@ def note_vanished(staged: Staged) -> list[str]:
         )
     if staged.open_file.records.probably_cut_off:
         return []
-    first, last, here = staged.row("SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s")
+    days = staged.days()
+    here, first, last = sum(days.values()), min(days, default=None), max(days, default=None)
     dates = {"first": first, "last": last}
     # counted no further than it matters: a small export may have the dates of a million rows
     known = staged.value(

@@ -17,7 +17,7 @@ from crm_analytics.analytics.ingest.reading.csv_records import Block
 from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.totals import TotalLine, add_up, exact, tolerance
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
-from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal
+from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal, texts_at
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
 _LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$|^\s*(average|avg\.?|mean)\s*(:.*)?$"
@@ -39,7 +39,7 @@ def first_texts(block: Block) -> tuple[Mask, dict[int, npt.NDArray[np.intp]]]:
     rows = np.arange(block.length)
     first: dict[int, npt.NDArray[np.intp]] = {}
     for position, column in enumerate(block.columns):
-        empty = pc.match_substring_regex(_at(column, rows), _EMPTY).to_numpy(zero_copy_only=False)
+        empty = pc.match_substring_regex(texts_at(column, rows), _EMPTY).to_numpy(zero_copy_only=False)
         first[position] = rows[~empty]
         rows = rows[empty]
         if not len(rows):
@@ -47,10 +47,6 @@ def first_texts(block: Block) -> tuple[Mask, dict[int, npt.NDArray[np.intp]]]:
     blank = np.zeros(block.length, dtype=np.bool_)
     blank[[row for row in rows.tolist() if not any(block.extra_cells.get(row, []))]] = True
     return blank, first
-
-
-def _at(column: pa.Array, rows: npt.NDArray[np.intp]) -> pa.Array:
-    return column if len(rows) == len(column) else column.take(pa.array(rows))
 
 
 @dataclass
@@ -154,7 +150,7 @@ class SummaryLines:
         anywhere = np.arange(block.length)
         places = dict.fromkeys(range(len(block.columns)), anywhere) if self.source.month_totals else first
         for position, rows in places.items():
-            texts = _at(block.columns[position], rows)
+            texts = texts_at(block.columns[position], rows)
             labeled = pc.match_substring_regex(texts, _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)

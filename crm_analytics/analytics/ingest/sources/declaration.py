@@ -310,7 +310,7 @@ class Source:
         """SQL by the name that statements use for it; `s` is a staged record, `t` a row of the table."""
         values, keys = self.value_columns, self.key.columns
         totals = self.month_totals
-        return {
+        parts: dict[str, sql.Composable] = {
             "amount": sql.Identifier(totals.amount if totals else ""),
             "covered_to": sql.Identifier(totals.covered_to if totals else ""),
             "part": sql.Identifier(keys[-1]),
@@ -332,6 +332,8 @@ class Source:
             "record_values": column_list(values, "s"),
             "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
+        # rendered once, because every statement of every file has some
+        return {name: sql.SQL(part.as_string(None)) for name, part in parts.items()}
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
         texts = [self._column_as_text(alias, column) for column in columns]

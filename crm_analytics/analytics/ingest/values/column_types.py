@@ -79,6 +79,11 @@ def trim(text: str) -> str:
     return text.strip().strip("\ufeff\u200b").strip()
 
 
+def texts_at(texts: pa.Array, rows: npt.NDArray[np.intp]) -> pa.Array:
+    """Returns the texts of these rows, ascending; the column itself if that is all of them, since texts take long to copy."""
+    return texts if len(rows) == len(texts) else texts.take(pa.array(rows))
+
+
 _NO_TEXT = frozenset({"", "null"})
 _NO_VALUE = frozenset({"", "null", "--", "n/a"})
 
@@ -124,7 +129,7 @@ class Kind:
         rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
         if not len(rest):
             return Cleaned(texts)
-        cleaned, reasons, judged = self.by_rule(texts.take(pa.array(rest)), context)
+        cleaned, reasons, judged = self.by_rule(texts_at(texts, rest), context)
         values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
         return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()}, judged)
 
@@ -395,7 +400,7 @@ class When(Kind):
         rest = np.flatnonzero(~known)
         if not len(rest):
             return as_written, aware, known, {}, None
-        moments, refused, judged = self.by_rule(texts.take(pa.array(rest)), context)
+        moments, refused, judged = self.by_rule(texts_at(texts, rest), context)
         as_written[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
         aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
         known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
