@@ -36,7 +36,8 @@ def rebuild_source(
         return False
     if config.configured_url("analytics") is None:
         migrate("analytics", config=config)
-    require_migrated("analytics", config=config)
+    else:
+        require_migrated("analytics", config=config)
     try:
         with connect("analytics", config, autocommit=True) as connection, console.status(source) as status:
             changes = rebuilt(

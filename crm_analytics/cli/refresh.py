@@ -70,7 +70,8 @@ def refresh_months(
     require_storage(config)
     if config.configured_url("analytics") is None:
         migrate("analytics", config=config)
-    require_migrated("analytics", config=config)
+    else:
+        require_migrated("analytics", config=config)
     known = [key_month(key) for key in months.get_partition_keys()]
     asked = first or known[0], last or known[-1]
     covered = _covered(known, asked, console)

@@ -126,16 +126,17 @@ def migrate(
             )
         _take_lock(guard, report)
         apply_server_part(guard, database, report)
-        found_pending = _status(_recorded(guard, database, files), files).pending
+        state = _status(_recorded(guard, database, files), files)
         prepare_bookkeeping(guard, database)
         if before is not None:
             with psycopg.connect(url) as connection:
                 before(connection)
-        if found_pending:
+        if state.pending:
             _apply(database, url, files, report)
+            state = _status(_recorded(guard, database, files), files)
         if database == "analytics":
             _remember_timezone(guard, config.business_timezone)
-        return _status(_recorded(guard, database, files), files)
+        return state
 
 
 def status(database: str, *, config: Settings | None = None, url: str | None = None) -> Status:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import dagster as dg
 import psycopg
+from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator
 
 from crm_analytics.analytics.warehouse import catalog
 from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.orchestration.partitions import month_key
 
 OWNERS = ["team:data"]
 
@@ -41,3 +45,18 @@ def table_metadata(connection: psycopg.Connection[Any], schema: str, table: str)
         "dagster/column_schema": dg.TableSchema(columns=columns),
         "dagster/row_count": count[0],
     }
+
+
+def add_by_month(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, metadata: Mapping[date, Mapping[str, Any]]
+) -> None:
+    """Adds metadata to the events of some of the run's months.
+
+    Dagster's own `add_asset_metadata` takes one month, and lists all months of the run to find it among them.
+    """
+    step = context.get_step_execution_context()
+    known = dict(step._metadata_accumulator.per_output_metadata)
+    for month, values in metadata.items():
+        handle = AssetMetadataHandle(asset_key=key, partition_key=month_key(month))
+        known[handle] = {**known.get(handle, {}), **values}
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=known)

@@ -19,6 +19,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 
 from crm_analytics.core.database import database_url, sqlalchemy_url
 from crm_analytics.core.settings import PROJECT_DIR, Settings
+from crm_analytics.orchestration.event_storage import BatchedEventStorage
 from crm_analytics.orchestration.worker_lock import WatchedRunStorage
 
 EVENT_BATCH_SIZE = 1000
@@ -52,8 +53,11 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
-        # in place of the one that it has made, and with that one's tables
+        # in place of those that it has made, and with their tables
         self._run_storage: WatchedRunStorage = WatchedRunStorage(postgres_url)
+        self._event_log_storage: BatchedEventStorage = BatchedEventStorage(
+            postgres_url, should_autocreate_tables=False
+        )
         self._storages = (self._run_storage, self._event_log_storage, self._schedule_storage)
         for storage in self._storages:
             storage._engine = sa.create_engine(

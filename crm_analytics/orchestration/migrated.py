@@ -28,9 +28,12 @@ def migrated_url(database: str, config: Settings, migrate: Callable[[str], objec
     url = database_url(database, config)
     if url not in _found_migrated:
         try:
-            if config.configured_url(database) is None and migrations.status(database, url=url).pending:
+            try:
+                migrations.require_migrated(database, url=url)
+            except migrations.NotMigrated:
+                if config.configured_url(database) is not None:
+                    raise
                 migrate(url)
-            migrations.require_migrated(database, url=url)
         except migrations.MigrationError as error:
             raise dg.Failure(str(error)) from error
         _found_migrated.add(url)

@@ -34,8 +34,7 @@ KEPT_EVENTS = (
 )  # fmt: skip
 
 #: Ended runs with check results, but without the latest one of any check. A check that was planned last and never
-#: finished has two latest ones: what the UI shows now, and what was found last. Partitions don't count: a run over
-#: months plans each check for each month, and writes one result.
+#: finished has two latest ones: what the UI shows now, and what was found last.
 _RUNS_WITH_CHECKS = """
 WITH latest AS (
     SELECT max(id) AS id FROM asset_check_executions GROUP BY asset_key, check_name

@@ -291,3 +291,22 @@ def test_events_of_a_step_are_stored_together(platform: Platform, monkeypatch: p
     monkeypatch.setattr(storage, "store_event_batch", counted)
     assert platform.run(date(2023, 1, 1), OCTOBER, [dg.AssetKey(["raw", "jobs"])]).success
     assert max(sizes) >= 22
+
+
+def test_each_month_reports_its_rows_and_the_last_one_the_table(platform: Platform) -> None:
+    """The UI shows rows per month; columns, rows of the table and the plot are with the last month only."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-10-30"))
+    assert platform.run(OCTOBER, NOVEMBER).success
+    table = {"dagster/column_schema", "dagster/row_count"}
+    for key, rows, more in (
+        (RAW_KEYS[0], 2, table),
+        (dg.AssetKey(["analytics", "daily_metrics"]), 2, table),
+        (dg.AssetKey(["analytics", "monthly_metrics"]), 1, table | {"plot"}),
+    ):
+        found = {}
+        for record in platform.instance.fetch_materializations(key, limit=2).records:
+            assert record.asset_materialization is not None
+            found[record.partition_key] = record.asset_materialization.metadata
+        assert found["2024-10"]["dagster/partition_row_count"].value == rows
+        assert found["2024-11"]["dagster/partition_row_count"].value == 0
+        assert found["2024-11"].keys() - found["2024-10"].keys() == more

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.analytics.ingest.loading.landing import scan
+from crm_analytics.analytics.ingest.loading.landing import Listing, scan
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.check_queries import (
     QUERIES,
@@ -131,11 +130,13 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
         landing: dg.ResourceParam[LandingFolder],
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
+        # once for all checks of the step; None where the folder cannot be seen
+        listing = scan(landing.path) if source is not None and landing.path.is_dir() else None
         with analytics.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:
                 if query.name in wanted:
-                    yield _run(connection, query, _parameters(context), landing.path)
+                    yield _run(connection, query, _parameters(context), listing)
             if source is not None and "quarantine" in wanted:
                 yield _quarantine(connection, asset, source.name)
             if vanishing is not None and "vanished_rows" in wanted:
@@ -144,12 +145,12 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
                     asset, "vanished_rows", rows, f"{counted(len(rows), 'row')} vanished", error=False
                 )
             if totaled is not None and "file_totals" in wanted:
-                rows = _still_there(_rows(connection, totals_sql(), {"source": totaled.name}), landing.path)
+                rows = _still_there(_rows(connection, totals_sql(), {"source": totaled.name}), listing)
                 found = f"{counted(len(rows), 'file')} with another total than its records"
                 yield _result(asset, "file_totals", rows, found, error=True)
             if source is not None and "files_read" in wanted:
-                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), landing.path)
-                rows += _unreadable(landing.path, source.name)
+                rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), listing)
+                rows += _unreadable(listing, source.name)
                 yield _result(
                     asset, "files_read", rows, f"{counted(len(rows), 'file')} could not be read", error=True
                 )
@@ -157,32 +158,32 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
     return checks
 
 
-def _still_there(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def _still_there(rows: list[dict[str, Any]], listing: Listing | None) -> list[dict[str, Any]]:
     """Leaves out files that were removed since; where the folder cannot be seen, returns all of them."""
-    if not folder.is_dir():
+    if listing is None:
         return rows
-    there = {file.name for file in scan(folder).files}
+    there = {file.name for file in listing.files}
     return [row for row in rows if row["path"] in there]
 
 
-def _unreadable(folder: Path, source: str | None) -> list[dict[str, Any]]:
+def _unreadable(listing: Listing | None, source: str | None) -> list[dict[str, Any]]:
     """Returns what is in the landing folder and cannot be read at all: the ledger has no entry for it."""
-    found = scan(folder).unreadable if folder.is_dir() else []
+    found = listing.unreadable if listing is not None else []
     return [{"path": entry.name, "message": entry.message} for entry in found if entry.source == source]
 
 
 def _run(
-    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], folder: Path
+    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], listing: Listing | None
 ) -> dg.AssetCheckResult:
     rows = _rows(connection, query.sql, parameters)
     if query.name == "unrecognized_files":
-        rows = _still_there(rows, folder) + _unreadable(folder, None)
+        rows = _still_there(rows, listing) + _unreadable(listing, None)
     return _result(query.asset, query.name, rows, query.description, query.error)
 
 
 def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) -> dg.AssetCheckResult:
     rows = _rows(connection, quarantine_sql(), {"source": source})
-    reasons = _rows(connection, quarantine_reasons_sql(), {"source": source})
+    reasons = _rows(connection, quarantine_reasons_sql(), {"source": source}) if rows else []
     return _result(
         asset,
         "quarantine",

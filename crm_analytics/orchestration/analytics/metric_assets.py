@@ -13,8 +13,13 @@ from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.months_plot import months_plot
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase
-from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
-from crm_analytics.orchestration.partitions import month_key, months, window_of
+from crm_analytics.orchestration.asset_metadata import (
+    OWNERS,
+    add_by_month,
+    definition_metadata,
+    table_metadata,
+)
+from crm_analytics.orchestration.partitions import months, window_of
 
 DAILY = dg.AssetKey(["analytics", "daily_metrics"])
 MONTHLY = dg.AssetKey(["analytics", "monthly_metrics"])
@@ -76,16 +81,14 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
     with analytics.connect() as connection:
         done = refresh(connection, start, end, context.run_id)
         for table, key in (("daily_metrics", DAILY), ("monthly_metrics", MONTHLY)):
-            for month, rows in _rows_by_month(connection, table, start, end).items():
-                context.add_asset_metadata(
-                    {"dagster/partition_row_count": rows}, asset_key=key, partition_key=month_key(month)
-                )
-            # on the last month only: metadata of a ranged result would be copied to every month
-            last = month_key(done[-1].month)
-            context.add_asset_metadata(
-                table_metadata(connection, "analytics", table), asset_key=key, partition_key=last
+            counts = _rows_by_month(connection, table, start, end)
+            add_by_month(
+                context, key, {month: {"dagster/partition_row_count": rows} for month, rows in counts.items()}
             )
-        context.add_asset_metadata({"plot": months_plot(connection)}, asset_key=MONTHLY, partition_key=last)
+            # on the last month only: metadata of a ranged result would be copied to every month
+            last = done[-1].month
+            add_by_month(context, key, {last: table_metadata(connection, "analytics", table)})
+        add_by_month(context, MONTHLY, {last: {"plot": months_plot(connection)}})
     changed = sum(month.changed_rows for month in done)
     context.log.info(f"{counted(len(done), 'month')} recomputed, {counted(changed, 'daily row')} changed")
     for key in (DAILY, MONTHLY):

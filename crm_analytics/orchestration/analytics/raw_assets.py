@@ -12,7 +12,12 @@ from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
 from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase, LandingFolder
-from crm_analytics.orchestration.asset_metadata import OWNERS, definition_metadata, table_metadata
+from crm_analytics.orchestration.asset_metadata import (
+    OWNERS,
+    add_by_month,
+    definition_metadata,
+    table_metadata,
+)
 from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
 
 LOADING = (
@@ -93,12 +98,13 @@ def _report_months(
     """Reports row counts of the run's months, and a materialization of each month that files touched outside them."""
     window = window_of(context)
     inside = set(months_between(*window)) if window else set()
-    for month in inside:
-        context.add_asset_metadata(
-            {"dagster/partition_row_count": rows.get(month, 0)}, partition_key=month_key(month)
-        )
+    add_by_month(
+        context,
+        context.asset_key,
+        {month: {"dagster/partition_row_count": rows.get(month, 0)} for month in inside},
+    )
     if inside:
-        context.add_asset_metadata(columns, partition_key=month_key(max(inside)))
+        add_by_month(context, context.asset_key, {max(inside): columns})
     known = {key_month(key) for key in months.get_partition_keys()}
     for month in sorted((set(result.months) & known) - inside):
         context.log_event(
