@@ -1,23 +1,25 @@
-"""DuckDB and pandas on the same exports, for the same daily numbers: these lines inform and have no limit."""
+"""DuckDB and pandas on the same exports, for the same daily numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import duckdb
 import pandas as pd
+import psycopg
 import sqlalchemy as sa
 
-from bench.environment import Environment, timed
+from bench.cost import Cost, by_turns
+from bench.environment import Environment
 from bench.exports import Exports
-from bench.ingest import TABLES, loaded
-from bench.metrics import END, START
+from bench.loads import TABLES, business, landing, loaded
 from bench.table import BenchRow
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.core.database import sqlalchemy_url
+from crm_analytics.core.months import next_month
 
 SECTION = "comparators"
 #: Rows that pandas inserts: a million would take longer than the rest of the benchmark.
@@ -50,60 +52,69 @@ FROM jobs GROUP BY ALL
 
 
 def rows(environment: Environment) -> Iterator[BenchRow]:
-    """Yields one line per comparator, after checking that its jobs, repairs and revenue equal ours."""
-    with loaded(environment) as connection:
-        if "metrics" not in environment.seconds:
-            environment.seconds["metrics"] = timed(lambda: refresh(connection, START, END))
-        expected = connection.execute(
-            "SELECT sum(jobs), sum(repairs), sum(revenue_gross) FROM analytics.daily_metrics"
-            " WHERE (source, segment) <> ('Unattributed', 'OTHER') OR jobs > 0"
-        ).fetchone()
-        orphans = connection.execute(
-            "SELECT coalesce(sum(amount), 0) FROM analytics.orphan_payments"
-        ).fetchone()
-        attributed = connection.execute(
-            "SELECT sum(jobs), sum(repairs), sum(revenue_gross) FROM analytics.daily_metrics"
-        ).fetchone()
-        assert expected and orphans and attributed
-        answer = (int(attributed[0]), int(attributed[1]), attributed[2] - orphans[0])
-    exports = Exports(
-        next((environment.landing / "jobs").iterdir()), next((environment.landing / "payments").iterdir())
-    )
-    ours = sum(environment.seconds[f"load {table}"] for table in TABLES) + environment.seconds["metrics"]
-    environment.say("DuckDB on the same CSVs")
-    found: list[Any] = []
-    seconds = timed(lambda: found.extend(_duckdb(exports)))
-    assert tuple(found) == answer, f"DuckDB: {found}, ours: {answer}"
-    yield BenchRow(
-        SECTION, "from CSVs to daily metrics, stored in PostgreSQL with quarantine and ledger", ours, "s",
-        "DuckDB in memory, nothing stored", seconds,
-    )  # fmt: skip
-    environment.say("pandas on the same CSVs")
+    """Yields the lines, after checking that each comparator's jobs, repairs and revenue equal ours."""
+    database = loaded(environment)
+    size = business(environment)
+    with environment.connect(database) as connection:
+        if "metrics" not in environment.costs:
+            end = next_month(size.last.replace(day=1))
+            environment.note("metrics", environment.measure(lambda: refresh(connection, size.first, end)))
+        answer = _answer(connection)
+    jobs_file, payments_file = (next((landing(environment) / table).iterdir()) for table in TABLES)
+    exports = Exports(jobs_file, payments_file)
     frames: list[pd.DataFrame] = []
-    reading = timed(lambda: frames.extend(_read(exports)))
-    found.clear()
-    grouping = timed(lambda: found.extend(_groupby(*frames)))
-    assert tuple(found) == answer, f"pandas: {found}, ours: {answer}"
-    yield BenchRow(
-        SECTION,
-        "from CSVs to daily metrics",
-        ours,
-        "s",
-        "pandas read_csv and groupby",
-        reading + grouping,
+
+    def read() -> None:
+        frames[:] = _read(exports)
+
+    def checked(name: str, compute: Callable[[], list[Any]]) -> Callable[[], Cost]:
+        def work() -> Cost:
+            found: list[Any] = []
+            cost = environment.measure(lambda: found.extend(compute()))
+            assert tuple(found) == answer, f"{name}: {found}, ours: {answer}"
+            return cost
+
+        return work
+
+    environment.say("DuckDB and pandas on the same CSVs")
+    in_duckdb, reading, grouping = by_turns(
+        checked("DuckDB", lambda: _duckdb(exports)),
+        lambda: environment.measure(read),
+        checked("pandas", lambda: _groupby(*frames)),
     )
-    yield BenchRow(
-        SECTION, "daily and monthly metrics, computed in PostgreSQL", environment.seconds["metrics"], "s",
+    ours = environment.cost("load") + environment.cost("metrics")
+    yield BenchRow.of_costs(
+        SECTION, "from CSVs to daily metrics", ours, "DuckDB in memory, nothing stored", in_duckdb, 12.0
+    )
+    yield BenchRow.of_costs(
+        SECTION, "from CSVs to daily metrics", ours, "pandas read_csv and groupby", reading + grouping
+    )
+    yield BenchRow.of_costs(
+        SECTION, "daily and monthly metrics, computed in PostgreSQL", environment.cost("metrics"),
         "pandas groupby on frames in memory", grouping,
     )  # fmt: skip
     environment.say("pandas to_sql")
-    inserted = min(INSERTED, environment.jobs)
-    to_sql = timed(lambda: _to_sql(environment, frames[0].head(inserted))) / inserted
-    load = environment.seconds["load jobs"] / environment.jobs
-    yield BenchRow(
-        SECTION, "load of a million jobs from the CSV", load * 1e6, "s", "pandas to_sql of the frame, without reading the CSV",
-        to_sql * 1e6, note=f"to_sql measured on {inserted:,} rows, same indexes",
+    inserted = min(INSERTED, size.jobs)
+    frame = frames[0].head(inserted)
+    (to_sql,) = by_turns(lambda: _to_sql(environment, database, frame))
+    yield BenchRow.of_costs(
+        SECTION, f"load of {inserted:,} jobs from the CSV", environment.cost("load jobs") / (size.jobs / inserted),
+        "pandas to_sql of the frame, without reading the CSV", to_sql,
+        note=f"ours: that part of the load of {size.jobs:,}; same indexes",
     )  # fmt: skip
+
+
+def _answer(connection: psycopg.Connection[Any]) -> tuple[int, int, Decimal]:
+    """Returns our jobs, repairs and revenue, without the payments whose job is unknown: the comparators join them away."""
+    found = connection.execute(
+        """
+        SELECT sum(jobs), sum(repairs),
+            sum(revenue_gross) - (SELECT coalesce(sum(amount), 0) FROM analytics.orphan_payments)
+        FROM analytics.daily_metrics
+        """
+    ).fetchone()
+    assert found is not None
+    return int(found[0]), int(found[1]), found[2]
 
 
 def _duckdb(exports: Exports) -> list[Any]:
@@ -163,8 +174,8 @@ def _segment(text: str) -> str:
     return "COD" if "cod" in words else "INS" if "ins" in words else "OTHER"
 
 
-def _to_sql(environment: Environment, frame: pd.DataFrame) -> None:
-    with environment.connect("ten_years") as connection:
+def _to_sql(environment: Environment, database: str, frame: pd.DataFrame) -> Cost:
+    with environment.connect(database) as connection:
         connection.execute("DROP SCHEMA IF EXISTS bench CASCADE; CREATE SCHEMA bench")
         connection.execute("CREATE TABLE bench.jobs (LIKE raw.jobs INCLUDING ALL)")
     named = pd.DataFrame(
@@ -178,7 +189,15 @@ def _to_sql(environment: Environment, frame: pd.DataFrame) -> None:
             "job_date": frame["Created"].dt.date,
         }
     )
-    engine = sa.create_engine(sqlalchemy_url(environment.analytics("ten_years"), "postgresql+psycopg"))
-    with engine.begin() as connection:
-        named.to_sql("jobs", connection, schema="bench", if_exists="append", index=False, chunksize=10_000)
+    engine = sa.create_engine(sqlalchemy_url(environment.analytics(database), "postgresql+psycopg"))
+
+    def work() -> None:
+        with engine.begin() as connection:
+            named.to_sql(
+                "jobs", connection, schema="bench", if_exists="append", index=False, chunksize=10_000
+            )
+
+    environment.checkpoint()
+    cost = environment.measure(work)
     engine.dispose()
+    return cost

@@ -1,4 +1,4 @@
-"""A process that loads one source (arguments: URL, landing folder, source), so that its memory can be measured."""
+"""A process that loads one source (arguments: URL, landing folder, source, force), so that its memory can be measured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from zoneinfo import ZoneInfo
 from crm_analytics.analytics.ingest.loading.load import load_source
 
 
-def main(url: str, landing: str, source: str) -> None:
-    """Prints seconds, peak memory in MB, and the files' statuses and counts as JSON."""
+def main(url: str, landing: str, source: str, force: str) -> None:
+    """Prints seconds, CPU seconds, peak memory in MB, and the files' statuses and counts as JSON."""
     start, cpu_before = time.perf_counter(), time.process_time()
-    result = load_source(url, Path(landing), source, timezone=ZoneInfo("America/New_York"))
+    result = load_source(
+        url, Path(landing), source, timezone=ZoneInfo("America/New_York"), force=force == "True"
+    )
     seconds = time.perf_counter() - start
     cpu = time.process_time() - cpu_before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
