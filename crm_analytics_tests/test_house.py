@@ -20,7 +20,7 @@ ORDERS = {
     "crm_analytics.analytics.ingest": ["dry_run", "loading", "reading", "sources", "values", "errors"],
     "crm_analytics.crm": ["proof", "migrating", "schema"],
 }
-TOP = ["cli", "definitions", "orchestration"]  #: nothing below imports these
+TOP = ["__main__", "cli", "definitions", "orchestration"]  #: nothing below imports these
 WRITTEN = re.compile(r"(?<![\w./])(?:\.\./)*((?:docs|sql|crm_analytics)/[\w./-]*\w)(?![\w*{<…-])")
 HISTORY = "CHANGELOG.md"  #: names what once was
 EXAMPLE = re.compile("NNNN|NAME")  #: where the reader puts a name

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import psycopg
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,10 +14,28 @@ from rich.table import Table
 from crm_analytics.analytics.ingest.dry_run import FileReport, examine
 from crm_analytics.analytics.ingest.loading.ledger import Connection
 from crm_analytics.analytics.ingest.reading.batches import Records
+from crm_analytics.cli.terminal import console, errors
+from crm_analytics.core.database import database_url, embedded
+from crm_analytics.core.migrations import MigrationError, require_migrated
+from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 
 #: quarantined records printed per file
 MOST_RECORDS = 20
+
+
+def check_with_database(config: Settings, paths: Sequence[Path]) -> bool:
+    """Prints what loading the files would do, also in the analytics database if it can be asked."""
+    connection = None
+    if config.analytics_database_url or embedded(config).initialized():
+        try:
+            require_migrated("analytics", config=config)
+            connection = psycopg.connect(database_url("analytics", config), autocommit=True)
+        except (psycopg.OperationalError, MigrationError) as error:
+            errors.print(f"without the database: {escape(str(error))}", style="dim", highlight=False)
+    return check_files(
+        paths, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
+    )
 
 
 def check_files(

@@ -1,73 +1,10 @@
-"""The `crm-analytics crm …` commands and `crm-analytics migrate crm`."""
+"""The `crm-analytics crm …` commands; as in `main`, each imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import click
-import psycopg
-
-from crm_analytics.core import migrations
-from crm_analytics.core.database import connect, database_url
-from crm_analytics.core.settings import PROJECT_DIR, settings
-from crm_analytics.core.wording import counted
-from crm_analytics.crm import generate
-from crm_analytics.crm.migrating.adoption import refuse_lost_record
-from crm_analytics.crm.migrating.migrate import migrate_crm
-from crm_analytics.crm.migrating.scratch_database import scratch_database
-from crm_analytics.crm.proof import attacks, invariants
-from crm_analytics.crm.schema import manifest
-from crm_analytics.crm.schema.repairs import writer_repair
-from crm_analytics.demo import crm_activity
-
-
-def migrate(
-    *,
-    url: str | None = None,
-    sql: bool = False,
-    check: bool = False,
-    replace_legacy: bool = False,
-    echo: Callable[[str], None] = click.echo,
-) -> int:
-    """Runs `crm-analytics migrate crm [--sql|--check|--replace-legacy]` and returns its exit code.
-
-    `--sql` prints the SQL without running it. `--check` changes nothing and returns 1 if a migration is pending or the
-    catalog differs from the manifest.
-    """
-    url = url or database_url("crm")
-    if sql:
-        echo(migrations.script("crm", after=migrations.status("crm", url=url).version))
-        return 0
-    if check:
-        status = migrations.status("crm", url=url)
-        if status.version is None:
-            with psycopg.connect(url, autocommit=True) as connection:
-                refuse_lost_record(connection)
-        if status.pending:
-            echo(f"pending: {', '.join(status.pending)}. Run: crm-analytics migrate crm")
-            return 1
-        return _report_drift(url, echo)
-    status = migrate_crm(url, replace_legacy=replace_legacy, report=echo)
-    echo(f"crm is at {status.version}")
-    return 0
-
-
-def _report_drift(url: str, echo: Callable[[str], None]) -> int:
-    with psycopg.connect(url, autocommit=True) as connection:
-        comparison = manifest.compare(connection)
-        writers = manifest.unexpected_writers(connection)
-    for key in comparison.allowed_extras:
-        echo(f"allowed extra: {key}")
-    for difference in comparison.differences:
-        echo(f"{difference.problem}\n{difference.repair}\n")
-    for writer in writers:
-        echo(f"{writer['role_name']} can {', '.join(writer['privileges'])} {writer['table_name']}")
-        echo(f"{writer_repair(writer)}\n")
-    if comparison.differences or writers:
-        return 1
-    echo("the catalog equals the manifest")
-    return 0
 
 
 @click.group()
@@ -83,7 +20,12 @@ def create_admin(email: str, name: str | None) -> None:
 
     Runs as the migrating login; later users come from create_user_safe. Refused if there is already an active admin who can be recognized, by e-mail address or mapped identity.
     """
-    migrations.require_migrated("crm")
+    import psycopg
+
+    from crm_analytics.core.database import connect
+    from crm_analytics.core.migrations import require_migrated
+
+    require_migrated("crm")
     with connect("crm") as connection:
         # Only one first admin, even if this runs several times at once.
         connection.execute("LOCK TABLE public.users IN SHARE ROW EXCLUSIVE MODE")
@@ -132,8 +74,12 @@ def guards() -> None:
 
     Exit code 1 if they differ (drift); prints each difference with the SQL that repairs it.
     """
-    migrations.require_migrated("crm")
-    sys.exit(_report_drift(database_url("crm"), click.echo))
+    from crm_analytics.cli.crm_schema import report_drift
+    from crm_analytics.core.database import database_url
+    from crm_analytics.core.migrations import require_migrated
+
+    require_migrated("crm")
+    sys.exit(report_drift(database_url("crm"), click.echo))
 
 
 @crm.command("invariants")
@@ -142,7 +88,12 @@ def check_invariants() -> None:
 
     Exit code 1 if an invariant is broken.
     """
-    migrations.require_migrated("crm")
+    from crm_analytics.core.database import connect
+    from crm_analytics.core.migrations import require_migrated
+    from crm_analytics.core.wording import counted
+    from crm_analytics.crm.proof import invariants
+
+    require_migrated("crm")
     broken = 0
     with connect("crm", autocommit=True) as connection:
         for name, result in invariants.check(connection).items():
@@ -161,6 +112,9 @@ def try_attacks() -> None:
 
     The server runs on this machine. Exit code 1 if an attack gets through.
     """
+    from crm_analytics.core.settings import settings
+    from crm_analytics.crm.proof import attacks
+
     outcomes = attacks.run_on_scratch_server(settings().embedded_postgres_version)
     for outcome in outcomes:
         click.echo(
@@ -179,7 +133,11 @@ def play(months: int, seed: int) -> None:
 
     For demos only: it writes real rows.
     """
-    migrations.require_migrated("crm")
+    from crm_analytics.core.database import database_url
+    from crm_analytics.core.migrations import require_migrated
+    from crm_analytics.demo import crm_activity
+
+    require_migrated("crm")
     click.echo(crm_activity.play(database_url("crm"), months=months, seed=seed).text())
 
 
@@ -189,6 +147,10 @@ def write_manifest() -> None:
 
     They are in crm_analytics/crm/schema, and describe a scratch database that runs every migration.
     """
+    from crm_analytics.core.settings import settings
+    from crm_analytics.crm.migrating.scratch_database import scratch_database
+    from crm_analytics.crm.schema import manifest
+
     with scratch_database(settings().embedded_postgres_version) as connection:
         for path, written in manifest.write_manifests(connection).items():
             click.echo(f"{path.name}: {len(written.objects)} objects, {written.sha256()}")
@@ -200,6 +162,10 @@ def write_reference() -> None:
 
     Needed after a change of the RPCs; reads them from a scratch database.
     """
+    from crm_analytics.core.settings import PROJECT_DIR, settings
+    from crm_analytics.crm import generate
+    from crm_analytics.crm.migrating.scratch_database import scratch_database
+
     with scratch_database(settings().embedded_postgres_version) as connection:
         written = generate.write(connection)
     click.echo("\n".join(str(path.relative_to(PROJECT_DIR)) for path in written))

@@ -1,29 +1,19 @@
-"""Defines the command line `crm-analytics`; a command imports heavy modules only when it needs them."""
+"""Defines the command line `crm-analytics`; each command imports what it needs when it runs, so that help is instant."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import click
-import psycopg
-from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
 
-from crm_analytics.cli import crm as crm_commands
-from crm_analytics.core import migrations
-from crm_analytics.core.database import database_url, embedded
-from crm_analytics.core.settings import DATABASES, Settings, parse_month, settings
+from crm_analytics.cli import crm
+from crm_analytics.core import DATABASES
+from crm_analytics.core.months import parse_month
 
-PIPED_WIDTH = 120  #: a log file has no width of its own
-console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
-errors = Console(stderr=True)
-SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
 PORT = click.IntRange(1, 65535)
 
 
@@ -46,23 +36,13 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ValidationError as error:
-            for problem in error.errors():
-                # a default that is made of another setting, which is the one that is wrong
-                if problem["type"] == "default_factory_not_called":
-                    continue
-                name = "_".join(str(part) for part in problem["loc"]).upper()
-                found = "" if name in SECRET else f" (found {problem['input']!r})"
-                text = problem["msg"].removeprefix("Value error, ")
-                errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
-        except migrations.NotMigrated as error:
-            errors.print(f"[red]not migrated[/]: {escape(str(error))}", highlight=False)
-        except migrations.MigrationError as error:
-            errors.print(f"[red]migration refused[/]: {escape(str(error))}", highlight=False)
-        except psycopg.OperationalError as error:
-            errors.print(f"[red]no connection to the database[/]: {escape(str(error))}", highlight=False)
-        except psycopg.Error as error:
-            errors.print(f"[red]the database refused[/]: {escape(str(error))}", highlight=False)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from crm_analytics.cli.failures import print_expected
+
+            if not print_expected(error):
+                raise
         ctx.exit(1)
 
 
@@ -105,13 +85,14 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
 
     Safe to repeat, and to run twice at once.
     """
+    from crm_analytics.cli import crm_schema
+    from crm_analytics.core import migrations
+
     failed = False
     for name in [database] if database else ["analytics", "crm"]:
         if name == "crm":
             echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
-            failed |= bool(
-                crm_commands.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo)
-            )
+            failed |= bool(crm_schema.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo))
         elif sql:
             click.echo(migrations.script(name))
         elif check:
@@ -144,6 +125,8 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     a month in the range is stale. Warnings and failed checks don't change the exit code.
     """
     from crm_analytics.cli.refresh import refresh_months
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
 
     config = settings()
     if landing:
@@ -193,6 +176,8 @@ def rebuild(
     is. A file that is no longer there needs no option: its rows are left out.
     """
     from crm_analytics.cli.rebuild import rebuild_source
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
 
     config = settings()
     if landing:
@@ -210,20 +195,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
-    from crm_analytics.cli.check import check_files
+    from crm_analytics.cli.check import check_with_database
+    from crm_analytics.core.settings import settings
 
-    config = settings()
-    connection = None
-    if config.analytics_database_url or embedded(config).initialized():
-        try:
-            migrations.require_migrated("analytics", config=config)
-            connection = psycopg.connect(database_url("analytics", config), autocommit=True)
-        except (psycopg.OperationalError, migrations.MigrationError) as error:
-            errors.print(f"without the database: {escape(str(error))}", style="dim", highlight=False)
-    good = check_files(
-        files, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
-    )
-    sys.exit(0 if good else 1)
+    sys.exit(0 if check_with_database(settings(), files) else 1)
 
 
 @main.command()
@@ -241,6 +216,8 @@ def up(port: int, host: str, path_prefix: str | None) -> None:
     """
     from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import Settings, settings
 
     config = settings() if path_prefix is None else Settings(dagster_webserver_path_prefix=path_prefix)
     _refuse_taken(host, port)
@@ -264,6 +241,8 @@ def demo(serve: bool, port: int, months: int) -> None:
     The sample's landing folder is in the state folder, never your own. The CRM gets three months of invented business.
     """
     from crm_analytics.cli.demo import demo_settings, run_demo
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
 
     if serve:
         _refuse_taken("127.0.0.1", port)
@@ -271,7 +250,7 @@ def demo(serve: bool, port: int, months: int) -> None:
     wanted = demo_settings(config, months)
     if wanted.start_month < config.start_month:
         # the months are read from the environment when their module is imported: go on in a process that has it
-        os.execve(sys.executable, [sys.executable, *sys.argv], wanted.environment())  # noqa: S606
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted.environment())  # noqa: S606
     sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
@@ -283,6 +262,10 @@ def psql(database: str, arguments: tuple[str, ...]) -> None:
 
     What follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`.
     """
+    import subprocess
+
+    from crm_analytics.core.database import database_url, embedded
+
     program = embedded().bin / "psql"
     sys.exit(subprocess.run([program, database_url(database), *arguments], check=False).returncode)
 
@@ -294,6 +277,10 @@ def url(database: str) -> None:
 
     Leaves the embedded server running.
     """
+    from crm_analytics.cli.terminal import errors
+    from crm_analytics.core.database import database_url, embedded
+    from crm_analytics.core.settings import settings
+
     config = settings()
     click.echo(database_url(database, config))
     if config.configured_url(database) is None:
@@ -318,6 +305,9 @@ def stop() -> None:
 
     It stops by itself when nothing uses it, unless `url` kept it up.
     """
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.database import embedded
+
     server = embedded()
     if server.running():
         server.stop()
@@ -346,6 +336,8 @@ def prune(days: int, check_days: int) -> None:
 
     Materializations are never deleted, nor the latest result of each check.
     """
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
     from crm_analytics.orchestration.retention import prune_all
 
     console.print(str(prune_all(settings(), days, check_days)))
@@ -360,7 +352,7 @@ def _refuse_taken(host: str, port: int) -> None:
         raise click.ClickException(f"port {port} of {host} is taken ({reason}): choose another with --port")
 
 
-main.add_command(crm_commands.crm)
+main.add_command(crm.crm)
 
 if __name__ == "__main__":
     main()

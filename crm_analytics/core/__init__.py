@@ -1,1 +1,3 @@
 """The ground that both domains stand on: settings, databases, migrations, months."""
+
+DATABASES = ("analytics", "crm", "dagster")

@@ -7,10 +7,10 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy.engine import URL
 
+from crm_analytics.core import DATABASES
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.core.settings import DATABASES, Settings, settings
+from crm_analytics.core.settings import Settings, settings
 
 _servers: dict[tuple[str, int], EmbeddedPostgres] = {}
 
@@ -63,6 +63,9 @@ def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
     dagster-postgres takes URLs only. Whatever is not user, password, host, port or dbname goes into the query
     part; a socket directory becomes `?host=`.
     """
+    # a tenth of a second to import, and only Dagster's processes need it
+    from sqlalchemy.engine import URL
+
     parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
     host = parts.pop("host", None)
     query: dict[str, str] = {}

@@ -30,7 +30,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from crm_analytics.core.settings import DATABASES
+from crm_analytics.core import DATABASES
 
 with warnings.catch_warnings():
     # the wheel looks for a runtime folder that is not used here

@@ -11,19 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, LiteralString
 
 import psycopg
-import sqlalchemy as sa
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import Script, ScriptDirectory
 
 from crm_analytics.core import locks
 from crm_analytics.core.database import database_url
@@ -33,8 +26,6 @@ from crm_analytics.core.wording import counted
 
 #: Where each database keeps its version table and checksums.
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
-#: Alembic has one environment per process.
-_ALEMBIC = threading.Lock()
 #: Seconds to wait for another migration.
 LOCK_PATIENCE = 300
 SERVER_FILE = "server.sql"
@@ -100,25 +91,6 @@ def migration_files(database: str) -> list[SqlFile]:
     return files
 
 
-class _SqlScripts(ScriptDirectory):
-    """Makes Alembic read SQL files instead of Python modules, and run each with `run`."""
-
-    def __init__(self, database: str, files: list[SqlFile], run: Callable[[SqlFile], None]) -> None:
-        self._files = files
-        self._run = run
-        super().__init__(str(SQL_DIR / database))
-
-    def _load_revisions(self) -> Iterator[Script]:
-        before: str | None = None
-        for file in self._files:
-            module = ModuleType(f"sql_{file.version}", file.name)
-            module.__dict__.update(
-                revision=file.version, down_revision=before, upgrade=partial(self._run, file)
-            )
-            yield Script(module, file.version, file.path)
-            before = file.version
-
-
 def migrate(
     database: str,
     *,
@@ -154,12 +126,13 @@ def migrate(
             )
         _take_lock(guard, report)
         apply_server_part(guard, database, report)
-        _recorded(guard, database, files)
+        found_pending = _status(_recorded(guard, database, files), files).pending
         prepare_bookkeeping(guard, database)
         if before is not None:
             with psycopg.connect(url) as connection:
                 before(connection)
-        _run_alembic(database, url, files, report)
+        if found_pending:
+            _apply(database, url, files, report)
         if database == "analytics":
             _remember_timezone(guard, config.business_timezone)
         return _status(_recorded(guard, database, files), files)
@@ -332,42 +305,24 @@ def _refuse_changed_files(applied: Mapping[str, str], files: list[SqlFile]) -> N
         )
 
 
-def _run_alembic(database: str, url: str, files: list[SqlFile], report: Callable[[str], None]) -> None:
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=sa.NullPool
-    )
-    with engine.connect() as connection:
-        raw = connection.connection.driver_connection
-        assert isinstance(raw, psycopg.Connection)
+def _apply(database: str, url: str, files: list[SqlFile], report: Callable[[str], None]) -> None:
+    # a quarter of a second to import, and most commands find nothing to apply
+    from crm_analytics.core.alembic_files import run_pending
 
-        def run(file: SqlFile) -> None:
-            if database == "analytics":
-                _hold_refreshes(raw)
-            # on the raw connection: psycopg takes a whole file in one go
-            try:
-                raw.execute(file.text().encode())
-            except psycopg.Error as error:
-                raise MigrationError(f"{file.name}: {error}") from error
-            record_applied(raw, database, file)
-            report(f"applied {file.name}")
-            if database == "analytics":
-                _queue_every_month(raw, file, report)
+    def run(connection: psycopg.Connection[Any], file: SqlFile) -> None:
+        if database == "analytics":
+            _hold_refreshes(connection)
+        # psycopg takes a whole file in one go
+        try:
+            connection.execute(file.text().encode())
+        except psycopg.Error as error:
+            raise MigrationError(f"{file.name}: {error}") from error
+        record_applied(connection, database, file)
+        report(f"applied {file.name}")
+        if database == "analytics":
+            _queue_every_month(connection, file, report)
 
-        scripts = _SqlScripts(database, files, run)
-
-        def upgrade(revision: Any, context: Any) -> list[Any]:
-            return scripts._upgrade_revs("head", revision)
-
-        with _ALEMBIC, EnvironmentContext(Config(), scripts, fn=upgrade) as environment:
-            environment.configure(
-                connection=connection,
-                version_table="alembic_version",
-                version_table_schema=VERSION_SCHEMA[database],
-                transaction_per_migration=True,
-            )
-            with environment.begin_transaction():
-                environment.run_migrations()
-        connection.commit()
+    run_pending(url, VERSION_SCHEMA[database], files, run)
 
 
 def _hold_refreshes(connection: psycopg.Connection[Any]) -> None:

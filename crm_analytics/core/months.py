@@ -1,10 +1,25 @@
-"""Calculates with months; a month is the date of its first day."""
+"""Reads and calculates with months; a month is the date of its first day."""
 
 from __future__ import annotations
 
-import calendar
+import re
 from collections.abc import Iterable, Iterator
-from datetime import date
+from datetime import date, timedelta
+from typing import Any
+
+
+def parse_month(value: Any) -> date:
+    """Returns the first day of the month that `2024-10`, `2024-10-01` or a date names.
+
+    Raises:
+        ValueError: for anything else; the message says what is accepted.
+    """
+    if isinstance(value, date):
+        return value.replace(day=1)
+    match = re.fullmatch(r"(\d{4})-(\d{2})(?:-01)?", str(value).strip())
+    if not match or not 1 <= int(match[2]) <= 12:
+        raise ValueError(f"{value!r} is not a month: write it as YYYY-MM, e.g. 2024-10")
+    return date(int(match[1]), int(match[2]), 1)
 
 
 def next_month(month: date) -> date:
@@ -14,7 +29,7 @@ def next_month(month: date) -> date:
 
 def end_of_month(month: date) -> date:
     """Returns the month's last day."""
-    return month.replace(day=calendar.monthrange(month.year, month.month)[1])
+    return next_month(month) - timedelta(days=1)
 
 
 def months_between(start: date, end: date) -> Iterator[date]:

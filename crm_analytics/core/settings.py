@@ -7,33 +7,21 @@ import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from crm_analytics.core import DATABASES
+from crm_analytics.core.months import parse_month
+
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 SQL_DIR = PROJECT_DIR / "sql"
-DATABASES = ("analytics", "crm", "dagster")
 EMBEDDED_VERSIONS = (16, 18)
 #: Below the state folder, so that the sample never lands among people's own exports.
 SAMPLE_FOLDER = "sample_landing"
-
-
-def parse_month(value: Any) -> date:
-    """Returns the first day of the month that `2024-10`, `2024-10-01` or a date names.
-
-    Raises:
-        ValueError: for anything else; the message says what is accepted.
-    """
-    if isinstance(value, date):
-        return value.replace(day=1)
-    match = re.fullmatch(r"(\d{4})-(\d{2})(?:-01)?", str(value).strip())
-    if not match or not 1 <= int(match[2]) <= 12:
-        raise ValueError(f"{value!r} is not a month: write it as YYYY-MM, e.g. 2024-10")
-    return date(int(match[1]), int(match[2]), 1)
 
 
 def _default_landing_dir(values: dict[str, Any]) -> Path:
@@ -83,8 +71,13 @@ class Settings(BaseSettings):
     @field_validator("business_timezone")
     @classmethod
     def _known_timezone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError(f"BUSINESS_TIMEZONE {value!r} is not an IANA name such as America/New_York")
+        try:
+            ZoneInfo(value)
+        # a folder's name is an OSError, a path outside the zones' folder a ValueError
+        except (ZoneInfoNotFoundError, OSError, ValueError):
+            raise ValueError(
+                f"BUSINESS_TIMEZONE {value!r} is not an IANA name such as America/New_York"
+            ) from None
         return value
 
     @field_validator("start_month")

@@ -9,8 +9,8 @@ from datetime import date
 
 import dagster as dg
 
-from crm_analytics.core.months import next_month
-from crm_analytics.core.settings import Settings, parse_month
+from crm_analytics.core.months import next_month, parse_month
+from crm_analytics.core.settings import Settings
 
 MONTH_FORMAT = "%Y-%m"
 

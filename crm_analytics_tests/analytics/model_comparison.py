@@ -72,6 +72,26 @@ def assert_metrics(connection: psycopg.Connection[Any], warehouse: Warehouse) ->
     assert_equal(stored(connection, "monthly_metrics", "month"), reference_model.monthly_metrics(daily))
 
 
+def assert_metrics_equal_facts(connection: psycopg.Connection[Any]) -> None:
+    """Asserts that the metrics, computed by groups, equal the facts added up one by one: all measures, leads by rule."""
+    differences = "SELECT * FROM analytics.daily_differences('-infinity', 'infinity')"
+    assert connection.execute(differences).fetchall() == []
+    by_groups = connection.execute(
+        """
+        SELECT c.lead_rule, sum(d.leads)
+        FROM analytics.daily_metrics d
+        JOIN analytics.channel_rules c
+            ON c.source = d.source AND analytics.in_force(d.date, c.valid_from, c.valid_to)
+        WHERE d.leads > 0
+        GROUP BY c.lead_rule
+        ORDER BY c.lead_rule
+        """
+    ).fetchall()
+    assert by_groups == connection.execute(
+        "SELECT lead_rule, count(*) FROM analytics.lead_facts GROUP BY lead_rule ORDER BY lead_rule"
+    ).fetchall()  # fmt: skip
+
+
 def refresh_stale(connection: psycopg.Connection[Any]) -> None:
     """Refreshes each stale month alone, as the sensor would, and nothing else."""
     for stale in stale_months(connection):
@@ -94,6 +114,7 @@ def assert_every_way_agrees(
     refresh_stale(connection)
     assert stale_months(connection) == []
     assert_metrics(connection, warehouse)
+    assert_metrics_equal_facts(connection)
     assert sum(month.changed_rows for month in refresh(connection, first, next_month(last))) == 0
     connection.execute("TRUNCATE analytics.daily_metrics, analytics.monthly_metrics")
     refresh(connection, first, next_month(last))

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from crm_analytics.cli import crm as commands
+from crm_analytics.cli import crm, crm_schema
 from crm_analytics.cli.main import main
 from crm_analytics.core.migrations import migration_files
 
@@ -17,17 +17,17 @@ def test_migrate_check_and_sql_on_an_empty_database(new_database: Callable[..., 
     """--check tells a deployment what is pending, and --sql prints it for review; neither changes anything."""
     url, lines = new_database(), list[str]()
     names = [file.name for file in migration_files("crm")]
-    assert commands.migrate(url=url, check=True, echo=lines.append) == 1
+    assert crm_schema.migrate(url=url, check=True, echo=lines.append) == 1
     assert lines == [f"pending: {', '.join(names)}. Run: crm-analytics migrate crm"]
     lines.clear()
-    assert commands.migrate(url=url, sql=True, echo=lines.append) == 0
+    assert crm_schema.migrate(url=url, sql=True, echo=lines.append) == 0
     assert [line for line in lines[0].splitlines() if line.startswith("-- 0") and line[3:] in names] == [
         f"-- {name}" for name in names
     ]
     lines.clear()
-    assert commands.migrate(url=url, echo=lines.append) == 0
+    assert crm_schema.migrate(url=url, echo=lines.append) == 0
     assert lines[-1] == f"crm is at {names[-1][:4]}"
-    assert commands.migrate(url=url, check=True, echo=lines.append) == 0
+    assert crm_schema.migrate(url=url, check=True, echo=lines.append) == 0
     assert lines[-1] == "the catalog equals the manifest"
 
 
@@ -37,7 +37,7 @@ def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE public.orders DISABLE TRIGGER guard_rows")
         connection.execute("GRANT UPDATE ON public.tasks TO crm_app")
-    assert commands.migrate(url=url, check=True, echo=lines.append) == 1
+    assert crm_schema.migrate(url=url, check=True, echo=lines.append) == 1
     text = "\n".join(lines)
     assert "trigger public.orders.guard_rows: enabled is D, expected A" in text
     assert "ENABLE ALWAYS TRIGGER guard_rows" in text
@@ -53,7 +53,7 @@ def test_the_first_admin_is_created_once(
     monkeypatch.setenv("CRM_DATABASE_URL", url)
 
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(commands.crm, arguments)
+        return CliRunner().invoke(crm.crm, arguments)
 
     made = run("create-admin", "Olga@Example.com", "--name", "Olga Owner")
     assert made.exit_code == 0, made.output
@@ -94,11 +94,11 @@ def test_an_adopted_admin_without_an_address_does_not_prevent_the_first_admin(
         ("  ", "blank"),
         ("max@example.com", "belongs to Max (manager"),
     ):
-        refused = CliRunner().invoke(commands.crm, ["create-admin", address])
+        refused = CliRunner().invoke(crm.crm, ["create-admin", address])
         assert refused.exit_code == 1
         assert refusal in refused.output
         assert "Traceback" not in refused.output
-    assert CliRunner().invoke(commands.crm, ["create-admin", " Olga@example.com "]).exit_code == 0
+    assert CliRunner().invoke(crm.crm, ["create-admin", " Olga@example.com "]).exit_code == 0
     with psycopg.connect(url, autocommit=True) as connection:
         found = connection.execute(
             "SELECT public.resolve_crm_user('sso', 'o', 'olga@example.com') ->> 'role'"
@@ -110,7 +110,7 @@ def test_an_adopted_admin_without_an_address_does_not_prevent_the_first_admin(
         )
         found = connection.execute("SELECT public.resolve_crm_user('sso', 'x', 'old@example.com') ->> 'name'")
         assert found.fetchone() == ("Old Admin",)
-    again = CliRunner().invoke(commands.crm, ["create-admin", "third@example.com"])
+    again = CliRunner().invoke(crm.crm, ["create-admin", "third@example.com"])
     assert again.exit_code == 1
     assert "there is already an active admin: o" in again.output.lower()
 

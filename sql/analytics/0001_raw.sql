@@ -45,8 +45,12 @@ CREATE FUNCTION raw.tidy(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLE
 RETURN btrim(regexp_replace(value, '[\s\u00a0]+', ' ', 'g'));
 COMMENT ON FUNCTION raw.tidy IS 'A text trimmed, with inner white space collapsed.';
 
+-- Nearly every value is tidy ASCII already: one match tells, and costs a third of what tidying does.
 CREATE FUNCTION raw.fold(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN lower(raw.tidy(coalesce(value, '')));
+RETURN CASE
+    WHEN value ~ '^[!-~]+( [!-~]+)*$' THEN lower(value COLLATE "C")
+    ELSE lower(raw.tidy(coalesce(value, '')))
+END;
 COMMENT ON FUNCTION raw.fold IS
     'The form in which types, sources, flows and statuses are compared: trimmed, inner white space collapsed, '
     'lower case; NULL as empty text.';
@@ -212,12 +216,13 @@ SELECT analytics.describe('{raw.vanished_rows}', $$
     dismissed_at: When a person confirmed that the row is right as it is; NULL while it is reported.
 $$);
 
+-- Ids and numbers are compared byte by byte (COLLATE "C"), which builds and searches their indexes faster.
 -- Raw rows carry the file and record that last changed them. file_id has no foreign key: ledger entries are
 -- never deleted, and checking every row would double the time of a load.
 
 CREATE TABLE raw.jobs (
-    job_id text PRIMARY KEY CHECK (job_id <> ''),
-    job_number text,
+    job_id text COLLATE "C" PRIMARY KEY CHECK (job_id <> ''),
+    job_number text COLLATE "C",
     type text,
     source text,
     status text,
@@ -236,6 +241,7 @@ CREATE TABLE raw.jobs (
 );
 CREATE INDEX jobs_job_date ON raw.jobs (job_date);
 CREATE INDEX jobs_job_number ON raw.jobs (job_number) WHERE job_number IS NOT NULL;
+CREATE INDEX jobs_known_by_number ON raw.jobs (job_number) WHERE job_id = job_number;
 COMMENT ON TABLE raw.jobs IS 'Jobs of the field-service system, one row per job.';
 SELECT analytics.describe('{raw.jobs}', $$
     job_id: The job's UUID, verbatim; its number if the exports have no UUID.
@@ -255,11 +261,11 @@ SELECT analytics.describe('{raw.jobs}', $$
 $$);
 
 CREATE TABLE raw.payments (
-    payment_id text PRIMARY KEY CHECK (payment_id <> ''),
+    payment_id text COLLATE "C" PRIMARY KEY CHECK (payment_id <> ''),
     job_ref text,
-    job_id_ref text,
-    job_number_ref text,
-    job_id text REFERENCES raw.jobs ON UPDATE CASCADE ON DELETE SET NULL,
+    job_id_ref text COLLATE "C",
+    job_number_ref text COLLATE "C",
+    job_id text COLLATE "C" REFERENCES raw.jobs ON UPDATE CASCADE ON DELETE SET NULL,
     paid_at timestamptz,
     paid_date date NOT NULL CHECK (paid_date BETWEEN '2000-01-01' AND '2100-12-31'),
     amount numeric(12, 2) NOT NULL CHECK (amount <> 'NaN'),
@@ -276,7 +282,8 @@ CREATE TABLE raw.payments (
 CREATE INDEX payments_job ON raw.payments (job_id) INCLUDE (amount, counts);
 CREATE INDEX payments_paid_date ON raw.payments (paid_date);
 CREATE INDEX payments_orphans ON raw.payments (paid_date) WHERE job_id IS NULL AND counts;
-CREATE INDEX payments_waiting_for_id ON raw.payments (job_id_ref) WHERE job_id IS DISTINCT FROM job_id_ref;
+CREATE INDEX payments_waiting_for_id ON raw.payments (job_id_ref)
+WHERE job_id_ref IS NOT NULL AND job_id IS DISTINCT FROM job_id_ref;
 CREATE INDEX payments_waiting_for_number ON raw.payments (job_number_ref) WHERE job_id IS NULL;
 COMMENT ON TABLE raw.payments IS 'Payments and refunds, one row each, linked to their job as soon as it is known.';
 SELECT analytics.describe('{raw.payments}', $$
@@ -296,7 +303,7 @@ SELECT analytics.describe('{raw.payments}', $$
 $$);
 
 CREATE TABLE raw.calls (
-    call_id text PRIMARY KEY CHECK (call_id <> ''),
+    call_id text COLLATE "C" PRIMARY KEY CHECK (call_id <> ''),
     started_at timestamptz NOT NULL,
     call_date date NOT NULL CHECK (call_date BETWEEN '2000-01-01' AND '2100-12-31'),
     from_number text,
@@ -328,7 +335,7 @@ SELECT analytics.describe('{raw.calls}', $$
 $$);
 
 CREATE TABLE raw.elocals_leads (
-    lead_id text PRIMARY KEY CHECK (lead_id <> ''),
+    lead_id text COLLATE "C" PRIMARY KEY CHECK (lead_id <> ''),
     lead_at timestamptz NOT NULL,
     lead_date date NOT NULL CHECK (lead_date BETWEEN '2000-01-01' AND '2100-12-31'),
     cost numeric(12, 2) CHECK (cost <> 'NaN'),
@@ -350,7 +357,7 @@ SELECT analytics.describe('{raw.elocals_leads}', $$
 $$);
 
 CREATE TABLE raw.proref_leads (
-    lead_id text PRIMARY KEY CHECK (lead_id <> ''),
+    lead_id text COLLATE "C" PRIMARY KEY CHECK (lead_id <> ''),
     lead_at timestamptz NOT NULL,
     lead_date date NOT NULL CHECK (lead_date BETWEEN '2000-01-01' AND '2100-12-31'),
     current_status text,

@@ -1,16 +1,26 @@
--- The facts: every business rule is defined here, once; metrics only add facts up. First the rules themselves (except
--- which payments count: the generated column raw.payments.counts), then the facts made with them: each is a function
--- of a date range [p_from, p_to) and a view of the same name over all time. PostgreSQL inlines all of these functions:
--- docs/decisions/facts-as-range-functions.md. A rule's comment is its only wording: dashboards and the UI read it from
--- here, everything else names the function.
+-- The facts: every business rule is defined here, once; facts ask it for each row, metrics for groups of rows that are
+-- alike. First the rules themselves (except which payments count: the generated column raw.payments.counts), then the
+-- facts made with them: each is a function of a date range [p_from, p_to) and a view of the same name over all time.
+-- PostgreSQL inlines all of these functions: docs/decisions/facts-as-range-functions.md. A rule's comment is its only
+-- wording: dashboards and the UI read it from here, everything else names the function.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
 COMMENT ON FUNCTION analytics.is_unit IS 'Unit: a job of type COD Service or INS Service.';
 
+CREATE FUNCTION analytics.repair_rule(type_folded text, paid numeric) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN type_folded IN ('cod repair', 'ins repair') THEN 'repair_type'
+    WHEN type_folded = 'cod service' AND paid > 100 THEN 'paid_service'
+END;
+COMMENT ON FUNCTION analytics.repair_rule IS
+    'The rule that makes a job a repair: repair_type, its type says so; paid_service, enough was paid for it; NULL if '
+    'it is none. analytics.is_repair has the wording.';
+
 CREATE FUNCTION analytics.is_repair(type_folded text, paid numeric) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN type_folded IN ('cod repair', 'ins repair') OR (type_folded = 'cod service' AND coalesce(paid, 0) > 100);
+RETURN analytics.repair_rule(type_folded, paid) IS NOT NULL;
 COMMENT ON FUNCTION analytics.is_repair IS
     'Repair: a job of type COD Repair or INS Repair, or of type COD Service with more than 100.00 dollars paid.';
 
@@ -52,56 +62,74 @@ CREATE FUNCTION analytics.next_month(month date) RETURNS date LANGUAGE sql IMMUT
 RETURN (month + interval '1 month')::date;
 COMMENT ON FUNCTION analytics.next_month IS 'The same day of the following month.';
 
+CREATE FUNCTION analytics.channel_of(p_day date, p_source text, p_type_folded text)
+RETURNS TABLE (lead_rule text, cost_per_lead numeric)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT c.lead_rule, c.cost_per_lead
+    FROM analytics.channel_rules c
+    WHERE c.source = p_source AND analytics.in_force(p_day, c.valid_from, c.valid_to)
+        AND (c.lead_rule = 'jobs' OR (c.lead_rule = 'units' AND analytics.is_unit(p_type_folded)))
+$$;
+COMMENT ON FUNCTION analytics.channel_of IS
+    'The channel rule by which a job of this day, source and type is a lead, and what it costs; no row if it is none.';
+
 -- What was paid is added up in one of two ways, and constant conditions drop the other one before planning: a short
--- range reads the payments of its own jobs only; a range of more than 400 days reads all payments in index order,
--- which needs neither a second look at jobs nor a hash table of them.
+-- range looks up the payments of each of its jobs; a range of more than 400 days reads all payments in index order.
+CREATE FUNCTION analytics.jobs_with_payments_between(p_from date, p_to date)
+RETURNS TABLE (
+    job_id text, job_number text, job_date date, source_folded text, type_folded text, type text, status text,
+    technician text, zip text, file_id bigint, record_no int, paid numeric
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        j.job_id, j.job_number, j.job_date, j.source_folded, j.type_folded, j.type, j.status, j.technician, j.zip,
+        j.file_id, j.record_no, coalesce(looked_up.paid, added_up.paid)
+    FROM raw.jobs j
+    LEFT JOIN LATERAL (
+        SELECT sum(p.amount) AS paid
+        FROM raw.payments p
+        WHERE p.job_id = j.job_id AND p.counts
+    ) looked_up ON p_to <= p_from + 400
+    LEFT JOIN (
+        SELECT p.job_id, sum(p.amount) AS paid
+        FROM raw.payments p
+        WHERE p.job_id IS NOT NULL AND p.counts
+        GROUP BY p.job_id
+    ) added_up ON added_up.job_id = j.job_id AND p_to > p_from + 400
+    WHERE j.job_date >= p_from AND j.job_date < p_to
+$$;
+COMMENT ON FUNCTION analytics.jobs_with_payments_between IS
+    'Jobs dated in [p_from, p_to), each with the sum of its counted payments, NULL if it has none: what facts and '
+    'metrics of jobs begin with.';
+
 CREATE FUNCTION analytics.job_facts_between(p_from date, p_to date)
 RETURNS TABLE (
     job_id text, job_number text, job_date date, month date, source text, segment text, type text, status text,
-    is_unit boolean, is_repair boolean, is_lead boolean, lead_cost numeric, paid_total numeric, technician text,
-    zip text, file_id bigint, record_no int
+    is_unit boolean, is_repair boolean, repair_rule text, is_lead boolean, lead_rule text, lead_cost numeric,
+    paid_total numeric, technician text, zip text, file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
-        j.job_id, j.job_number, j.job_date, analytics.month_of(j.job_date),
-        n.source, analytics.segment_of(j.type_folded), j.type, j.status, n.is_unit,
-        analytics.is_repair(j.type_folded, p.paid_total), c.source IS NOT NULL, coalesce(c.cost_per_lead, 0),
-        coalesce(p.paid_total, 0), j.technician, j.zip, j.file_id, j.record_no
-    FROM raw.jobs j
+        j.job_id, j.job_number, j.job_date, analytics.month_of(j.job_date), n.source,
+        analytics.segment_of(j.type_folded), j.type, j.status, analytics.is_unit(j.type_folded),
+        analytics.is_repair(j.type_folded, j.paid), analytics.repair_rule(j.type_folded, j.paid),
+        c.lead_rule IS NOT NULL, c.lead_rule, coalesce(c.cost_per_lead, 0), coalesce(j.paid, 0),
+        j.technician, j.zip, j.file_id, j.record_no
+    FROM analytics.jobs_with_payments_between(p_from, p_to) j
     LEFT JOIN analytics.spellings s ON s.folded = j.source_folded
-    CROSS JOIN LATERAL (
-        SELECT
-            analytics.source_name(s.source, j.source_folded) AS source, analytics.is_unit(j.type_folded) AS is_unit
-    ) n
-    -- decided here and not in lead_facts, so that metrics join jobs and payments once
-    LEFT JOIN analytics.channel_rules c
-        ON c.source = n.source AND analytics.in_force(j.job_date, c.valid_from, c.valid_to)
-        AND (c.lead_rule = 'jobs' OR (c.lead_rule = 'units' AND n.is_unit))
-    LEFT JOIN (
-        SELECT paid.job_id, sum(paid.amount) AS paid_total
-        FROM raw.payments paid
-        JOIN raw.jobs ranged ON ranged.job_id = paid.job_id
-        WHERE p_to <= p_from + 400 AND paid.counts AND ranged.job_date >= p_from AND ranged.job_date < p_to
-        GROUP BY paid.job_id
-        UNION ALL
-        SELECT paid.job_id, sum(paid.amount)
-        FROM raw.payments paid
-        WHERE p_to > p_from + 400 AND paid.counts AND paid.job_id IS NOT NULL
-        GROUP BY paid.job_id
-    ) p ON p.job_id = j.job_id
-    WHERE j.job_date >= p_from AND j.job_date < p_to
+    CROSS JOIN LATERAL (SELECT analytics.source_name(s.source, j.source_folded) AS source) n
+    LEFT JOIN LATERAL analytics.channel_of(j.job_date, n.source, j.type_folded) c ON true
 $$;
 COMMENT ON FUNCTION analytics.job_facts_between IS
     'One row per job dated in [p_from, p_to): source, segment, whether it is a unit, a repair and (by its channel''s '
-    'rule) a lead, and what was paid for it.';
+    'rule) a lead, by which rules, and what was paid for it.';
 
 CREATE FUNCTION analytics.lead_facts_between(p_from date, p_to date)
 RETURNS TABLE (
-    lead_id text, origin text, lead_date date, month date, source text, segment text, cost numeric,
+    lead_id text, origin text, lead_date date, month date, source text, segment text, lead_rule text, cost numeric,
     file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
         e.lead_id, 'elocals_leads', e.lead_date, analytics.month_of(e.lead_date), c.source, c.lead_segment,
-        CASE c.cost_rule WHEN 'sum_cost' THEN e.cost WHEN 'per_lead' THEN c.cost_per_lead ELSE 0 END,
+        c.lead_rule, CASE c.cost_rule WHEN 'sum_cost' THEN e.cost WHEN 'per_lead' THEN c.cost_per_lead ELSE 0 END,
         e.file_id, e.record_no
     FROM raw.elocals_leads e
     JOIN analytics.channel_rules c
@@ -110,13 +138,14 @@ RETURNS TABLE (
     UNION ALL
     SELECT
         r.lead_id, 'proref_leads', r.lead_date, analytics.month_of(r.lead_date), c.source, c.lead_segment,
-        coalesce(c.cost_per_lead, 0), r.file_id, r.record_no
+        c.lead_rule, coalesce(c.cost_per_lead, 0), r.file_id, r.record_no
     FROM raw.proref_leads r
     JOIN analytics.channel_rules c
         ON c.lead_rule = 'proref_not_passed' AND analytics.in_force(r.lead_date, c.valid_from, c.valid_to)
     WHERE analytics.is_proref_lead(r.current_status) AND r.lead_date >= p_from AND r.lead_date < p_to
     UNION ALL
-    SELECT j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.lead_cost, j.file_id, j.record_no
+    SELECT
+        j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.lead_rule, j.lead_cost, j.file_id, j.record_no
     FROM analytics.job_facts_between(p_from, p_to) j
     WHERE j.is_lead
 $$;
@@ -201,7 +230,11 @@ SELECT analytics.describe(
     status: The job's status as given.
     is_unit: Whether the job is a unit, by analytics.is_unit.
     is_repair: Whether the job is a repair, by analytics.is_repair.
-    is_lead: Whether the job is a lead: its channel's rule in force is jobs, or units and it is a unit.
+    repair_rule: The rule that makes the job a repair, by analytics.repair_rule: repair_type or paid_service; NULL if it
+        is none.
+    is_lead: Whether the job is a lead, by analytics.channel_of.
+    lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid or
+        proref_not_passed for a row of another table; NULL if it is none.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.
     technician: Technician as given.

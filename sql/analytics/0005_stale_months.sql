@@ -70,16 +70,38 @@ COMMENT ON FUNCTION analytics.queue_every_month IS
     'Makes every month stale, for a change that affects all of history. Each analytics migration calls it after its '
     'file, because a file may change a rule.';
 
--- Arguments: the table's key, the day that a row belongs to, the columns that matter, a join that the day needs,
--- and which rows matter at all; all of them SQL over the alias r. An update affects the months of the rows that
--- differ before and after, which covers changed keys and rows that start or cease to matter.
+-- Which rows affect which month, and through which columns: the table's key, the day that a row belongs to, the columns
+-- that matter, a join that the day needs, and which rows matter at all; all of them SQL over the alias r.
+CREATE FUNCTION analytics.rows_that_matter(relation regclass, rows_from text) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT string_agg(
+        format('SELECT %s, %s AS day, %s FROM %s r %s WHERE %s', row_key, day, matters, rows_from, day_join, filter),
+        ' UNION ALL '
+    )
+    FROM (VALUES
+        ('raw.jobs'::regclass, 'r.job_id', 'r.job_date', 'r.type_folded, r.source_folded', '', 'true'),
+        -- a payment: its job's month, or the month in which it was paid while its job is unknown
+        (
+            'raw.payments', 'r.payment_id', 'j.job_date', 'r.job_id, r.amount',
+            'JOIN raw.jobs j ON j.job_id = r.job_id', 'r.counts'
+        ),
+        ('raw.payments', 'r.payment_id', 'r.paid_date', 'r.job_id, r.amount', '', 'r.job_id IS NULL AND r.counts'),
+        ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
+        ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
+        ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
+        ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
+    ) AS source (relation, row_key, day, matters, day_join, filter)
+    WHERE source.relation = rows_that_matter.relation
+$$;
+COMMENT ON FUNCTION analytics.rows_that_matter IS
+    'SQL: of these rows of a raw table (the table itself, or the transition table of a statement), those that affect '
+    'the metrics: key, day, and the columns that matter.';
+
+-- An update affects the months of the rows that differ before and after, which covers changed keys and rows that start
+-- or cease to matter.
 CREATE FUNCTION analytics.note_stale_months() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    rows_of text := format(
-        'SELECT %s, %s AS day, %s FROM %%I r %s WHERE %s', TG_ARGV[0], TG_ARGV[1], TG_ARGV[2], TG_ARGV[3], TG_ARGV[4]
-    );
-    old_rows text := format(rows_of, 'old_rows');
-    new_rows text := format(rows_of, 'new_rows');
+    old_rows text := analytics.rows_that_matter(TG_RELID, 'old_rows');
+    new_rows text := analytics.rows_that_matter(TG_RELID, 'new_rows');
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' truncate');
@@ -87,12 +109,12 @@ BEGIN
     END IF;
     EXECUTE format(
         'INSERT INTO analytics.stale_months (month, cause)
-        SELECT DISTINCT analytics.month_of(day), %L FROM (%s) AS changed',
+        SELECT DISTINCT analytics.month_of(day), %L FROM (SELECT day FROM (%s) AS changed GROUP BY day) AS days',
         TG_TABLE_NAME || ' ' || lower(TG_OP),
         CASE TG_OP
             WHEN 'INSERT' THEN new_rows
             WHEN 'DELETE' THEN old_rows
-            ELSE format('(%1$s EXCEPT %2$s) UNION ALL (%2$s EXCEPT %1$s)', old_rows, new_rows)
+            ELSE format('((%1$s) EXCEPT (%2$s)) UNION ALL ((%2$s) EXCEPT (%1$s))', old_rows, new_rows)
         END
     );
     RETURN NULL;
@@ -149,11 +171,14 @@ COMMENT ON FUNCTION analytics.after_statement IS
 -- Payments are linked to jobs only here and in the loader's insert, which looks jobs up in the same view. Jobs and
 -- payments that arrive in two concurrent transactions would miss each other: the lock makes the later one see the
 -- earlier one's rows. See docs/decisions/payment-job-links.md.
+-- With job_id <> job_id, the planner would expect not one number in the view, and join it row by row.
 CREATE VIEW raw.jobs_by_number AS
 SELECT j.job_number, j.job_id
 FROM raw.jobs j
 WHERE j.job_number IS NOT NULL AND NOT EXISTS (
-    SELECT FROM raw.jobs other WHERE other.job_number = j.job_number AND other.job_id <> j.job_id
+    SELECT
+    FROM raw.jobs other
+    WHERE other.job_number = j.job_number AND (other.job_id < j.job_id OR other.job_id > j.job_id)
 );
 COMMENT ON VIEW raw.jobs_by_number IS
     'Job numbers that name exactly one job; a number that two jobs share links nothing.';
@@ -180,6 +205,25 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION raw.correct_statistics IS 'Analyzes a table whose statistics say that it is empty, or nearly so.';
 
+CREATE FUNCTION raw.link_statement(changed text, affected text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN format(
+    'WITH changed AS MATERIALIZED (%s),
+    found AS MATERIALIZED (
+        SELECT a.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
+        FROM (%s) a
+        LEFT JOIN raw.jobs by_id ON by_id.job_id = a.job_id_ref
+        LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = a.job_number_ref
+        WHERE a.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
+    )
+    UPDATE raw.payments linked SET job_id = found.job_id
+    FROM found
+    WHERE linked.payment_id = found.payment_id AND linked.job_id IS DISTINCT FROM found.job_id',
+    changed, affected
+);
+COMMENT ON FUNCTION raw.link_statement IS
+    'SQL that links the payments in `affected`, which may read `changed`, to the job that their reference names: by id '
+    'first, else by a number that names exactly one job.';
+
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     -- the keys that the statement changed, and the payments that this may link or unlink
@@ -200,7 +244,8 @@ BEGIN
             FROM (
                 SELECT p.payment_id
                 FROM changed c
-                JOIN raw.payments p ON p.job_id_ref = c.job_id AND p.job_id IS DISTINCT FROM p.job_id_ref
+                JOIN raw.payments p
+                    ON p.job_id_ref = c.job_id AND p.job_id_ref IS NOT NULL AND p.job_id IS DISTINCT FROM p.job_id_ref
                 UNION
                 SELECT p.payment_id
                 FROM changed c
@@ -233,25 +278,11 @@ BEGIN
     END IF;
     PERFORM raw.lock_links();
     PERFORM raw.correct_statistics(TG_RELID);
-    EXECUTE format(
-        'WITH changed AS MATERIALIZED (%s),
-        found AS MATERIALIZED (
-            SELECT a.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
-            FROM (%s) a
-            LEFT JOIN raw.jobs by_id ON by_id.job_id = a.job_id_ref
-            LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = a.job_number_ref
-            WHERE a.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
-        )
-        UPDATE raw.payments linked SET job_id = found.job_id
-        FROM found
-        WHERE linked.payment_id = found.payment_id AND linked.job_id IS DISTINCT FROM found.job_id',
-        changed, affected
-    );
+    EXECUTE raw.link_statement(changed, affected);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION raw.relink_payments IS
-    'Trigger: links payments to the job that their reference names: by id first, else by a number that names exactly '
-    'one job.';
+    'Trigger: links the payments that a statement changed, or whose job it changed, by raw.link_statement.';
 
 -- A deleted payment affects the month that its job has now: a job that moves at the same time must wait.
 CREATE FUNCTION raw.lock_links_of_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -300,32 +331,40 @@ CREATE TRIGGER resolve_updated BEFORE UPDATE OF job_ref, job_id ON raw.payments
             IS NOT DISTINCT FROM (OLD.job_id_ref, OLD.job_number_ref, OLD.file_id, OLD.record_no)
     ) EXECUTE FUNCTION raw.resolve_job_reference();
 
+CREATE FUNCTION raw.after_bulk_load(relation regclass) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF relation = 'raw.jobs'::regclass AND EXISTS (SELECT FROM raw.payments) THEN
+        EXECUTE raw.link_statement(
+            'SELECT payment_id, job_id, job_id_ref, job_number_ref FROM raw.payments', 'SELECT * FROM changed'
+        );
+    END IF;
+    -- one probe of an index for each month
+    EXECUTE format(
+        'INSERT INTO analytics.stale_months (month, cause)
+        SELECT m.month, %L
+        FROM analytics.every_month() AS m (month)
+        CROSS JOIN LATERAL (
+            SELECT FROM (%s) r WHERE r.day >= m.month AND r.day < analytics.next_month(m.month) LIMIT 1
+        ) AS probe',
+        (SELECT relname FROM pg_class WHERE oid = relation) || ' insert',
+        analytics.rows_that_matter(relation, relation::text)
+    );
+END $$;
+COMMENT ON FUNCTION raw.after_bulk_load IS
+    'Does what the insert triggers relink_payments and note_stale_months do, for a load that filled an empty table '
+    'without them. It must hold raw.lock_links, and must have linked its payments itself, as every load does.';
+
 -- Triggers fire in the order of their names: links first, then the months.
 SELECT analytics.after_statement('raw.jobs', 'a_relink', 'raw.relink_payments()', '{INSERT, UPDATE, DELETE}');
 SELECT analytics.after_statement('raw.payments', 'a_relink', 'raw.relink_payments()', '{INSERT, UPDATE}');
 SELECT analytics.after_statement('raw.payments', 'a_relink', 'raw.lock_links_of_deleted()', '{DELETE}');
 
--- Which rows affect which month, and through which columns.
 SELECT analytics.after_statement(
-    source.relation, 'b_stale',
-    format(
-        'analytics.note_stale_months(%L, %L, %L, %L, %L)',
-        source.row_key, source.day, source.matters, source.day_join, source.filter
-    ),
-    '{INSERT, UPDATE, DELETE, TRUNCATE}'
+    relation, 'b_stale', 'analytics.note_stale_months()', '{INSERT, UPDATE, DELETE, TRUNCATE}'
 )
-FROM (VALUES
-    ('raw.jobs'::regclass, 'r.job_id', 'r.job_date', 'r.type_folded, r.source_folded', '', 'true'),
-    -- a payment: its job's month, or the month in which it was paid while its job is unknown
-    (
-        'raw.payments', 'r.payment_id', 'coalesce(j.job_date, r.paid_date)', 'r.job_id, r.amount',
-        'LEFT JOIN raw.jobs j ON j.job_id = r.job_id', 'r.counts'
-    ),
-    ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
-    ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
-    ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
-    ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
-) AS source (relation, row_key, day, matters, day_join, filter);
+FROM unnest(
+    '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend}'::regclass[]
+) AS relation;
 
 SELECT analytics.after_statement(
     relation, 'b_stale', 'analytics.note_every_month()', '{INSERT, UPDATE, DELETE, TRUNCATE}'
@@ -345,14 +384,10 @@ BEGIN
     EXECUTE format(
         'SELECT array_agg(first.folded), array_agg(first.spelled)
         FROM (
-            SELECT DISTINCT ON (s.folded) s.folded, s.spelled
-            FROM (
-                SELECT %1$I AS folded, raw.tidy(%2$I) AS spelled, min(record_no) AS record_no
-                FROM new_rows
-                GROUP BY 1, 2
-            ) s
+            SELECT DISTINCT ON (s.folded) s.folded, raw.tidy(s.spelled) AS spelled
+            FROM (SELECT %1$I AS folded, %2$I AS spelled, min(record_no) AS record_no FROM new_rows GROUP BY 1, 2) s
             WHERE s.folded <> %3$L AND NOT EXISTS (SELECT FROM analytics.source_names n WHERE n.folded = s.folded)
-            ORDER BY s.folded, s.record_no, s.spelled COLLATE "C"
+            ORDER BY s.folded, s.record_no, raw.tidy(s.spelled) COLLATE "C"
         ) first',
         TG_ARGV[0] || '_folded', TG_ARGV[0], ''
     ) INTO names, spelled;

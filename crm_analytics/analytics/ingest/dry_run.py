@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
@@ -21,6 +24,9 @@ from crm_analytics.analytics.ingest.reading.source_detection import detect_sourc
 from crm_analytics.analytics.ingest.reading.totals import compare
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+
+#: A record's place among the accepted ones, and its staged columns.
+Repeated = tuple[int, dict[str, Any]]
 
 
 @dataclass
@@ -119,63 +125,77 @@ def _read(opened: OpenFile, report: FileReport) -> None:
     report.warnings = opened.warnings
     if not tables:
         return
-    rows = pa.concat_tables(tables).to_pandas()
-    for name, sql_type in source.staged_columns.items():
-        # 10 and 10.00 are the same amount.
-        if sql_type.startswith("numeric"):
-            rows[name] = [None if pd.isna(value) else Decimal(value) for value in rows[name]]
-    accepted = rows if source.month_totals else rows[~_repeats(rows, opened, report)]
+    rows = pa.concat_tables(tables)
+    if not source.month_totals:
+        rows = _without_repeats(rows, opened, report)
     report.duplicates += opened.records.duplicates
-    days = pd.to_datetime(accepted[source.date_column])
-    counted = days.dt.to_period("M").value_counts().sort_index()
-    report.months = {month.to_timestamp().date(): int(count) for month, count in counted.items()}
+    months = Counter[date]()
+    for day in rows[source.date_column].drop_null().value_counts().to_pylist():
+        months[day["values"].replace(day=1)] += day["counts"]
+    report.months = dict(sorted(months.items()))
     report.quarantined.sort(key=lambda row: row.record_no)
-    _judge_total(accepted, opened, report)
+    _judge_total(rows, opened, report)
 
 
-def _judge_total(accepted: pd.DataFrame, opened: OpenFile, report: FileReport) -> None:
+def _judge_total(accepted: pa.Table, opened: OpenFile, report: FileReport) -> None:
     """Warns if the file's own total is not the sum of its accepted records."""
     source, records = opened.source, opened.records
     if source.summed not in opened.mapping:
         return
-    stored = sum((amount for amount in accepted[source.summed] if amount is not None), Decimal(0))
-    verdict = compare(records.totals.whole(), stored, len(accepted), len(report.quarantined))
+    stored = sum(map(Decimal, accepted[source.summed].drop_null().to_pylist()), Decimal(0))
+    verdict = compare(records.totals.whole(), stored, accepted.num_rows, len(report.quarantined))
     if verdict is not None:
         left_out = records.left_out(len(report.quarantined), report.duplicates)
         report.warnings += verdict.warnings(opened.mapping[source.summed], left_out)
 
 
-def _repeats(rows: pd.DataFrame, opened: OpenFile, report: FileReport) -> pd.Series:
-    """Returns which records another one with their key makes duplicates or conflicts, and adds them to the report."""
-    none = pd.Series(False, index=rows.index)
+def _without_repeats(rows: pa.Table, opened: OpenFile, report: FileReport) -> pa.Table:
+    """Leaves out records that another one with their key makes duplicates or conflicts, and adds them to the report."""
     key = _key_columns(rows, opened.source)
+    if not key:
+        return rows
     folded = opened.source.key.folded
     for name, column in folded.items():
         # labels come with white space collapsed, so case is all that raw.fold would change
-        rows[name] = rows[column].str.lower()
-    if not key:
-        return none
-    repeated = rows[rows.duplicated(key, keep=False)]
-    if repeated.empty:
-        return none
-    values = list(opened.source.staged_columns)
-    identical = rows.duplicated(values) & rows.index.isin(repeated.index)
-    versions = repeated[~repeated.duplicated(values)].groupby(key, dropna=False, sort=False).size()
-    conflicting = repeated.set_index(key).index.isin(versions[versions > 1].index)
-    conflicts = repeated[conflicting]
-    named = [folded.get(column, column) for column in key]
-    header = ", ".join(opened.mapping.get(column, column) for column in named)
-    for record in conflicts.to_dict("records"):
-        shown = ", ".join(str(record[column]) for column in key)
-        reason = Reason("conflicting_records", header, shown, "identical records, or one")
-        report.quarantined.append(Quarantined(int(record["record_no"]), None, shown, [reason]))
-    collapsed = identical & ~rows.index.isin(conflicts.index)
-    report.duplicates = int(collapsed.sum())
-    return collapsed | rows.index.isin(conflicts.index)
+        rows = rows.append_column(name, pc.utf8_lower(rows[column]))
+    header = ", ".join(opened.mapping.get(column, column) for column in (folded.get(c, c) for c in key))
+    counts = np.ones(rows.num_rows, dtype=np.bool_)
+    for group in _repeated(rows, key):
+        first, *others = (place for place, _ in group)
+        counts[others] = False
+        if len({_version(record, opened.source) for _, record in group}) == 1:
+            report.duplicates += len(others)
+            continue
+        counts[first] = False
+        for _, record in group:
+            shown = ", ".join(str(record[column]) for column in key)
+            reason = Reason("conflicting_records", header, shown, "identical records, or one")
+            report.quarantined.append(Quarantined(record["record_no"], None, shown, [reason]))
+    return rows if counts.all() else rows.filter(pa.array(counts))
 
 
-def _key_columns(rows: pd.DataFrame, source: Source) -> list[str]:
+def _repeated(rows: pa.Table, key: list[str]) -> list[list[Repeated]]:
+    """Returns the records that share a key, each with its place in the table."""
+    keys = list(zip(*(rows[name].to_pylist() for name in key), strict=True))
+    times = Counter(keys)
+    places = [place for place, value in enumerate(keys) if times[value] > 1]
+    groups: dict[tuple[Any, ...], list[Repeated]] = {}
+    for place, record in zip(places, rows.take(pa.array(places, pa.int64())).to_pylist(), strict=True):
+        groups.setdefault(keys[place], []).append((place, record))
+    return list(groups.values())
+
+
+def _version(record: dict[str, Any], source: Source) -> tuple[Any, ...]:
+    """Returns what tells a record from others with its key; 10 and 10.00 are the same amount."""
+    return tuple(
+        Decimal(record[name]) if sql_type.startswith("numeric") and record[name] is not None else record[name]
+        for name, sql_type in source.staged_columns.items()
+    )
+
+
+def _key_columns(rows: pa.Table, source: Source) -> list[str]:
     """Returns the staged columns that are a record's key; none if it is a hash with an occurrence number."""
     if len(source.key.columns) > 1:
         return list(source.key.columns)
-    return [name for name in source.key.given_in_files if name in rows and rows[name].notna().any()][:1]
+    given = [name for name in source.key.given_in_files if name in rows.column_names]
+    return [name for name in given if rows[name].null_count < rows.num_rows][:1]

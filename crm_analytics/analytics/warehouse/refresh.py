@@ -40,30 +40,42 @@ class StaleMonth:
 
 
 def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
-    """Returns SQL that makes `table` equal its compute function over the range, writing only rows that differ."""
+    """Returns SQL that makes `table` equal its compute function over the range, and counts what differed by month.
+
+    Writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
+    loop, however wrong the statistics of a table are that has just been filled.
+    """
     columns = ", ".join(MEASURES)
-    before = ", ".join(f"stored.{name}" for name in MEASURES)
-    after = ", ".join(f"excluded.{name}" for name in MEASURES)
-    assignments = ", ".join(f"{name} = excluded.{name}" for name in MEASURES)
+    computed = ", ".join(f"computed.{name}" for name in MEASURES)
+    stored = ", ".join(f"stored.{name}" for name in MEASURES)
+    assignments = ", ".join(f"{name} = difference.{name}" for name in MEASURES)
+    in_range = f"stored.{key} >= %(start)s AND stored.{key} < %(end)s"
+    same_row = " AND ".join(f"stored.{name} = difference.{name}" for name in (key, "source", "segment"))
     return f"""
-        WITH computed AS MATERIALIZED (
-            SELECT * FROM analytics.compute_{table}(%(start)s::date, %(end)s::date)
+        WITH difference AS MATERIALIZED (
+            SELECT {key}, source, segment, {computed},
+                stored.{key} IS NOT NULL AS is_stored, computed.{key} IS NOT NULL AS is_computed
+            FROM (SELECT * FROM analytics.{table} stored WHERE {in_range}) stored
+            FULL JOIN analytics.compute_{table}(%(start)s::date, %(end)s::date) computed
+                USING ({key}, source, segment)
+            WHERE ({stored}) IS DISTINCT FROM ({computed})
         ), gone AS (
             DELETE FROM analytics.{table} stored
-            WHERE stored.{key} >= %(start)s AND stored.{key} < %(end)s AND NOT EXISTS (
-                SELECT FROM computed c
-                WHERE c.{key} = stored.{key} AND c.source = stored.source AND c.segment = stored.segment
-            )
-            RETURNING stored.{key} AS day
-        ), written AS (
-            INSERT INTO analytics.{table} AS stored ({key}, source, segment, {columns})
-            SELECT {key}, source, segment, {columns} FROM computed
-            ON CONFLICT ({key}, source, segment) DO UPDATE SET {assignments}, updated_at = now()
-            WHERE ({before}) IS DISTINCT FROM ({after})
-            RETURNING stored.{key} AS day
+            USING difference
+            WHERE {in_range} AND {same_row} AND NOT is_computed
+        ), changed AS (
+            UPDATE analytics.{table} stored
+            SET {assignments}, updated_at = now()
+            FROM difference
+            WHERE {in_range} AND {same_row} AND is_computed
+        ), added AS (
+            INSERT INTO analytics.{table} ({key}, source, segment, {columns})
+            SELECT {key}, source, segment, {columns}
+            FROM difference
+            WHERE NOT is_stored
         )
-        SELECT analytics.month_of(day) AS month, count(*)
-        FROM (SELECT day FROM gone UNION ALL SELECT day FROM written) AS changed
+        SELECT analytics.month_of({key}) AS month, count(*)
+        FROM difference
         GROUP BY 1
     """
 

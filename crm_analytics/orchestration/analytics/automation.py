@@ -115,13 +115,14 @@ def load_landing_files(
     folder = landing.path
     if not folder.is_dir():
         return dg.SkipReason(landing.missing())
+    listing = landing_folder.scan(folder)
     with analytics.connect() as connection:
-        news = landing_folder.pending(connection, folder, quiet_seconds=landing_folder.QUIET_SECONDS)
-        known = _known(connection, news)
-    if not news:
-        unreadable = "".join(
-            f"; {entry.name}: {entry.message}" for entry in landing_folder.scan(folder).unreadable
+        news = landing_folder.pending(
+            connection, folder, listing=listing, quiet_seconds=landing_folder.QUIET_SECONDS
         )
+        known = _known(connection, news) if news else []
+    if not news:
+        unreadable = "".join(f"; {entry.name}: {entry.message}" for entry in listing.unreadable)
         return dg.SkipReason("no new or changed files" + unreadable)
     current = max(key_month(key) for key in months.get_partition_keys())
     fingerprint = hashlib.sha256(

@@ -27,7 +27,10 @@ _COLUMNS = {
         status: text <- raw/jobs.status
         is_unit: boolean <- raw/jobs.type_folded
         is_repair: boolean <- raw/jobs.type_folded raw/payments.amount raw/payments.counts
+        repair_rule: text <- raw/jobs.type_folded raw/payments.amount raw/payments.counts
         is_lead: boolean <- raw/jobs.source_folded raw/jobs.type_folded raw/jobs.job_date
+            analytics/channel_aliases.source analytics/lead_channels.lead_rule analytics/lead_channels.valid_from
+        lead_rule: text <- raw/jobs.source_folded raw/jobs.type_folded raw/jobs.job_date
             analytics/channel_aliases.source analytics/lead_channels.lead_rule analytics/lead_channels.valid_from
         lead_cost: numeric <- raw/jobs.source_folded raw/jobs.job_date analytics/channel_aliases.source
             analytics/lead_channels.cost_per_lead analytics/lead_channels.valid_from
@@ -44,6 +47,7 @@ _COLUMNS = {
         month: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date analytics/job_facts.month
         source: text <- analytics/lead_channels.source analytics/job_facts.source
         segment: text <- analytics/lead_channels.lead_segment analytics/job_facts.segment
+        lead_rule: text <- analytics/lead_channels.lead_rule analytics/job_facts.lead_rule
         cost: numeric <- raw/elocals_leads.cost analytics/lead_channels.cost_rule
             analytics/lead_channels.cost_per_lead analytics/job_facts.lead_cost
         file_id: bigint <- raw/elocals_leads.file_id raw/proref_leads.file_id analytics/job_facts.file_id

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from crm_analytics.analytics.ingest.loading.landing import LandingFile
 from crm_analytics.analytics.ingest.loading.load import load_source
@@ -58,6 +59,41 @@ def set_ages(monkeypatch: pytest.MonkeyPatch, ages: dict[str, float]) -> dict[st
     """Gives files ages in seconds by name, instead of those that a busy machine makes; returns them to be changed."""
     monkeypatch.setattr(LandingFile, "age", lambda file: ages[file.name])
     return ages
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """Returns a list to which every further call of a function adds its positional arguments."""
+    calls: list[tuple[Any, ...]] = []
+    original = getattr(owner, name)
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, recorded)
+    return calls
+
+
+def record_statements(connection: psycopg.Connection[Any]) -> list[str]:
+    """Returns a list to which every further statement of the connection adds itself, without BEGIN and COMMIT."""
+    statements: list[str] = []
+
+    class Recording(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+            statements.append(_text_of(query))
+            return super().execute(query, *arguments, **options)
+
+        def copy(self, statement: Any, *arguments: Any, **options: Any) -> Any:
+            statements.append(_text_of(statement))
+            return super().copy(statement, *arguments, **options)
+
+    connection.cursor_factory = Recording
+    return statements
+
+
+def _text_of(statement: Any) -> str:
+    text = statement.as_string() if isinstance(statement, sql.Composable) else statement
+    return " ".join(text.split())
 
 
 class Landing:

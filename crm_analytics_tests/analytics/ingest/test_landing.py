@@ -12,7 +12,16 @@ import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
-from crm_analytics_tests.analytics.ingest.landing_folder import ELOCALS, JOBS, Landing, job, text
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics_tests.analytics.ingest.landing_folder import (
+    ELOCALS,
+    JOBS,
+    Landing,
+    job,
+    record_calls,
+    record_statements,
+    text,
+)
 
 LEADS = text(ELOCALS, [("A", "2025-01-05 10:21:17 -0500", "01:10", "10", "ok", "")])
 
@@ -79,7 +88,7 @@ def test_unrecognized_files_are_recorded_once(landing: Landing) -> None:
         ("old stuff/a.csv", None, "unrecognized"),
     ]
     assert "old stuff" in rows[1][3]
-    assert [entry.path for entry in unreadable(landing.connection, landing.folder)] == [
+    assert [entry.path for entry in unreadable(landing.connection, scan(landing.folder))] == [
         "minutes.csv",
         "old stuff/a.csv",
     ]
@@ -100,27 +109,61 @@ def test_unrecognized_file_that_changes_becomes_a_source(landing: Landing) -> No
     landing.write("data.csv", LEADS, day=2)
     assert _pending(landing) == {"data.csv": "elocals_leads"}
     landing.load("elocals_leads")
-    assert unreadable(landing.connection, landing.folder) == []
+    assert unreadable(landing.connection, scan(landing.folder)) == []
 
 
 def test_only_what_looks_changed_is_hashed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only files whose size or time changed are hashed; the sensor looks every ten seconds."""
     path = landing.write("elocals_leads/a.csv", LEADS, day=1)
     landing.load("elocals_leads")
-    hashed: list[Path] = []
-    original = landing_folder.fingerprint
-
-    def fingerprint(file: Path) -> str:
-        hashed.append(file)
-        return original(file)
-
-    monkeypatch.setattr(landing_folder, "fingerprint", fingerprint)
+    hashed = record_calls(monkeypatch, landing_folder, "fingerprint")
     assert _pending(landing) == {}
     assert hashed == []
     os.utime(path, (1.9e9, 1.9e9))
     assert _pending(landing) == {}
     assert _pending(landing) == {}
-    assert hashed == [path]  # once: the ledger has the new time
+    assert hashed == [(path,)]  # once: the ledger has the new time
+
+
+def test_many_loaded_files_are_only_listed(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensor looks every ten seconds, so old files must cost no more than their place in the folder.
+
+    Each is looked at once, and the ledger is asked once for what it saw last; only a file that is not settled by that
+    costs more. Anything read per file would keep the daemon busy with a folder that nobody cleans up.
+    """
+    count = 3000
+    for number in range(count):
+        landing.write(f"elocals_leads/{number % 3}/{number}.csv", LEADS, day=1)
+    files = scan(landing.folder).files
+    landing.rows(
+        """
+        INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version, exported_at,
+            exported_at_from, status)
+        SELECT 'elocals_leads', path, %s, %s, %s, %s, %s, 'mtime', 'loaded' FROM unnest(%s::text[]) AS path RETURNING 1
+        """,
+        [
+            landing_folder.fingerprint(files[0].path),
+            files[0].size,
+            files[0].modified_at,
+            SOURCES["elocals_leads"].version,
+            files[0].modified_at,
+            [file.name for file in files],
+        ],
+    )
+    looked_at = record_calls(monkeypatch, os, "stat")
+    hashed = record_calls(monkeypatch, landing_folder, "fingerprint")
+    statements = record_statements(landing.connection)
+    assert _pending(landing) == {}
+    assert (len(statements), hashed) == (1, [])
+    assert len(looked_at) < 1.01 * count
+
+    landing.write("elocals_leads/new.csv", LEADS, day=2)
+    touched = landing.folder / "elocals_leads/1/1.csv"
+    os.utime(touched, (1.7e9, 1.7e9))
+    statements.clear()
+    assert _pending(landing) == {"elocals_leads/new.csv": "elocals_leads"}
+    # what the ledger saw last, its entries of these two paths, and the new time of the one
+    assert (len(statements), hashed) == (3, [(touched,)])
 
 
 def test_growing_files_wait(landing: Landing) -> None:
@@ -139,11 +182,13 @@ def test_refused_file_waits_for_a_change(landing: Landing) -> None:
     landing.write("elocals_leads/a.csv", "Unique ID,Cost\nA,1\n", day=1)
     assert landing.load_one("elocals_leads").status == "refused"
     assert _pending(landing) == {}
-    assert [entry.path for entry in unreadable(landing.connection, landing.folder)] == ["elocals_leads/a.csv"]
+    assert [entry.path for entry in unreadable(landing.connection, scan(landing.folder))] == [
+        "elocals_leads/a.csv"
+    ]
     landing.write("elocals_leads/a.csv", LEADS, day=2)
     assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
     landing.load("elocals_leads")
-    assert unreadable(landing.connection, landing.folder) == []
+    assert unreadable(landing.connection, scan(landing.folder)) == []
 
 
 def test_file_names_that_are_not_utf8(landing: Landing) -> None:

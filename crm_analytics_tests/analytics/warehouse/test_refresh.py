@@ -9,8 +9,11 @@ from datetime import date
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
-from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
+from crm_analytics.analytics.warehouse.refresh import WRITE_DAILY, WRITE_MONTHLY, refresh, stale_months
+from crm_analytics.core import migrations
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
@@ -62,6 +65,64 @@ def test_refresh_of_unchanged_months_writes_nothing(analytics: Connection) -> No
     before = analytics.execute("SELECT updated_at, xmin::text FROM daily_metrics").fetchall()
     assert refresh(analytics, OCTOBER, NOVEMBER)[0].changed_rows == 0
     assert analytics.execute("SELECT updated_at, xmin::text FROM daily_metrics").fetchall() == before
+
+
+def refresh_counted(url: str, start: date, end: date) -> dict[str, tuple[int, int, int]]:
+    """Refreshes on a connection of its own; returns how many rows it inserted, updated and deleted in each table."""
+    with psycopg.connect(url, autocommit=True) as connection, connection.transaction():
+        refresh(connection, start, end)
+        rows = connection.execute(
+            "SELECT relname, n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_xact_user_tables"
+            " WHERE relname IN ('daily_metrics', 'monthly_metrics')"
+        ).fetchall()
+    return {name: (inserted, updated, deleted) for name, inserted, updated, deleted in rows}
+
+
+def test_only_rows_that_differ_are_written(analytics: Connection, analytics_url: str) -> None:
+    """An empty range is inserted; later a refresh inserts, updates and deletes just the rows that differ."""
+    for number in range(1, 10):
+        insert_job(analytics, f"J{number}", f"2024-10-{number:02}")
+        insert_job(analytics, f"K{number}", f"2024-11-{number:02}")
+    empty = refresh_counted(analytics_url, OCTOBER, DECEMBER)
+    assert empty == {"daily_metrics": (18, 0, 0), "monthly_metrics": (2, 0, 0)}
+    insert_payment(analytics, "p", "J3", "500.00")
+    analytics.execute("UPDATE raw.jobs SET job_date = '2024-10-20' WHERE job_id = 'J5'")
+    before = analytics.execute("SELECT date, xmin::text, updated_at FROM daily_metrics").fetchall()
+    changed = refresh_counted(analytics_url, OCTOBER, DECEMBER)
+    assert changed == {"daily_metrics": (1, 1, 1), "monthly_metrics": (0, 1, 0)}
+    logged = analytics.execute("SELECT changed_rows FROM refresh_log ORDER BY refresh_id DESC LIMIT 2")
+    assert logged.fetchall() == [(0,), (3,)]
+    after = analytics.execute("SELECT date, xmin::text, updated_at FROM daily_metrics").fetchall()
+    different = {day.isoformat() for day, *_ in set(before) ^ set(after)}
+    assert different == {"2024-10-03", "2024-10-05", "2024-10-20"}
+
+
+def test_wrong_statistics_cannot_make_a_nested_loop_of_the_comparison(analytics: Connection) -> None:
+    """After a first load, statistics may still say that the tables are empty; the comparison is a full join all the same."""
+    for statement in (WRITE_DAILY, WRITE_MONTHLY):
+        plan = analytics.execute("EXPLAIN " + statement, {"start": OCTOBER, "end": DECEMBER}, prepare=False)
+        text = "\n".join(row[0] for row in plan)
+        assert "Full Join" in text
+        assert "Conflict" not in text, "each row would be looked up before it is inserted"
+
+
+def test_an_owner_without_superuser_migrates_and_refreshes(
+    server: EmbeddedPostgres, analytics_url: str
+) -> None:
+    """A refresh needs no more rights than those of the database's owner, who has run the migrations."""
+    name = "owner_" + analytics_url.rpartition("/")[2]
+    with psycopg.connect(server.url("postgres"), autocommit=True) as superuser:
+        superuser.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'".encode())
+        superuser.execute(f"CREATE DATABASE {name} OWNER {name}".encode())
+    url = make_conninfo(server.url(name), user=name, password="test")
+    migrations.migrate("analytics", url=url)
+    with psycopg.connect(url, autocommit=True) as owner:
+        insert_job(owner, "A", "2024-10-31")
+        assert refresh(owner, OCTOBER, NOVEMBER)[0].changed_rows == 1
+        insert_payment(owner, "p", "A", "500.00")
+        assert refresh(owner, OCTOBER, NOVEMBER)[0].changed_rows == 1
+        assert monthly(owner) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
+        assert stale_months(owner) == []
 
 
 def test_rows_without_any_measure_disappear(analytics: Connection) -> None:

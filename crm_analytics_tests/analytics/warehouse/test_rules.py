@@ -13,7 +13,7 @@ Connection = psycopg.Connection[Any]
 
 #: Scalar functions that facts and metrics call for every row.
 RULES = (
-    "is_unit", "is_repair", "segment_of", "is_elocals_lead", "is_proref_lead", "source_name", "revenue40", "ratio",
+    "is_unit", "is_repair", "repair_rule", "segment_of", "is_elocals_lead", "is_proref_lead", "source_name", "revenue40", "ratio",
     "month_of", "in_force",
 )  # fmt: skip
 
@@ -33,6 +33,64 @@ def test_rule_functions_are_inlined(analytics: Connection, relation: str) -> Non
     text = "\n".join(row[0] for row in plan)
     assert "Function Scan on analytics" not in text
     assert re.findall(rf"\b(?:{'|'.join(RULES)})\(", text) == []
+
+
+def test_a_month_reads_its_own_rows_by_index(analytics: Connection) -> None:
+    """Metrics of one month read its jobs by date and their payments by job, whatever the history; long ranges all rows.
+
+    The condition that decides is constant: it must be gone from the plan, with the way that it rules out.
+    """
+    analytics.execute("SET enable_seqscan = off")
+
+    def plan(start: str, end: str) -> str:
+        rows = analytics.execute(
+            "EXPLAIN (COSTS OFF) SELECT * FROM analytics.compute_daily_metrics(%s::date, %s::date)",
+            [start, end],
+            prepare=False,
+        )
+        return "\n".join(row[0] for row in rows)
+
+    month, years = plan("2024-03-01", "2024-04-01"), plan("2020-01-01", "2024-01-01")
+    assert "Index Cond: ((job_date >= '2024-03-01'::date) AND (job_date < '2024-04-01'::date))" in month
+    for text, looked_up, added_up in ((month, 1, 0), (years, 0, 1)):
+        assert text.count("Index Cond: (job_id = j.job_id)") == looked_up, text
+        assert text.count("Index Cond: (job_id IS NOT NULL)") == added_up, text
+
+
+def test_facts_name_the_rule_that_made_the_row(analytics: Connection) -> None:
+    """repair_rule and lead_rule say why a job is a repair or a lead, and are NULL where it is none."""
+    analytics.execute(
+        """
+        INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)
+        SELECT type || '/' || source || '/' || paid, type, source, '2024-03-05', '2024-03-05'
+        FROM (VALUES
+            ('COD Repair', 'Google', 0), ('COD Service', 'Rely', 100.01), ('COD Service', 'Rely', 100),
+            ('Warranty', 'Rely', 200), ('INS Service', 'Angi', 0)
+        ) AS jobs (type, source, paid)
+        """
+    )
+    analytics.execute(
+        "INSERT INTO raw.payments (payment_id, job_ref, job_id_ref, paid_date, amount)"
+        " SELECT 'P' || job_id, job_id, job_id, job_date, split_part(job_id, '/', 3)::numeric FROM raw.jobs"
+    )
+    analytics.execute(
+        "INSERT INTO raw.elocals_leads (lead_id, lead_at, lead_date, cost) VALUES ('E', now(), '2024-03-05', 5)"
+    )
+    analytics.execute(
+        "INSERT INTO raw.proref_leads (lead_id, lead_at, lead_date) VALUES ('R', now(), '2024-03-05')"
+    )
+    jobs = analytics.execute(
+        "SELECT job_id, is_repair, repair_rule, is_lead, lead_rule FROM job_facts ORDER BY 1"
+    )
+    assert jobs.fetchall() == [
+        ("COD Repair/Google/0", True, "repair_type", True, "jobs"),
+        ("COD Service/Rely/100", False, None, True, "units"),
+        ("COD Service/Rely/100.01", True, "paid_service", True, "units"),
+        ("INS Service/Angi/0", False, None, False, None),
+        ("Warranty/Rely/200", False, None, False, None),
+    ]
+    leads = analytics.execute("SELECT lead_id, lead_rule FROM lead_facts WHERE origin <> 'jobs' ORDER BY 1")
+    assert leads.fetchall() == [("E", "elocals_paid"), ("R", "proref_not_passed")]
 
 
 def test_a_rule_that_is_not_inlined_is_found(analytics: Connection) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import PendingFile, fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Order
 from crm_analytics.analytics.ingest.reading.source_detection import export_time
@@ -39,14 +39,14 @@ def read_content(file: PendingFile, timezone: ZoneInfo) -> Content:
     )
 
 
-def identify(file: PendingFile, timezone: ZoneInfo, entries: Iterable[Entry]) -> IdentifiedFile:
-    """Finds the file's place in the order among the entries of its source.
+def identify(file: PendingFile, timezone: ZoneInfo, known: KnownFiles) -> IdentifiedFile:
+    """Finds the file's place in the order among those of its source.
 
     The export time is frozen when a content is first seen, until other content of its path was loaded after it. It is
     never before that of the content which it replaces: contents of one path apply as they came.
     """
     content = read_content(file, timezone)
-    here = [entry for entry in entries if entry.path == content.path]
+    here = known.at(content.path)
     entry = next((entry for entry in here if entry.sha256 == content.sha256), None)
     placed = [other for other in here if other.counts_in_order]
     own = content.exported_at
@@ -60,7 +60,7 @@ def identify(file: PendingFile, timezone: ZoneInfo, entries: Iterable[Entry]) ->
     return IdentifiedFile(file, content, entry, own < exported_at)
 
 
-def find_loaded_copy(item: IdentifiedFile, entries: Iterable[Entry]) -> Entry | None:
+def find_loaded_copy(item: IdentifiedFile, known: KnownFiles) -> Entry | None:
     """Returns the loaded entry with the same content, after which nothing else was exported.
 
     None where the file has to be read.
@@ -68,15 +68,14 @@ def find_loaded_copy(item: IdentifiedFile, entries: Iterable[Entry]) -> Entry | 
     content, entry = item.content, item.entry
     if entry is not None and entry.status == "loaded" and not content.returned:
         return None
-    placed = [other for other in entries if other.counts_in_order]
     twins = [
         other
-        for other in placed
-        if other.status == "loaded" and other.sha256 == content.sha256 and other is not entry
+        for other in known.with_content(content.sha256)
+        if other.status == "loaded" and other is not entry
     ]
     if not twins:
         return None
     twin = max(twins, key=lambda other: other.order)
-    if any(twin.order < other.order < item.order and other.sha256 != content.sha256 for other in placed):
+    if any(other.sha256 != content.sha256 for other in known.between(twin.order, item.order)):
         return None
     return twin

@@ -30,15 +30,31 @@ QUIET_SECONDS = 5.0
 class LandingFile:
     """A file in the landing folder, as its directory entry describes it."""
 
-    path: Path
+    #: Where it is in the file system.
+    location: str
     #: Path below the landing folder, with `/`, as in the ledger.
     name: str
-    #: Bytes.
-    size: int
-    #: UTC, to the microsecond, as in the ledger.
-    modified_at: datetime
-    #: UTC; when content, name or permissions last changed. A copy may set `modified_at`, but not this.
-    changed_at: datetime
+    status: os.stat_result
+
+    @property
+    def path(self) -> Path:
+        """Where it is in the file system."""
+        return Path(self.location)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.status.st_size
+
+    @property
+    def modified_at(self) -> datetime:
+        """UTC, to the microsecond, as in the ledger."""
+        return _moment(self.status.st_mtime_ns)
+
+    @property
+    def changed_at(self) -> datetime:
+        """UTC; when content, name or permissions last changed. A copy may set `modified_at`, but not this."""
+        return _moment(self.status.st_ctime_ns)
 
     def age(self) -> float:
         """Returns the seconds since the file was last touched; a time in the future tells nothing."""
@@ -97,17 +113,12 @@ def is_ignored(name: str) -> bool:
 
 def stat(path: Path, landing: Path) -> LandingFile:
     """Reads the directory entry of one file. Raises FileNotFoundError if it is gone."""
-    return _described(path, landing, path.stat())
+    return LandingFile(str(path), _name(path.relative_to(landing).as_posix()), path.stat())
 
 
-def _described(path: Path, landing: Path, status: os.stat_result) -> LandingFile:
-    modified, changed = _moment(status.st_mtime_ns), _moment(status.st_ctime_ns)
-    return LandingFile(path, _name(path, landing), status.st_size, modified, changed)
-
-
-def _name(path: Path, landing: Path) -> str:
-    """Returns a path as in the ledger, which has bytes that are not UTF-8 as `\\xff`."""
-    return os.fsencode(path.relative_to(landing).as_posix()).decode("utf-8", "backslashreplace")
+def _name(relative: str) -> str:
+    """Returns a path below the landing folder as in the ledger, which has bytes that are not UTF-8 as `\\xff`."""
+    return relative if relative.isascii() else os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
 def _moment(nanoseconds: int) -> datetime:
@@ -142,7 +153,8 @@ def scan(landing: Path) -> Listing:
             refuse(folder, Reason("folder_cannot_be_listed", found=error.strerror, remedy=remedy))
 
     def refuse(path: Path, reason: Reason) -> None:
-        listing.unreadable.append(Unreadable(_name(path, landing), str(reason)))
+        name = _name(path.relative_to(landing).as_posix())
+        listing.unreadable.append(Unreadable(name, str(reason)))
 
     seen: set[Path] = set()
     for folder, folders, names in os.walk(landing, onerror=not_listed, followlinks=True):
@@ -153,26 +165,30 @@ def scan(landing: Path) -> Listing:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not is_ignored(name)]
+        below = "" if folder == str(landing) else Path(folder).relative_to(landing).as_posix() + "/"
         for name in names:
             if is_ignored(name):
                 continue
-            path = Path(folder, name)
+            location = f"{folder}{os.sep}{name}"
             try:
-                status = path.stat()
+                # a Path for each of thousands of files costs more than looking at it
+                status = os.stat(location)  # noqa: PTH116
             except FileNotFoundError:
+                path = Path(location)
                 # anything but a link was removed since the folder was listed
                 if path.is_symlink():
                     remedy = "put back what it links to, or remove the link"
                     refuse(path, Reason("broken_link", found=str(path.readlink()), remedy=remedy))
             except OSError as error:
-                refuse(path, cannot_be_read(error))
+                refuse(Path(location), cannot_be_read(error))
             else:
                 if not modes.S_ISREG(status.st_mode):
-                    refuse(path, Reason("pipe_socket_or_device", accepted="files", remedy="remove it"))
-                elif not os.access(path, os.R_OK):
-                    refuse(path, cannot_be_read(PermissionError("Permission denied")))
+                    reason = Reason("pipe_socket_or_device", accepted="files", remedy="remove it")
+                    refuse(Path(location), reason)
+                elif not os.access(location, os.R_OK):
+                    refuse(Path(location), cannot_be_read(PermissionError("Permission denied")))
                 else:
-                    listing.files.append(_described(path, landing, status))
+                    listing.files.append(LandingFile(location, _name(below + name), status))
     listing.files.sort(key=lambda file: file.name)
     listing.unreadable.sort(key=lambda entry: entry.name)
     return listing
@@ -193,6 +209,7 @@ def pending(
     connection: ledger.Connection,
     landing: Path,
     *,
+    listing: Listing | None = None,
     only: str | None = None,
     quiet_seconds: float = 0,
     include_loaded: bool = False,
@@ -206,6 +223,7 @@ def pending(
     Args:
         connection: to the analytics database.
         landing: the landing folder.
+        listing: what `scan` found there, if that is known.
         only: leaves out files of other sources, but not unrecognized ones.
         quiet_seconds: leaves out files touched within so many seconds, which may still be growing.
         include_loaded: lists every file, not only new and changed ones, for a forced reload.
@@ -213,11 +231,17 @@ def pending(
     Raises:
         FileNotFoundError: if the landing folder does not exist.
     """
+    settled = ledger.seen_last(connection, {} if include_loaded else _versions(), declarations_version())
+    files = [
+        file
+        for file in (listing or scan(landing)).files
+        if (file.name, file.status.st_size, file.status.st_mtime_ns // 1000) not in settled
+    ]
     known: dict[str, list[ledger.Entry]] = {}
-    for entry in ledger.entries(connection):
+    for entry in ledger.entries_at(connection, [file.name for file in files]):
         known.setdefault(entry.path, []).append(entry)
     found = []
-    for file in scan(landing).files:
+    for file in files:
         seen_here = known.get(file.name, [])
         current = _current_entry(connection, file, seen_here)
         source = current.source if current else None
@@ -251,10 +275,12 @@ def _latest(entries: Iterable[ledger.Entry], source: str | None) -> ledger.Entry
     )
 
 
+def _versions() -> dict[str, int]:
+    return {source.name: source.version for source in SOURCES.values()}
+
+
 def _version(source: str | None) -> int | None:
-    if source is None:
-        return declarations_version()
-    return SOURCES[source].version if source in SOURCES else None
+    return declarations_version() if source is None else _versions().get(source)
 
 
 def _current_entry(
@@ -278,9 +304,9 @@ def _current_entry(
     return None
 
 
-def unreadable(connection: ledger.Connection, landing: Path) -> list[ledger.Entry]:
+def unreadable(connection: ledger.Connection, listing: Listing) -> list[ledger.Entry]:
     """Lists the refused and unrecognized ledger entries whose files are still in the landing folder, unchanged."""
-    present = {(file.name, file.size, file.modified_at) for file in scan(landing).files}
+    present = {(file.name, file.size, file.modified_at) for file in listing.files}
     return [
         entry
         for entry in ledger.entries(connection)
@@ -293,8 +319,9 @@ def not_loaded(connection: ledger.Connection, landing: Path) -> list[str]:
     """Lists what is in the landing folder and not loaded after a run, each with the reason and the remedy."""
     if not landing.is_dir():
         return []
+    listing = scan(landing)
     changing = "changed, or could not be read, when the run came to it (see its log); refresh again when it has settled"
-    found = [(entry.path, entry.message) for entry in unreadable(connection, landing)]
-    found += [(entry.name, entry.message) for entry in scan(landing).unreadable]
-    found += [(file.name, file.message or changing) for file in pending(connection, landing)]
+    found = [(entry.path, entry.message) for entry in unreadable(connection, listing)]
+    found += [(entry.name, entry.message) for entry in listing.unreadable]
+    found += [(file.name, file.message or changing) for file in pending(connection, landing, listing=listing)]
     return [f"{name}: {message}" for name, message in found]

@@ -9,7 +9,7 @@ See docs/decisions/late-files.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
@@ -18,10 +18,11 @@ from zoneinfo import ZoneInfo
 from psycopg import errors, sql
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
+from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
 from crm_analytics.analytics.ingest.loading.queries import SourceSession
-from crm_analytics.analytics.ingest.loading.staging import Staged, stage
+from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
 
@@ -50,36 +51,35 @@ class NewerKeys(SourceSession):
     places: list[Entry] | None = None
     lost: set[int] = field(default_factory=set)
 
-    def after(self, order: Order, own: int | None, path: str, known: Iterable[Entry]) -> NewerFiles:
+    def after(self, order: Order, own: int | None, path: str, known: KnownFiles) -> NewerFiles:
         """Returns the files around this place in the order; reads the newer ones again if there are any.
 
         The first use in a run decides how far back keys are known: later ones must be for newer places.
 
         Args:
             order: the file's place.
-            own: the file's entry, if it has one already (it is not newer than itself).
+            own: the file's entry, if it has one already (it is neither newer nor older than itself).
             path: the file's path below the landing folder.
-            known: the source's entries.
+            known: the source's files.
         """
-        others = [entry for entry in known if entry.file_id != own]
-        placed = sorted((entry for entry in others if entry.counts_in_order), key=lambda entry: entry.order)
-        newer = [entry for entry in placed if entry.order > order]
+        newer = [entry for entry in known.after(order) if entry.file_id != own]
         if newer and self.places is None:
             self.places = newer
-            self._read(others)
+            self._read(known)
         places = self.places or []
         return NewerFiles(
             self.connection,
             self.source,
             path,
-            older_ids=[entry.file_id for entry in placed if entry.order < order],
+            own=own,
+            older=known.before(order),
             entries=newer,
             lost=[entry for entry in newer if entry.file_id in self.lost],
             threshold=next((place for place, other in enumerate(places) if other.order > order), len(places)),
             places={entry.file_id: place for place, entry in enumerate(places)},
         )
 
-    def _read(self, entries: list[Entry]) -> None:
+    def _read(self, known: KnownFiles) -> None:
         assert self.places is not None
         self.drop()
         self.connection.execute(
@@ -96,7 +96,7 @@ class NewerKeys(SourceSession):
                 """
             )
         for place, entry in enumerate(self.places):
-            path = self._find(entry, entries)
+            path = self._find(entry, known)
             if path is None:
                 self.lost.add(entry.file_id)
                 continue
@@ -107,9 +107,9 @@ class NewerKeys(SourceSession):
             except (RefusedFile, OSError, errors.DataError):
                 self.lost.add(entry.file_id)
 
-    def _find(self, entry: Entry, entries: list[Entry]) -> Path | None:
+    def _find(self, entry: Entry, known: KnownFiles) -> Path | None:
         """Returns where the entry's content is now, under whichever of the source's names."""
-        names = [entry.path, *(other.path for other in entries if other.sha256 == entry.sha256)]
+        names = [entry.path, *(other.path for other in known.with_content(entry.sha256))]
         for name in dict.fromkeys(names):
             path = self.landing / name
             try:
@@ -128,6 +128,7 @@ class NewerKeys(SourceSession):
             export_named=entry.exported_at_from == "name",
         )
         staged = stage(self.connection, opened, None)
+        settle_repeats(staged)
         if self.source.month_totals:
             self.execute(
                 """
@@ -161,8 +162,10 @@ class NewerFiles(SourceSession):
     """The files newer than one file: what they accepted, and which of them are gone."""
 
     path: str
-    #: Ledger entries of the files before it.
-    older_ids: list[int]
+    #: The file's own ledger entry, if it has one already.
+    own: int | None
+    #: The files before it.
+    older: list[Entry]
     #: The files after it.
     entries: list[Entry]
     #: Those of them that cannot be read again.
@@ -181,15 +184,16 @@ class NewerFiles(SourceSession):
         """Deletes from `staged` the records whose key a newer file accepted; returns how many."""
         if not self.entries:
             return 0
-        removed = self.execute(
+        removed = staged.take_out(
             """
             DELETE FROM pg_temp.staged s USING pg_temp.newer_keys n
             WHERE n.row_key = {record_key} AND n.place >= {threshold}
-            """
-        ).rowcount
+            """,
+            threshold=self.threshold,
+        )
         if self.source.key.alternate:
             # a newer file without keys means this row if no other has its alternate
-            removed += self.execute(
+            removed += staged.take_out(
                 """
                 DELETE FROM pg_temp.staged s USING pg_temp.newer_alternates n
                 WHERE n.row_key = s.{alternate} AND n.place >= {threshold}
@@ -201,12 +205,14 @@ class NewerFiles(SourceSession):
                         SELECT FROM pg_temp.staged o
                         WHERE o.{alternate} = s.{alternate} AND o.{key_column} <> s.{key_column}
                     )
-                """
-            ).rowcount
+                """,
+                threshold=self.threshold,
+            )
         if self.lost:
-            removed += self.execute(
-                "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})"
-            ).rowcount
+            removed += staged.take_out(
+                "DELETE FROM pg_temp.staged s USING {table} t WHERE {same_key} AND t.file_id = ANY ({lost})",
+                lost=self.parts["lost"],
+            )
         return removed
 
     def keep_alternates_given_anew(self) -> None:
@@ -254,7 +260,7 @@ class NewerFiles(SourceSession):
 
     def close_answered(self, staged: Staged) -> None:
         """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
-        if self.older_ids and self.value(
+        if self.older and self.value(
             "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
         ):
             self.execute(
@@ -263,7 +269,7 @@ class NewerFiles(SourceSession):
                 WHERE r.source = {source} AND r.status = 'open' AND r.file_id = ANY ({older_ids}) AND """
                 + _accepted_in(staged),
                 note=f"accepted from a newer export: {self.path}",
-                older_ids=self.older_ids,
+                older_ids=[entry.file_id for entry in self.older if entry.file_id != self.own],
             )
         if self.entries:
             staged.execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg.rows import class_row
@@ -42,6 +42,14 @@ class Entry:
     def counts_in_order(self) -> bool:
         """Whether this content is in the tables: it was loaded, or a copy of it was."""
         return self.status in ("loaded", "same_content")
+
+
+class Shape(NamedTuple):
+    """What warnings compare between loaded files."""
+
+    #: Canonical names of the columns in the header.
+    columns: frozenset[str]
+    has_records: bool
 
 
 @dataclass
@@ -100,17 +108,63 @@ class Reading:
 _ENTRY_COLUMNS = ", ".join(Entry.__dataclass_fields__)
 
 
-def entries(connection: Connection, file_id: int | None = None) -> list[Entry]:
-    """Returns the entries of all sources, oldest first, unrecognized files included; or just one."""
+def entries(connection: Connection) -> list[Entry]:
+    """Returns the entries of all sources, oldest first, unrecognized files included."""
+    return _select(connection, "true")
+
+
+def entries_of(connection: Connection, source: str) -> list[Entry]:
+    """Returns the entries of a source, and those of no source, oldest first."""
+    return _select(connection, "source = %s OR source IS NULL", source)
+
+
+def entries_at(connection: Connection, paths: list[str]) -> list[Entry]:
+    """Returns the entries of all sources at these paths, oldest first."""
+    return _select(connection, "path = ANY(%s)", paths) if paths else []
+
+
+def _select(connection: Connection, condition: LiteralString, *values: Any) -> list[Entry]:
     with connection.cursor(row_factory=class_row(Entry)) as cursor:
-        cursor.execute(
-            f"""
-            SELECT {_ENTRY_COLUMNS} FROM raw.source_files
-            WHERE %(file_id)s::bigint IS NULL OR file_id = %(file_id)s ORDER BY file_id
-            """,
-            {"file_id": file_id},
+        query = f"SELECT {_ENTRY_COLUMNS} FROM raw.source_files WHERE {condition} ORDER BY file_id"
+        return cursor.execute(query, values).fetchall()
+
+
+def shapes(connection: Connection, source: str) -> dict[Shape, set[int]]:
+    """Returns the shapes that a source's loaded files have, each with the entries of its files."""
+    found = connection.execute(
+        """
+        SELECT names, has_records, array_agg(file_id) FROM (
+            SELECT ARRAY(SELECT jsonb_object_keys(mapping)) AS names, records_read > 0 AS has_records, file_id
+            FROM raw.source_files WHERE source = %s AND status = 'loaded'
+        ) AS loaded GROUP BY names, has_records
+        """,
+        [source],
+    )
+    return {Shape(frozenset(names), has_records): set(files) for names, has_records, files in found}
+
+
+def seen_last(
+    connection: Connection, versions: dict[str, int], unrecognized: int
+) -> set[tuple[str, int, int]]:
+    """Returns path, bytes and modification time (microseconds since 1970, UTC) of the last content of each path.
+
+    Args:
+        connection: to the analytics database.
+        versions: of the declarations, by source. Content that another version read is left out.
+        unrecognized: the same for content that no source recognized.
+    """
+    found = connection.execute(
+        """
+        WITH last AS (
+            SELECT DISTINCT ON (path COLLATE "C") path, size_bytes, modified_at, source, declaration_version
+            FROM raw.source_files ORDER BY path COLLATE "C", first_seen_at DESC, file_id
         )
-        return cursor.fetchall()
+        SELECT path, size_bytes, (extract(epoch FROM modified_at) * 1000000)::bigint FROM last
+        WHERE declaration_version = CASE WHEN source IS NULL THEN %s ELSE (%s::jsonb ->> source)::int END
+        """,
+        [unrecognized, Json(versions)],
+    )
+    return set(found.fetchall())
 
 
 def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
@@ -171,15 +225,21 @@ def identify(connection: Connection, source: str | None, content: Content, versi
     return int(found[0])
 
 
-def conclude(connection: Connection, file_id: int, reading: Reading) -> None:
-    """Writes what became of a file into its entry; the table's CHECK refuses counts that do not add up."""
+def conclude(connection: Connection, file_id: int, reading: Reading) -> Entry:
+    """Writes what became of a file into its entry, which is returned; the table's CHECK refuses counts that do not add up."""
     values: dict[str, Any] = {
         **{name: value for name, value in vars(reading).items() if name != "counts"},
         **vars(reading.counts),
         "mapping": None if reading.mapping is None else Json(reading.mapping),
     }
     assignments = ", ".join(f"{name} = %({name})s" for name in values)
-    connection.execute(
-        f"UPDATE raw.source_files SET {assignments}, finished_at = clock_timestamp() WHERE file_id = %(file_id)s",
-        {**values, "file_id": file_id},
-    )
+    with connection.cursor(row_factory=class_row(Entry)) as cursor:
+        cursor.execute(
+            f"""
+            UPDATE raw.source_files SET {assignments}, finished_at = clock_timestamp() WHERE file_id = %(file_id)s
+            RETURNING {_ENTRY_COLUMNS}
+            """,
+            {**values, "file_id": file_id},
+        )
+        (entry,) = cursor
+        return entry

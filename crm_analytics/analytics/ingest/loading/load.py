@@ -82,7 +82,7 @@ def load_source(
                     " settled loads it"
                 )
                 conclude(FileResult(file.name, "waiting", message))
-        loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report)
+        loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report, may_lock=True)
         try:
             loader.load([file for file in quiet if file.source == source], conclude)
             return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -15,14 +16,15 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be
 from crm_analytics.analytics.ingest.loading import ledger, quarantine
 from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
+from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
-from crm_analytics.analytics.ingest.loading.ledger import Content, Reading
+from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Reading, Shape
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
-from crm_analytics.analytics.ingest.loading.merge_rows import merge_rows
+from crm_analytics.analytics.ingest.loading.merge_rows import fill_in_bulk, merge_rows
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
-from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, stage
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
@@ -44,24 +46,31 @@ class _FileChanged(Exception):
 
 @dataclass
 class FileLoader(SourceSession):
-    """Loads the files of one run: knows the source's ledger entries, and the newer keys once a late file needs them."""
+    """Loads the files of one run: knows the source's files, and the newer keys once a late file needs them."""
 
     landing: Path
     timezone: ZoneInfo
     run_id: str | None
     report: Callable[[str], None]
+    #: Whether readers of the table may have to wait until the file's transaction ends (docs/decisions/bulk-loads.md).
+    may_lock: bool = False
 
     def __post_init__(self) -> None:
-        mine = (self.source.name, None)
-        self.entries = {
-            entry.file_id: entry for entry in ledger.entries(self.connection) if entry.source in mine
-        }
-        #: Contents that people took back, and where they were first.
-        self.withdrawn: dict[str, str] = {}
-        for entry in self.entries.values():
-            if entry.status == "withdrawn":
-                self.withdrawn.setdefault(entry.sha256, entry.path)
         self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
+
+    @cached_property
+    def known(self) -> KnownFiles:
+        """The source's files as the ledger knows them."""
+        return KnownFiles(self.connection, self.source.name)
+
+    @cached_property
+    def withdrawn(self) -> dict[str, str]:
+        """Contents that people took back, and where they were first."""
+        found: dict[str, str] = {}
+        for entry in self.known.all():
+            if entry.status == "withdrawn":
+                found.setdefault(entry.sha256, entry.path)
+        return found
 
     def close(self) -> None:
         """Leaves the session as it was."""
@@ -73,7 +82,7 @@ class FileLoader(SourceSession):
         to_read: list[IdentifiedFile] = []
         for file in files:
             try:
-                item = identify(file, self.timezone, self.entries.values())
+                item = identify(file, self.timezone, self.known)
             except FileNotFoundError:
                 # removed since the folder was listed
                 continue
@@ -97,12 +106,12 @@ class FileLoader(SourceSession):
         with self.connection.transaction():
             file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
             quarantine.close_replaced(self.connection, content.path, file_id)
-            ledger.conclude(self.connection, file_id, reading)
-        self._remember(file_id)
+            concluded = ledger.conclude(self.connection, file_id, reading)
+        self.known.remember(concluded)
         return FileResult(content.path, reading.status, message, file_id)
 
     def _conclude_copy(self, item: IdentifiedFile) -> FileResult | None:
-        twin = find_loaded_copy(item, self.entries.values())
+        twin = find_loaded_copy(item, self.known)
         if twin is None:
             return None
         message = f"the same content as {twin.path}, which is loaded"
@@ -111,12 +120,10 @@ class FileLoader(SourceSession):
 
     def _load_file(self, item: IdentifiedFile) -> FileResult:
         content, entry = item.content, item.entry
-        newer = self.newer_keys.after(
-            item.order, entry.file_id if entry else None, content.path, self.entries.values()
-        )
+        newer = self.newer_keys.after(item.order, entry.file_id if entry else None, content.path, self.known)
         try:
             with self.connection.transaction():
-                result = self._load_rows(item, newer)
+                result, concluded, shape = self._load_rows(item, newer)
         except (
             _FileChanged,
             RefusedFile,
@@ -127,7 +134,7 @@ class FileLoader(SourceSession):
             errors.ProgramLimitExceeded,
         ) as error:
             return self._not_loaded(item, newer, error)
-        self._remember(result.file_id)
+        self.known.remember(concluded, shape)
         return result
 
     def _not_loaded(self, item: IdentifiedFile, newer: NewerFiles, error: Exception) -> FileResult:
@@ -148,7 +155,7 @@ class FileLoader(SourceSession):
         reading = Reading("refused", self.source.version, message, run_id=self.run_id)
         return self._conclude_without_rows(content, reading)
 
-    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> FileResult:
+    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> tuple[FileResult, Entry, Shape]:
         file, content = item.file, item.content
         source, connection = self.source, self.connection
         if file.size > LARGE:
@@ -163,14 +170,24 @@ class FileLoader(SourceSession):
         )
         file_id = ledger.identify(connection, source.name, content, source.version)
         quarantine.close_replaced(connection, content.path, file_id)
-        dismissed = quarantine.forget_quarantine(connection, file_id)
+        # a new entry has no quarantine yet
+        dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
         staged = stage(connection, opened, file_id)
+        if source.lock:
+            connection.execute(source.lock)
+        filled = self._fill_in_bulk(staged, newer)
+        if filled is None:
+            settle_repeats(staged)
         verdict = staged.verdict()
-        merged = merge(staged, newer)
+        merged = filled or merge(staged, newer)
+        merged.counts.records_read = opened.records.read
+        merged.counts.duplicates = staged.duplicates
+        merged.counts.quarantined = staged.rejected
+        merged.counts.summary_lines = opened.records.summary_lines
         quarantine.dismiss_again(connection, file_id, dismissed)
         if not file.is_unchanged(self.landing):
             raise _FileChanged
-        warnings = _warnings(item, staged, merged, verdict)
+        warnings = _warnings(item, staged, merged, verdict, self.known.shapes_without(file_id))
         reading = Reading(
             status="loaded",
             declaration_version=source.version,
@@ -187,36 +204,42 @@ class FileLoader(SourceSession):
             last_date=merged.last_date,
             run_id=self.run_id,
         )
-        ledger.conclude(connection, file_id, reading)
-        return FileResult(
+        result = FileResult(
             content.path, "loaded", None, file_id, merged.counts, warnings, merged.changed_by_month
         )
+        shape = Shape(frozenset(opened.mapping), merged.counts.records_read > 0)
+        return result, ledger.conclude(connection, file_id, reading), shape
+
+    def _fill_in_bulk(self, staged: Staged, newer: NewerFiles) -> Merged | None:
+        """Takes the bulk way where nothing but the table's emptiness has to be known of it."""
+        if (
+            not self.may_lock
+            or self.source.month_totals
+            or staged.by_alternate
+            or not staged.has_keys
+            or newer.entries
+        ):
+            return None
+        merged = fill_in_bulk(staged)
+        if merged is not None:
+            newer.close_answered(staged)
+        return merged
 
     def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
         with self.connection.transaction():
             file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
             quarantine.close_replaced(self.connection, content.path, file_id)
             quarantine.forget_quarantine(self.connection, file_id)
-            ledger.conclude(self.connection, file_id, reading)
-        self._remember(file_id)
+            concluded = ledger.conclude(self.connection, file_id, reading)
+        self.known.remember(concluded)
         return FileResult(content.path, reading.status, reading.message, file_id)
-
-    def _remember(self, file_id: int) -> None:
-        (self.entries[file_id],) = ledger.entries(self.connection, file_id)
 
 
 def merge(staged: Staged, newer: NewerFiles) -> Merged:
     """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
-    source = staged.source
-    if source.lock:
-        staged.execute(source.lock)
     find_keys(staged)
     newer.close_answered(staged)
-    merged = (merge_months if source.month_totals else merge_rows)(staged, newer)
-    merged.counts.records_read = staged.open_file.records.read
-    merged.counts.duplicates = staged.duplicates
-    merged.counts.quarantined = staged.rejected
-    merged.counts.summary_lines = staged.open_file.records.summary_lines
+    merged = (merge_months if staged.source.month_totals else merge_rows)(staged, newer)
     _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 
@@ -232,48 +255,39 @@ def _analyze_if_grown(staged: Staged, changed: int) -> None:
         staged.execute("ANALYZE {table}")
 
 
-def _warnings(item: IdentifiedFile, staged: Staged, merged: Merged, verdict: Verdict | None) -> list[str]:
-    """Returns what people should know about a file that was loaded."""
+def _warnings(
+    item: IdentifiedFile, staged: Staged, merged: Merged, verdict: Verdict | None, others: list[Shape]
+) -> list[str]:
+    """Returns what people should know about a file that was loaded; `others` are the shapes of other loaded files."""
     source, opened = staged.source, staged.open_file
     warnings = [_DATED_BACK] if item.dated_back else []
     warnings += opened.warnings
     if verdict is not None and source.summed:
         warnings += verdict.warnings(opened.mapping[source.summed], staged.left_out)
-    warnings += merged.warnings + _column_warnings(staged, merged)
+    warnings += merged.warnings + _column_warnings(staged, merged, others)
     if source.review:
         warnings += [warning for (warning,) in staged.execute(source.review)]
     return warnings
 
 
-def _column_warnings(staged: Staged, merged: Merged) -> list[str]:
+def _column_warnings(staged: Staged, merged: Merged, others: list[Shape]) -> list[str]:
     """Warns of columns that other files of the source have and this one lacks, where that matters."""
     source, mapping = staged.source, staged.open_file.mapping
-    others = staged.execute(
-        """
-        SELECT DISTINCT jsonb_object_keys(mapping) FROM raw.source_files
-        WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
-        """
-    )
     replaceable = {column.name for column in source.columns if column.replaceable}
-    missing = {name for (name,) in others} & source.staged_columns.keys() - replaceable - mapping.keys()
+    elsewhere = {name for shape in others for name in shape.columns}
+    missing = elsewhere & source.staged_columns.keys() - replaceable - mapping.keys()
     warnings = []
     if missing and merged.counts.updated:
         warnings.append(
             f"no column for {', '.join(sorted(missing))}, which other exports have: rows that this file updates have none"
             " now"
         )
-    if source.given_id and staged.value(
-        """
-        SELECT EXISTS (
-            SELECT FROM raw.source_files WHERE source = {source} AND status = 'loaded' AND file_id <> {file_id}
-                AND records_read > 0 AND (mapping ? {given_id}) <> {given}
-        )
-        """,
-        given_id=source.given_id,
-        given=source.given_id in mapping,
+    given = source.given_id in mapping
+    if source.given_id and any(
+        shape.has_records and (source.given_id in shape.columns) != given for shape in others
     ):
         label = source.key.label
-        here, there = ("a", "none") if source.given_id in mapping else ("no", "one")
+        here, there = ("a", "none") if given else ("no", "one")
         warnings.append(
             f"this export has {here} {label} id column and others have {there}: a {label} that is in both counts"
             f" twice; export all {label}s in one form"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import LiteralString
 
 from psycopg import sql
 
+from crm_analytics.analytics.ingest.loading import bulk
 from crm_analytics.analytics.ingest.loading.alternate_keys import bring_keys
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Counts
@@ -15,6 +17,21 @@ from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
 from crm_analytics.analytics.ingest.sources.declaration import column_list
 
 
+def fill_in_bulk(staged: Staged) -> Merged | None:
+    """Fills an empty table with many records, before any are settled that repeat a key: making the key finds these.
+
+    Returns None if it can't be done (see `bulk.fill_empty_table`); then nothing has changed.
+    """
+    days = staged.days()
+    if sum(days.values()) < bulk.ENOUGH or not _is_empty(staged):
+        return None
+    if not bulk.fill_empty_table(staged.connection, staged.source.table, lambda: _insert(staged, "staged")):
+        return None
+    merged = _merged(days)
+    _note_inserted(merged, days)
+    return merged
+
+
 def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
     """Inserts new records and updates changed ones, except where a newer file has the record too.
 
@@ -22,24 +39,39 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
         UnknownNewerValues: if only files that cannot be read again could tell which values are newer.
     """
     rekeyed = bring_keys(staged, newer)
-    merged = Merged(Counts(superseded=newer.remove_superseded(staged)))
+    superseded = newer.remove_superseded(staged)
     if newer.lost:
         _refuse_if_unknowable(staged)
-    merged.first_date, merged.last_date, accepted = staged.row(
-        "SELECT min(s.{day}), max(s.{day}), count(*) FROM pg_temp.staged s"
-    )
-    # into an empty table go all staged records, which then need no comparison
-    was_empty = not staged.value("SELECT EXISTS (SELECT FROM {table})")
-    if not was_empty:
-        _find_changes(staged, rekeyed)
-        if accepted > FEW:
-            staged.execute("ANALYZE pg_temp.changes")
-        _update(staged, merged)
-    _insert(staged, merged, was_empty)
+    days = staged.days()
+    accepted = sum(days.values())
+    merged = _merged(days)
+    merged.counts.superseded = superseded
+    if _is_empty(staged):
+        # all records are new, without a comparison
+        _insert(staged, "staged")
+        _note_inserted(merged, days)
+        return merged
+    _find_changes(staged, rekeyed)
+    if accepted > FEW:
+        staged.execute("ANALYZE pg_temp.changes")
+    _update(staged, merged)
+    _insert(staged, "changes")
+    new = "SELECT s.{day}, count(*) FROM pg_temp.changes s WHERE s.is_new GROUP BY 1"
+    _note_inserted(merged, dict(staged.execute(new).fetchall()))
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
-    if not was_empty and not newer.entries:
+    if not newer.entries:
         merged.warnings += note_vanished(staged)
     return merged
+
+
+def _merged(days: dict[date, int]) -> Merged:
+    return Merged(Counts(), first_date=min(days, default=None), last_date=max(days, default=None))
+
+
+def _note_inserted(merged: Merged, days: dict[date, int]) -> None:
+    for day, rows in days.items():
+        merged.note_changes(day.replace(day=1), rows)
+        merged.counts.inserted += rows
 
 
 def _find_changes(staged: Staged, rekeyed: bool) -> None:
@@ -73,29 +105,28 @@ def _update(staged: Staged, merged: Merged) -> None:
         merged.note_changes(month, rows)
 
 
-def _insert(staged: Staged, merged: Merged, was_empty: bool) -> None:
+def _insert(staged: Staged, records: LiteralString) -> None:
+    """Inserts the records of `staged`, or the new ones of `changes`."""
     source = staged.source
     joins, found = _lookups(staged)
     keys = ("row_key",) if source.key.hashed else source.key.written
     columns = [*source.key.written, *source.value_columns, *found]
     expressions = [column_list((*keys, *source.value_columns), "s"), *found.values()]
-    for month, rows in staged.execute(
+    staged.execute(
         """
-        WITH added AS (
-            INSERT INTO {table} ({columns}, file_id, record_no)
-            SELECT {expressions}, {file_id}, s.record_no FROM {records} s {joins} {only_new}
-            RETURNING {day}
-        )
-        SELECT date_trunc('month', {day})::date, count(*) FROM added GROUP BY 1
+        INSERT INTO {table} ({columns}, file_id, record_no)
+        SELECT {expressions}, {file_id}, s.record_no FROM pg_temp.{records} s {joins} WHERE {new}
         """,
         columns=column_list(columns),
         expressions=sql.SQL(", ").join(expressions),
-        records=sql.Identifier("pg_temp", "staged" if was_empty else "changes"),
+        records=sql.Identifier(records),
         joins=sql.SQL(" ").join(joins),
-        only_new=sql.SQL("" if was_empty else "WHERE s.is_new"),
-    ):
-        merged.note_changes(month, rows)
-        merged.counts.inserted += rows
+        new=sql.SQL("s.is_new" if records == "changes" else "true"),
+    )
+
+
+def _is_empty(staged: Staged) -> bool:
+    return not staged.value("SELECT EXISTS (SELECT FROM {table})")
 
 
 def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from datetime import date
 from typing import Any, LiteralString
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 from pyarrow import csv
 
@@ -41,6 +43,8 @@ class Staged(SourceSession):
     duplicates: int = 0
     #: Months of quarantined records, None for an unreadable one; noted where files replace whole months.
     partial_months: set[date | None] = field(default_factory=set)
+    #: The records of each day, as they were copied; None once some were taken out.
+    copied: Counter[date] | None = field(default_factory=Counter)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -52,6 +56,25 @@ class Staged(SourceSession):
         """Whether the file lacks the key and has only the alternate, which takes the key's place in `staged`."""
         key = self.source.key
         return key.alternate is not None and key.columns[0] not in self.open_file.mapping
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the file itself gives its records' keys, so that no key is a hash with the number of an occurrence."""
+        source = self.source
+        return not source.key.hashed or source.given_id in self.open_file.mapping
+
+    def days(self) -> dict[date, int]:
+        """Returns how many staged records each day has."""
+        if self.copied is not None:
+            return self.copied
+        return dict(self.execute("SELECT s.{day}, count(*) FROM pg_temp.staged s GROUP BY 1").fetchall())
+
+    def take_out(self, statement: LiteralString, **parts: Any) -> int:
+        """Deletes records from `staged`; returns how many."""
+        gone = self.execute(statement, **parts).rowcount
+        if gone:
+            self.copied = None
+        return gone
 
     def verdict(self) -> Verdict | None:
         """Compares the file's own total with the sum of its accepted records; None if it has no total."""
@@ -98,7 +121,7 @@ class Staged(SourceSession):
                 + refused,
                 **parts,
             )
-        self.rejected += self.execute("DELETE FROM pg_temp.staged s USING " + refused).rowcount
+        self.rejected += self.take_out("DELETE FROM pg_temp.staged s USING " + refused)
 
     def _find_cells(self, refused: LiteralString) -> bool:
         """Reads the file once more for the cells of these records, into the temporary table `as_found`."""
@@ -126,9 +149,6 @@ class Staged(SourceSession):
 def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
-    Identical records with one key are collapsed. Records with one key that differ are quarantined, all of them. Keys
-    made of a hash get their occurrence numbers. In a file that replaces whole months the reader has settled all that.
-
     Args:
         connection: inside a transaction; the table goes with it.
         open_file: the file.
@@ -139,30 +159,38 @@ def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> S
     """
     while True:
         try:
-            staged = _copy(connection, open_file, file_id)
-            break
+            return _copy(connection, open_file, file_id)
         except ReadDifferently:
             if file_id is not None:
                 forget_quarantine(connection, file_id)
-    if open_file.records.read > FEW:
+
+
+def settle_repeats(staged: Staged) -> None:
+    """Settles records that repeat a key.
+
+    Identical records with one key are collapsed. Records with one key that differ are quarantined, all of them. Keys
+    made of a hash get their occurrence numbers. In a file that replaces whole months the reader has settled all that.
+    """
+    if staged.open_file.records.read > FEW:
         # the key decides how to join; statistics of other columns cost time for nothing
         staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
     if staged.source.month_totals:
-        staged.duplicates = open_file.records.duplicates
+        staged.duplicates = staged.open_file.records.duplicates
     else:
         _settle_repeats(staged)
-    return staged
 
 
 def _copy(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
     """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
-    staged = Staged(connection, source, open_file, file_id)
+    copied: Counter[date] = Counter()
+    staged = Staged(connection, source, open_file, file_id, copied=copied)
     _create(staged)
     copy_rows = sql.SQL("COPY pg_temp.staged ({}) FROM STDIN (FORMAT csv)").format(
         column_list(["record_no", *source.staged_columns])
     )
-    for rows, rejected in _read_ahead(staged):
+    for rows, rejected, days in _read_ahead(staged):
+        copied.update(days)
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
                 copy.write(rows)
@@ -204,12 +232,12 @@ def _hashed_key(source: Source) -> LiteralString:
     return f"coalesce({source.given_id}, {key})" if source.given_id else key
 
 
-def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
-    """Yields batches as CSV for COPY; a thread parses the next one while the database takes this one."""
+def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected], dict[date, int]]]:
+    """Yields batches as CSV for COPY, with the records of each day; a thread parses the next one while the database takes this one."""
     batches = staged.open_file.batches()
     key = staged.source.key
 
-    def encode_next() -> tuple[bytes, list[Rejected]] | None:
+    def encode_next() -> tuple[bytes, list[Rejected], dict[date, int]] | None:
         batch = next(batches, None)
         if batch is None:
             return None
@@ -217,10 +245,12 @@ def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected]]]:
         if staged.by_alternate:
             (column,) = key.columns
             rows = rows.set_column(rows.schema.get_field_index(column), column, rows[key.alternate])
+        days = pc.value_counts(rows[staged.source.date_column]).to_pylist()
         rows = _with_written_moments(rows)
         sink = pa.BufferOutputStream()
         csv.write_csv(rows, sink, _CSV)
-        return sink.getvalue().to_pybytes() if rows.num_rows else b"", batch.rejected
+        data = sink.getvalue().to_pybytes() if rows.num_rows else b""
+        return data, batch.rejected, {day["values"]: day["counts"] for day in days}
 
     with ThreadPoolExecutor(1, "reader") as pool:
         upcoming = pool.submit(encode_next)
@@ -270,7 +300,7 @@ def _settle_repeats(staged: Staged) -> None:
         "c.row_key = {record_key} AND c.reasons <> '[]'",
         "c.reasons",
     )
-    staged.duplicates += staged.execute(
+    staged.duplicates += staged.take_out(
         """
         DELETE FROM pg_temp.staged s USING (
             SELECT {record_key} AS row_key, min(s.record_no) AS record_no
@@ -278,7 +308,7 @@ def _settle_repeats(staged: Staged) -> None:
         ) first
         WHERE first.row_key = {record_key} AND s.record_no <> first.record_no
         """
-    ).rowcount
+    )
 
 
 def _note_conflicts(staged: Staged) -> None:

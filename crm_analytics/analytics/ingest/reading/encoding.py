@@ -6,6 +6,8 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 
 BLOCK = 2 << 20
@@ -33,7 +35,8 @@ def sniff_encoding(path: Path) -> tuple[str, list[str]]:
                 if max(even, odd) > len(block) // 8 and position == 0:
                     return _checked(path, "utf-16-le" if odd > even else "utf-16-be"), []
                 raise _nul(path, f"byte {position + block.index(0) + 1}")
-            if utf8:
+            # ASCII is UTF-8, unless it breaks into a character that the block before began
+            if utf8 and not (block.isascii() and not decoder.getstate()[0]):
                 try:
                     decoder.decode(block)
                 except UnicodeDecodeError as error:
@@ -88,8 +91,18 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
             if held:
                 block = block[:-1]
             if b"\r" in block:
-                block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                block = _with_plain_newlines(block)
             if block:
                 yield block
     if held:
         yield b"\n"
+
+
+def _with_plain_newlines(text: bytes) -> bytes:
+    """Writes every carriage return, with or without a newline after it, as a newline."""
+    buffer = np.frombuffer(text, dtype=np.uint8)
+    returns = np.flatnonzero(buffer == 13)
+    if not text.endswith(b"\r") and np.all(buffer[returns + 1] == 10):
+        # the usual file; half the time of replacing
+        return text.translate(None, b"\r")
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

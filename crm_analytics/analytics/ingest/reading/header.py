@@ -38,7 +38,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Beginnings:
-    """Every way that a file's first rows can be read."""
+    """Every way that a file's first rows can be read: every sheet, or a text with every delimiter that is in it."""
 
     path: Path
     encoding: str  #: `xlsx` for a workbook
@@ -175,9 +175,11 @@ def _of_text(path: Path, encoding: str) -> list[Beginning]:
         text += block
         if len(text) >= HEADER_BYTES:
             break
-    lines = [line + "\n" for line in text[:HEADER_BYTES].decode(errors="ignore").split("\n")]
+    start = text[:HEADER_BYTES].decode(errors="ignore")
+    lines = [line + "\n" for line in start.split("\n")]
     found = []
-    for delimiter in DELIMITERS:
+    # any other delimiter leaves all lines whole, and one reading of whole lines is enough
+    for delimiter in [mark for mark in DELIMITERS if mark in start] or DELIMITERS[:1]:
         beginning = Beginning(delimiter, None, [], [], [])
         reader = csv.reader(lines, delimiter=delimiter)
         line = offset = 0
@@ -229,10 +231,12 @@ def find_header(source: Source, rows: Sequence[Sequence[str]]) -> tuple[int, Hea
     """Returns the first row that is a complete header, or else the one with most columns; None if no row has any."""
     best: tuple[int, HeaderMatch] | None = None
     for number, row in enumerate(rows):
+        if source.owners.keys().isdisjoint(map(fold_header, row)):
+            continue
         match = match_header(source, row)
         if match.complete:
             return number, match
-        if match.positions and (best is None or len(match.positions) > len(best[1].positions)):
+        if best is None or len(match.positions) > len(best[1].positions):
             best = number, match
     return best
 

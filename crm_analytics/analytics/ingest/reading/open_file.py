@@ -139,8 +139,10 @@ class OpenFile:
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
         data = _after(utf8_blocks(self.path, self.encoding), self.located.first_byte)
+        # the first column tells blank rows and totals; where a file replaces whole months, every cell may matter
+        needed = None if self.source.month_totals else frozenset({0, *match.positions.values()})
         splitter = csv_records.Splitter(
-            self.delimiter, len(match.cells), self.located.first_line, match.named_width
+            self.delimiter, len(match.cells), self.located.first_line, match.named_width, needed
         )
         return splitter.split(data)
 

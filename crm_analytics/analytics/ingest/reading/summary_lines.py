@@ -152,9 +152,10 @@ class SummaryLines:
         """
         found: dict[int, int] = {}
         anywhere = np.arange(block.length)
-        for position, column in enumerate(block.columns):
-            rows = anywhere if self.source.month_totals else first.get(position, anywhere[:0])
-            labeled = pc.match_substring_regex(_at(column, rows), _LABEL).to_numpy(zero_copy_only=False)
+        places = dict.fromkeys(range(len(block.columns)), anywhere) if self.source.month_totals else first
+        for position, rows in places.items():
+            texts = _at(block.columns[position], rows)
+            labeled = pc.match_substring_regex(texts, _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)
         if self.source.month_totals:
@@ -196,7 +197,7 @@ class SummaryLines:
         dated = self._is_dated(block, row, position)
         # an id is never called like that, so a date makes no record of it
         may_be_record = dated and position not in self._id_positions
-        is_first = all(_NOTHING.fullmatch(column[row].as_py()) for column in block.columns[:position])
+        is_first = all(_NOTHING.fullmatch(block.columns[left][row].as_py()) for left in range(position))
         return TotalLine(
             number,
             int(block.lines()[row]),

@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from openpyxl import load_workbook
-
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading.file_formats import check_workbook_size, damaged_workbook
 
@@ -163,6 +161,9 @@ def formulas_without_result(path: Path, sheet: str) -> Formulas:
 
 @contextmanager
 def _open(path: Path, *, data_only: bool) -> Iterator[Any]:
+    # as long to import as a small CSV file takes to load, and most files are CSV
+    from openpyxl import load_workbook
+
     # Given a path, the library refuses names that do not end like a workbook's.
     with path.open("rb") as file:
         workbook = load_workbook(file, read_only=True, data_only=data_only)

@@ -261,7 +261,11 @@ class Source:
 
     def column(self, name: str) -> Column:
         """Returns the column of a canonical name."""
-        return next(column for column in self.columns if column.name == name)
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
     @cached_property
     def staged_columns(self) -> dict[str, LiteralString]:

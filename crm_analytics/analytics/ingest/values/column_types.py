@@ -90,6 +90,8 @@ class Kind:
     #: Blank cells, which become NULL.
     blank: ClassVar[frozenset[str]] = _NO_VALUE
     plain: ClassVar[str | None] = None
+    #: No plain text is longer. In the pattern, a large bound takes longer to compile than a small file to read.
+    plain_length: ClassVar[int | None] = None
 
     def rule(self, text: str, context: Context) -> Any:
         """Returns the value of a trimmed text that is not blank. Raises InvalidValue."""
@@ -117,6 +119,8 @@ class Kind:
         if plain is None:
             return Cleaned(*self.by_rule(texts, context))
         is_plain = pc.match_substring_regex(texts, plain)
+        if self.plain_length is not None:
+            is_plain = pc.and_(is_plain, pc.less_equal(pc.binary_length(texts), self.plain_length))
         rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
         if not len(rest):
             return Cleaned(texts)
@@ -157,7 +161,8 @@ class Text(Kind):
 
     blank = _NO_TEXT
     # A word of four letters may be `null`, and a long text may be too long: the rule decides about those.
-    plain = r"^([!-~]{1,3}|[!-~]{5,100}|[!-~]{1,50}( [!-~]{1,50}){1,9})$"
+    plain = r"^([!-~]{1,3}|[!-~]{5}[!-~]*|[!-~]+( [!-~]+)+)$"
+    plain_length = 100
 
     def rule(self, text: str, context: Context) -> str:
         """See `Kind`."""
@@ -181,7 +186,8 @@ class Identifier(Kind):
     """An id, verbatim but trimmed: `12E345` and all digits are legitimate, `1.2E+05` is refused."""
 
     blank = _NO_TEXT
-    plain = r"^([A-Za-z0-9_-]{1,3}|[0-9]{4}|[A-Za-z0-9_-]{5,50})$"
+    plain = r"^([A-Za-z0-9_-]{1,3}|[0-9]{4}|[A-Za-z0-9_-]{5}[A-Za-z0-9_-]*)$"
+    plain_length = 50
 
     def rule(self, text: str, context: Context) -> str:
         """See `Kind`."""

@@ -13,6 +13,9 @@ MICROSECONDS = 1_000_000
 DAY = 86_400 * MICROSECONDS
 _FIRST = int(datetime(1999, 12, 1, tzinfo=UTC).timestamp())
 _LAST = int(datetime(2101, 2, 1, tzinfo=UTC).timestamp())
+#: Seconds between looks at a zone's offset, which no zone changes twice within less: the shortest while between two
+#: changes of these years is a week (Boa Vista in October 2000).
+_STEP = 6 * 86_400
 
 Int64 = npt.NDArray[np.int64]
 
@@ -27,12 +30,12 @@ class Zone:
             return int(shift.total_seconds())
 
         changes, offsets = [], [offset(_FIRST)]
-        for day in range(_FIRST, _LAST, 86_400):
-            before, after = offset(day), offset(day + 86_400)
+        for end in range(_FIRST + _STEP, _LAST + _STEP, _STEP):
+            before, after = offsets[-1], offset(end)
             if before == after:
                 continue
             # The offset changes in (low, high].
-            low, high = day, day + 86_400
+            low, high = end - _STEP, end
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if offset(middle) == before else (low, middle)

@@ -1,0 +1,41 @@
+"""Prints the failures that people can do something about: a wrong setting, a missing migration, a database that is down."""
+
+from __future__ import annotations
+
+import psycopg
+from pydantic import ValidationError
+from rich.markup import escape
+
+from crm_analytics.cli.terminal import errors
+from crm_analytics.core import migrations
+
+SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
+#: What the line begins with; the first kind that fits is the error's.
+KINDS = {
+    migrations.NotMigrated: "not migrated",
+    migrations.MigrationError: "migration refused",
+    psycopg.OperationalError: "no connection to the database",
+    psycopg.Error: "the database refused",
+}
+
+
+def print_expected(error: Exception) -> bool:
+    """Prints an expected failure as a readable line on stderr; returns whether it was one."""
+    if isinstance(error, ValidationError):
+        _print_settings(error)
+        return True
+    label = next((label for kind, label in KINDS.items() if isinstance(error, kind)), None)
+    if label:
+        errors.print(f"[red]{label}[/]: {escape(str(error))}", highlight=False)
+    return label is not None
+
+
+def _print_settings(error: ValidationError) -> None:
+    for problem in error.errors():
+        # a default that is made of another setting, which is the one that is wrong
+        if problem["type"] == "default_factory_not_called":
+            continue
+        name = "_".join(str(part) for part in problem["loc"]).upper()
+        found = "" if name in SECRET else f" (found {problem['input']!r})"
+        text = problem["msg"].removeprefix("Value error, ")
+        errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
