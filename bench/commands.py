@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.cost import ROUNDS, SHORT_ROUNDS, by_turns
+from bench.cost import SHORT_ROUNDS, by_turns
 from bench.environment import Environment, run
 from bench.no_op import record
 from bench.platform import new_platform, write_sample
@@ -24,7 +24,6 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
         ours, empty = by_turns(
             platform.refresh,
             lambda: platform.python("-m", "bench.no_op_child", str(shape)),
-            rounds=2 * ROUNDS,
         )
         yield BenchRow.of_costs(
             SECTION, "crm-analytics refresh with nothing new", ours,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     for turn in range(ROUNDS):
         cut_off = _round(environment, DATABASE if turn == 0 else "ten_years_again")
     environment.drop("ten_years_again")
+    shutil.rmtree(_landing_before(environment))
     size = business(environment)
     bare = environment.cost("bare COPY")
     yield BenchRow.of_costs(
@@ -89,10 +91,7 @@ def _round(environment: Environment, database: str) -> str:
 
 def _second_load(environment: Environment, database: str, twins: Twins) -> None:
     """Loads other exports of the same size into full tables, and their typed rows into full twins."""
-    folder = environment.folder / "landing_before"
-    if not folder.exists():
-        environment.say("writing exports of the ten years before")
-        write_exports(folder, business(environment).decade_before())
+    folder = _landing_before(environment)
     with environment.copy_of(database) as copy:
         environment.say("loading them into full tables")
         environment.note("second load", whole(load_new(environment, copy, folder)))
@@ -101,6 +100,15 @@ def _second_load(environment: Environment, database: str, twins: Twins) -> None:
     jobs, payments = (twins.copy(rows) for rows in second)
     environment.note("bare COPY into full", jobs + payments)
     _remove(second)
+
+
+def _landing_before(environment: Environment) -> Path:
+    """Returns the landing folder with the exports of the ten years before, which the first round writes."""
+    folder = environment.folder / "landing_before"
+    if not folder.exists():
+        environment.say("writing exports of the ten years before")
+        write_exports(folder, business(environment).decade_before())
+    return folder
 
 
 def _reexport(environment: Environment, database: str) -> None:

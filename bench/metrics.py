@@ -52,6 +52,13 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
         )
         connection.execute("VACUUM ANALYZE")
     _copy_last_year(environment, database, years.last.year)
+    # on a copy, because other sections compare the big database with its files
+    with environment.copy_of(database) as copy:
+        yield from _one_month(environment, copy)
+
+
+def _one_month(environment: Environment, database: str) -> Iterator[BenchRow]:
+    """Yields the lines of a month in which one payment changed."""
     environment.say("computing one changed month")
     ours, short, *by_hand = by_turns(
         partial(_changed, environment, database, _refresh_month),
