@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from crm_analytics.analytics.ingest.loading import bulk
+from crm_analytics.analytics.ingest.loading import bulk, load_file
 from crm_analytics.analytics.ingest.loading.landing import pending
 from crm_analytics.analytics.ingest.loading.load import load_source, try_file
 from crm_analytics.analytics.ingest.loading.rebuild import rebuilt
@@ -82,8 +82,9 @@ def state(landing: Landing) -> dict[str, Any]:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every load into an empty table a bulk load."""
+    """Makes every load into an empty table a bulk load: jobs go in while they are read, payments when they are staged."""
     monkeypatch.setattr(bulk, "ENOUGH", 1)
+    monkeypatch.setattr(load_file, "LARGE", 0)
     monkeypatch.setattr(bulk, "PAUSE", 0.01)
 
 
@@ -152,15 +153,16 @@ def _histories(seed: int) -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.random
-def test_both_ways_leave_the_same(
+def test_all_ways_leave_the_same(
     tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, taken: list[tuple[str, bool]]
 ) -> None:
     """Random files with repeats, conflicts, bad records, shared numbers, payments before jobs and late files."""
     for seed in range(25 * chance.TIMES):
         found = []
-        for enough in (1, 10**9):
+        for way, (enough, large) in enumerate([(10**9, 10**9), (1, 10**9), (1, 0)]):
             monkeypatch.setattr(bulk, "ENOUGH", enough)
-            folder = tmp_path / f"{seed}_{enough}"
+            monkeypatch.setattr(load_file, "LARGE", large)
+            folder = tmp_path / f"{seed}_{way}"
             folder.mkdir()
             with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
                 landing = Landing(folder, connection)
@@ -170,7 +172,8 @@ def test_both_ways_leave_the_same(
                     landing.load(source)
                 assert definitions(landing) == before
                 found.append(state(landing))
-        assert found[0] == found[1], f"seed {seed}"
+        assert found[1] == found[0], f"seed {seed}"
+        assert found[2] == found[0], f"seed {seed}"
     outcomes = {(table, outcome) for table, outcome in taken}
     # repeated keys send some of them back to the ordinary way
     assert outcomes == {
@@ -325,13 +328,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import psycopg
-from crm_analytics.analytics.ingest.loading import bulk
+from crm_analytics.analytics.ingest.loading import bulk, load_file
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK
 from crm_analytics_tests.analytics.ingest.test_bulk_loads import _at_statement
 
 url, folder, source, step = sys.argv[1:]
-bulk.ENOUGH = 1
+bulk.ENOUGH, load_file.LARGE = 1, 0
 with psycopg.connect(url, autocommit=True) as session:
     with _at_statement(session, int(step), lambda cursor: os.kill(os.getpid(), signal.SIGKILL)):
         load_source(session, Path(folder), source, timezone=NEW_YORK)
@@ -382,7 +385,7 @@ def test_readers_wait_and_then_see_all_or_nothing(landing: Landing, analytics_ur
         if fails:
             _raise("53100")(cursor)
 
-    with psycopg.connect(analytics_url, autocommit=True) as session, _at_statement(session, 8, let_read):
+    with psycopg.connect(analytics_url, autocommit=True) as session, _at_statement(session, 12, let_read):
         try:
             load_source(session, landing.folder, "jobs", timezone=NEW_YORK)
         except errors.DiskFull:

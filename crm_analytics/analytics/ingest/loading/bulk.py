@@ -114,7 +114,7 @@ def fill_empty_table(connection: Connection, table: str, insert: Callable[[], ob
     Args:
         connection: inside a transaction that holds raw.lock_links, where the table has links.
         table: `schema.table`.
-        insert: one statement that inserts rows. It is repeated if a lock was refused.
+        insert: puts the rows in. Called once at most.
 
     Raises:
         psycopg.Error: what `insert` raises, except for violated constraints.
@@ -143,10 +143,17 @@ def fill_empty_table(connection: Connection, table: str, insert: Callable[[], ob
 
 
 def _fill(connection: Connection, table: str, insert: Callable[[], object]) -> None:
-    name = sql.Identifier(*table.split("."))
     tables: list[str] = _value(connection, _LINKED, {"table": table})
     locked = sql.SQL(", ").join(sql.Identifier(*linked.split(".")) for linked in tables)
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(locked))
+    try:
+        _refill(connection, table, tables, insert)
+    except errors.LockNotAvailable as error:
+        raise _NotPossible(str(error)) from error
+
+
+def _refill(connection: Connection, table: str, tables: list[str], insert: Callable[[], object]) -> None:
+    name = sql.Identifier(*table.split("."))
     parts = {"table": table, "tables": tables, "replaced": _REPLACED}
     if _value(connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(name)):
         raise _NotPossible("it has rows by now")

@@ -12,22 +12,28 @@ from crm_analytics.analytics.ingest.loading import bulk
 from crm_analytics.analytics.ingest.loading.alternate_keys import bring_keys
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Counts
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.results import Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged
 from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
 from crm_analytics.analytics.ingest.sources.declaration import column_list
 
 
-def fill_in_bulk(staged: Staged) -> Merged | None:
+def fill_in_bulk(staged: Staged) -> bool:
     """Fills an empty table with many records, before any are settled that repeat a key: making the key finds these.
 
-    Returns None if it can't be done (see `bulk.fill_empty_table`); then nothing has changed.
+    Returns False if it can't be done (see `bulk.fill_empty_table`); then nothing has changed.
     """
+    return (
+        sum(staged.days().values()) >= bulk.ENOUGH
+        and is_empty(staged)
+        and bulk.fill_empty_table(staged.connection, staged.source.table, lambda: _insert(staged, "staged"))
+    )
+
+
+def all_new(staged: Staged) -> Merged:
+    """Returns what was done where every staged record made a row."""
     days = staged.days()
-    if sum(days.values()) < bulk.ENOUGH or not _is_empty(staged):
-        return None
-    if not bulk.fill_empty_table(staged.connection, staged.source.table, lambda: _insert(staged, "staged")):
-        return None
     merged = _merged(days)
     _note_inserted(merged, days)
     return merged
@@ -47,8 +53,8 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
     accepted = sum(days.values())
     merged = _merged(days)
     merged.counts.superseded = superseded
-    if _is_empty(staged):
-        # all records are new, without a comparison
+    if is_empty(staged):
+        # without a comparison
         _insert(staged, "staged")
         _note_inserted(merged, days)
         return merged
@@ -131,8 +137,9 @@ def _insert(staged: Staged, records: LiteralString) -> None:
     )
 
 
-def _is_empty(staged: Staged) -> bool:
-    return not staged.value("SELECT EXISTS (SELECT FROM {table})")
+def is_empty(session: SourceSession) -> bool:
+    """Returns whether the source's table has no rows."""
+    return not session.value("SELECT EXISTS (SELECT FROM {table})")
 
 
 def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed]]:
