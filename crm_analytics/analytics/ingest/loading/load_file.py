@@ -171,7 +171,7 @@ class FileLoader(SourceSession):
         if not filled:
             settle_repeats(staged)
         verdict = staged.verdict()
-        merged = all_new(staged) if filled else merge(staged, newer)
+        merged = all_new(staged) if filled else merge(staged, newer, self.may_lock)
         merged.counts.records_read = opened.records.read
         merged.counts.duplicates = staged.duplicates
         merged.counts.quarantined = staged.rejected
@@ -249,7 +249,11 @@ class FileLoader(SourceSession):
 
         while True:
             try:
-                return copied[0] if bulk.fill_empty_table(self.connection, self.source.table, copy) else None
+                return (
+                    copied[0]
+                    if bulk.fill_table(self.connection, self.source.table, file_id, copy, was_empty=True)
+                    else None
+                )
             except ReadDifferently:
                 # the savepoint took back what was read the wrong way
                 continue
@@ -268,12 +272,16 @@ class FileLoader(SourceSession):
         return FileResult(content.path, reading.status, reading.message, file_id)
 
 
-def merge(staged: Staged, newer: NewerFiles) -> Merged:
+def merge(staged: Staged, newer: NewerFiles, may_lock: bool) -> Merged:
     """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
     find_keys(staged)
     newer.close_answered(staged)
-    merged = (merge_months if staged.source.month_totals else merge_rows)(staged, newer)
-    _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
+    if staged.source.month_totals:
+        merged = merge_months(staged, newer)
+    else:
+        merged = merge_rows(staged, newer, may_lock=may_lock)
+    if not merged.analyzed:
+        _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 
 

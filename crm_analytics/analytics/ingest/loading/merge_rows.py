@@ -22,12 +22,19 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 def fill_in_bulk(staged: Staged) -> bool:
     """Fills an empty table with many records, before any are settled that repeat a key: making the key finds these.
 
-    Returns False if it can't be done (see `bulk.fill_empty_table`); then nothing has changed.
+    Returns False if it can't be done (see `bulk.fill_table`); then nothing has changed.
     """
     return (
-        sum(staged.days().values()) >= bulk.ENOUGH
+        staged.file_id is not None
+        and sum(staged.days().values()) >= bulk.ENOUGH
         and is_empty(staged)
-        and bulk.fill_empty_table(staged.connection, staged.source.table, lambda: _insert(staged, "staged"))
+        and bulk.fill_table(
+            staged.connection,
+            staged.source.table,
+            staged.file_id,
+            lambda: _insert(staged, "staged"),
+            was_empty=True,
+        )
     )
 
 
@@ -39,8 +46,10 @@ def all_new(staged: Staged) -> Merged:
     return merged
 
 
-def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
+def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     """Inserts new records and updates changed ones, except where a newer file has the record too.
+
+    New records that at least double the table go the bulk way, if readers may be locked out.
 
     Raises:
         UnknownNewerValues: if only files that cannot be read again could tell which values are newer.
@@ -64,11 +73,32 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
     _note_changes(staged, merged)
     if merged.counts.updated:
         _update(staged)
-    _insert(staged, "changes")
+    merged.analyzed = may_lock and _double_in_bulk(staged, merged.counts)
+    if not merged.analyzed:
+        _insert(staged, "changes")
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
     if not newer.entries:
         merged.warnings += note_vanished(staged)
     return merged
+
+
+def _double_in_bulk(staged: Staged, counts: Counts) -> bool:
+    """Inserts the new ones of `changes` in bulk, if nothing else changes and they are no fewer than the rows of the table.
+
+    Then making the indexes again costs less than adding to them.
+    """
+    if counts.updated or counts.inserted < bulk.ENOUGH or staged.file_id is None:
+        return False
+    known = staged.value(
+        "SELECT count(*) FROM (SELECT FROM {table} LIMIT {more}) t", more=counts.inserted + 1
+    )
+    return known <= counts.inserted and bulk.fill_table(
+        staged.connection,
+        staged.source.table,
+        staged.file_id,
+        lambda: _insert(staged, "changes"),
+        was_empty=False,
+    )
 
 
 def _merged(days: dict[date, int]) -> Merged:
