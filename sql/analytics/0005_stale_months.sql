@@ -110,12 +110,18 @@ COMMENT ON FUNCTION analytics.queue_months_of IS
 -- or cease to matter.
 CREATE FUNCTION analytics.note_stale_months() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    old_rows text := analytics.rows_that_matter(TG_RELID, 'old_rows');
-    new_rows text := analytics.rows_that_matter(TG_RELID, 'new_rows');
+    old_rows text;
+    new_rows text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' truncate');
         RETURN NULL;
+    END IF;
+    IF TG_OP <> 'INSERT' THEN
+        old_rows := analytics.rows_that_matter(TG_RELID, 'old_rows');
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        new_rows := analytics.rows_that_matter(TG_RELID, 'new_rows');
     END IF;
     EXECUTE analytics.queue_months_of(
         CASE TG_OP
@@ -213,11 +219,43 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION raw.correct_statistics IS 'Analyzes a table whose statistics say that it is empty, or nearly so.';
 
+-- Planning the links takes longer than all the rest of a small file, and few new jobs have payments already.
+-- This plan is kept, so it must not depend on statistics: it probes indexes, which suits few jobs in any tables.
+CREATE FUNCTION raw.may_link(ids text[], numbers text[]) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT
+        FROM raw.payments p
+        WHERE p.job_id_ref = ANY (ids) AND p.job_id_ref IS NOT NULL AND p.job_id IS DISTINCT FROM p.job_id_ref
+    ) OR EXISTS (
+        SELECT
+        FROM raw.payments p
+        WHERE p.job_number_ref = ANY (numbers) AND p.job_id IS NULL
+    ) OR EXISTS (
+        SELECT
+        FROM raw.payments p
+        WHERE p.job_id = ANY (ids) AND p.job_id IS DISTINCT FROM p.job_id_ref
+    ) OR EXISTS (
+        SELECT
+        FROM raw.jobs j
+        JOIN raw.payments p ON p.job_id = j.job_id
+        WHERE j.job_number = ANY (numbers) AND p.job_id IS DISTINCT FROM p.job_id_ref
+    );
+END $$;
+COMMENT ON FUNCTION raw.may_link IS
+    'Whether a change of these few jobs may change a link: whether a payment waits for one of the ids or numbers, or '
+    'is linked by number to such a job.';
+
 CREATE FUNCTION raw.relink_payments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
+    few CONSTANT int := 1000;
     -- the keys that the statement changed, and the payments that this may link or unlink
     changed text;
     affected text;
+    -- those of the first jobs
+    ids text[];
+    numbers text[];
 BEGIN
     IF TG_TABLE_NAME = 'jobs' THEN
         changed := CASE TG_OP
@@ -268,6 +306,19 @@ BEGIN
     PERFORM raw.lock_links();
     IF NOT EXISTS (SELECT FROM raw.payments) THEN
         RETURN NULL;
+    END IF;
+    IF TG_TABLE_NAME = 'jobs' THEN
+        IF TG_OP <> 'DELETE' THEN
+            SELECT array_agg(r.job_id), array_agg(r.job_number) INTO ids, numbers
+            FROM (SELECT job_id, job_number FROM new_rows LIMIT few + 1) r;
+        END IF;
+        IF TG_OP <> 'INSERT' THEN
+            SELECT ids || array_agg(r.job_id), numbers || array_agg(r.job_number) INTO ids, numbers
+            FROM (SELECT job_id, job_number FROM old_rows LIMIT few + 1) r;
+        END IF;
+        IF cardinality(ids) <= few AND NOT raw.may_link(ids, numbers) THEN
+            RETURN NULL;
+        END IF;
     END IF;
     PERFORM raw.correct_statistics(TG_RELID);
     EXECUTE format(

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
-from crm_analytics.analytics.ingest.values import column_types
+from crm_analytics.analytics.ingest.values import column_types, patterns
 from crm_analytics.analytics.ingest.values.column_types import (
     CalendarDay,
     Cleaned,
@@ -454,4 +454,20 @@ def test_refused_cells_have_a_reason(kind: Kind, text: str, code: str):
         text if len(text) <= 80 else f"{text[:80]}… (201 characters)",
         reason.accepted,
         reason.remedy,
+    )
+
+
+@given(
+    st.sampled_from(
+        [kind.plain_texts(CONTEXT) for kind in (Text(), Identifier(), JobNumber(), Money(), When())]
+    ),
+    st.data(),
+)
+def test_few_texts_match_as_many_do(pattern: str, data: st.DataObject) -> None:
+    """Python matches the patterns of plain texts in small files, pyarrow in large ones: both find the same texts plain."""
+    texts = data.draw(st.lists(st.from_regex(pattern) | st.text(max_size=8), min_size=1, max_size=5))
+    few = pa.array(texts, pa.string())
+    many = pa.array(texts * (patterns.FEW + 1), pa.string())
+    assert patterns.are_whole(many, pattern).tolist() == patterns.are_whole(few, pattern).tolist() * (
+        patterns.FEW + 1
     )

@@ -101,3 +101,56 @@ def test_vanished_rows_are_counted_no_further_than_it_matters(landing: Landing) 
     assert landing.load_one("elocals_leads").warnings == []
     (statement,) = [text for text in statements if text.endswith("AS known")]
     assert landing.rows(statement) == [(20,)]
+
+
+def test_new_records_are_not_compared(landing: Landing) -> None:
+    """A small file of nothing but new records is inserted as it is staged; one known record makes it compare them."""
+    landing.write("jobs/jobs_2024-11-16.csv", text(JOBS, [job(901, "JOB901")]))
+    landing.load_one("jobs")
+    statements = record_statements(landing.connection)
+    landing.write("jobs/jobs_2024-11-17.csv", text(JOBS, [job(902, "JOB902")]))
+    landing.load_one("jobs")
+    assert not [statement for statement in statements if "pg_temp.changes" in statement]
+    landing.write("jobs/jobs_2024-11-18.csv", text(JOBS, [job(902, "JOB902"), job(903, "JOB903")]))
+    counts = landing.load_one("jobs").counts
+    assert (counts.inserted, counts.unchanged) == (1, 1)
+    assert any("pg_temp.changes" in statement for statement in statements)
+
+
+@pytest.mark.parametrize(
+    ("reference", "linked"),
+    [("JOB901", "JOB901"), ("901", "JOB901"), ("JOB999", None)],
+    ids=["waiting by id", "waiting by number", "waiting for another job"],
+)
+def test_a_few_jobs_are_linked_only_where_a_payment_waits(
+    reference: str, linked: str | None, landing: Landing
+) -> None:
+    """The long statement that links payments runs only if the jobs' ids and numbers concern one."""
+    header = ("Payment ID", "Job ID", *PAYMENTS[2:])
+    payments = text(header, [("P900", reference, "2024-11-15", "20", "Cash", "Paid", "")])
+    landing.write("payments/payments_2024-11-16.csv", payments)
+    landing.load_one("payments")
+    landing.connection.execute("SET track_functions = 'pl'")
+    landing.write("jobs/jobs_2024-11-16.csv", text(JOBS, [job(901, "JOB901")]))
+    landing.load_one("jobs")
+    assert landing.rows("SELECT job_id FROM raw.payments") == [(linked,)]
+    landing.rows("SELECT pg_stat_force_next_flush()")
+    called = {
+        name
+        for (name,) in landing.rows("SELECT funcname FROM pg_stat_user_functions WHERE schemaname = 'raw'")
+    }
+    assert "may_link" in called
+    assert ("correct_statistics" in called) == (linked is not None)
+
+
+def test_a_few_jobs_that_share_a_number_unlink_its_payments(landing: Landing) -> None:
+    """A second job with the number makes the number ambiguous, in a later file of one record too."""
+    landing.write("jobs/jobs_2024-11-16.csv", text(JOBS, [job(901, "JOB901")]))
+    landing.load_one("jobs")
+    payments = text(PAYMENTS, [("P900", "901", "2024-11-15", "20", "Cash", "Paid", "")])
+    landing.write("payments/payments_2024-11-16.csv", payments)
+    landing.load_one("payments")
+    assert landing.rows("SELECT job_id FROM raw.payments") == [("JOB901",)]
+    landing.write("jobs/jobs_2024-11-17.csv", text(JOBS, [job(901, "JOB902")]))
+    landing.load_one("jobs")
+    assert landing.rows("SELECT job_id FROM raw.payments") == [(None,)]

@@ -8,6 +8,7 @@ import stat as modes
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
@@ -20,13 +21,14 @@ _IGNORED_SUFFIXES = (
     *(".part", ".partial", ".filepart", ".crdownload", ".download"),
     *(".tmp", ".temp", ".swp", ".lock", "~"),
 )
+_FOR_ALL = modes.S_IRUSR | modes.S_IRGRP | modes.S_IROTH
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 
 #: A file touched within so many seconds may still be growing: no run loads it yet.
 QUIET_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LandingFile:
     """A file in the landing folder, as its directory entry describes it."""
 
@@ -95,7 +97,7 @@ class Listing:
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PendingFile(LandingFile):
     """A file that a load would read; or one of no known source, with the reason as `message`."""
 
@@ -157,22 +159,29 @@ def scan(landing: Path) -> Listing:
         listing.unreadable.append(Unreadable(name, str(reason)))
 
     seen: set[Path] = set()
-    for folder, folders, names in os.walk(landing, onerror=not_listed, followlinks=True):
-        real = Path(folder).resolve()
-        # a link to a folder above would lead around forever
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_ignored(name)]
-        below = "" if folder == str(landing) else Path(folder).relative_to(landing).as_posix() + "/"
-        for name in names:
-            if is_ignored(name):
+    waiting = [str(landing)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            real = Path(folder).resolve()
+            # a link to a folder above would lead around forever
+            if real in seen:
                 continue
-            location = f"{folder}{os.sep}{name}"
+            seen.add(real)
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if not is_ignored(entry.name)]
+        except OSError as error:
+            not_listed(error)
+            continue
+        below = "" if folder == str(landing) else Path(folder).relative_to(landing).as_posix() + "/"
+        for entry in entries:
+            location = entry.path
             try:
-                # a Path for each of thousands of files costs more than looking at it
-                status = os.stat(location)  # noqa: PTH116
+                # a Path for each of thousands of files would cost more than looking at it
+                if entry.is_dir():
+                    waiting.append(location)
+                    continue
+                status = entry.stat()
             except FileNotFoundError:
                 path = Path(location)
                 # anything but a link was removed since the folder was listed
@@ -185,12 +194,13 @@ def scan(landing: Path) -> Listing:
                 if not modes.S_ISREG(status.st_mode):
                     reason = Reason("pipe_socket_or_device", accepted="files", remedy="remove it")
                     refuse(Path(location), reason)
-                elif not os.access(location, os.R_OK):
+                # what everybody may read need not be tried
+                elif status.st_mode & _FOR_ALL != _FOR_ALL and not os.access(location, os.R_OK):
                     refuse(Path(location), cannot_be_read(PermissionError("Permission denied")))
                 else:
-                    listing.files.append(LandingFile(location, _name(below + name), status))
-    listing.files.sort(key=lambda file: file.name)
-    listing.unreadable.sort(key=lambda entry: entry.name)
+                    listing.files.append(LandingFile(location, _name(below + entry.name), status))
+    listing.files.sort(key=attrgetter("name"))
+    listing.unreadable.sort(key=attrgetter("name"))
     return listing
 
 
@@ -264,7 +274,7 @@ def pending(
             except OSError as error:
                 message = str(cannot_be_read(error))
         if only is None or source is None or source == only:
-            found.append(PendingFile(**vars(file), source=source, message=message))
+            found.append(PendingFile(file.location, file.name, file.status, source, message))
     return found
 
 

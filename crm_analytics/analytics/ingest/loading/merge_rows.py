@@ -62,20 +62,19 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     accepted = sum(days.values())
     merged = _merged(days)
     merged.counts.superseded = superseded
-    if is_empty(staged):
-        # without a comparison
+    if _are_all_new(staged, accepted):
         _insert(staged, "staged")
         _note_inserted(merged, days)
-        return merged
-    _find_changes(staged, rekeyed)
-    if accepted > FEW:
-        staged.execute("ANALYZE pg_temp.changes")
-    _note_changes(staged, merged)
-    if merged.counts.updated:
-        _update(staged)
-    merged.analyzed = may_lock and _double_in_bulk(staged, merged.counts)
-    if not merged.analyzed:
-        _insert(staged, "changes")
+    else:
+        _find_changes(staged, rekeyed)
+        if accepted > FEW:
+            staged.execute("ANALYZE pg_temp.changes")
+        _note_changes(staged, merged)
+        if merged.counts.updated:
+            _update(staged)
+        merged.analyzed = may_lock and _double_in_bulk(staged, merged.counts)
+        if merged.counts.inserted and not merged.analyzed:
+            _insert(staged, "changes")
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
     if not newer.entries:
         merged.warnings += note_vanished(staged)
@@ -165,6 +164,13 @@ def _insert(staged: Staged, records: LiteralString) -> None:
         joins=sql.SQL(" ").join(joins),
         new=sql.SQL("s.is_new" if records == "changes" else "true"),
     )
+
+
+def _are_all_new(staged: Staged, accepted: int) -> bool:
+    """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
+    if accepted > FEW:
+        return is_empty(staged)
+    return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s JOIN {table} t ON {same_key})")
 
 
 def is_empty(session: SourceSession) -> bool:

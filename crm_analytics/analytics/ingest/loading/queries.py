@@ -19,6 +19,13 @@ def takes_statements(connection: Connection) -> bool:
     return connection.info.transaction_status == TransactionStatus.IDLE
 
 
+def _text(part: Any) -> str:
+    """Returns SQL as text, of a value its literal."""
+    if isinstance(part, int):
+        return str(part)
+    return (part if isinstance(part, sql.Composable) else sql.Literal(part)).as_string(None)
+
+
 @dataclass
 class SourceSession:
     """A connection whose statements are about one source.
@@ -36,11 +43,10 @@ class SourceSession:
 
     def execute(self, statement: LiteralString, **parts: Any) -> psycopg.Cursor[Any]:
         """Executes a statement; parts are SQL, or values that become literals."""
-        composed = {
-            name: part if isinstance(part, sql.Composable) else sql.Literal(part)
-            for name, part in (self.parts | parts).items()
-        }
-        return self.connection.execute(sql.SQL(statement).format(**self.source.fragments, **composed))
+        texts = {name: _text(part) for name, part in (self.parts | parts).items()}
+        # sql.SQL.format would render every part of every statement of every file anew
+        composed = statement.format(**self.source.fragment_texts, **texts)
+        return self.connection.execute(composed)
 
     def row(self, statement: LiteralString, **parts: Any) -> tuple[Any, ...]:
         """Returns the only row of a query."""

@@ -269,6 +269,7 @@ class Splitter:
         names = [str(number) for number in range(self.width)]
 
         def make(positions: Iterable[int]) -> dict[int, pa.Array]:
+            wanted = [names[position] for position in positions]
             table = pacsv.read_csv(
                 pa.BufferReader(piece),
                 read_options=pacsv.ReadOptions(
@@ -277,9 +278,9 @@ class Splitter:
                 parse_options=pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
                     check_utf8=False,
-                    column_types=dict.fromkeys(names, pa.string()),
+                    column_types=dict.fromkeys(wanted, pa.string()),
                     strings_can_be_null=False,
-                    include_columns=[names[position] for position in positions],
+                    include_columns=wanted,
                 ),
             )
             return {int(name): table[name].combine_chunks() for name in table.column_names}

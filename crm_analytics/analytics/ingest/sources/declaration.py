@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import LiteralString
 
 import numpy as np
@@ -37,6 +37,7 @@ _SQL_TYPES: dict[type[Kind], LiteralString] = {
 _FOLDED_AWAY = re.compile(r"[\W_]+")
 
 
+@lru_cache(maxsize=4096)
 def fold_header(text: str) -> str:
     """Returns a header as it is compared: casefolded, `#` as `number`, nothing but letters and digits."""
     return _FOLDED_AWAY.sub("", text.casefold().replace("#", "number"))
@@ -337,8 +338,12 @@ class Source:
             "record_values": column_list(values, "s"),
             "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
-        # rendered once, because every statement of every file has some
-        return {name: sql.SQL(part.as_string(None)) for name, part in parts.items()}
+        return parts
+
+    @cached_property
+    def fragment_texts(self) -> dict[str, str]:
+        """The fragments as text, because every statement of every file has some."""
+        return {name: part.as_string(None) for name, part in self.fragments.items()}
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
         texts = [self._column_as_text(alias, column) for column in columns]

@@ -21,6 +21,7 @@ from crm_analytics.analytics.ingest.errors import InvalidValue, Reason
 from crm_analytics.analytics.ingest.values.dates import (
     ACCEPTED_MONTHS,
     DateOrder,
+    Moment,
     accepted_dates,
     accepted_days,
     is_zero_date,
@@ -30,6 +31,7 @@ from crm_analytics.analytics.ingest.values.dates import (
     read_moment,
     read_month,
 )
+from crm_analytics.analytics.ingest.values.patterns import are_whole
 from crm_analytics.analytics.ingest.values.timezones import Int64, Zone
 
 ID_LENGTH = 100
@@ -123,14 +125,16 @@ class Kind:
         plain = self.plain_texts(context)
         if plain is None:
             return Cleaned(*self.by_rule(texts, context))
-        is_plain = pc.match_substring_regex(texts, plain)
+        is_plain = are_whole(texts, plain)
         if self.plain_length is not None:
-            is_plain = pc.and_(is_plain, pc.less_equal(pc.binary_length(texts), self.plain_length))
-        rest = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
+            is_plain &= pc.binary_length(texts).to_numpy(zero_copy_only=False) <= self.plain_length
+        rest = np.flatnonzero(~is_plain)
         if not len(rest):
             return Cleaned(texts)
         cleaned, reasons, judged = self.by_rule(texts_at(texts, rest), context)
-        values = pc.replace_with_mask(texts, pc.invert(is_plain), cleaned)
+        values = (
+            cleaned if len(rest) == len(texts) else pc.replace_with_mask(texts, pa.array(~is_plain), cleaned)
+        )
         return Cleaned(values, {int(rest[row]): reason for row, reason in reasons.items()}, judged)
 
     def by_rule(self, texts: pa.Array, context: Context) -> tuple[pa.Array, dict[int, Reason], pa.Array]:
@@ -138,7 +142,15 @@ class Kind:
 
         Returns values, row -> reason where a cell is refused, and the distinct texts.
         """
+        values, rows, reasons, distinct = self.by_distinct_text(texts, context)
+        return pa.array(values, self.arrow_type).take(pa.array(rows)), reasons, distinct
+
+    def by_distinct_text(
+        self, texts: pa.Array, context: Context
+    ) -> tuple[list[Any], npt.NDArray[np.int32], dict[int, Reason], pa.Array]:
+        """Returns the distinct texts' values, each row's place among them, row -> reason, and the distinct texts."""
         encoded = texts.dictionary_encode()
+        places = encoded.indices.to_numpy(zero_copy_only=False)
         values: list[Any] = []
         refused: dict[int, Reason] = {}
         for number, text in enumerate(map(trim, encoded.dictionary.to_pylist())):
@@ -147,12 +159,11 @@ class Kind:
             except InvalidValue as error:
                 values.append(None)
                 refused[number] = error.reason
-        cleaned = pa.array(values, self.arrow_type).take(encoded.indices)
-        if not refused:
-            return cleaned, {}, encoded.dictionary
-        indices = encoded.indices.to_numpy(zero_copy_only=False)
-        rows = np.flatnonzero(np.isin(indices, list(refused)))
-        return cleaned, {int(row): refused[int(indices[row])] for row in rows}, encoded.dictionary
+        reasons = {}
+        if refused:
+            rows = np.flatnonzero(np.isin(places, list(refused)))
+            reasons = {int(row): refused[int(places[row])] for row in rows}
+        return values, places, reasons, encoded.dictionary
 
 
 def _not_longer(text: str, length: int) -> str:
@@ -359,7 +370,6 @@ class Duration(Kind):
 class When(Kind):
     """A time in UTC, with its local date. `Zone.to_utc` has the rule for daylight saving time."""
 
-    arrow_type = pa.struct([("microseconds", pa.int64()), ("aware", pa.bool_())])
     plain = (
         r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"
     )
@@ -376,10 +386,10 @@ class When(Kind):
         reasons |= dict.fromkeys(np.flatnonzero(outside).tolist(), out_of_range)
         known &= ~outside
         return Cleaned(
-            pa.array(utc, mask=~known).cast(pa.timestamp("us")).cast(TIMESTAMP),
+            pa.array(utc.view("datetime64[us]"), TIMESTAMP, mask=~known),
             reasons,
             judged,
-            pa.array(days.astype(np.int32), mask=~known).cast(pa.date32()),
+            pa.array(days.astype("datetime64[D]"), pa.date32(), mask=~known),
             dst_ambiguous & known & ~aware,
         )
 
@@ -387,23 +397,25 @@ class When(Kind):
         self, texts: pa.Array, context: Context
     ) -> tuple[Int64, Mask, Mask, dict[int, Reason], pa.Array | None]:
         """Returns microseconds since 1970, whether they are UTC, whether there is a time at all, reasons, judged texts."""
-        is_plain = pc.match_substring_regex(texts, self.plain)
-        known = is_plain.to_numpy(zero_copy_only=False).copy()
+        known = are_whole(texts, self.plain)
         as_written = np.zeros(len(texts), dtype=np.int64)
         aware = np.zeros(len(texts), dtype=np.bool_)
-        try:
-            plain = pc.cast(texts.filter(is_plain), pa.timestamp("us"))
-            as_written[known] = plain.to_numpy(zero_copy_only=False).astype(np.int64)
-        except pa.ArrowInvalid:
-            # One of them is a date like April 31, which the rule refuses.
-            known[:] = False
+        if known.any():
+            try:
+                plain = pc.cast(texts.filter(pa.array(known)), pa.timestamp("us"))
+                as_written[known] = plain.to_numpy(zero_copy_only=False).astype(np.int64)
+            except pa.ArrowInvalid:
+                # One of them is a date like April 31, which the rule refuses.
+                known[:] = False
         rest = np.flatnonzero(~known)
         if not len(rest):
             return as_written, aware, known, {}, None
-        moments, refused, judged = self.by_rule(texts_at(texts, rest), context)
-        as_written[rest] = moments.field("microseconds").fill_null(0).to_numpy(zero_copy_only=False)
-        aware[rest] = moments.field("aware").fill_null(False).to_numpy(zero_copy_only=False)
-        known[rest] = moments.is_valid().to_numpy(zero_copy_only=False)
+        moments, places, refused, judged = self.by_distinct_text(texts_at(texts, rest), context)
+        as_written[rest] = np.array([moment.microseconds if moment else 0 for moment in moments], np.int64)[
+            places
+        ]
+        aware[rest] = np.array([bool(moment and moment.aware) for moment in moments])[places]
+        known[rest] = np.array([moment is not None for moment in moments])[places]
         reasons = {int(rest[row]): reason for row, reason in refused.items()}
         return as_written, aware, known, reasons, judged
 
@@ -411,13 +423,11 @@ class When(Kind):
         """See `Kind`."""
         return super().is_blank(text) or is_zero_date(text)
 
-    def rule(self, text: str, context: Context) -> dict[str, int | bool]:
+    def rule(self, text: str, context: Context) -> Moment:
         """See `Kind`."""
         if self.without_year:
-            moment = read_call_time(text, context.date_order, context.exported_on)
-        else:
-            moment = read_moment(text, context.date_order)
-        return {"microseconds": moment.microseconds, "aware": moment.aware}
+            return read_call_time(text, context.date_order, context.exported_on)
+        return read_moment(text, context.date_order)
 
 
 @dataclass(frozen=True)
