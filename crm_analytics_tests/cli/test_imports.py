@@ -88,5 +88,14 @@ def test_commands_leave_alone_what_they_do_not_need(
         CRM_ANALYTICS_HOME=str(tmp_path),
     )
     assert printed and needed <= imported
-    heavy = {"dagster", "sqlalchemy", "alembic", "matplotlib", "openpyxl", "pandas", "grafana_foundation_sdk"}
+    heavy = {
+        "dagster",
+        "sqlalchemy",
+        "alembic",
+        "matplotlib",
+        "openpyxl",
+        "pandas",
+        "pygal",
+        "grafana_foundation_sdk",
+    }
     assert not imported & heavy

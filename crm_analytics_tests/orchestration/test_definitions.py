@@ -140,3 +140,9 @@ def test_checks_that_mean_wrong_numbers_block() -> None:
     assert blocking == {
         "payments_linked", "revenue_adds_up", "metrics_equal_facts", "daily_values_sane", "daily_adds_up_to_monthly",
     }  # fmt: skip
+
+
+def test_no_check_has_partitions() -> None:
+    """Each check has one result for all months of a run: BatchedEventStorage plans it once, without a month."""
+    checks = {key: GRAPH.get(key).partitions_def for key in GRAPH.asset_check_keys}
+    assert len(checks) > 20 and set(checks.values()) == {None}, checks

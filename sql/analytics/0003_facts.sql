@@ -233,8 +233,8 @@ SELECT analytics.describe(
     repair_rule: The rule that makes the job a repair, by analytics.repair_rule: repair_type or paid_service; NULL if it
         is none.
     is_lead: Whether the job is a lead, by analytics.channel_of.
-    lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid or
-        proref_not_passed for a row of another table; NULL if it is none.
+    lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid
+        or proref_not_passed for a row of another table; NULL if it is none.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.
     technician: Technician as given.

@@ -96,6 +96,16 @@ COMMENT ON FUNCTION analytics.rows_that_matter IS
     'SQL: of these rows of a raw table (the table itself, or the transition table of a statement), those that affect '
     'the metrics: key, day, and the columns that matter.';
 
+CREATE FUNCTION analytics.queue_months_of(changed text, cause text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN format(
+    'INSERT INTO analytics.stale_months (month, cause)
+    SELECT DISTINCT analytics.month_of(day), %L FROM (SELECT day FROM (%s) AS changed GROUP BY day) AS days',
+    cause, changed
+);
+COMMENT ON FUNCTION analytics.queue_months_of IS
+    'SQL that queues the months of these rows. Who has the rows executes it: only a trigger sees its transition '
+    'tables.';
+
 -- An update affects the months of the rows that differ before and after, which covers changed keys and rows that start
 -- or cease to matter.
 CREATE FUNCTION analytics.note_stale_months() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -113,15 +123,13 @@ BEGIN
     IF TG_OP <> 'DELETE' THEN
         new_rows := analytics.rows_that_matter(TG_RELID, 'new_rows');
     END IF;
-    EXECUTE format(
-        'INSERT INTO analytics.stale_months (month, cause)
-        SELECT DISTINCT analytics.month_of(day), %L FROM (SELECT day FROM (%s) AS changed GROUP BY day) AS days',
-        TG_TABLE_NAME || ' ' || lower(TG_OP),
+    EXECUTE analytics.queue_months_of(
         CASE TG_OP
             WHEN 'INSERT' THEN new_rows
             WHEN 'DELETE' THEN old_rows
             ELSE format('((%1$s) EXCEPT (%2$s)) UNION ALL ((%2$s) EXCEPT (%1$s))', old_rows, new_rows)
-        END
+        END,
+        TG_TABLE_NAME || ' ' || lower(TG_OP)
     );
     RETURN NULL;
 END $$;
@@ -211,26 +219,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION raw.correct_statistics IS 'Analyzes a table whose statistics say that it is empty, or nearly so.';
 
-CREATE FUNCTION raw.link_statement(changed text, affected text) RETURNS text LANGUAGE sql IMMUTABLE
-RETURN format(
-    'WITH changed AS MATERIALIZED (%s),
-    found AS MATERIALIZED (
-        SELECT a.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
-        FROM (%s) a
-        LEFT JOIN raw.jobs by_id ON by_id.job_id = a.job_id_ref
-        LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = a.job_number_ref
-        WHERE a.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
-    )
-    UPDATE raw.payments linked SET job_id = found.job_id
-    FROM found
-    WHERE linked.payment_id = found.payment_id AND linked.job_id IS DISTINCT FROM found.job_id',
-    changed, affected
-);
-COMMENT ON FUNCTION raw.link_statement IS
-    'SQL that links the payments in `affected`, which may read `changed`, to the job that their reference names: by id '
-    'first, else by a number that names exactly one job.';
-
--- Planning raw.link_statement takes longer than all the rest of a small file, and few new jobs have payments already.
+-- Planning the links takes longer than all the rest of a small file, and few new jobs have payments already.
 -- This plan is kept, so it must not depend on statistics: it probes indexes, which suits few jobs in any tables.
 CREATE FUNCTION raw.may_link(ids text[], numbers text[]) RETURNS boolean LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -315,6 +304,9 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM raw.lock_links();
+    IF NOT EXISTS (SELECT FROM raw.payments) THEN
+        RETURN NULL;
+    END IF;
     IF TG_TABLE_NAME = 'jobs' THEN
         IF TG_OP <> 'DELETE' THEN
             SELECT array_agg(r.job_id), array_agg(r.job_number) INTO ids, numbers
@@ -329,11 +321,25 @@ BEGIN
         END IF;
     END IF;
     PERFORM raw.correct_statistics(TG_RELID);
-    EXECUTE raw.link_statement(changed, affected);
+    EXECUTE format(
+        'WITH changed AS MATERIALIZED (%s),
+        found AS MATERIALIZED (
+            SELECT a.payment_id, coalesce(by_id.job_id, by_number.job_id) AS job_id
+            FROM (%s) a
+            LEFT JOIN raw.jobs by_id ON by_id.job_id = a.job_id_ref
+            LEFT JOIN raw.jobs_by_number by_number ON by_number.job_number = a.job_number_ref
+            WHERE a.job_id IS DISTINCT FROM coalesce(by_id.job_id, by_number.job_id)
+        )
+        UPDATE raw.payments linked SET job_id = found.job_id
+        FROM found
+        WHERE linked.payment_id = found.payment_id AND linked.job_id IS DISTINCT FROM found.job_id',
+        changed, affected
+    );
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION raw.relink_payments IS
-    'Trigger: links the payments that a statement changed, or whose job it changed, by raw.link_statement.';
+    'Trigger: links payments to the job that their reference names: by id first, else by a number that names exactly '
+    'one job.';
 
 -- A deleted payment affects the month that its job has now: a job that moves at the same time must wait.
 CREATE FUNCTION raw.lock_links_of_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -382,28 +388,30 @@ CREATE TRIGGER resolve_updated BEFORE UPDATE OF job_ref, job_id ON raw.payments
             IS NOT DISTINCT FROM (OLD.job_id_ref, OLD.job_number_ref, OLD.file_id, OLD.record_no)
     ) EXECUTE FUNCTION raw.resolve_job_reference();
 
-CREATE FUNCTION raw.after_bulk_load(relation regclass) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION raw.after_bulk_load(relation regclass, file bigint, was_empty boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    cause text := (SELECT relname FROM pg_class WHERE oid = relation) || ' insert';
 BEGIN
-    IF relation = 'raw.jobs'::regclass AND EXISTS (SELECT FROM raw.payments) THEN
-        EXECUTE raw.link_statement(
-            'SELECT payment_id, job_id, job_id_ref, job_number_ref FROM raw.payments', 'SELECT * FROM changed'
+    IF was_empty THEN
+        -- one probe of an index for each month
+        EXECUTE format(
+            'INSERT INTO analytics.stale_months (month, cause)
+            SELECT m.month, %L
+            FROM analytics.every_month() AS m (month)
+            CROSS JOIN LATERAL (
+                SELECT FROM (%s) r WHERE r.day >= m.month AND r.day < analytics.next_month(m.month) LIMIT 1
+            ) AS probe',
+            cause, analytics.rows_that_matter(relation, relation::text)
+        );
+    ELSE
+        EXECUTE analytics.queue_months_of(
+            analytics.rows_that_matter(relation, format('(SELECT * FROM %s WHERE file_id = %s)', relation, file)), cause
         );
     END IF;
-    -- one probe of an index for each month
-    EXECUTE format(
-        'INSERT INTO analytics.stale_months (month, cause)
-        SELECT m.month, %L
-        FROM analytics.every_month() AS m (month)
-        CROSS JOIN LATERAL (
-            SELECT FROM (%s) r WHERE r.day >= m.month AND r.day < analytics.next_month(m.month) LIMIT 1
-        ) AS probe',
-        (SELECT relname FROM pg_class WHERE oid = relation) || ' insert',
-        analytics.rows_that_matter(relation, relation::text)
-    );
 END $$;
 COMMENT ON FUNCTION raw.after_bulk_load IS
-    'Does what the insert triggers relink_payments and note_stale_months do, for a load that filled an empty table '
-    'without them. It must hold raw.lock_links, and must have linked its payments itself, as every load does.';
+    'Notes the months of a file''s rows, for a load that inserted all of them without the trigger note_stale_months.';
 
 -- Triggers fire in the order of their names: links first, then the months.
 SELECT analytics.after_statement('raw.jobs', 'a_relink', 'raw.relink_payments()', '{INSERT, UPDATE, DELETE}');

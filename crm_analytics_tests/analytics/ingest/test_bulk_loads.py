@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from crm_analytics.analytics.ingest.loading import bulk
+from crm_analytics.analytics.ingest.loading import bulk, load_file
 from crm_analytics.analytics.ingest.loading.landing import pending
 from crm_analytics.analytics.ingest.loading.load import load_source, try_file
 from crm_analytics.analytics.ingest.loading.rebuild import rebuilt
@@ -32,6 +32,8 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 NewDatabase = Callable[..., str]
+#: The state that loading a source leaves, and the number of steps of its bulk load.
+Whole = Callable[[str, bool], tuple[dict[str, Any], int]]
 
 #: Everything that a bulk load takes off and makes again, and what else hangs on it.
 DEFINITIONS = """
@@ -82,8 +84,9 @@ def state(landing: Landing) -> dict[str, Any]:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every load into an empty table a bulk load."""
+    """Makes every load into an empty table a bulk load: jobs go in while they are read, payments when they are staged."""
     monkeypatch.setattr(bulk, "ENOUGH", 1)
+    monkeypatch.setattr(load_file, "LARGE", 0)
     monkeypatch.setattr(bulk, "PAUSE", 0.01)
 
 
@@ -91,14 +94,14 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Returns a list that gets the table and outcome of every bulk load that is tried."""
     outcomes: list[tuple[str, bool]] = []
-    original = bulk.fill_empty_table
+    original = bulk.fill_table
 
-    def recorded(connection: Any, table: str, insert: Callable[[], object]) -> bool:
-        outcome = original(connection, table, insert)
+    def recorded(connection: Any, table: str, *arguments: Any, **options: Any) -> bool:
+        outcome = original(connection, table, *arguments, **options)
         outcomes.append((table, outcome))
         return outcome
 
-    monkeypatch.setattr(bulk, "fill_empty_table", recorded)
+    monkeypatch.setattr(bulk, "fill_table", recorded)
     return outcomes
 
 
@@ -106,10 +109,17 @@ def _days(rng: random.Random) -> str:
     return f"2024-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
 
 
+def _numbers(rng: random.Random, first: int, count: int) -> list[int]:
+    """Returns the numbers of a file's records; half of the files repeat some of them."""
+    numbers = rng.sample(range(first + 1, first + count + 1), rng.randint(1, count))
+    return sorted(numbers + rng.choice([[], rng.choices(numbers, k=2)]))
+
+
 def _jobs_file(rng: random.Random) -> str:
     rows = []
-    for _ in range(rng.randint(1, 25)):
-        number = rng.randint(1, 20)
+    # now and then no job is known already
+    first = rng.choice([0, 0, 40])
+    for number in _numbers(rng, first, 20):
         row = job(
             number,
             # now and then two jobs share a number
@@ -118,14 +128,14 @@ def _jobs_file(rng: random.Random) -> str:
             Source=rng.choice(["Google", "google ", "Angi", "ANGI", ""]),
             Total=rng.choice(["85", "12.50", "many"] if rng.random() < 0.1 else ["85", "12.50"]),
         )
-        rows += [row] * rng.choice([1] * 9 + [2])
+        rows.append(row)
     return text(JOBS, rows)
 
 
 def _payments_file(rng: random.Random) -> str:
     rows = []
-    for _ in range(rng.randint(1, 30)):
-        number = rng.randint(1, 40)
+    first = rng.choice([0, 0, 60])
+    for number in _numbers(rng, first, 40):
         reference = rng.choice([str(rng.randint(1, 24)), f"J{rng.randint(1, 24)}"])
         row = (
             f"P{number}",
@@ -136,7 +146,7 @@ def _payments_file(rng: random.Random) -> str:
             rng.choice(["Paid", "Failed"]),
             "",
         )
-        rows += [row] * rng.choice([1] * 9 + [2])
+        rows.append(row)
     return text(PAYMENTS, rows)
 
 
@@ -152,15 +162,16 @@ def _histories(seed: int) -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.random
-def test_both_ways_leave_the_same(
+def test_all_ways_leave_the_same(
     tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, taken: list[tuple[str, bool]]
 ) -> None:
     """Random files with repeats, conflicts, bad records, shared numbers, payments before jobs and late files."""
     for seed in range(25 * chance.TIMES):
         found = []
-        for enough in (1, 10**9):
+        for way, (enough, large) in enumerate([(10**9, 10**9), (1, 10**9), (1, 0)]):
             monkeypatch.setattr(bulk, "ENOUGH", enough)
-            folder = tmp_path / f"{seed}_{enough}"
+            monkeypatch.setattr(load_file, "LARGE", large)
+            folder = tmp_path / f"{seed}_{way}"
             folder.mkdir()
             with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
                 landing = Landing(folder, connection)
@@ -170,7 +181,8 @@ def test_both_ways_leave_the_same(
                     landing.load(source)
                 assert definitions(landing) == before
                 found.append(state(landing))
-        assert found[0] == found[1], f"seed {seed}"
+        assert found[1] == found[0], f"seed {seed}"
+        assert found[2] == found[0], f"seed {seed}"
     outcomes = {(table, outcome) for table, outcome in taken}
     # repeated keys send some of them back to the ordinary way
     assert outcomes == {
@@ -187,10 +199,31 @@ PAYMENT_ROWS = [
 ]
 
 
+#: What is loaded in bulk: the source, and whether its table has half of the rows already.
+LOADS = [("jobs", False), ("payments", False), ("jobs", True), ("payments", True)]
+
+
 def _write(landing: Landing) -> None:
     """Writes a file of jobs and one of their payments, some of which name no job."""
     landing.write("jobs/jobs.csv", text(JOBS, JOB_ROWS), day=2)
     landing.write("payments/payments.csv", text(PAYMENTS, PAYMENT_ROWS), day=3)
+
+
+def _prepare(landing: Landing, source: str, doubles: bool) -> None:
+    """Loads what comes before the bulk load of a source, and writes that file."""
+    if source == "payments":
+        landing.write("jobs/jobs.csv", text(JOBS, JOB_ROWS), day=2)
+        landing.load("jobs")
+    header, rows = (JOBS, JOB_ROWS) if source == "jobs" else (PAYMENTS, PAYMENT_ROWS)
+    if doubles:
+        half = len(rows) // 2
+        landing.write(f"{source}/half.csv", text(header, rows[:half]), day=4)
+        landing.load(source)
+        if source == "jobs":
+            landing.write("payments/payments.csv", text(PAYMENTS, PAYMENT_ROWS), day=3)
+            landing.load("payments")
+        rows = rows[half:]
+    landing.write(f"{source}/rest.csv", text(header, rows), day=5)
 
 
 @contextmanager
@@ -243,19 +276,15 @@ def _lose_connection(cursor: psycopg.Cursor[Any]) -> None:
 
 
 @pytest.fixture
-def whole(
-    tmp_path: Path, new_database: NewDatabase, eager: None
-) -> Callable[[str], tuple[dict[str, Any], int]]:
+def whole(tmp_path: Path, new_database: NewDatabase, eager: None) -> Whole:
     """Returns the state that loading a source leaves, and the number of steps of its bulk load."""
 
-    def load(source: str) -> tuple[dict[str, Any], int]:
+    def load(source: str, doubles: bool) -> tuple[dict[str, Any], int]:
         folder = tmp_path / "whole"
         folder.mkdir()
         with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
             landing = Landing(folder, connection)
-            _write(landing)
-            if source == "payments":
-                landing.load("jobs")
+            _prepare(landing, source, doubles)
             steps = _steps(landing, source)
             assert len(steps) > 12, steps
             return state(landing), len(steps)
@@ -263,15 +292,13 @@ def whole(
     return load
 
 
-@pytest.mark.parametrize("source", ["jobs", "payments"])
+@pytest.mark.parametrize(("source", "doubles"), LOADS)
 def test_a_server_that_fails_leaves_everything_as_it_was(
-    landing: Landing, analytics_url: str, whole: Callable[[str], tuple[dict[str, Any], int]], source: str
+    landing: Landing, analytics_url: str, whole: Whole, source: str, doubles: bool
 ) -> None:
     """A full disk and a lost connection, at each step: nothing of the file is there, and the next load brings all."""
-    loaded, steps = whole(source)
-    _write(landing)
-    if source == "payments":
-        landing.load("jobs")
+    loaded, steps = whole(source, doubles)
+    _prepare(landing, source, doubles)
     before, described = state(landing), definitions(landing)
     failures: list[tuple[Callable[[psycopg.Cursor[Any]], None], type[psycopg.Error]]] = [
         (_raise("53100"), errors.DiskFull),
@@ -296,23 +323,22 @@ def test_a_server_that_fails_leaves_everything_as_it_was(
 REFUSALS = ["55P03", "23505", "2BP01", "42501", "55006"]
 
 
-@pytest.mark.parametrize("source", ["jobs", "payments"])
+@pytest.mark.parametrize(("source", "doubles"), LOADS)
 def test_what_cannot_be_taken_off_stays_on(
     tmp_path: Path,
     new_database: NewDatabase,
-    whole: Callable[[str], tuple[dict[str, Any], int]],
+    whole: Whole,
     taken: list[tuple[str, bool]],
     source: str,
+    doubles: bool,
 ) -> None:
     """Whatever step is refused, the file is loaded the ordinary way, with the same result."""
-    loaded, steps = whole(source)
+    loaded, steps = whole(source, doubles)
     for step in range(1, steps + 1):
         (tmp_path / str(step)).mkdir()
         with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
             landing = Landing(tmp_path / str(step), connection)
-            _write(landing)
-            if source == "payments":
-                landing.load("jobs")
+            _prepare(landing, source, doubles)
             described = definitions(landing)
             with _at_statement(connection, step, _raise(REFUSALS[step % len(REFUSALS)])):
                 assert landing.load_one(source).status == "loaded"
@@ -325,28 +351,26 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import psycopg
-from crm_analytics.analytics.ingest.loading import bulk
+from crm_analytics.analytics.ingest.loading import bulk, load_file
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK
 from crm_analytics_tests.analytics.ingest.test_bulk_loads import _at_statement
 
 url, folder, source, step = sys.argv[1:]
-bulk.ENOUGH = 1
+bulk.ENOUGH, load_file.LARGE = 1, 0
 with psycopg.connect(url, autocommit=True) as session:
     with _at_statement(session, int(step), lambda cursor: os.kill(os.getpid(), signal.SIGKILL)):
         load_source(session, Path(folder), source, timezone=NEW_YORK)
 """
 
 
-@pytest.mark.parametrize("source", ["jobs", "payments"])
+@pytest.mark.parametrize(("source", "doubles"), LOADS[::3])
 def test_a_kill_leaves_everything_as_it_was(
-    landing: Landing, analytics_url: str, whole: Callable[[str], tuple[dict[str, Any], int]], source: str
+    landing: Landing, analytics_url: str, whole: Whole, source: str, doubles: bool
 ) -> None:
     """kill -9 of the loading process at steps from the first to the last."""
-    loaded, steps = whole(source)
-    _write(landing)
-    if source == "payments":
-        landing.load("jobs")
+    loaded, steps = whole(source, doubles)
+    _prepare(landing, source, doubles)
     before, described = state(landing), definitions(landing)
     for step in (2, steps // 2, steps):
         done = subprocess.run(
@@ -382,7 +406,7 @@ def test_readers_wait_and_then_see_all_or_nothing(landing: Landing, analytics_ur
         if fails:
             _raise("53100")(cursor)
 
-    with psycopg.connect(analytics_url, autocommit=True) as session, _at_statement(session, 8, let_read):
+    with psycopg.connect(analytics_url, autocommit=True) as session, _at_statement(session, 12, let_read):
         try:
             load_source(session, landing.folder, "jobs", timezone=NEW_YORK)
         except errors.DiskFull:
@@ -403,7 +427,7 @@ def test_nobody_waits_behind_a_lock_that_is_not_granted(
         reader.execute("SELECT count(*) FROM raw.jobs")
         assert landing.load_one("jobs").status == "loaded"
         assert taken == [("raw.jobs", False)]
-    assert counted == [0] * (bulk.TRIES - 1)
+    assert counted == [0] * bulk.TRIES
     assert _count(analytics_url) == len(JOB_ROWS)
 
 

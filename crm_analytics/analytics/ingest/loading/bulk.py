@@ -1,4 +1,4 @@
-"""Bulk loading: fills an empty table whose indexes, keys and insert triggers are off meanwhile, and makes them again.
+"""Bulk loading: fills a table whose indexes, keys and insert triggers are off meanwhile, and makes them again.
 
 Everything happens in one savepoint, so a load that fails or is killed leaves the table as it was. What was taken off is
 described by the catalog, so an index of a later migration is made again like the others. See
@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 ENOUGH = 50_000
 #: How often a lock that others hold is asked for, and how many seconds lie between two times. Nobody waits behind it.
 TRIES, PAUSE = 10, 0.2
-#: Triggers of which `raw.after_bulk_load` does the work for all rows at once.
-_REPLACED = ["raw.relink_payments", "analytics.note_stale_months"]
+#: Triggers that are off meanwhile, by table: `raw.after_bulk_load` notes the months of all rows at once, and a load links
+#: its payments itself. Jobs always relink, because payments may wait for them.
+_REPLACED = {"raw.payments": ["raw.relink_payments", "analytics.note_stale_months"]}
+_REPLACED_ELSEWHERE = ["analytics.note_stale_months"]
 #: The table and those of its schema that it has foreign keys with.
 _LINKED = """
     SELECT array_agg(format('%%s.%%s', n.nspname, t.relname))
@@ -105,50 +107,69 @@ class _TakenOff:
     commented: list[bytes]
 
 
-def fill_empty_table(connection: Connection, table: str, insert: Callable[[], object]) -> bool:
-    """Fills an empty table by `insert` and analyzes it, while no other session can read or write it.
+def fill_table(
+    connection: Connection, table: str, file_id: int, insert: Callable[[], object], *, was_empty: bool
+) -> bool:
+    """Fills a table by `insert` and analyzes it, while no other session can read or write it.
 
-    Returns False, and leaves everything as it was, where that can't be done: others use the table all the time, it has
-    rows, it belongs to somebody else, or something that is not ours depends on its keys.
+    Returns False, and leaves everything as it was, where that can't be done: others use the table all the time, it isn't
+    empty any more, it belongs to somebody else, or something that is not ours depends on its keys.
 
     Args:
         connection: inside a transaction that holds raw.lock_links, where the table has links.
         table: `schema.table`.
-        insert: one statement that inserts rows. It is repeated if a lock was refused.
+        file_id: the file whose rows they are.
+        insert: puts the rows in: new ones, none of which the table had. Called once at most.
+        was_empty: whether the table had no rows.
 
     Raises:
         psycopg.Error: what `insert` raises, except for violated constraints.
     """
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(PAUSE)
+    try:
+        with connection.transaction():
+            tables = _lock(connection, table)
+            _fill(connection, table, tables, file_id, insert, was_empty)
+        return True
+    except (
+        _NotPossible,
+        errors.DependentObjectsStillExist,
+        errors.InsufficientPrivilege,
+        errors.IntegrityError,
+        errors.LockNotAvailable,
+        errors.ObjectInUse,
+    ) as error:
+        log.info("%s is loaded with its indexes on: %s", table, error)
+        return False
+
+
+def _lock(connection: Connection, table: str) -> list[str]:
+    """Locks the table and those that it has foreign keys with; returns them.
+
+    Asks without waiting, because who waits for such a lock keeps all later readers waiting.
+    """
+    tables: list[str] = _value(connection, _LINKED, {"table": table})
+    names = sql.SQL(", ").join(sql.Identifier(*linked.split(".")) for linked in tables)
+    for _ in range(TRIES):
         try:
             with connection.transaction():
-                _fill(connection, table, insert)
-            return True
+                connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(names))
+            return tables
         except errors.LockNotAvailable:
-            # asked for without waiting, because who waits for such a lock keeps all later readers waiting
-            continue
-        except (
-            _NotPossible,
-            errors.DependentObjectsStillExist,
-            errors.InsufficientPrivilege,
-            errors.IntegrityError,
-            errors.ObjectInUse,
-        ) as error:
-            log.info("%s is loaded with its indexes on: %s", table, error)
-            return False
-    log.info("%s is loaded with its indexes on: it is in use", table)
-    return False
+            time.sleep(PAUSE)
+    raise _NotPossible("it is in use")
 
 
-def _fill(connection: Connection, table: str, insert: Callable[[], object]) -> None:
+def _fill(
+    connection: Connection,
+    table: str,
+    tables: list[str],
+    file_id: int,
+    insert: Callable[[], object],
+    was_empty: bool,
+) -> None:
     name = sql.Identifier(*table.split("."))
-    tables: list[str] = _value(connection, _LINKED, {"table": table})
-    locked = sql.SQL(", ").join(sql.Identifier(*linked.split(".")) for linked in tables)
-    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(locked))
-    parts = {"table": table, "tables": tables, "replaced": _REPLACED}
-    if _value(connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(name)):
+    parts = {"table": table, "tables": tables, "replaced": _REPLACED.get(table, _REPLACED_ELSEWHERE)}
+    if was_empty and _value(connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(name)):
         raise _NotPossible("it has rows by now")
     if not _value(connection, _PLAIN, parts):
         raise _NotPossible("it has an index, key or trigger in a state of its own")
@@ -158,7 +179,7 @@ def _fill(connection: Connection, table: str, insert: Callable[[], object]) -> N
     insert()
     _make(connection, off, "key", "index")
     connection.execute(sql.SQL("ANALYZE {}").format(name))
-    connection.execute("SELECT raw.after_bulk_load(%s::regclass)", [table])
+    connection.execute("SELECT raw.after_bulk_load(%s::regclass, %s, %s)", [table, file_id, was_empty])
     _make(connection, off, "foreign key", "trigger")
 
 

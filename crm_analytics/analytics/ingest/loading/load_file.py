@@ -13,7 +13,7 @@ import psycopg
 from psycopg import errors
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
-from crm_analytics.analytics.ingest.loading import ledger, quarantine
+from crm_analytics.analytics.ingest.loading import bulk, ledger, quarantine
 from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
@@ -21,11 +21,12 @@ from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Reading, Shape
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
-from crm_analytics.analytics.ingest.loading.merge_rows import fill_in_bulk, merge_rows
+from crm_analytics.analytics.ingest.loading.merge_rows import all_new, fill_in_bulk, is_empty, merge_rows
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
-from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, settle_repeats, stage
-from crm_analytics.analytics.ingest.reading.open_file import open_file
+from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, copy_in_place, settle_repeats, stage
+from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
+from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
 
@@ -161,25 +162,16 @@ class FileLoader(SourceSession):
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
             connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
-        opened = open_file(
-            file.path,
-            source,
-            exported_at=content.exported_at,
-            timezone=self.timezone,
-            export_named=content.exported_at_from == "name",
-        )
         file_id = ledger.identify(connection, source.name, content, source.version)
         quarantine.close_replaced(connection, content.path, file_id)
         # a new entry has no quarantine yet
         dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
-        staged = stage(connection, opened, file_id)
-        if source.lock:
-            connection.execute(source.lock)
-        filled = self._fill_in_bulk(staged, newer)
-        if filled is None:
+        staged, filled = self._stage(item, file_id, newer)
+        opened = staged.open_file
+        if not filled:
             settle_repeats(staged)
         verdict = staged.verdict()
-        merged = filled or merge(staged, newer)
+        merged = all_new(staged) if filled else merge(staged, newer, self.may_lock)
         merged.counts.records_read = opened.records.read
         merged.counts.duplicates = staged.duplicates
         merged.counts.quarantined = staged.rejected
@@ -210,20 +202,65 @@ class FileLoader(SourceSession):
         shape = Shape(frozenset(opened.mapping), merged.counts.records_read > 0)
         return result, ledger.conclude(connection, file_id, reading), shape
 
-    def _fill_in_bulk(self, staged: Staged, newer: NewerFiles) -> Merged | None:
-        """Takes the bulk way where nothing but the table's emptiness has to be known of it."""
-        if (
-            not self.may_lock
-            or self.source.month_totals
-            or staged.by_alternate
-            or not staged.has_keys
-            or newer.entries
-        ):
-            return None
-        merged = fill_in_bulk(staged)
-        if merged is not None:
+    def _open(self, item: IdentifiedFile) -> OpenFile:
+        return open_file(
+            item.file.path,
+            self.source,
+            exported_at=item.content.exported_at,
+            timezone=self.timezone,
+            export_named=item.content.exported_at_from == "name",
+        )
+
+    def _stage(self, item: IdentifiedFile, file_id: int, newer: NewerFiles) -> tuple[Staged, bool]:
+        """Stages the file's records; returns whether all of them are rows of the table already, by a bulk load."""
+        opened = self._open(item)
+        in_bulk = self.may_lock and not newer.entries and not self.source.month_totals
+        if in_bulk and item.file.size > LARGE and self._may_fill_in_place(opened):
+            staged = self._fill_in_place(opened, file_id)
+            if staged is not None:
+                return staged, True
+            # what kept the table from being filled would do so again
+            in_bulk, opened = False, self._open(item)
+        staged = stage(self.connection, opened, file_id)
+        self._lock()
+        filled = in_bulk and staged.has_keys and not staged.by_alternate and fill_in_bulk(staged)
+        if filled:
             newer.close_answered(staged)
-        return merged
+        return staged, filled
+
+    def _may_fill_in_place(self, opened: OpenFile) -> bool:
+        """Returns whether the file's records may go into the table as they are read, before anything is known of them."""
+        return (
+            self.source.records_are_rows
+            and self.source.key.columns[0] in opened.mapping
+            and is_empty(self)
+            and not self.value(
+                "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
+            )
+        )
+
+    def _fill_in_place(self, opened: OpenFile, file_id: int) -> Staged | None:
+        """Fills the empty table while the file is read; returns None where that is not possible."""
+        self._lock()
+        copied: list[Staged] = []
+
+        def copy() -> None:
+            copied[:] = [copy_in_place(self.connection, opened, file_id)]
+
+        while True:
+            try:
+                return (
+                    copied[0]
+                    if bulk.fill_table(self.connection, self.source.table, file_id, copy, was_empty=True)
+                    else None
+                )
+            except ReadDifferently:
+                # the savepoint took back what was read the wrong way
+                continue
+
+    def _lock(self) -> None:
+        if self.source.lock:
+            self.connection.execute(self.source.lock)
 
     def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
         with self.connection.transaction():
@@ -235,12 +272,16 @@ class FileLoader(SourceSession):
         return FileResult(content.path, reading.status, reading.message, file_id)
 
 
-def merge(staged: Staged, newer: NewerFiles) -> Merged:
+def merge(staged: Staged, newer: NewerFiles, may_lock: bool) -> Merged:
     """Applies the staged file to its table as if it had come in its turn, and counts what became of its records."""
     find_keys(staged)
     newer.close_answered(staged)
-    merged = (merge_months if staged.source.month_totals else merge_rows)(staged, newer)
-    _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
+    if staged.source.month_totals:
+        merged = merge_months(staged, newer)
+    else:
+        merged = merge_rows(staged, newer, may_lock=may_lock)
+    if not merged.analyzed:
+        _analyze_if_grown(staged, sum(merged.changed_by_month.values()))
     return merged
 
 

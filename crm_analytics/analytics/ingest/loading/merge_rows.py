@@ -12,29 +12,44 @@ from crm_analytics.analytics.ingest.loading import bulk
 from crm_analytics.analytics.ingest.loading.alternate_keys import bring_keys
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, UnknownNewerValues
 from crm_analytics.analytics.ingest.loading.ledger import Counts
+from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.results import Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged
 from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
 from crm_analytics.analytics.ingest.sources.declaration import column_list
 
 
-def fill_in_bulk(staged: Staged) -> Merged | None:
+def fill_in_bulk(staged: Staged) -> bool:
     """Fills an empty table with many records, before any are settled that repeat a key: making the key finds these.
 
-    Returns None if it can't be done (see `bulk.fill_empty_table`); then nothing has changed.
+    Returns False if it can't be done (see `bulk.fill_table`); then nothing has changed.
     """
+    return (
+        staged.file_id is not None
+        and sum(staged.days().values()) >= bulk.ENOUGH
+        and is_empty(staged)
+        and bulk.fill_table(
+            staged.connection,
+            staged.source.table,
+            staged.file_id,
+            lambda: _insert(staged, "staged"),
+            was_empty=True,
+        )
+    )
+
+
+def all_new(staged: Staged) -> Merged:
+    """Returns what was done where every staged record made a row."""
     days = staged.days()
-    if sum(days.values()) < bulk.ENOUGH or not _is_empty(staged):
-        return None
-    if not bulk.fill_empty_table(staged.connection, staged.source.table, lambda: _insert(staged, "staged")):
-        return None
     merged = _merged(days)
     _note_inserted(merged, days)
     return merged
 
 
-def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
+def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     """Inserts new records and updates changed ones, except where a newer file has the record too.
+
+    New records that at least double the table go the bulk way, if readers may be locked out.
 
     Raises:
         UnknownNewerValues: if only files that cannot be read again could tell which values are newer.
@@ -47,7 +62,9 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
     accepted = sum(days.values())
     merged = _merged(days)
     merged.counts.superseded = superseded
-    if _are_all_new(staged, accepted):
+    # where that is quicker to tell than what changed in each record
+    was_empty = accepted > FEW and is_empty(staged)
+    if was_empty or (accepted <= FEW and _are_all_new(staged)):
         _insert(staged, "staged")
         _note_inserted(merged, days)
     else:
@@ -57,12 +74,32 @@ def merge_rows(staged: Staged, newer: NewerFiles) -> Merged:
         _note_changes(staged, merged)
         if merged.counts.updated:
             _update(staged)
-        if merged.counts.inserted:
+        merged.analyzed = may_lock and _double_in_bulk(staged, merged.counts)
+        if merged.counts.inserted and not merged.analyzed:
             _insert(staged, "changes")
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
-    if not newer.entries:
+    if not newer.entries and not was_empty:
         merged.warnings += note_vanished(staged)
     return merged
+
+
+def _double_in_bulk(staged: Staged, counts: Counts) -> bool:
+    """Inserts the new ones of `changes` in bulk, if nothing else changes and they are no fewer than the rows of the table.
+
+    Then making the indexes again costs less than adding to them.
+    """
+    if counts.updated or counts.inserted < bulk.ENOUGH or staged.file_id is None:
+        return False
+    known = staged.value(
+        "SELECT count(*) FROM (SELECT FROM {table} LIMIT {more}) t", more=counts.inserted + 1
+    )
+    return known <= counts.inserted and bulk.fill_table(
+        staged.connection,
+        staged.source.table,
+        staged.file_id,
+        lambda: _insert(staged, "changes"),
+        was_empty=False,
+    )
 
 
 def _merged(days: dict[date, int]) -> Merged:
@@ -131,15 +168,13 @@ def _insert(staged: Staged, records: LiteralString) -> None:
     )
 
 
-def _are_all_new(staged: Staged, accepted: int) -> bool:
-    """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
-    if accepted > FEW:
-        return _is_empty(staged)
+def _are_all_new(staged: Staged) -> bool:
     return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s JOIN {table} t ON {same_key})")
 
 
-def _is_empty(staged: Staged) -> bool:
-    return not staged.value("SELECT EXISTS (SELECT FROM {table})")
+def is_empty(session: SourceSession) -> bool:
+    """Returns whether the source's table has no rows."""
+    return not session.value("SELECT EXISTS (SELECT FROM {table})")
 
 
 def _lookups(staged: Staged) -> tuple[list[sql.Composed], dict[str, sql.Composed]]:

@@ -18,6 +18,8 @@ class Merged:
     first_date: date | None = None
     last_date: date | None = None
     warnings: list[str] = field(default_factory=list)
+    #: Whether the table's statistics are new already.
+    analyzed: bool = False
 
     def note_changes(self, month: date, rows: int) -> None:
         """Adds rows that changed to those of their month."""

@@ -32,6 +32,8 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
 
+Encoded = tuple[bytes, list[Rejected], dict[date, int]]
+
 
 @dataclass
 class Staged(SourceSession):
@@ -46,11 +48,14 @@ class Staged(SourceSession):
     partial_months: set[date | None] = field(default_factory=set)
     #: The records of each day, as they were copied; None once some were taken out.
     copied: Counter[date] | None = field(default_factory=Counter)
+    #: Whether the records went straight into the source's table, which was empty.
+    in_place: bool = False
 
     @property
     def parts(self) -> dict[str, Any]:
         """See `SourceSession`."""
-        return {"file_id": self.file_id}
+        where = self.source.table_path if self.in_place else ("pg_temp", "staged")
+        return {"file_id": self.file_id, "records": sql.Identifier(*where)}
 
     @property
     def by_alternate(self) -> bool:
@@ -82,7 +87,7 @@ class Staged(SourceSession):
         totals = self.open_file.records.totals.whole()
         if not any(line.amount is not None for line in totals):
             return None
-        stored, records = self.row("SELECT coalesce(sum(s.{summed}), 0), count(*) FROM pg_temp.staged s")
+        stored, records = self.row("SELECT coalesce(sum(s.{summed}), 0), count(*) FROM {records} s")
         return compare(totals, stored, records, self.rejected)
 
     @property
@@ -180,16 +185,34 @@ def settle_repeats(staged: Staged) -> None:
         _settle_repeats(staged)
 
 
-def _copy(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+def copy_in_place(connection: Connection, open_file: OpenFile, file_id: int) -> Staged:
+    """Copies a file's good records into the source's table, which must be empty, and its bad ones into the quarantine.
+
+    Only for sources whose records are rows as they are: with keys of their own, and without references.
+
+    Raises:
+        ReadDifferently: if the records so far were misread; then the caller takes them back, and calls again.
+        RefusedFile: for what the reader finds only while it reads.
+    """
+    return _copy(connection, open_file, file_id, in_place=True)
+
+
+def _copy(
+    connection: Connection, open_file: OpenFile, file_id: int | None, *, in_place: bool = False
+) -> Staged:
     """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     copied: Counter[date] = Counter()
-    staged = Staged(connection, source, open_file, file_id, copied=copied)
-    _create(staged)
-    copy_rows = sql.SQL("COPY pg_temp.staged ({}) FROM STDIN (FORMAT csv)").format(
-        column_list(["record_no", *source.staged_columns])
+    staged = Staged(connection, source, open_file, file_id, copied=copied, in_place=in_place)
+    columns = ["record_no", *source.staged_columns]
+    if in_place:
+        columns.append("file_id")
+    else:
+        _create(staged)
+    copy_rows = sql.SQL("COPY {records} ({columns}) FROM STDIN (FORMAT csv)").format(
+        records=staged.parts["records"], columns=column_list(columns)
     )
-    for rows, rejected, days in _read_ahead(staged):
+    for rows, rejected, days in _ahead(staged):
         copied.update(days)
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
@@ -209,35 +232,35 @@ def _create(staged: Staged) -> None:
     )
 
 
-def _read_ahead(staged: Staged) -> Iterator[tuple[bytes, list[Rejected], dict[date, int]]]:
-    """Yields batches as CSV for COPY, with the records of each day; a thread parses the next one while the database takes this one."""
-    batches = staged.open_file.batches()
-    key = staged.source.key
+def _ahead(staged: Staged) -> Iterator[Encoded]:
+    """Yields encoded batches; a thread makes the next one while the database takes this one."""
+    batches = _encoded(staged)
+    if staged.open_file.path.stat().st_size <= PIECE:
+        # one batch, with nothing to do meanwhile
+        yield from batches
+        return
+    with ThreadPoolExecutor(1, "reader") as pool:
+        upcoming = pool.submit(next, batches, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, batches, None)
+            yield item
 
-    def encode_next() -> tuple[bytes, list[Rejected], dict[date, int]] | None:
-        batch = next(batches, None)
-        if batch is None:
-            return None
+
+def _encoded(staged: Staged) -> Iterator[Encoded]:
+    """Yields batches as CSV for COPY, with what was rejected, and the records of each day."""
+    key = staged.source.key
+    for batch in staged.open_file.batches():
         rows = batch.rows
         if staged.by_alternate:
             (column,) = key.columns
             rows = rows.set_column(rows.schema.get_field_index(column), column, rows[key.alternate])
         days = pc.value_counts(rows[staged.source.date_column]).to_pylist()
-        rows = _with_written_moments(rows)
+        if staged.in_place:
+            rows = rows.append_column("file_id", pa.repeat(staged.file_id, rows.num_rows))
         sink = pa.BufferOutputStream()
-        csv.write_csv(rows, sink, _CSV)
+        csv.write_csv(_with_written_moments(rows), sink, _CSV)
         data = sink.getvalue().to_pybytes() if rows.num_rows else b""
-        return data, batch.rejected, {day["values"]: day["counts"] for day in days}
-
-    if staged.open_file.path.stat().st_size <= PIECE:
-        # one batch, with nothing to do meanwhile
-        yield from iter(encode_next, None)
-        return
-    with ThreadPoolExecutor(1, "reader") as pool:
-        upcoming = pool.submit(encode_next)
-        while (item := upcoming.result()) is not None:
-            upcoming = pool.submit(encode_next)
-            yield item
+        yield data, batch.rejected, {day["values"]: day["counts"] for day in days}
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:

@@ -301,6 +301,11 @@ class Source:
         return ("row_key",) if self.key.hashed else self.key.columns
 
     @property
+    def records_are_rows(self) -> bool:
+        """Whether a record is a row of the table as it is, if its key is new and the file has keys."""
+        return not (self.key.hashed or self.key.folded or self.reference or self.month_totals)
+
+    @property
     def given_id(self) -> str | None:
         """The staged column that is the key where it is not NULL, of a source whose exports may lack it."""
         (column, *_) = self.key.columns
