@@ -64,7 +64,7 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     merged.counts.superseded = superseded
     # where that is quicker to tell than what changed in each record
     was_empty = accepted > FEW and is_empty(staged)
-    if was_empty or (accepted <= FEW and _are_all_new(staged)):
+    if was_empty or (accepted <= FEW and accepted < bulk.ENOUGH and _are_all_new(staged)):
         _insert(staged, "staged")
         _note_inserted(merged, days)
     else:
