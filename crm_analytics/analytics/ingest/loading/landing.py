@@ -28,9 +28,9 @@ _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 QUIET_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LandingFile:
-    """A file in the landing folder, as its directory entry describes it."""
+    """A file in the landing folder, as its directory entry describes it. Freezing it would take longer than finding it."""
 
     #: Where it is in the file system.
     location: str
@@ -97,7 +97,7 @@ class Listing:
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingFile(LandingFile):
     """A file that a load would read; or one of no known source, with the reason as `message`."""
 

@@ -62,7 +62,9 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     accepted = sum(days.values())
     merged = _merged(days)
     merged.counts.superseded = superseded
-    if _are_all_new(staged, accepted):
+    # where that is quicker to tell than what changed in each record
+    was_empty = accepted > FEW and is_empty(staged)
+    if was_empty or (accepted <= FEW and accepted < bulk.ENOUGH and _are_all_new(staged)):
         _insert(staged, "staged")
         _note_inserted(merged, days)
     else:
@@ -76,7 +78,7 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
         if merged.counts.inserted and not merged.analyzed:
             _insert(staged, "changes")
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
-    if not newer.entries:
+    if not newer.entries and not was_empty:
         merged.warnings += note_vanished(staged)
     return merged
 
@@ -166,10 +168,7 @@ def _insert(staged: Staged, records: LiteralString) -> None:
     )
 
 
-def _are_all_new(staged: Staged, accepted: int) -> bool:
-    """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
-    if accepted > FEW:
-        return is_empty(staged)
+def _are_all_new(staged: Staged) -> bool:
     return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s JOIN {table} t ON {same_key})")
 
 

@@ -46,7 +46,8 @@ class SourceSession:
         texts = {name: _text(part) for name, part in (self.parts | parts).items()}
         # sql.SQL.format would render every part of every statement of every file anew
         composed = statement.format(**self.source.fragment_texts, **texts)
-        return self.connection.execute(composed)
+        # planned anew for each file, because the tables grow from file to file
+        return self.connection.execute(composed, prepare=False)
 
     def row(self, statement: LiteralString, **parts: Any) -> tuple[Any, ...]:
         """Returns the only row of a query."""

@@ -26,7 +26,7 @@ from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.totals import Verdict, compare
-from crm_analytics.analytics.ingest.sources.declaration import Source, column_list
+from crm_analytics.analytics.ingest.sources.declaration import column_list
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -226,34 +226,10 @@ def _copy(
 
 
 def _create(staged: Staged) -> None:
-    source = staged.source
-    columns: list[sql.Composable] = [sql.SQL("record_no int NOT NULL")]
-    columns += [
-        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
-        for name, sql_type in source.staged_columns.items()
-    ]
-    columns += [
-        sql.SQL("{} text GENERATED ALWAYS AS (raw.fold({})) STORED").format(*map(sql.Identifier, names))
-        for names in source.key.folded.items()
-    ]
-    if source.key.hashed:
-        columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
-        columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + _hashed_key(source) + ") STORED"))
     staged.execute(
-        "CREATE TEMP TABLE IF NOT EXISTS {name} ({columns}) ON COMMIT DELETE ROWS; " + EMPTY,
+        "CREATE TEMP TABLE IF NOT EXISTS {name} ({staged_definition}) ON COMMIT DELETE ROWS; " + EMPTY,
         name=sql.Identifier("staged"),
-        columns=sql.SQL(", ").join(columns),
     )
-
-
-def _hashed_key(source: Source) -> LiteralString:
-    """Returns immutable SQL for the key: the given id, else a hash and the number of the occurrence.
-
-    A separator keeps the hashed fields from running together.
-    """
-    fields = " || E'\\x1f' || ".join(f"coalesce({field}, '')" for field in source.key.hashed)
-    key: LiteralString = f"md5({fields}) || '-' || occurrence"
-    return f"coalesce({source.given_id}, {key})" if source.given_id else key
 
 
 def _ahead(staged: Staged) -> Iterator[Encoded]:
@@ -289,6 +265,8 @@ def _encoded(staged: Staged) -> Iterator[Encoded]:
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
     """Writes moments as text, each distinct one once: most exports have dates, and a batch has few of these."""
+    if rows.num_rows <= FEW:
+        return rows
     for number, column in enumerate(rows.schema):
         if pa.types.is_timestamp(column.type):
             encoded = rows[column.name].combine_chunks().dictionary_encode()

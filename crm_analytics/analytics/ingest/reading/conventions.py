@@ -36,6 +36,7 @@ from crm_analytics.analytics.ingest.values.dates import (
     DateOrder,
     date_under,
 )
+from crm_analytics.analytics.ingest.values.patterns import are_whole
 
 #: Durations so long that they were minutes and seconds, if all are whole minutes; else only if one lasts days.
 ABSURD, ABSURD_AMONG_SECONDS = 2 * 3600, 24 * 3600
@@ -131,7 +132,10 @@ class _Dates:
 
     def note(self, cells: Cells) -> None:
         """Looks for dates that the order doesn't fit; all others are settled here at little cost."""
-        if cells.judged is None:
+        # the pattern takes much longer to compile than a small file's dates to be looked through
+        if cells.judged is None or not any(
+            pc.any(pc.match_substring(cells.judged, mark)).as_py() for mark in "/.-"
+        ):
             return
         parts = pc.extract_regex(cells.judged, NUMERIC_DATE)
         numeric = parts.is_valid()
@@ -252,7 +256,7 @@ class _Amounts:
         """Looks for amounts that fit only one of the marks."""
         if self.settled:
             return
-        if not self.comma and pc.any(pc.match_substring_regex(cells.texts, _PLAIN_WITH_POINT)).as_py():
+        if not self.comma and are_whole(cells.texts, _PLAIN_WITH_POINT).any():
             self.settled = True
             return
         if cells.judged is None:

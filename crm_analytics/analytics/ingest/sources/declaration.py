@@ -336,6 +336,7 @@ class Source:
             "values": column_list(values),
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
+            "staged_definition": self._staged_definition,
             "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
         return parts
@@ -344,6 +345,33 @@ class Source:
     def fragment_texts(self) -> dict[str, str]:
         """The fragments as text, because every statement of every file has some."""
         return {name: part.as_string(None) for name, part in self.fragments.items()}
+
+    @property
+    def _staged_definition(self) -> sql.Composed:
+        """The columns of the temporary table `staged`, with their types."""
+        columns: list[sql.Composable] = [sql.SQL("record_no int NOT NULL")]
+        columns += [
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(sql_type))
+            for name, sql_type in self.staged_columns.items()
+        ]
+        columns += [
+            sql.SQL("{} text GENERATED ALWAYS AS (raw.fold({})) STORED").format(*map(sql.Identifier, names))
+            for names in self.key.folded.items()
+        ]
+        if self.key.hashed:
+            columns.append(sql.SQL("occurrence int NOT NULL DEFAULT 1"))
+            columns.append(sql.SQL("row_key text GENERATED ALWAYS AS (" + self._hashed_key + ") STORED"))
+        return sql.SQL(", ").join(columns)
+
+    @property
+    def _hashed_key(self) -> LiteralString:
+        """Immutable SQL for the key: the given id, else a hash and the number of the occurrence.
+
+        A separator keeps the hashed fields from running together.
+        """
+        fields = " || E'\\x1f' || ".join(f"coalesce({field}, '')" for field in self.key.hashed)
+        key: LiteralString = f"md5({fields}) || '-' || occurrence"
+        return f"coalesce({self.given_id}, {key})" if self.given_id else key
 
     def _as_text(self, alias: str, columns: tuple[str, ...]) -> sql.Composable:
         texts = [self._column_as_text(alias, column) for column in columns]
