@@ -320,7 +320,8 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    PERFORM raw.correct_statistics(TG_RELID);
+    PERFORM raw.correct_statistics('raw.jobs');
+    PERFORM raw.correct_statistics('raw.payments');
     EXECUTE format(
         'WITH changed AS MATERIALIZED (%s),
         found AS MATERIALIZED (

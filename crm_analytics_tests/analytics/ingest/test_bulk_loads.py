@@ -16,10 +16,11 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from crm_analytics.analytics.ingest.loading import bulk, load_file
+from crm_analytics.analytics.ingest.loading import bulk, load_file, merge_rows
 from crm_analytics.analytics.ingest.loading.landing import pending
 from crm_analytics.analytics.ingest.loading.load import load_source, try_file
 from crm_analytics.analytics.ingest.loading.rebuild import rebuilt
+from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics_tests import chance
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     JOBS,
@@ -87,6 +88,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every load into an empty table a bulk load: jobs go in while they are read, payments when they are staged."""
     monkeypatch.setattr(bulk, "ENOUGH", 1)
     monkeypatch.setattr(load_file, "LARGE", 0)
+    monkeypatch.setattr(merge_rows, "FEW", 0)
     monkeypatch.setattr(bulk, "PAUSE", 0.01)
 
 
@@ -96,9 +98,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     outcomes: list[tuple[str, bool]] = []
     original = bulk.fill_table
 
-    def recorded(connection: Any, table: str, *arguments: Any, **options: Any) -> bool:
-        outcome = original(connection, table, *arguments, **options)
-        outcomes.append((table, outcome))
+    def recorded(connection: Any, source: Source, *arguments: Any, **options: Any) -> bool:
+        outcome = original(connection, source, *arguments, **options)
+        outcomes.append((source.table, outcome))
         return outcome
 
     monkeypatch.setattr(bulk, "fill_table", recorded)
@@ -171,6 +173,7 @@ def test_all_ways_leave_the_same(
         for way, (enough, large) in enumerate([(10**9, 10**9), (1, 10**9), (1, 0)]):
             monkeypatch.setattr(bulk, "ENOUGH", enough)
             monkeypatch.setattr(load_file, "LARGE", large)
+            monkeypatch.setattr(merge_rows, "FEW", 0 if enough == 1 else 1000)
             folder = tmp_path / f"{seed}_{way}"
             folder.mkdir()
             with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
@@ -351,13 +354,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import psycopg
-from crm_analytics.analytics.ingest.loading import bulk, load_file
+from crm_analytics.analytics.ingest.loading import bulk, load_file, merge_rows
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK
 from crm_analytics_tests.analytics.ingest.test_bulk_loads import _at_statement
 
 url, folder, source, step = sys.argv[1:]
-bulk.ENOUGH, load_file.LARGE = 1, 0
+bulk.ENOUGH, load_file.LARGE, merge_rows.FEW = 1, 0, 0
 with psycopg.connect(url, autocommit=True) as session:
     with _at_statement(session, int(step), lambda cursor: os.kill(os.getpid(), signal.SIGKILL)):
         load_source(session, Path(folder), source, timezone=NEW_YORK)

@@ -16,6 +16,7 @@ from typing import Any
 from psycopg import errors, sql
 
 from crm_analytics.analytics.ingest.loading.queries import Connection
+from crm_analytics.analytics.ingest.sources.declaration import Source
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,8 @@ log = logging.getLogger(__name__)
 ENOUGH = 50_000
 #: How often a lock that others hold is asked for, and how many seconds lie between two times. Nobody waits behind it.
 TRIES, PAUSE = 10, 0.2
-#: Triggers that are off meanwhile, by table: `raw.after_bulk_load` notes the months of all rows at once, and a load links
-#: its payments itself. Jobs always relink, because payments may wait for them.
-_REPLACED = {"raw.payments": ["raw.relink_payments", "analytics.note_stale_months"]}
-_REPLACED_ELSEWHERE = ["analytics.note_stale_months"]
+#: The trigger of which `raw.after_bulk_load` does the work for all rows at once.
+_NOTES_MONTHS = "analytics.note_stale_months"
 #: The table and those of its schema that it has foreign keys with.
 _LINKED = """
     SELECT array_agg(format('%%s.%%s', n.nspname, t.relname))
@@ -108,7 +107,7 @@ class _TakenOff:
 
 
 def fill_table(
-    connection: Connection, table: str, file_id: int, insert: Callable[[], object], *, was_empty: bool
+    connection: Connection, source: Source, file_id: int, insert: Callable[[], object], *, was_empty: bool
 ) -> bool:
     """Fills a table by `insert` and analyzes it, while no other session can read or write it.
 
@@ -117,7 +116,7 @@ def fill_table(
 
     Args:
         connection: inside a transaction that holds raw.lock_links, where the table has links.
-        table: `schema.table`.
+        source: the source whose table it is.
         file_id: the file whose rows they are.
         insert: puts the rows in: new ones, none of which the table had. Called once at most.
         was_empty: whether the table had no rows.
@@ -127,8 +126,8 @@ def fill_table(
     """
     try:
         with connection.transaction():
-            tables = _lock(connection, table)
-            _fill(connection, table, tables, file_id, insert, was_empty)
+            tables = _lock(connection, source.table)
+            _fill(connection, source, tables, file_id, insert, was_empty)
         return True
     except (
         _NotPossible,
@@ -138,7 +137,7 @@ def fill_table(
         errors.LockNotAvailable,
         errors.ObjectInUse,
     ) as error:
-        log.info("%s is loaded with its indexes on: %s", table, error)
+        log.info("%s is loaded with its indexes on: %s", source.table, error)
         return False
 
 
@@ -161,14 +160,15 @@ def _lock(connection: Connection, table: str) -> list[str]:
 
 def _fill(
     connection: Connection,
-    table: str,
+    source: Source,
     tables: list[str],
     file_id: int,
     insert: Callable[[], object],
     was_empty: bool,
 ) -> None:
-    name = sql.Identifier(*table.split("."))
-    parts = {"table": table, "tables": tables, "replaced": _REPLACED.get(table, _REPLACED_ELSEWHERE)}
+    name = sql.Identifier(*source.table_path)
+    links = [source.reference.kept_by] if source.reference else []
+    parts = {"table": source.table, "tables": tables, "replaced": [_NOTES_MONTHS, *links]}
     if was_empty and _value(connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(name)):
         raise _NotPossible("it has rows by now")
     if not _value(connection, _PLAIN, parts):
@@ -179,7 +179,7 @@ def _fill(
     insert()
     _make(connection, off, "key", "index")
     connection.execute(sql.SQL("ANALYZE {}").format(name))
-    connection.execute("SELECT raw.after_bulk_load(%s::regclass, %s, %s)", [table, file_id, was_empty])
+    connection.execute("SELECT raw.after_bulk_load(%s::regclass, %s, %s)", [source.table, file_id, was_empty])
     _make(connection, off, "foreign key", "trigger")
 
 

@@ -16,7 +16,7 @@ class KnownFiles:
     """What the ledger knows of a source's files, and of files that no source recognizes.
 
     It is read once per run, so that a file costs the same however many were loaded before. The run holds the lock of its
-    source, so nothing but the run itself changes these entries: it calls `remember`.
+    source, so nothing but the run itself changes these entries, and tells `remember`.
     """
 
     def __init__(self, connection: Connection, source: str) -> None:

@@ -251,7 +251,7 @@ class FileLoader(SourceSession):
             try:
                 return (
                     copied[0]
-                    if bulk.fill_table(self.connection, self.source.table, file_id, copy, was_empty=True)
+                    if bulk.fill_table(self.connection, self.source, file_id, copy, was_empty=True)
                     else None
                 )
             except ReadDifferently:

@@ -30,7 +30,7 @@ def fill_in_bulk(staged: Staged) -> bool:
         and is_empty(staged)
         and bulk.fill_table(
             staged.connection,
-            staged.source.table,
+            staged.source,
             staged.file_id,
             lambda: _insert(staged, "staged"),
             was_empty=True,
@@ -62,9 +62,7 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     accepted = sum(days.values())
     merged = _merged(days)
     merged.counts.superseded = superseded
-    # where that is quicker to tell than what changed in each record
-    was_empty = accepted > FEW and is_empty(staged)
-    if was_empty or (accepted <= FEW and accepted < bulk.ENOUGH and _are_all_new(staged)):
+    if _are_all_new(staged, accepted):
         _insert(staged, "staged")
         _note_inserted(merged, days)
     else:
@@ -78,7 +76,7 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
         if merged.counts.inserted and not merged.analyzed:
             _insert(staged, "changes")
     merged.counts.unchanged = accepted - merged.counts.inserted - merged.counts.updated
-    if not newer.entries and not was_empty:
+    if not newer.entries:
         merged.warnings += note_vanished(staged)
     return merged
 
@@ -95,7 +93,7 @@ def _double_in_bulk(staged: Staged, counts: Counts) -> bool:
     )
     return known <= counts.inserted and bulk.fill_table(
         staged.connection,
-        staged.source.table,
+        staged.source,
         staged.file_id,
         lambda: _insert(staged, "changes"),
         was_empty=False,
@@ -168,7 +166,10 @@ def _insert(staged: Staged, records: LiteralString) -> None:
     )
 
 
-def _are_all_new(staged: Staged) -> bool:
+def _are_all_new(staged: Staged, accepted: int) -> bool:
+    """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
+    if accepted > FEW:
+        return is_empty(staged)
     return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s JOIN {table} t ON {same_key})")
 
 

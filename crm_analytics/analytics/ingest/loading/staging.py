@@ -191,7 +191,7 @@ def copy_in_place(connection: Connection, open_file: OpenFile, file_id: int) -> 
     Only for sources whose records are rows as they are: with keys of their own, and without references.
 
     Raises:
-        ReadDifferently: if the records so far were misread; then the caller takes them back, and calls again.
+        ReadDifferently: if the records so far were misread; then the caller takes them back, and tries again.
         RefusedFile: for what the reader finds only while it reads.
     """
     return _copy(connection, open_file, file_id, in_place=True)

@@ -175,6 +175,8 @@ class Reference:
 
     column: str
     lookups: tuple[Lookup, ...]
+    #: The trigger function that keeps the column. A bulk load, which has looked up all of its rows, does without it.
+    kept_by: str
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ PAYMENTS = Source(
             Lookup("job_id_ref", "raw.jobs", "job_id"),
             Lookup("job_number_ref", "raw.jobs_by_number", "job_number"),
         ),
+        kept_by="raw.relink_payments",
     ),
     lock="SELECT raw.lock_links()",
 )
