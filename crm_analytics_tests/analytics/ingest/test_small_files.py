@@ -117,6 +117,26 @@ def test_new_records_are_not_compared(landing: Landing) -> None:
     assert any("pg_temp.changes" in statement for statement in statements)
 
 
+def test_a_small_file_does_not_read_the_table(landing: Landing) -> None:
+    """Whether its records are new is asked of the key's index, also in a table that was never analyzed."""
+    landing.connection.execute(
+        "INSERT INTO raw.jobs (job_id, job_number, created_at, job_date)"
+        " SELECT 'JOB' || n, n, '2024-11-16', '2024-11-16' FROM generate_series(1, 20000) n"
+    )
+
+    def read() -> int:
+        landing.connection.execute("SELECT pg_stat_force_next_flush()")
+        ((rows,),) = landing.rows(
+            "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relid = 'raw.jobs'::regclass"
+        )
+        return int(rows)
+
+    before = read()
+    landing.write("jobs/jobs_2024-11-17.csv", text(JOBS, [job(n, f"JOB{n}") for n in range(20_001, 20_101)]))
+    assert landing.load_one("jobs").counts.inserted == 100
+    assert read() - before < 20_000
+
+
 @pytest.mark.parametrize(
     ("reference", "linked"),
     [("JOB901", "JOB901"), ("901", "JOB901"), ("JOB999", None)],

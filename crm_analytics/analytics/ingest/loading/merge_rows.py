@@ -170,7 +170,9 @@ def _are_all_new(staged: Staged, accepted: int) -> bool:
     """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
     if accepted > FEW:
         return is_empty(staged)
-    return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s JOIN {table} t ON {same_key})")
+    # asked record by record, of the key's index: joined, the planner may read the whole table for a few records
+    known: LiteralString = "SELECT true FROM {table} t WHERE {same_key}"
+    return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s WHERE (" + known + "))")
 
 
 def is_empty(session: SourceSession) -> bool:
