@@ -89,7 +89,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "ENOUGH", 1)
     monkeypatch.setattr(load_file, "LARGE", 0)
     monkeypatch.setattr(merge_rows, "FEW", 0)
-    monkeypatch.setattr(bulk, "PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -469,7 +468,8 @@ def test_jobs_and_payments_at_once_do_not_deadlock(
                 thread.join(PATIENCE)
             assert failed == []
             assert landing.rows("SELECT count(*), count(job_id) FROM raw.payments") == [(60, 57)]
-    assert set(taken) == {("raw.jobs", True), ("raw.payments", True)}
+    # one may find the other reading each time that it asks for its lock
+    assert {table for table, _ in taken} == {"raw.jobs", "raw.payments"}
 
 
 @pytest.mark.usefixtures("eager")
