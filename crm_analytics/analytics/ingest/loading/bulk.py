@@ -1,4 +1,4 @@
-"""Bulk loading: fills a table whose indexes, keys and insert triggers are off meanwhile, and makes them again.
+"""Bulk loads: fills a table whose indexes, keys and insert triggers are off meanwhile, and makes them again.
 
 Everything happens in one savepoint, so a load that fails or is killed leaves the table as it was. What was taken off is
 described by the catalog, so an index of a later migration is made again like the others. See
@@ -28,8 +28,8 @@ TRIES, PAUSE = 10, 0.2
 _NOTES_MONTHS = "analytics.note_stale_months"
 #: The table and those of its schema that it has foreign keys with.
 _LINKED = """
-    SELECT array_agg(format('%%s.%%s', n.nspname, t.relname))
-    FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+    SELECT array_agg(t.oid::regclass::text)
+    FROM pg_class t
     WHERE t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = %(table)s::regclass) AND (
         t.oid = %(table)s::regclass OR EXISTS (
             SELECT FROM pg_constraint c
@@ -93,7 +93,7 @@ _TAKEN_OFF = """
 
 
 class _NotPossible(Exception):
-    """Raised where the table has rows, or has what its description does not tell."""
+    """Raised where the table is in use, isn't empty any more, or has what its description does not tell."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class _TakenOff:
     """An object of the table that is off meanwhile, with the statements that drop it, make it again and comment it."""
 
     kind: str
-    dropped: bytes
-    made: bytes
-    commented: list[bytes]
+    dropped: str
+    made: str
+    commented: list[str]
 
 
 def fill_table(
@@ -147,11 +147,10 @@ def _lock(connection: Connection, table: str) -> list[str]:
     Asks without waiting, because who waits for such a lock keeps all later readers waiting.
     """
     tables: list[str] = _value(connection, _LINKED, {"table": table})
-    names = sql.SQL(", ").join(sql.Identifier(*linked.split(".")) for linked in tables)
     for _ in range(TRIES):
         try:
             with connection.transaction():
-                connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(names))
+                connection.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE NOWAIT".encode())
             return tables
         except errors.LockNotAvailable:
             time.sleep(PAUSE)
@@ -175,7 +174,7 @@ def _fill(
         raise _NotPossible("it has an index, key or trigger in a state of its own")
     off = [_TakenOff(*row) for row in connection.execute(_TAKEN_OFF, parts)]
     for item in off:
-        connection.execute(item.dropped)
+        connection.execute(item.dropped.encode())
     insert()
     _make(connection, off, "key", "index")
     connection.execute(sql.SQL("ANALYZE {}").format(name))
@@ -188,7 +187,7 @@ def _make(connection: Connection, off: list[_TakenOff], *kinds: str) -> None:
         for item in off:
             if item.kind == kind:
                 for statement in (item.made, *item.commented):
-                    connection.execute(statement)
+                    connection.execute(statement.encode())
 
 
 def _value(connection: Connection, query: Any, parts: dict[str, Any] | None = None) -> Any:

@@ -48,7 +48,7 @@ class KnownFiles:
                 self._shapes.setdefault(shape, set()).add(entry.file_id)
 
     def all(self) -> Collection[Entry]:
-        """Returns all entries, those at first oldest first."""
+        """Returns all entries: those of the ledger, oldest first, then those that were remembered."""
         return self._by_id.values()
 
     def at(self, path: str) -> Collection[Entry]:

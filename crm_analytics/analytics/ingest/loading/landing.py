@@ -30,7 +30,7 @@ QUIET_SECONDS = 5.0
 
 @dataclass(slots=True)
 class LandingFile:
-    """A file in the landing folder, as its directory entry describes it. Freezing it would take longer than finding it."""
+    """A file in the landing folder, as its directory entry describes it; not frozen, because there are thousands of them."""
 
     #: Where it is in the file system.
     location: str

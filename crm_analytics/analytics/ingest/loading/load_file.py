@@ -30,7 +30,7 @@ from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
 
-#: Bytes of a file whose reading is announced, and whose joins get more memory.
+#: Bytes of a file whose reading is announced, whose joins get more memory, and which may fill its table while it is read.
 LARGE = 20_000_000
 #: Joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk.
 WORK_MEM = "128MB"
@@ -249,11 +249,8 @@ class FileLoader(SourceSession):
 
         while True:
             try:
-                return (
-                    copied[0]
-                    if bulk.fill_table(self.connection, self.source, file_id, copy, was_empty=True)
-                    else None
-                )
+                filled = bulk.fill_table(self.connection, self.source, file_id, copy, was_empty=True)
+                return copied[0] if filled else None
             except ReadDifferently:
                 # the savepoint took back what was read the wrong way
                 continue

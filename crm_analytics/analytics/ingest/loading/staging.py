@@ -1,4 +1,4 @@
-"""Staging: copies an open file's records into a temporary table and settles those that repeat a key."""
+"""Staging: copies an open file's records, mostly into a temporary table, and settles those that repeat a key."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
 
+#: A batch as CSV, what was rejected of it, and how many of its records each day has.
 Encoded = tuple[bytes, list[Rejected], dict[date, int]]
 
 

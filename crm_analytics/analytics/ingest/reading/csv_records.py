@@ -63,7 +63,7 @@ class RecordTooLong(Unsplittable):
 class LazyColumns:
     """A piece's columns by position. Those that the source has no use for are made only if a message needs them.
 
-    Making all 44 columns of an export takes twice as long as making the eleven that matter.
+    Making all 44 columns of an export takes nearly twice as long as making the eleven that matter.
     """
 
     def __init__(

@@ -318,7 +318,7 @@ class Source:
         """SQL by the name that statements use for it; `s` is a staged record, `t` a row of the table."""
         values, keys = self.value_columns, self.key.columns
         totals = self.month_totals
-        parts: dict[str, sql.Composable] = {
+        return {
             "amount": sql.Identifier(totals.amount if totals else ""),
             "covered_to": sql.Identifier(totals.covered_to if totals else ""),
             "part": sql.Identifier(keys[-1]),
@@ -341,7 +341,6 @@ class Source:
             "staged_definition": self._staged_definition,
             "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
-        return parts
 
     @cached_property
     def fragment_texts(self) -> dict[str, str]:
