@@ -67,7 +67,6 @@ generate: $(VENV)/.installed
 	$(BIN)/crm-analytics crm reference
 
 bench: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m bench
 
 clean:

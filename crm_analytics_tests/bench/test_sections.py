@@ -25,6 +25,4 @@ def test_a_section_measures_both_sides_of_its_lines(environment: Environment, se
 
 def test_other_tools_find_the_same_after_other_sections(environment: Environment):
     """The comparators' numbers come from the files; no section may leave other rows in the database that it shares."""
-    for module in ("duckdb", "pandas"):
-        pytest.importorskip(module)
     check(environment, "small_files", "metrics", "comparators")

@@ -80,18 +80,21 @@ def record_statements(connection: psycopg.Connection[Any]) -> list[str]:
 
     class Recording(psycopg.Cursor[Any]):
         def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
-            statements.append(_text_of(query))
+            statements.append(text_of(query))
             return super().execute(query, *arguments, **options)
 
         def copy(self, statement: Any, *arguments: Any, **options: Any) -> Any:
-            statements.append(_text_of(statement))
+            statements.append(text_of(statement))
             return super().copy(statement, *arguments, **options)
 
     connection.cursor_factory = Recording
     return statements
 
 
-def _text_of(statement: Any) -> str:
+def text_of(statement: Any) -> str:
+    """Returns a statement, in whatever form it is executed, as one line of text."""
+    if isinstance(statement, bytes):
+        statement = statement.decode()
     text = statement.as_string() if isinstance(statement, sql.Composable) else statement
     return " ".join(text.split())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
 from crm_analytics.analytics.ingest.loading import bulk, load_file, merge_rows
 from crm_analytics.analytics.ingest.loading.landing import pending
@@ -29,6 +29,7 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
     Landing,
     job,
     text,
+    text_of,
 )
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
@@ -237,7 +238,7 @@ def _at_statement(
 
     class Striking(psycopg.Cursor[Any]):
         def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
-            statement = query.as_string() if isinstance(query, sql.Composable) else query
+            statement = text_of(query)
             if "IN ACCESS EXCLUSIVE MODE" in statement:
                 seen.clear()
             if seen or "IN ACCESS EXCLUSIVE MODE" in statement:
@@ -386,6 +387,34 @@ def test_a_kill_leaves_everything_as_it_was(
     assert definitions(landing) == described
 
 
+#: A file whose second amount disproves the first reading of its decimal mark, and one with a total that is wrong.
+READ_TWICE = text(JOBS, [job(1, "J1", Total="85,50"), job(2, "J2", Total="1.234,50"), job(3, "", Total="1")])
+TOTALED = text(JOBS, [job(1, "J1", Total="85"), job(2, "J2", Total="15"), ("Total", *[""] * 8, "90")])
+
+
+@pytest.mark.parametrize("content", [READ_TWICE, TOTALED], ids=["read twice", "totaled"])
+def test_what_only_the_whole_file_tells(
+    tmp_path: Path,
+    new_database: NewDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    taken: list[tuple[str, bool]],
+    content: str,
+) -> None:
+    """A file that goes straight into the table is read again where it was misread, and its total is compared."""
+    found = []
+    for way, large in enumerate([10**9, 0]):
+        monkeypatch.setattr(load_file, "LARGE", large)
+        monkeypatch.setattr(bulk, "ENOUGH", 1 if large == 0 else 10**9)
+        (tmp_path / str(way)).mkdir()
+        with psycopg.connect(new_database("analytics"), autocommit=True) as connection:
+            landing = Landing(tmp_path / str(way), connection)
+            landing.write("jobs/jobs.csv", content, day=2)
+            assert landing.load_one("jobs").warnings
+            found.append(state(landing))
+    assert found[1] == found[0]
+    assert ("raw.jobs", True) in taken
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("fails", [False, True])
 def test_readers_wait_and_then_see_all_or_nothing(landing: Landing, analytics_url: str, fails: bool) -> None:
@@ -486,7 +515,8 @@ def test_what_later_migrations_and_people_added_comes_back(
         COMMENT ON INDEX raw.jobs_pkey IS 'the index';
         COMMENT ON CONSTRAINT jobs_pkey ON raw.jobs IS 'the key';
         COMMENT ON CONSTRAINT payments_job_id_fkey ON raw.payments IS 'the link';
-        COMMENT ON TRIGGER a_relink_insert ON raw.jobs IS 'the trigger'
+        COMMENT ON TRIGGER a_relink_insert ON raw.jobs IS 'the trigger';
+        CREATE TABLE raw."My.Notes" (job_id text REFERENCES raw.jobs ON DELETE CASCADE)
         """
     )
     described = definitions(landing)
