@@ -83,8 +83,8 @@ BEHIND = """
   clean files once should use DuckDB.
 - **Heap COPY, then indexes** is faster than our first load by what reading, typing, linking and the ledger cost. It is
   given the result of all that.
-- **COPY into full twins** is faster than our second load for the same reason: both then maintain indexes row by row,
-  and ours compares each record with the table first.
+- **COPY into full twins** is faster than our second load for the same reason, and because ours compares each record with
+  the table first; it makes the indexes again, which the COPY maintains row by row.
 - **One COPY for a small file** is faster than the load of a small file, which reads the header, the ledger and the
   channels first, and writes a ledger entry.
 - **Hand-written SQL** is a little faster for all months, because it leaves out what our rules allow for and this data
@@ -93,8 +93,8 @@ BEHIND = """
 - **An empty run of Dagster** is most of what a refresh with nothing new takes. Who needs it faster has to leave Dagster
   out, as `load_source` and `refresh` do.
 
-dlt is no dependency and so not in the tables: on 2026-11-26, before the bulk path, its merge of the same rows took 52.5
-s beside 39.6 to 42.0 s for our load, measured once.
+dlt is no dependency and so not in the tables: when bulk loads were designed (November 2026), its merge of the same rows
+took 52.5 s beside 39.6 to 42.0 s for our load as it was then, measured once.
 """
 
 HEADERS = ["what", "ours", "CPU", "compared with", "theirs", "CPU", "ratio", "limit", "", "note"]
