@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -460,6 +461,40 @@ def test_nobody_waits_behind_a_lock_that_is_not_granted(
         assert taken == [("raw.jobs", False)]
     assert counted == [0] * bulk.TRIES
     assert _count(analytics_url) == len(JOB_ROWS)
+
+
+def test_a_vacuum_that_gives_back_space_is_outlasted(
+    landing: Landing, analytics_url: str, whole: Whole, taken: list[tuple[str, bool]]
+) -> None:
+    """A load that failed leaves dead rows; the vacuum that cuts them off and the next load refuse each other's locks."""
+    _, steps = whole("payments", False)
+    _prepare(landing, "payments", doubles=False)
+    with pytest.raises(errors.DiskFull), _at_statement(landing.connection, steps, _raise("53100")):
+        landing.load("payments")
+    vacuum = threading.Thread(target=_execute, args=(analytics_url, "VACUUM raw.payments"))
+
+    def begin(cursor: psycopg.Cursor[Any]) -> None:
+        if vacuum.ident is not None:
+            # the lock is asked for once more
+            return
+        vacuum.start()
+        with psycopg.connect(analytics_url, autocommit=True) as watch:
+            while not watch.execute(TRUNCATES).fetchone():
+                assert vacuum.is_alive()
+                time.sleep(0.01)
+
+    with _at_statement(landing.connection, 1, begin):
+        assert landing.load_one("payments").status == "loaded"
+    vacuum.join(PATIENCE)
+    assert taken[-1] == ("raw.payments", True)
+
+
+TRUNCATES = "SELECT 1 FROM pg_stat_progress_vacuum WHERE relid = 'raw.payments'::regclass AND phase = 'truncating heap'"
+
+
+def _execute(url: str, statement: Any) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
 
 
 def _count(url: str) -> int:

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 #: For fewer records, making the indexes again costs as much as it saves, and readers need not be kept out.
 ENOUGH = 50_000
 #: How often a lock that others hold is asked for, and how many seconds lie between two times. Nobody waits behind it.
-TRIES, PAUSE = 10, 0.2
+#: A vacuum that wants to give back space insists for five seconds on a lock that the load's own transaction refuses.
+TRIES, PAUSE = 30, 0.2
 #: The trigger of which `raw.after_bulk_load` does the work for all rows at once.
 _NOTES_MONTHS = "analytics.note_stale_months"
 #: The table and those of its schema that it has foreign keys with.
