@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -351,36 +351,30 @@ def test_what_cannot_be_taken_off_stays_on(
             assert definitions(landing) == described, step
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import psycopg
-from crm_analytics.analytics.ingest.loading import bulk, load_file, merge_rows
-from crm_analytics.analytics.ingest.loading.load import load_source
-from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK
-from crm_analytics_tests.analytics.ingest.test_bulk_loads import _at_statement
-
-url, folder, source, step = sys.argv[1:]
-bulk.ENOUGH, load_file.LARGE, merge_rows.FEW = 1, 0, 0
-with psycopg.connect(url, autocommit=True) as session:
-    with _at_statement(session, int(step), lambda cursor: os.kill(os.getpid(), signal.SIGKILL)):
-        load_source(session, Path(folder), source, timezone=NEW_YORK)
-"""
+def _load_and_die(url: str, folder: Path, source: str, step: int) -> None:
+    """Loads in a process of its own, which is killed before this step of the bulk load."""
+    with (
+        psycopg.connect(url, autocommit=True) as session,
+        _at_statement(session, step, lambda cursor: os.kill(os.getpid(), signal.SIGKILL)),
+    ):
+        load_source(session, folder, source, timezone=NEW_YORK)
 
 
-@pytest.mark.parametrize(("source", "doubles"), LOADS[::3])
+@pytest.mark.parametrize(("source", "doubles"), LOADS)
 def test_a_kill_leaves_everything_as_it_was(
     landing: Landing, analytics_url: str, whole: Whole, source: str, doubles: bool
 ) -> None:
-    """kill -9 of the loading process at steps from the first to the last."""
+    """kill -9 of the loading process at each step: nothing of the file is there, and the next load brings all."""
     loaded, steps = whole(source, doubles)
     _prepare(landing, source, doubles)
     before, described = state(landing), definitions(landing)
-    for step in (2, steps // 2, steps):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, analytics_url, str(landing.folder), source, str(step)], check=False
-        )
-        assert done.returncode == -signal.SIGKILL
+    # a fork has the constants that `eager` set
+    forked = multiprocessing.get_context("fork")
+    for step in range(1, steps + 1):
+        process = forked.Process(target=_load_and_die, args=(analytics_url, landing.folder, source, step))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == -signal.SIGKILL
         assert state(landing) == before, step
         assert definitions(landing) == described, step
     assert landing.load_one(source).status == "loaded"
