@@ -23,6 +23,7 @@ from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Readin
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
 from crm_analytics.analytics.ingest.loading.merge_rows import all_new, fill_in_bulk, is_empty, merge_rows
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary, takes_statements
+from crm_analytics.analytics.ingest.loading.read_ahead import Read, ReadFile, read_ahead
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, copy_in_place, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
@@ -95,8 +96,10 @@ class FileLoader(SourceSession):
                 conclude(settled)
             else:
                 to_read.append(item)
-        for item in sorted(to_read, key=lambda item: item.order):
-            conclude(self._conclude_copy(item) or self._load_file(item))
+        to_read.sort(key=lambda item: item.order)
+        with read_ahead(to_read, self._open) as in_turn:
+            for item, read in in_turn:
+                conclude(self._conclude_copy(item) or self._load_file(item, read))
 
     def _conclude_withdrawn(self, item: IdentifiedFile) -> FileResult | None:
         content = item.content
@@ -119,12 +122,12 @@ class FileLoader(SourceSession):
         reading = Reading("same_content", self.source.version, message, twin.file_id, run_id=self.run_id)
         return self._conclude_without_rows(item.content, reading)
 
-    def _load_file(self, item: IdentifiedFile) -> FileResult:
+    def _load_file(self, item: IdentifiedFile, read: Read) -> FileResult:
         content, entry = item.content, item.entry
         newer = self.newer_keys.after(item.order, entry.file_id if entry else None, content.path, self.known)
         try:
             with self.connection.transaction():
-                result, concluded, shape = self._load_rows(item, newer)
+                result, concluded, shape = self._load_rows(item, read, newer)
         except (
             _FileChanged,
             RefusedFile,
@@ -156,7 +159,9 @@ class FileLoader(SourceSession):
         reading = Reading("refused", self.source.version, message, run_id=self.run_id)
         return self._conclude_without_rows(content, reading)
 
-    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> tuple[FileResult, Entry, Shape]:
+    def _load_rows(
+        self, item: IdentifiedFile, read: Read, newer: NewerFiles
+    ) -> tuple[FileResult, Entry, Shape]:
         file, content = item.file, item.content
         source, connection = self.source, self.connection
         if file.size > LARGE:
@@ -166,7 +171,7 @@ class FileLoader(SourceSession):
         quarantine.close_replaced(connection, content.path, file_id)
         # a new entry has no quarantine yet
         dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
-        staged, filled = self._stage(item, file_id, newer)
+        staged, filled = self._stage(item, read(), file_id, newer)
         opened = staged.open_file
         if not filled:
             settle_repeats(staged)
@@ -211,9 +216,11 @@ class FileLoader(SourceSession):
             export_named=item.content.exported_at_from == "name",
         )
 
-    def _stage(self, item: IdentifiedFile, file_id: int, newer: NewerFiles) -> tuple[Staged, bool]:
+    def _stage(
+        self, item: IdentifiedFile, read: ReadFile | None, file_id: int, newer: NewerFiles
+    ) -> tuple[Staged, bool]:
         """Stages the file's records; returns whether all of them are rows of the table already, by a bulk load."""
-        opened = self._open(item)
+        opened = read.opened if read else self._open(item)
         in_bulk = self.may_lock and not newer.entries and not self.source.month_totals
         if in_bulk and item.file.size > LARGE and self._may_fill_in_place(opened):
             staged = self._fill_in_place(opened, file_id)
@@ -221,7 +228,7 @@ class FileLoader(SourceSession):
                 return staged, True
             # what kept the table from being filled would do so again
             in_bulk, opened = False, self._open(item)
-        staged = stage(self.connection, opened, file_id)
+        staged = stage(self.connection, opened, file_id, read.batches if read else None)
         self._lock()
         filled = in_bulk and staged.has_keys and not staged.by_alternate and fill_in_bulk(staged)
         if filled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -61,8 +61,7 @@ class Staged(SourceSession):
     @property
     def by_alternate(self) -> bool:
         """Whether the file lacks the key and has only the alternate, which takes the key's place in `staged`."""
-        key = self.source.key
-        return key.alternate is not None and key.columns[0] not in self.open_file.mapping
+        return _is_by_alternate(self.open_file)
 
     @property
     def has_keys(self) -> bool:
@@ -152,20 +151,26 @@ class Staged(SourceSession):
         return True
 
 
-def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+def stage(
+    connection: Connection,
+    open_file: OpenFile,
+    file_id: int | None,
+    batches: Iterable[Encoded] | None = None,
+) -> Staged:
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
     Args:
         connection: inside a transaction; the table goes with it.
         open_file: the file.
         file_id: its ledger entry; None writes no quarantine, where only the accepted keys are wanted.
+        batches: what `encode_whole` returned, of a file that was read already.
 
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
     while True:
         try:
-            return _copy(connection, open_file, file_id)
+            return _copy(connection, open_file, file_id, batches)
         except ReadDifferently:
             if file_id is not None:
                 forget_quarantine(connection, file_id)
@@ -198,8 +203,26 @@ def copy_in_place(connection: Connection, open_file: OpenFile, file_id: int) -> 
     return _copy(connection, open_file, file_id, in_place=True)
 
 
+def encode_whole(open_file: OpenFile) -> list[Encoded]:
+    """Reads a file to its end, again if it was misread, and returns its batches for `stage`.
+
+    Raises:
+        RefusedFile: for what the reader finds only while it reads.
+    """
+    while True:
+        try:
+            return list(_encoded(open_file))
+        except ReadDifferently:
+            continue
+
+
 def _copy(
-    connection: Connection, open_file: OpenFile, file_id: int | None, *, in_place: bool = False
+    connection: Connection,
+    open_file: OpenFile,
+    file_id: int | None,
+    batches: Iterable[Encoded] | None = None,
+    *,
+    in_place: bool = False,
 ) -> Staged:
     """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
@@ -213,7 +236,7 @@ def _copy(
     copy_rows = sql.SQL("COPY {records} ({columns}) FROM STDIN (FORMAT csv)").format(
         records=staged.parts["records"], columns=column_list(columns)
     )
-    for rows, rejected, days in _ahead(staged):
+    for rows, rejected, days in _ahead(staged) if batches is None else batches:
         copied.update(days)
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
@@ -235,7 +258,7 @@ def _create(staged: Staged) -> None:
 
 def _ahead(staged: Staged) -> Iterator[Encoded]:
     """Yields encoded batches; a thread makes the next one while the database takes this one."""
-    batches = _encoded(staged)
+    batches = _encoded(staged.open_file, staged.file_id if staged.in_place else None)
     if staged.open_file.path.stat().st_size <= PIECE:
         # one batch, with nothing to do meanwhile
         yield from batches
@@ -247,17 +270,25 @@ def _ahead(staged: Staged) -> Iterator[Encoded]:
             yield item
 
 
-def _encoded(staged: Staged) -> Iterator[Encoded]:
-    """Yields batches as CSV for COPY, with what was rejected, and the records of each day."""
-    key = staged.source.key
-    for batch in staged.open_file.batches():
+def _is_by_alternate(open_file: OpenFile) -> bool:
+    key = open_file.source.key
+    return key.alternate is not None and key.columns[0] not in open_file.mapping
+
+
+def _encoded(open_file: OpenFile, file_id: int | None = None) -> Iterator[Encoded]:
+    """Yields batches as CSV for COPY, with what was rejected, and the records of each day.
+
+    The records get `file_id` if it is given, for the source's table.
+    """
+    source, by_alternate = open_file.source, _is_by_alternate(open_file)
+    for batch in open_file.batches():
         rows = batch.rows
-        if staged.by_alternate:
-            (column,) = key.columns
-            rows = rows.set_column(rows.schema.get_field_index(column), column, rows[key.alternate])
-        days = pc.value_counts(rows[staged.source.date_column]).to_pylist()
-        if staged.in_place:
-            rows = rows.append_column("file_id", pa.repeat(staged.file_id, rows.num_rows))
+        if by_alternate:
+            (column,) = source.key.columns
+            rows = rows.set_column(rows.schema.get_field_index(column), column, rows[source.key.alternate])
+        days = pc.value_counts(rows[source.date_column]).to_pylist()
+        if file_id is not None:
+            rows = rows.append_column("file_id", pa.repeat(file_id, rows.num_rows))
         sink = pa.BufferOutputStream()
         csv.write_csv(_with_written_moments(rows), sink, _CSV)
         data = sink.getvalue().to_pybytes() if rows.num_rows else b""
