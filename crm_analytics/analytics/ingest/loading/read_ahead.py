@@ -14,12 +14,8 @@ from functools import partial
 from itertools import zip_longest
 
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile
-from crm_analytics.analytics.ingest.loading.staging import Encoded, encode_whole
-from crm_analytics.analytics.ingest.reading.csv_records import PIECE
+from crm_analytics.analytics.ingest.loading.staging import Encoded
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
-
-#: Bytes of the largest file that is read ahead; two such files are in memory at once.
-SMALL = PIECE
 
 
 @dataclass(frozen=True)
@@ -34,29 +30,21 @@ class ReadFile:
 Read = Callable[[], ReadFile | None]
 
 
-def read_small(item: IdentifiedFile, open_it: Callable[[IdentifiedFile], OpenFile]) -> ReadFile | None:
-    """Reads a file if it is small."""
-    if item.file.path.stat().st_size > SMALL:
-        return None
-    opened = open_it(item)
-    return ReadFile(opened, encode_whole(opened))
-
-
 @contextmanager
 def read_ahead(
-    items: Sequence[IdentifiedFile], open_it: Callable[[IdentifiedFile], OpenFile]
+    items: Sequence[IdentifiedFile], read: Callable[[IdentifiedFile], ReadFile | None]
 ) -> Iterator[Iterator[tuple[IdentifiedFile, Read]]]:
-    """Gives the files in turn, each with its reading; the next one is read meanwhile.
+    """Gives the files in turn, each with what gives its content; the next one is read meanwhile.
 
-    Nothing is read any more after the end of the context.
+    When the context ends, at most one file is still read to its end.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
 
         def in_turn() -> Iterator[tuple[IdentifiedFile, Read]]:
-            read: Read | None = None
+            ahead: Read | None = None
             for item, following in zip_longest(items, items[1:]):
-                here = read or partial(read_small, item, open_it)
-                read = pool.submit(read_small, following, open_it).result if following else None
+                here = ahead or partial(read, item)
+                ahead = pool.submit(read, following).result if following else None
                 yield item, here
 
         yield in_turn()

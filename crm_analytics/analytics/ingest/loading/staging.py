@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -32,6 +32,11 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
 
+#: The keys that records repeat.
+REPEATED: LiteralString = (
+    "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
+)
+
 #: A batch as CSV, what was rejected of it, and how many of its records each day has.
 Encoded = tuple[bytes, list[Rejected], dict[date, int]]
 
@@ -51,12 +56,14 @@ class Staged(SourceSession):
     copied: Counter[date] | None = field(default_factory=Counter)
     #: Whether the records went straight into the source's table, which was empty.
     in_place: bool = False
+    #: What `ask` found out.
+    answers: dict[str, bool] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Any]:
         """See `SourceSession`."""
-        where = self.source.table_path if self.in_place else ("pg_temp", "staged")
-        return {"file_id": self.file_id, "records": sql.Identifier(*where)}
+        records = self.source.fragments["table"] if self.in_place else sql.SQL("pg_temp.staged")
+        return {"file_id": self.file_id, "records": records}
 
     @property
     def by_alternate(self) -> bool:
@@ -80,7 +87,26 @@ class Staged(SourceSession):
         gone = self.execute(statement, **parts).rowcount
         if gone:
             self.copied = None
+            self.answers.clear()
         return gone
+
+    def ask(self, before: LiteralString, queries: Sequence[LiteralString]) -> None:
+        """Executes a statement, and then asks at once which of the queries have rows; `exists` knows the answers.
+
+        One by one, planning and sending these questions is much of what a small file costs. Who changes what a question
+        is about clears `answers`.
+        """
+        exist: LiteralString = ", ".join("EXISTS (" + query + ")" for query in queries)
+        cursor = self.execute(before + "; SELECT " + exist)
+        while cursor.nextset():
+            pass
+        (answers,) = cursor
+        self.answers.update(zip(queries, answers, strict=True))
+
+    def exists(self, query: LiteralString) -> bool:
+        """Returns whether a query has rows."""
+        answer = self.answers.get(query)
+        return bool(self.value("SELECT EXISTS (" + query + ")")) if answer is None else answer
 
     def verdict(self) -> Verdict | None:
         """Compares the file's own total with the sum of its accepted records; None if it has no total."""
@@ -228,13 +254,11 @@ def _copy(
     source = open_file.source
     copied: Counter[date] = Counter()
     staged = Staged(connection, source, open_file, file_id, copied=copied, in_place=in_place)
-    columns = ["record_no", *source.staged_columns]
-    if in_place:
-        columns.append("file_id")
-    else:
+    if not in_place:
         _create(staged)
-    copy_rows = sql.SQL("COPY {records} ({columns}) FROM STDIN (FORMAT csv)").format(
-        records=staged.parts["records"], columns=column_list(columns)
+    copy_rows = staged.compose(
+        "COPY {records} ({staged_columns}{file}) FROM STDIN (FORMAT csv)",
+        file=sql.SQL(", file_id" if in_place else ""),
     )
     for rows, rejected, days in _ahead(staged) if batches is None else batches:
         copied.update(days)
@@ -310,12 +334,9 @@ def _with_written_moments(rows: pa.Table) -> pa.Table:
 def _settle_repeats(staged: Staged) -> None:
     """Numbers the occurrences of a hash, collapses identical records, and quarantines those that differ."""
     source = staged.source
-    repeated: LiteralString = (
-        "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
-    )
-    if not staged.value("SELECT EXISTS (" + repeated + ")"):
+    if not staged.exists(REPEATED):
         return
-    staged.create_temporary("repeated", repeated)
+    staged.create_temporary("repeated", REPEATED)
     if source.key.hashed:
         staged.execute(
             """
