@@ -91,13 +91,14 @@ class Staged(SourceSession):
         return gone
 
     def ask(self, before: LiteralString, queries: Sequence[LiteralString]) -> None:
-        """Executes a statement, and then asks at once which of the queries have rows; `exists` knows the answers.
+        """Executes a statement, if there is one, and then asks at once which of the queries have rows, for `exists`.
 
         One by one, planning and sending these questions is much of what a small file costs. Who changes what a question
         is about clears `answers`.
         """
         exist: LiteralString = ", ".join("EXISTS (" + query + ")" for query in queries)
         cursor = self.execute(before + "; SELECT " + exist)
+        # the answers are the last result
         while cursor.nextset():
             pass
         (answers,) = cursor
@@ -336,6 +337,8 @@ def _settle_repeats(staged: Staged) -> None:
     source = staged.source
     if not staged.exists(REPEATED):
         return
+    # settling changes keys
+    staged.answers.clear()
     staged.create_temporary("repeated", REPEATED)
     if source.key.hashed:
         staged.execute(
