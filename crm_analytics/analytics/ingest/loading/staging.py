@@ -321,15 +321,23 @@ def _encoded(open_file: OpenFile, file_id: int | None = None) -> Iterator[Encode
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
-    """Writes moments as text, each distinct one once: most exports have dates, and a batch has few of these."""
-    if rows.num_rows <= FEW:
-        return rows
+    """Writes moments as text, in a large batch each distinct one once: most exports have dates, so it has few of these."""
     for number, column in enumerate(rows.schema):
-        if pa.types.is_timestamp(column.type):
-            encoded = rows[column.name].combine_chunks().dictionary_encode()
-            written = encoded.dictionary.cast(pa.string()).take(encoded.indices)
-            rows = rows.set_column(number, column.name, written)
+        if not pa.types.is_timestamp(column.type):
+            continue
+        moments = rows[column.name].combine_chunks()
+        if rows.num_rows <= FEW:
+            written = _as_text(moments)
+        else:
+            encoded = moments.dictionary_encode()
+            written = _as_text(encoded.dictionary).take(encoded.indices)
+        rows = rows.set_column(number, column.name, written)
     return rows
+
+
+def _as_text(moments: pa.Array) -> pa.Array:
+    """Writes moments in UTC. Of moments with a time zone, pyarrow would look up the zone for each."""
+    return pc.binary_join_element_wise(moments.cast(pa.timestamp("us")).cast(pa.string()), "Z", "")
 
 
 def _settle_repeats(staged: Staged) -> None:
