@@ -55,13 +55,13 @@ def test_cells_without_a_use_are_made_only_for_the_quarantine(
 ):
     """Of the 44 columns of a jobs export 11 are read; making cells of the others as well took twice as long."""
     made: list[int] = []
-    read_csv = pacsv.read_csv
+    open_csv = pacsv.open_csv
 
     def counted(*arguments: Any, convert_options: pacsv.ConvertOptions, **options: Any) -> Any:
         made.append(len(convert_options.include_columns))
-        return read_csv(*arguments, convert_options=convert_options, **options)
+        return open_csv(*arguments, convert_options=convert_options, **options)
 
-    monkeypatch.setattr(csv_records.pacsv, "read_csv", counted)
+    monkeypatch.setattr(csv_records.pacsv, "open_csv", counted)
     assert len(read_text(tmp_path, "jobs", SAMPLES["jobs"]).rows) == 3
     assert made == [11]
     made.clear()

@@ -6,10 +6,15 @@ have the alternate in the key column, so such a row is one whose key equals its 
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 from crm_analytics.analytics.ingest.errors import Reason
 from crm_analytics.analytics.ingest.loading.late_files import NewerFiles
 from crm_analytics.analytics.ingest.loading.quarantine import as_json
 from crm_analytics.analytics.ingest.loading.staging import Staged
+
+#: Rows that are known by their alternate alone.
+KNOWN_BY_ALTERNATE: LiteralString = "SELECT FROM {table} WHERE {key_column} = {alternate}"
 
 
 def find_keys(staged: Staged) -> None:
@@ -51,6 +56,7 @@ def find_keys(staged: Staged) -> None:
         WHERE a.alternate = s.{alternate} AND a.key <> s.{key_column}
         """
     )
+    staged.answers.clear()
 
 
 def bring_keys(staged: Staged, newer: NewerFiles) -> bool:
@@ -58,11 +64,7 @@ def bring_keys(staged: Staged, newer: NewerFiles) -> bool:
 
     The keys are in the temporary table `rekeyed` (old_key, new_key). Returns whether there are any.
     """
-    if (
-        staged.source.key.alternate is None
-        or staged.by_alternate
-        or not staged.value("SELECT EXISTS (SELECT FROM {table} WHERE {key_column} = {alternate})")
-    ):
+    if staged.source.key.alternate is None or staged.by_alternate or not staged.exists(KNOWN_BY_ALTERNATE):
         return False
     staged.create_temporary(
         "rekeyed",
@@ -78,6 +80,7 @@ def bring_keys(staged: Staged, newer: NewerFiles) -> bool:
         )
         """,
     )
+    staged.answers.clear()
     newer.keep_alternates_given_anew()
     # a row that is known under both names is one row, with the values of the newer record
     staged.execute(

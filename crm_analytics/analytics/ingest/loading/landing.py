@@ -64,10 +64,10 @@ class LandingFile:
         ages = ((now - moment).total_seconds() for moment in (self.modified_at, self.changed_at))
         return min((age for age in ages if age >= 0), default=0)
 
-    def is_unchanged(self, landing: Path) -> bool:
+    def is_unchanged(self) -> bool:
         """Returns whether the file is still as it was when this was noted."""
         try:
-            now = stat(self.path, landing)
+            now = LandingFile(self.location, self.name, os.stat(self.location))  # noqa: PTH116 a Path costs more
         except OSError:
             return False
         return (now.size, now.modified_at, now.changed_at) == (self.size, self.modified_at, self.changed_at)

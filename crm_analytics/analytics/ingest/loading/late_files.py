@@ -26,6 +26,9 @@ from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeat
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
 
+#: Records of the source that wait in the quarantine.
+WAITING: LiteralString = "SELECT file_id FROM raw.rejected_rows WHERE source = {source} AND status = 'open'"
+
 
 class UnknownNewerValues(Exception):
     """Raised where a late file's records may be older than those of a file that is gone."""
@@ -257,9 +260,9 @@ class NewerFiles(SourceSession):
 
     def close_answered(self, staged: Staged) -> None:
         """Closes records in the quarantine that another file answers: older files' by this one, its own by newer ones."""
-        waiting = self.execute(
-            "SELECT DISTINCT file_id FROM raw.rejected_rows WHERE source = {source} AND status = 'open'"
-        )
+        if not staged.exists(WAITING):
+            return
+        waiting = self.execute("SELECT DISTINCT file_id FROM (" + WAITING + ") AS open_records")
         older = [
             file_id
             for (file_id,) in waiting

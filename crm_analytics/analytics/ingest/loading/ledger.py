@@ -189,7 +189,7 @@ def identify(connection: Connection, source: str | None, content: Content, versi
     """Returns the number of the entry for this content at this path, which is new if the content never was there.
 
     An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless its
-    content returned.
+    content returned. Quarantined records of the contents that this one replaced at its path are closed.
     """
     found = connection.execute(
         """
@@ -214,8 +214,15 @@ def identify(connection: Connection, source: str | None, content: Content, versi
             -- loads of two sources at once may both meet a file that no source recognizes
             ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at
             RETURNING file_id
+        ), here AS (
+            SELECT file_id FROM known UNION ALL SELECT file_id FROM added
+        ), closed AS (
+            UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = 'the file has new content'
+            FROM raw.source_files f
+            WHERE r.file_id = f.file_id AND r.status = 'open' AND f.path = %(path)s
+                AND f.file_id <> (SELECT file_id FROM here)
         )
-        SELECT file_id FROM known UNION ALL SELECT file_id FROM added
+        SELECT file_id FROM here
         """,
         {**vars(content), "source": source, "version": version},
     ).fetchone()

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.loading import ledger, quarantine
+from crm_analytics.analytics.ingest.loading import ledger
 from crm_analytics.analytics.ingest.loading.file_identity import read_content
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Reading
@@ -145,7 +145,6 @@ def _record_unrecognized(
         with connection.transaction():
             file_id = ledger.identify(connection, None, content, version)
             ledger.see_unrecognized_again(connection, file_id, content.modified_at)
-            quarantine.close_replaced(connection, content.path, file_id)
             reading = Reading("unrecognized", version, file.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
 

@@ -14,24 +14,48 @@ from psycopg import errors
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
 from crm_analytics.analytics.ingest.loading import bulk, ledger, quarantine
-from crm_analytics.analytics.ingest.loading.alternate_keys import find_keys
+from crm_analytics.analytics.ingest.loading.alternate_keys import KNOWN_BY_ALTERNATE, find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
-from crm_analytics.analytics.ingest.loading.late_files import NewerFiles, NewerKeys, UnknownNewerValues
+from crm_analytics.analytics.ingest.loading.late_files import (
+    WAITING,
+    NewerFiles,
+    NewerKeys,
+    UnknownNewerValues,
+)
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Reading, Shape
 from crm_analytics.analytics.ingest.loading.merge_months import merge_months
-from crm_analytics.analytics.ingest.loading.merge_rows import all_new, fill_in_bulk, is_empty, merge_rows
+from crm_analytics.analytics.ingest.loading.merge_rows import (
+    KNOWN,
+    all_new,
+    fill_in_bulk,
+    is_empty,
+    merge_rows,
+)
 from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary, takes_statements
+from crm_analytics.analytics.ingest.loading.read_ahead import Read, ReadFile, read_ahead
 from crm_analytics.analytics.ingest.loading.results import FileResult, Merged
-from crm_analytics.analytics.ingest.loading.staging import FEW, Staged, copy_in_place, settle_repeats, stage
+from crm_analytics.analytics.ingest.loading.staging import (
+    FEW,
+    REPEATED,
+    Staged,
+    copy_in_place,
+    encode_whole,
+    settle_repeats,
+    stage,
+)
+from crm_analytics.analytics.ingest.loading.vanished_rows import VANISHED
 from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
+from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
 from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced, whose joins get more memory, and which may fill its table while it is read.
 LARGE = 20_000_000
+#: Bytes of the largest file that is read as a whole before it is staged, while the database takes the file before it.
+SMALL = PIECE
 #: Joins of a million staged records; PostgreSQL's default of 4 MB spills them to disk.
 WORK_MEM = "128MB"
 
@@ -95,8 +119,10 @@ class FileLoader(SourceSession):
                 conclude(settled)
             else:
                 to_read.append(item)
-        for item in sorted(to_read, key=lambda item: item.order):
-            conclude(self._conclude_copy(item) or self._load_file(item))
+        to_read.sort(key=lambda item: item.order)
+        with read_ahead(to_read, self._read_small) as in_turn:
+            for item, read in in_turn:
+                conclude(self._conclude_copy(item) or self._load_file(item, read))
 
     def _conclude_withdrawn(self, item: IdentifiedFile) -> FileResult | None:
         content = item.content
@@ -106,7 +132,6 @@ class FileLoader(SourceSession):
         reading = Reading("withdrawn", self.source.version, message, run_id=self.run_id)
         with self.connection.transaction():
             file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
-            quarantine.close_replaced(self.connection, content.path, file_id)
             concluded = ledger.conclude(self.connection, file_id, reading)
         self.known.remember(concluded)
         return FileResult(content.path, reading.status, message, file_id)
@@ -119,12 +144,12 @@ class FileLoader(SourceSession):
         reading = Reading("same_content", self.source.version, message, twin.file_id, run_id=self.run_id)
         return self._conclude_without_rows(item.content, reading)
 
-    def _load_file(self, item: IdentifiedFile) -> FileResult:
+    def _load_file(self, item: IdentifiedFile, read: Read) -> FileResult:
         content, entry = item.content, item.entry
         newer = self.newer_keys.after(item.order, entry.file_id if entry else None, content.path, self.known)
         try:
             with self.connection.transaction():
-                result, concluded, shape = self._load_rows(item, newer)
+                result, concluded, shape = self._load_rows(item, read, newer)
         except (
             _FileChanged,
             RefusedFile,
@@ -141,7 +166,7 @@ class FileLoader(SourceSession):
     def _not_loaded(self, item: IdentifiedFile, newer: NewerFiles, error: Exception) -> FileResult:
         """Refuses a content only for what is in it: not for what was read while it changed, or could not be read."""
         content = item.content
-        if isinstance(error, _FileChanged) or not item.file.is_unchanged(self.landing):
+        if isinstance(error, _FileChanged) or not item.file.is_unchanged():
             message = "changed while it was read; it is loaded when it has settled"
             return FileResult(content.path, "waiting", message)
         fault = error if isinstance(error, OSError) else error.__cause__
@@ -156,17 +181,18 @@ class FileLoader(SourceSession):
         reading = Reading("refused", self.source.version, message, run_id=self.run_id)
         return self._conclude_without_rows(content, reading)
 
-    def _load_rows(self, item: IdentifiedFile, newer: NewerFiles) -> tuple[FileResult, Entry, Shape]:
+    def _load_rows(
+        self, item: IdentifiedFile, read: Read, newer: NewerFiles
+    ) -> tuple[FileResult, Entry, Shape]:
         file, content = item.file, item.content
         source, connection = self.source, self.connection
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
             connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         file_id = ledger.identify(connection, source.name, content, source.version)
-        quarantine.close_replaced(connection, content.path, file_id)
         # a new entry has no quarantine yet
         dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
-        staged, filled = self._stage(item, file_id, newer)
+        staged, filled = self._stage(item, read(), file_id, newer)
         opened = staged.open_file
         if not filled:
             settle_repeats(staged)
@@ -177,7 +203,7 @@ class FileLoader(SourceSession):
         merged.counts.quarantined = staged.rejected
         merged.counts.summary_lines = opened.records.summary_lines
         quarantine.dismiss_again(connection, file_id, dismissed)
-        if not file.is_unchanged(self.landing):
+        if not file.is_unchanged():
             raise _FileChanged
         warnings = _warnings(item, staged, merged, verdict, self.known.shapes_without(file_id))
         reading = Reading(
@@ -202,6 +228,13 @@ class FileLoader(SourceSession):
         shape = Shape(frozenset(opened.mapping), merged.counts.records_read > 0)
         return result, ledger.conclude(connection, file_id, reading), shape
 
+    def _read_small(self, item: IdentifiedFile) -> ReadFile | None:
+        """Reads a file to its end, in whichever thread; returns None if it is not small, or may fill its table while it is read."""
+        if item.file.path.stat().st_size > min(SMALL, LARGE):
+            return None
+        opened = self._open(item)
+        return ReadFile(opened, encode_whole(opened))
+
     def _open(self, item: IdentifiedFile) -> OpenFile:
         return open_file(
             item.file.path,
@@ -211,9 +244,11 @@ class FileLoader(SourceSession):
             export_named=item.content.exported_at_from == "name",
         )
 
-    def _stage(self, item: IdentifiedFile, file_id: int, newer: NewerFiles) -> tuple[Staged, bool]:
+    def _stage(
+        self, item: IdentifiedFile, read: ReadFile | None, file_id: int, newer: NewerFiles
+    ) -> tuple[Staged, bool]:
         """Stages the file's records; returns whether all of them are rows of the table already, by a bulk load."""
-        opened = self._open(item)
+        opened = read.opened if read else self._open(item)
         in_bulk = self.may_lock and not newer.entries and not self.source.month_totals
         if in_bulk and item.file.size > LARGE and self._may_fill_in_place(opened):
             staged = self._fill_in_place(opened, file_id)
@@ -221,8 +256,8 @@ class FileLoader(SourceSession):
                 return staged, True
             # what kept the table from being filled would do so again
             in_bulk, opened = False, self._open(item)
-        staged = stage(self.connection, opened, file_id)
-        self._lock()
+        staged = stage(self.connection, opened, file_id, read.batches if read else None)
+        self._lock_and_ask(staged)
         filled = in_bulk and staged.has_keys and not staged.by_alternate and fill_in_bulk(staged)
         if filled:
             newer.close_answered(staged)
@@ -234,9 +269,7 @@ class FileLoader(SourceSession):
             self.source.records_are_rows
             and self.source.key.columns[0] in opened.mapping
             and is_empty(self)
-            and not self.value(
-                "SELECT EXISTS (SELECT FROM raw.rejected_rows WHERE source = {source} AND status = 'open')"
-            )
+            and not self.value("SELECT EXISTS (" + WAITING + ")")
         )
 
     def _fill_in_place(self, opened: OpenFile, file_id: int) -> Staged | None:
@@ -255,6 +288,14 @@ class FileLoader(SourceSession):
                 # the savepoint took back what was read the wrong way
                 continue
 
+    def _lock_and_ask(self, staged: Staged) -> None:
+        """Takes the lock of the links, and asks for all that a usual small file is asked for."""
+        if staged.open_file.records.read > FEW or self.source.month_totals:
+            self._lock()
+            return
+        by_alternate = [KNOWN_BY_ALTERNATE] if self.source.key.alternate else []
+        staged.ask(self.source.lock or "", [REPEATED, WAITING, KNOWN, VANISHED, *by_alternate])
+
     def _lock(self) -> None:
         if self.source.lock:
             self.connection.execute(self.source.lock)
@@ -262,7 +303,6 @@ class FileLoader(SourceSession):
     def _conclude_without_rows(self, content: Content, reading: Reading) -> FileResult:
         with self.connection.transaction():
             file_id = ledger.identify(self.connection, self.source.name, content, self.source.version)
-            quarantine.close_replaced(self.connection, content.path, file_id)
             quarantine.forget_quarantine(self.connection, file_id)
             concluded = ledger.conclude(self.connection, file_id, reading)
         self.known.remember(concluded)

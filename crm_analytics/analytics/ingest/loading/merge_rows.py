@@ -16,7 +16,10 @@ from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.results import Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged
 from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
-from crm_analytics.analytics.ingest.sources.declaration import column_list
+
+#: Records of which the table has the key. It is asked record by record, of the key's index: joined, the planner may read
+#: the whole table for a few records.
+KNOWN: LiteralString = "SELECT FROM pg_temp.staged s WHERE (SELECT true FROM {table} t WHERE {same_key})"
 
 
 def fill_in_bulk(staged: Staged) -> bool:
@@ -148,18 +151,14 @@ def _update(staged: Staged) -> None:
 
 def _insert(staged: Staged, records: LiteralString) -> None:
     """Inserts the records of `staged`, or the new ones of `changes`."""
-    source = staged.source
     joins, found = _lookups(staged)
-    keys = ("row_key",) if source.key.hashed else source.key.written
-    columns = [*source.key.written, *source.value_columns, *found]
-    expressions = [column_list((*keys, *source.value_columns), "s"), *found.values()]
     staged.execute(
         """
-        INSERT INTO {table} ({columns}, file_id, record_no)
-        SELECT {expressions}, {file_id}, s.record_no FROM pg_temp.{records} s {joins} WHERE {new}
+        INSERT INTO {table} ({row_columns}, {found_columns} file_id, record_no)
+        SELECT {new_row}, {found} {file_id}, s.record_no FROM pg_temp.{records} s {joins} WHERE {new}
         """,
-        columns=column_list(columns),
-        expressions=sql.SQL(", ").join(expressions),
+        found_columns=sql.SQL("").join(sql.SQL("{}, ").format(sql.Identifier(name)) for name in found),
+        found=sql.SQL("").join(sql.SQL("{}, ").format(value) for value in found.values()),
         records=sql.Identifier(records),
         joins=sql.SQL(" ").join(joins),
         new=sql.SQL("s.is_new" if records == "changes" else "true"),
@@ -170,9 +169,7 @@ def _are_all_new(staged: Staged, accepted: int) -> bool:
     """Returns whether the table has none of the records, as far as that is quicker to tell than what changed in each."""
     if accepted > FEW:
         return is_empty(staged)
-    # asked record by record, of the key's index: joined, the planner may read the whole table for a few records
-    known: LiteralString = "SELECT true FROM {table} t WHERE {same_key}"
-    return not staged.value("SELECT EXISTS (SELECT FROM pg_temp.staged s WHERE (" + known + "))")
+    return not staged.exists(KNOWN)
 
 
 def is_empty(session: SourceSession) -> bool:

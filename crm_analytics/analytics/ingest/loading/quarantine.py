@@ -64,15 +64,3 @@ def dismiss_again(connection: Connection, file_id: int, dismissed: Dismissed) ->
             """,
             [note, closed_at, file_id, record_no, record],
         )
-
-
-def close_replaced(connection: Connection, path: str, file_id: int) -> None:
-    """Closes the records of the contents that this entry's content replaced at its path."""
-    connection.execute(
-        """
-        UPDATE raw.rejected_rows r SET status = 'closed', closed_at = now(), note = 'the file has new content'
-        FROM raw.source_files f
-        WHERE r.file_id = f.file_id AND r.status = 'open' AND f.path = %s AND f.file_id <> %s
-        """,
-        [path, file_id],
-    )

@@ -43,11 +43,14 @@ class SourceSession:
 
     def execute(self, statement: LiteralString, **parts: Any) -> psycopg.Cursor[Any]:
         """Executes a statement; parts are SQL, or values that become literals."""
+        # planned anew for each file, because the tables grow from file to file
+        return self.connection.execute(self.compose(statement, **parts), prepare=False)
+
+    def compose(self, statement: LiteralString, **parts: Any) -> LiteralString:
+        """Returns the statement with all its parts."""
         texts = {name: _text(part) for name, part in (self.parts | parts).items()}
         # sql.SQL.format would render every part of every statement of every file anew
-        composed = statement.format(**self.source.fragment_texts, **texts)
-        # planned anew for each file, because the tables grow from file to file
-        return self.connection.execute(composed, prepare=False)
+        return statement.format(**self.source.fragment_texts, **texts)
 
     def row(self, statement: LiteralString, **parts: Any) -> tuple[Any, ...]:
         """Returns the only row of a query."""

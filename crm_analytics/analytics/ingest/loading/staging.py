@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -32,6 +32,11 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
 
+#: The keys that records repeat.
+REPEATED: LiteralString = (
+    "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
+)
+
 #: A batch as CSV, what was rejected of it, and how many of its records each day has.
 Encoded = tuple[bytes, list[Rejected], dict[date, int]]
 
@@ -51,18 +56,19 @@ class Staged(SourceSession):
     copied: Counter[date] | None = field(default_factory=Counter)
     #: Whether the records went straight into the source's table, which was empty.
     in_place: bool = False
+    #: What `ask` found out.
+    answers: dict[str, bool] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Any]:
         """See `SourceSession`."""
-        where = self.source.table_path if self.in_place else ("pg_temp", "staged")
-        return {"file_id": self.file_id, "records": sql.Identifier(*where)}
+        records = self.source.fragments["table"] if self.in_place else sql.SQL("pg_temp.staged")
+        return {"file_id": self.file_id, "records": records}
 
     @property
     def by_alternate(self) -> bool:
         """Whether the file lacks the key and has only the alternate, which takes the key's place in `staged`."""
-        key = self.source.key
-        return key.alternate is not None and key.columns[0] not in self.open_file.mapping
+        return _is_by_alternate(self.open_file)
 
     @property
     def has_keys(self) -> bool:
@@ -81,7 +87,27 @@ class Staged(SourceSession):
         gone = self.execute(statement, **parts).rowcount
         if gone:
             self.copied = None
+            self.answers.clear()
         return gone
+
+    def ask(self, before: LiteralString, queries: Sequence[LiteralString]) -> None:
+        """Executes a statement, if there is one, and then asks at once which of the queries have rows, for `exists`.
+
+        One by one, planning and sending these questions is much of what a small file costs. Who changes what a question
+        is about clears `answers`.
+        """
+        exist: LiteralString = ", ".join("EXISTS (" + query + ")" for query in queries)
+        cursor = self.execute(before + "; SELECT " + exist)
+        # the answers are the last result
+        while cursor.nextset():
+            pass
+        (answers,) = cursor
+        self.answers.update(zip(queries, answers, strict=True))
+
+    def exists(self, query: LiteralString) -> bool:
+        """Returns whether a query has rows."""
+        answer = self.answers.get(query)
+        return bool(self.value("SELECT EXISTS (" + query + ")")) if answer is None else answer
 
     def verdict(self) -> Verdict | None:
         """Compares the file's own total with the sum of its accepted records; None if it has no total."""
@@ -152,20 +178,26 @@ class Staged(SourceSession):
         return True
 
 
-def stage(connection: Connection, open_file: OpenFile, file_id: int | None) -> Staged:
+def stage(
+    connection: Connection,
+    open_file: OpenFile,
+    file_id: int | None,
+    batches: Iterable[Encoded] | None = None,
+) -> Staged:
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
     Args:
         connection: inside a transaction; the table goes with it.
         open_file: the file.
         file_id: its ledger entry; None writes no quarantine, where only the accepted keys are wanted.
+        batches: what `encode_whole` returned, of a file that was read already.
 
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
     while True:
         try:
-            return _copy(connection, open_file, file_id)
+            return _copy(connection, open_file, file_id, batches)
         except ReadDifferently:
             if file_id is not None:
                 forget_quarantine(connection, file_id)
@@ -198,22 +230,38 @@ def copy_in_place(connection: Connection, open_file: OpenFile, file_id: int) -> 
     return _copy(connection, open_file, file_id, in_place=True)
 
 
+def encode_whole(open_file: OpenFile) -> list[Encoded]:
+    """Reads a file to its end, again if it was misread, and returns its batches for `stage`.
+
+    Raises:
+        RefusedFile: for what the reader finds only while it reads.
+    """
+    while True:
+        try:
+            return list(_encoded(open_file))
+        except ReadDifferently:
+            continue
+
+
 def _copy(
-    connection: Connection, open_file: OpenFile, file_id: int | None, *, in_place: bool = False
+    connection: Connection,
+    open_file: OpenFile,
+    file_id: int | None,
+    batches: Iterable[Encoded] | None = None,
+    *,
+    in_place: bool = False,
 ) -> Staged:
     """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     copied: Counter[date] = Counter()
     staged = Staged(connection, source, open_file, file_id, copied=copied, in_place=in_place)
-    columns = ["record_no", *source.staged_columns]
-    if in_place:
-        columns.append("file_id")
-    else:
+    if not in_place:
         _create(staged)
-    copy_rows = sql.SQL("COPY {records} ({columns}) FROM STDIN (FORMAT csv)").format(
-        records=staged.parts["records"], columns=column_list(columns)
+    copy_rows = staged.compose(
+        "COPY {records} ({staged_columns}{file}) FROM STDIN (FORMAT csv)",
+        file=sql.SQL(", file_id" if in_place else ""),
     )
-    for rows, rejected, days in _ahead(staged):
+    for rows, rejected, days in _ahead(staged) if batches is None else batches:
         copied.update(days)
         if rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
@@ -235,7 +283,7 @@ def _create(staged: Staged) -> None:
 
 def _ahead(staged: Staged) -> Iterator[Encoded]:
     """Yields encoded batches; a thread makes the next one while the database takes this one."""
-    batches = _encoded(staged)
+    batches = _encoded(staged.open_file, staged.file_id if staged.in_place else None)
     if staged.open_file.path.stat().st_size <= PIECE:
         # one batch, with nothing to do meanwhile
         yield from batches
@@ -247,17 +295,25 @@ def _ahead(staged: Staged) -> Iterator[Encoded]:
             yield item
 
 
-def _encoded(staged: Staged) -> Iterator[Encoded]:
-    """Yields batches as CSV for COPY, with what was rejected, and the records of each day."""
-    key = staged.source.key
-    for batch in staged.open_file.batches():
+def _is_by_alternate(open_file: OpenFile) -> bool:
+    key = open_file.source.key
+    return key.alternate is not None and key.columns[0] not in open_file.mapping
+
+
+def _encoded(open_file: OpenFile, file_id: int | None = None) -> Iterator[Encoded]:
+    """Yields batches as CSV for COPY, with what was rejected, and the records of each day.
+
+    The records get `file_id` if it is given, for the source's table.
+    """
+    source, by_alternate = open_file.source, _is_by_alternate(open_file)
+    for batch in open_file.batches():
         rows = batch.rows
-        if staged.by_alternate:
-            (column,) = key.columns
-            rows = rows.set_column(rows.schema.get_field_index(column), column, rows[key.alternate])
-        days = pc.value_counts(rows[staged.source.date_column]).to_pylist()
-        if staged.in_place:
-            rows = rows.append_column("file_id", pa.repeat(staged.file_id, rows.num_rows))
+        if by_alternate:
+            (column,) = source.key.columns
+            rows = rows.set_column(rows.schema.get_field_index(column), column, rows[source.key.alternate])
+        days = pc.value_counts(rows[source.date_column]).to_pylist()
+        if file_id is not None:
+            rows = rows.append_column("file_id", pa.repeat(file_id, rows.num_rows))
         sink = pa.BufferOutputStream()
         csv.write_csv(_with_written_moments(rows), sink, _CSV)
         data = sink.getvalue().to_pybytes() if rows.num_rows else b""
@@ -265,26 +321,33 @@ def _encoded(staged: Staged) -> Iterator[Encoded]:
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
-    """Writes moments as text, each distinct one once: most exports have dates, and a batch has few of these."""
-    if rows.num_rows <= FEW:
-        return rows
+    """Writes moments as text, in a large batch each distinct one once: most exports have dates, so it has few of these."""
     for number, column in enumerate(rows.schema):
-        if pa.types.is_timestamp(column.type):
-            encoded = rows[column.name].combine_chunks().dictionary_encode()
-            written = encoded.dictionary.cast(pa.string()).take(encoded.indices)
-            rows = rows.set_column(number, column.name, written)
+        if not pa.types.is_timestamp(column.type):
+            continue
+        moments = rows[column.name].combine_chunks()
+        if rows.num_rows <= FEW:
+            written = _as_text(moments)
+        else:
+            encoded = moments.dictionary_encode()
+            written = _as_text(encoded.dictionary).take(encoded.indices)
+        rows = rows.set_column(number, column.name, written)
     return rows
+
+
+def _as_text(moments: pa.Array) -> pa.Array:
+    """Writes moments in UTC. Of moments with a time zone, pyarrow would look up the zone for each."""
+    return pc.binary_join_element_wise(moments.cast(pa.timestamp("us")).cast(pa.string()), "Z", "")
 
 
 def _settle_repeats(staged: Staged) -> None:
     """Numbers the occurrences of a hash, collapses identical records, and quarantines those that differ."""
     source = staged.source
-    repeated: LiteralString = (
-        "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
-    )
-    if not staged.value("SELECT EXISTS (" + repeated + ")"):
+    if not staged.exists(REPEATED):
         return
-    staged.create_temporary("repeated", repeated)
+    # settling changes keys
+    staged.answers.clear()
+    staged.create_temporary("repeated", REPEATED)
     if source.key.hashed:
         staged.execute(
             """

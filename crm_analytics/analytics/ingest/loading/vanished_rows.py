@@ -7,6 +7,9 @@ from typing import LiteralString
 from crm_analytics.analytics.ingest.loading.staging import Staged
 from crm_analytics.core.wording import counted
 
+#: Rows of the source that are listed already.
+VANISHED: LiteralString = "SELECT FROM raw.vanished_rows WHERE source = {source}"
+
 
 def note_vanished(staged: Staged) -> list[str]:
     """Lists vanished rows in raw.vanished_rows, and forgets those that came back; returns the warning.
@@ -14,7 +17,7 @@ def note_vanished(staged: Staged) -> list[str]:
     The staged file is the newest of its source. If it has at most half of the rows known for its dates, it is a
     selection, not an export of them all; if it was probably cut off, it proves nothing either.
     """
-    if staged.value("SELECT EXISTS (SELECT FROM raw.vanished_rows WHERE source = {source})"):
+    if staged.exists(VANISHED):
         staged.execute(
             """
             DELETE FROM raw.vanished_rows v USING pg_temp.staged s

@@ -270,7 +270,7 @@ class Splitter:
 
         def make(positions: Iterable[int]) -> dict[int, pa.Array]:
             wanted = [names[position] for position in positions]
-            table = pacsv.read_csv(
+            table = pacsv.open_csv(
                 pa.BufferReader(piece),
                 read_options=pacsv.ReadOptions(
                     use_threads=False, column_names=names, block_size=len(piece) + 1
@@ -282,7 +282,7 @@ class Splitter:
                     strings_can_be_null=False,
                     include_columns=wanted,
                 ),
-            )
+            ).read_all()
             return {int(name): table[name].combine_chunks() for name in table.column_names}
 
         needed = range(self.width) if self.needed is None else sorted(self.needed)

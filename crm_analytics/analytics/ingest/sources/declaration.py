@@ -339,6 +339,10 @@ class Source:
             "row_values": column_list(values, "t"),
             "record_values": column_list(values, "s"),
             "staged_definition": self._staged_definition,
+            "staged_columns": column_list(("record_no", *self.staged_columns)),
+            # what a load writes of a new record, without what it looks up, and where it has that from
+            "row_columns": column_list((*self.key.written, *values)),
+            "new_row": column_list((*(("row_key",) if self.key.hashed else self.key.written), *values), "s"),
             "occurrence_order": column_list((*self.key.occurrence_order, "record_no"), "s"),
         }
 
