@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
@@ -31,9 +33,16 @@ from crm_analytics.analytics.ingest.sources.declaration import column_list
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
 _CSV = csv.WriteOptions(include_header=False)
+_NO_HASHES = np.zeros(0, np.int64)
 
-#: A batch as CSV, what was rejected of it, and how many of its records each day has.
-Encoded = tuple[bytes, list[Rejected], dict[date, int]]
+
+class Encoded(NamedTuple):
+    """A batch as CSV, what was rejected of it, how many of its records each day has, and the hashes of their keys."""
+
+    rows: memoryview
+    rejected: list[Rejected]
+    days: dict[date, int]
+    key_hashes: npt.NDArray[np.int64]
 
 
 @dataclass
@@ -49,6 +58,8 @@ class Staged(SourceSession):
     partial_months: set[date | None] = field(default_factory=set)
     #: The records of each day, as they were copied; None once some were taken out.
     copied: Counter[date] | None = field(default_factory=Counter)
+    #: The hashes of the records' keys, if the file gives these.
+    key_hashes: list[npt.NDArray[np.int64]] = field(default_factory=list)
     #: Whether the records went straight into the source's table, which was empty.
     in_place: bool = False
 
@@ -69,6 +80,22 @@ class Staged(SourceSession):
         """Whether the file itself gives its records' keys, so that no key is a hash with the number of an occurrence."""
         source = self.source
         return not source.key.hashed or source.given_id in self.open_file.mapping
+
+    @property
+    def hashed_column(self) -> str | None:
+        """The staged column that is the key, where hashes of it are worth having: they show that no record repeats one."""
+        source = self.source
+        if self.in_place or source.month_totals or not self.has_keys or len(source.key.columns) > 1:
+            return None
+        (column,) = source.key.columns
+        return column if source.staged_columns.get(column) == "text" else None
+
+    def may_repeat_keys(self) -> bool:
+        """Returns whether two records may have one key. Equal keys have equal hashes."""
+        if not self.key_hashes:
+            return True
+        hashes = np.sort(np.concatenate(self.key_hashes))
+        return bool((hashes[1:] == hashes[:-1]).any())
 
     def days(self) -> dict[date, int]:
         """Returns how many staged records each day has."""
@@ -178,8 +205,11 @@ def settle_repeats(staged: Staged) -> None:
     made of a hash get their occurrence numbers. In a file that replaces whole months the reader has settled all that.
     """
     if staged.open_file.records.read > FEW:
-        # the key decides how to join; statistics of other columns cost time for nothing
-        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
+        # the key decides how to join, and a small sample shows whether it repeats; more would cost time for nothing
+        staged.execute(
+            "SET LOCAL default_statistics_target = 10; ANALYZE pg_temp.staged ({columns}); RESET default_statistics_target",
+            columns=column_list(staged.source.staged_key),
+        )
     if staged.source.month_totals:
         staged.duplicates = staged.open_file.records.duplicates
     else:
@@ -213,16 +243,18 @@ def _copy(
     copy_rows = sql.SQL("COPY {records} ({columns}) FROM STDIN (FORMAT csv)").format(
         records=staged.parts["records"], columns=column_list(columns)
     )
-    for rows, rejected, days in _ahead(staged):
-        copied.update(days)
-        if rows:
+    for batch in _ahead(staged):
+        copied.update(batch.days)
+        if staged.hashed_column:
+            staged.key_hashes.append(batch.key_hashes)
+        if batch.rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
-                copy.write(rows)
-        if rejected and file_id is not None:
-            quarantine_rejected(connection, file_id, source.name, rejected)
-        staged.rejected += len(rejected)
+                copy.write(batch.rows)
+        if batch.rejected and file_id is not None:
+            quarantine_rejected(connection, file_id, source.name, batch.rejected)
+        staged.rejected += len(batch.rejected)
         if source.month_totals:
-            staged.partial_months.update(row.day for row in rejected)
+            staged.partial_months.update(row.day for row in batch.rejected)
     return staged
 
 
@@ -259,9 +291,18 @@ def _encoded(staged: Staged) -> Iterator[Encoded]:
         if staged.in_place:
             rows = rows.append_column("file_id", pa.repeat(staged.file_id, rows.num_rows))
         sink = pa.BufferOutputStream()
-        csv.write_csv(_with_written_moments(rows), sink, _CSV)
-        data = sink.getvalue().to_pybytes() if rows.num_rows else b""
-        yield data, batch.rejected, {day["values"]: day["counts"] for day in days}
+        if rows.num_rows:
+            csv.write_csv(_with_written_moments(rows), sink, _CSV)
+        yield Encoded(
+            memoryview(sink.getvalue()),
+            batch.rejected,
+            {day["values"]: day["counts"] for day in days},
+            _hashes(rows[staged.hashed_column]) if staged.hashed_column else _NO_HASHES,
+        )
+
+
+def _hashes(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, keys.to_numpy()), np.int64, len(keys))
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
@@ -282,7 +323,7 @@ def _settle_repeats(staged: Staged) -> None:
     repeated: LiteralString = (
         "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
     )
-    if not staged.value("SELECT EXISTS (" + repeated + ")"):
+    if not staged.may_repeat_keys() or not staged.value("SELECT EXISTS (" + repeated + ")"):
         return
     staged.create_temporary("repeated", repeated)
     if source.key.hashed:
