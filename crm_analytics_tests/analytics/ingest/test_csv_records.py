@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
@@ -21,11 +21,14 @@ WIDTH = 3
 Record = tuple[int, list[str], bool]  # first line, cells, whether it is a defect
 
 
-def _split(text: str, piece: int, cuts: list[int]) -> list[Record] | str:
-    """Splits a text that arrives in blocks cut at some offsets; returns `unclosed …` if a quote never closes."""
+def _split(text: str, piece: int, cuts: list[int], ending: bytes = b"\n") -> list[Record] | str:
+    """Splits a text that arrives in blocks cut at some offsets; returns `unclosed …` if a quote never closes.
+
+    Lines end as `ending` says.
+    """
     content = text.encode()
     offsets = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
-    blocks = iter([content[start:end] for start, end in pairwise(offsets)])
+    blocks = iter([content[start:end].replace(b"\n", ending) for start, end in pairwise(offsets)])
     found: list[Record] = []
     before, csv_records.PIECE = csv_records.PIECE, piece
     try:
@@ -72,10 +75,13 @@ def test_clean_csv_is_split_as_it_was_written(
 
 
 @examples(300)
-@given(text=_texts, piece=st.integers(1, 80), cuts=_cuts)
-def test_text_splits_the_same_wherever_it_is_cut(text: str, piece: int, cuts: list[int]):
-    """Records depend neither on where blocks happen to end, nor on the path that splits them."""
-    assert _split(text, piece, cuts) == _split(text, 10_000, [])
+@given(text=_texts, piece=st.integers(1, 80), cuts=_cuts, ending=st.sampled_from([b"\n", b"\r\n"]))
+@example('1,"a\nb",c\n\n2,d,"e"\n', 1000, [], b"\r\n")
+@example('1,"a\nb",c\n2,d\n', 1000, [], b"\r\n")
+@example('1,"a\nb",c\n2,d,"e" f\n', 1000, [], b"\r\n")
+def test_text_splits_the_same_wherever_it_is_cut(text: str, piece: int, cuts: list[int], ending: bytes):
+    """Records depend neither on where blocks happen to end, nor on the path that splits them, nor on carriage returns."""
+    assert _split(text, piece, cuts, ending) == _split(text, 10_000, [])
 
 
 def test_stray_quote_keeps_the_neighbors():

@@ -6,9 +6,12 @@ from datetime import date
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 
+from crm_analytics.analytics.ingest.loading import staging
 from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     CALLS,
     ELOCALS,
@@ -32,6 +35,24 @@ def test_identical_records_collapse(landing: Landing) -> None:
     counts = landing.load_one("elocals_leads").counts
     assert (counts.inserted, counts.duplicates, counts.quarantined) == (2, 1, 0)
     assert landing.rows("SELECT lead_id, record_no FROM raw.elocals_leads ORDER BY 1") == [("A", 1), ("B", 2)]
+
+
+def test_repeats_in_different_batches_collapse(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that comes back in a later batch is found, too."""
+    monkeypatch.setattr(csv_records, "PIECE", 60)
+    monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.BLOCK", 200)
+    rows = [*(_lead(f"L{number}", "1") for number in range(20)), _lead("L0", "1")]
+    landing.write("elocals_leads/a.csv", text(ELOCALS, rows))
+    counts = landing.load_one("elocals_leads").counts
+    assert (counts.inserted, counts.duplicates, counts.quarantined) == (20, 1, 0)
+
+
+def test_keys_whose_hashes_are_equal(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Different keys may have equal hashes by chance: only the database's answer makes them repeats."""
+    monkeypatch.setattr(staging, "_hashes", lambda keys: np.zeros(len(keys), np.int64))
+    landing.write("elocals_leads/a.csv", text(ELOCALS, [_lead("A", "10"), _lead("B", "5")]))
+    counts = landing.load_one("elocals_leads").counts
+    assert (counts.inserted, counts.duplicates, counts.quarantined) == (2, 0, 0)
 
 
 def test_conflicting_records_are_all_quarantined(landing: Landing) -> None:

@@ -587,8 +587,9 @@ def test_another_timezone(tmp_path: Path):
     assert (row["paid_at"], row["paid_date"]) == (utc(2024, 10, 31, 15), day("2024-11-01"))
 
 
-def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Record numbers, line numbers and counts continue from batch to batch."""
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str):
+    """Record numbers, line numbers and counts continue from batch to batch, whatever ends a line; cells stay the same."""
     rows = [
         jobs_row(number=str(number), uuid=f"U{number:05}", total="1.00" if number % 50 else "x")
         for number in range(1, 501)
@@ -597,7 +598,7 @@ def test_many_pieces_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     one = read_text(tmp_path, "jobs", content)
     monkeypatch.setattr(csv_records, "PIECE", 5000)
     monkeypatch.setattr("crm_analytics.analytics.ingest.reading.encoding.BLOCK", 1111)
-    many = read_text(tmp_path, "jobs", content)
+    many = read_text(tmp_path, "jobs", content.replace("\r\n", "\n").replace("\n", ending))
     assert (many.rows, many.rejected) == (one.rows, one.rejected)
     assert (
         len(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
@@ -37,8 +40,14 @@ REPEATED: LiteralString = (
     "SELECT {record_key} AS row_key FROM pg_temp.staged s GROUP BY 1 HAVING count(*) > 1"
 )
 
-#: A batch as CSV, what was rejected of it, and how many of its records each day has.
-Encoded = tuple[bytes, list[Rejected], dict[date, int]]
+
+class Encoded(NamedTuple):
+    """A batch as CSV, what was rejected of it, how many of its records each day has, and hashes of their keys."""
+
+    rows: memoryview
+    rejected: list[Rejected]
+    days: dict[date, int]
+    key_hashes: npt.NDArray[np.int64] | None
 
 
 @dataclass
@@ -54,6 +63,8 @@ class Staged(SourceSession):
     partial_months: set[date | None] = field(default_factory=set)
     #: The records of each day, as they were copied; None once some were taken out.
     copied: Counter[date] | None = field(default_factory=Counter)
+    #: The hashes of the records' keys, if the file gives these.
+    key_hashes: list[npt.NDArray[np.int64]] = field(default_factory=list)
     #: Whether the records went straight into the source's table, which was empty.
     in_place: bool = False
     #: What `ask` found out.
@@ -73,8 +84,14 @@ class Staged(SourceSession):
     @property
     def has_keys(self) -> bool:
         """Whether the file itself gives its records' keys, so that no key is a hash with the number of an occurrence."""
-        source = self.source
-        return not source.key.hashed or source.given_id in self.open_file.mapping
+        return _has_keys(self.open_file)
+
+    def may_repeat_keys(self) -> bool:
+        """Returns whether two records may have one key. Equal keys have equal hashes."""
+        if not self.key_hashes:
+            return True
+        hashes = np.sort(np.concatenate(self.key_hashes))
+        return bool((hashes[1:] == hashes[:-1]).any())
 
     def days(self) -> dict[date, int]:
         """Returns how many staged records each day has."""
@@ -210,8 +227,11 @@ def settle_repeats(staged: Staged) -> None:
     made of a hash get their occurrence numbers. In a file that replaces whole months the reader has settled all that.
     """
     if staged.open_file.records.read > FEW:
-        # the key decides how to join; statistics of other columns cost time for nothing
-        staged.execute("ANALYZE pg_temp.staged ({columns})", columns=column_list(staged.source.staged_key))
+        # the key decides how to join, and a small sample shows whether it repeats; more would cost time for nothing
+        staged.execute(
+            "SET LOCAL default_statistics_target = 10; ANALYZE pg_temp.staged ({columns}); RESET default_statistics_target",
+            columns=column_list(staged.source.staged_key),
+        )
     if staged.source.month_totals:
         staged.duplicates = staged.open_file.records.duplicates
     else:
@@ -261,16 +281,18 @@ def _copy(
         "COPY {records} ({staged_columns}{file}) FROM STDIN (FORMAT csv)",
         file=sql.SQL(", file_id" if in_place else ""),
     )
-    for rows, rejected, days in _ahead(staged) if batches is None else batches:
-        copied.update(days)
-        if rows:
+    for batch in _ahead(staged) if batches is None else batches:
+        copied.update(batch.days)
+        if batch.key_hashes is not None:
+            staged.key_hashes.append(batch.key_hashes)
+        if batch.rows:
             with connection.cursor() as cursor, cursor.copy(copy_rows) as copy:
-                copy.write(rows)
-        if rejected and file_id is not None:
-            quarantine_rejected(connection, file_id, source.name, rejected)
-        staged.rejected += len(rejected)
+                copy.write(batch.rows)
+        if batch.rejected and file_id is not None:
+            quarantine_rejected(connection, file_id, source.name, batch.rejected)
+        staged.rejected += len(batch.rejected)
         if source.month_totals:
-            staged.partial_months.update(row.day for row in rejected)
+            staged.partial_months.update(row.day for row in batch.rejected)
     return staged
 
 
@@ -300,12 +322,27 @@ def _is_by_alternate(open_file: OpenFile) -> bool:
     return key.alternate is not None and key.columns[0] not in open_file.mapping
 
 
+def _has_keys(open_file: OpenFile) -> bool:
+    source = open_file.source
+    return not source.key.hashed or source.given_id in open_file.mapping
+
+
+def _hashed_column(open_file: OpenFile) -> str | None:
+    """Returns the key's column, where hashes of it are worth having: they show that no two records have one key."""
+    source = open_file.source
+    if source.month_totals or not _has_keys(open_file) or len(source.key.columns) > 1:
+        return None
+    (column,) = source.key.columns
+    return column if source.staged_columns.get(column) == "text" else None
+
+
 def _encoded(open_file: OpenFile, file_id: int | None = None) -> Iterator[Encoded]:
     """Yields batches as CSV for COPY, with what was rejected, and the records of each day.
 
     The records get `file_id` if it is given, for the source's table.
     """
     source, by_alternate = open_file.source, _is_by_alternate(open_file)
+    hashed = _hashed_column(open_file) if file_id is None else None
     for batch in open_file.batches():
         rows = batch.rows
         if by_alternate:
@@ -315,9 +352,18 @@ def _encoded(open_file: OpenFile, file_id: int | None = None) -> Iterator[Encode
         if file_id is not None:
             rows = rows.append_column("file_id", pa.repeat(file_id, rows.num_rows))
         sink = pa.BufferOutputStream()
-        csv.write_csv(_with_written_moments(rows), sink, _CSV)
-        data = sink.getvalue().to_pybytes() if rows.num_rows else b""
-        yield data, batch.rejected, {day["values"]: day["counts"] for day in days}
+        if rows.num_rows:
+            csv.write_csv(_with_written_moments(rows), sink, _CSV)
+        yield Encoded(
+            memoryview(sink.getvalue()),
+            batch.rejected,
+            {day["values"]: day["counts"] for day in days},
+            _hashes(rows[hashed]) if hashed else None,
+        )
+
+
+def _hashes(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, keys.to_numpy()), np.int64, len(keys))
 
 
 def _with_written_moments(rows: pa.Table) -> pa.Table:
@@ -336,14 +382,18 @@ def _with_written_moments(rows: pa.Table) -> pa.Table:
 
 
 def _as_text(moments: pa.Array) -> pa.Array:
-    """Writes moments in UTC. Of moments with a time zone, pyarrow would look up the zone for each."""
-    return pc.binary_join_element_wise(moments.cast(pa.timestamp("us")).cast(pa.string()), "Z", "")
+    """Writes moments in UTC, without a fraction if none has one: PostgreSQL reads shorter texts faster."""
+    # of moments with a time zone, pyarrow would look up the zone for each
+    moments = moments.cast(pa.timestamp("us"))
+    with suppress(pa.ArrowInvalid):
+        moments = moments.cast(pa.timestamp("s"))
+    return pc.binary_join_element_wise(moments.cast(pa.string()), "Z", "")
 
 
 def _settle_repeats(staged: Staged) -> None:
     """Numbers the occurrences of a hash, collapses identical records, and quarantines those that differ."""
     source = staged.source
-    if not staged.exists(REPEATED):
+    if not staged.may_repeat_keys() or not staged.exists(REPEATED):
         return
     # settling changes keys
     staged.answers.clear()

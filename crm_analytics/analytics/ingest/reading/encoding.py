@@ -10,7 +10,7 @@ import numpy as np
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 
-BLOCK = 2 << 20
+BLOCK = 4 << 20
 DELIMITERS = ",;\t|"
 ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
 EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
@@ -75,9 +75,13 @@ def _nul(path: Path, place: str | None = None) -> RefusedFile:
     return RefusedFile(path.name, reason, place=place)
 
 
-def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
-    """Yields the file's text as blocks of UTF-8, without BOM and with a plain newline at every line's end."""
+def utf8_blocks(path: Path, encoding: str, plain: int | None = None) -> Iterator[bytes]:
+    """Yields the file's text as blocks of UTF-8, without BOM and with a plain newline at every line's end.
+
+    After the first `plain` bytes, if that is given, carriage returns may stay before newlines: they take long to remove.
+    """
     first = True
+    yielded = 0
     held = b""
     with path.open("rb") as file:
         decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("strict")
@@ -90,19 +94,26 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
             held = b"\r" if block.endswith(b"\r") else b""
             if held:
                 block = block[:-1]
-            if b"\r" in block:
-                block = _with_plain_newlines(block)
+            may_stay = plain is not None and yielded >= plain
+            if b"\r" in block and not (may_stay and _only_before_newlines(block)):
+                block = with_plain_newlines(block)
             if block:
                 yield block
+                yielded += len(block)
     if held:
         yield b"\n"
 
 
-def _with_plain_newlines(text: bytes) -> bytes:
+def with_plain_newlines(text: bytes) -> bytes:
     """Writes every carriage return, with or without a newline after it, as a newline."""
-    buffer = np.frombuffer(text, dtype=np.uint8)
-    returns = np.flatnonzero(buffer == 13)
-    if not text.endswith(b"\r") and np.all(buffer[returns + 1] == 10):
+    if _only_before_newlines(text):
         # the usual file; half the time of replacing
         return text.translate(None, b"\r")
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _only_before_newlines(text: bytes) -> bool:
+    """Returns whether every carriage return has a newline after it."""
+    buffer = np.frombuffer(text, dtype=np.uint8)
+    returns = np.flatnonzero(buffer == 13)
+    return not text.endswith(b"\r") and bool(np.all(buffer[returns + 1] == 10))

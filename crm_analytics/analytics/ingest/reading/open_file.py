@@ -138,7 +138,8 @@ class OpenFile:
         match = self.located.match
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
-        data = _after(utf8_blocks(self.path, self.encoding), self.located.first_byte)
+        start = self.located.first_byte
+        data = _after(utf8_blocks(self.path, self.encoding, plain=start), start)
         # the first column tells blank rows and totals; where a file replaces whole months, every cell may matter
         needed = None if self.source.month_totals else frozenset({0, *match.positions.values()})
         splitter = csv_records.Splitter(

@@ -18,6 +18,7 @@ from crm_analytics.analytics.ingest.reading.header import HeaderMatch
 from crm_analytics.analytics.ingest.reading.totals import TotalLine, add_up, exact, tolerance
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Mask, read_decimal, texts_at
+from crm_analytics.analytics.ingest.values.patterns import have_only
 
 #: What the label of a total looks like, and one that is nothing but a total's: `Total`, `Grand total: …`.
 _LABEL = r"(?i)^\s*((sub|grand)[\s-]*)?totals?\b|\btotals?\s*:?\s*$|^\s*(average|avg\.?|mean)\s*(:.*)?$"
@@ -39,6 +40,8 @@ def first_texts(block: Block) -> tuple[Mask, dict[int, npt.NDArray[np.intp]]]:
     rows = np.arange(block.length)
     first: dict[int, npt.NDArray[np.intp]] = {}
     for position, column in enumerate(block.columns):
+        if position == 0 and have_only(column, "!", "~"):
+            return np.zeros(block.length, dtype=np.bool_), {0: rows}
         empty = pc.match_substring_regex(texts_at(column, rows), _EMPTY).to_numpy(zero_copy_only=False)
         first[position] = rows[~empty]
         rows = rows[empty]
@@ -151,6 +154,9 @@ class SummaryLines:
         places = dict.fromkeys(range(len(block.columns)), anywhere) if self.source.month_totals else first
         for position, rows in places.items():
             texts = texts_at(block.columns[position], rows)
+            if have_only(texts, "!", "9"):
+                # no label has no letter
+                continue
             labeled = pc.match_substring_regex(texts, _LABEL).to_numpy(zero_copy_only=False)
             for row in rows[labeled].tolist():
                 found.setdefault(row, position)

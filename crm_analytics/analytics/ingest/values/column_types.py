@@ -44,6 +44,9 @@ _FIRST_DAY = (date(FIRST_YEAR, 1, 1) - date(1970, 1, 1)).days
 _LAST_DAY = (date(LAST_YEAR, 12, 31) - date(1970, 1, 1)).days
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 Mask = npt.NDArray[np.bool_]
+#: So many texts show whether those of a column repeat. Finding the distinct ones of texts that don't takes as long as
+#: matching a pattern with them.
+SAMPLE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,21 @@ class Cleaned:
     judged: pa.Array | None = None  #: the distinct texts that aren't plain, as they are in the file
     local_date: pa.Array | None = None  #: of a time
     dst_ambiguous: Mask | None = None  #: local times that the clock shows twice or skips
+
+    def spread(self, places: pa.Array, distinct: pa.Array, texts: pa.Array) -> Cleaned:
+        """Returns what a column is, of whose distinct texts this is: `texts`, with their places among these."""
+        rows = places.to_numpy()
+        reasons = {}
+        if self.reasons:
+            refused = np.flatnonzero(np.isin(rows, list(self.reasons)))
+            reasons = {int(row): self.reasons[int(rows[row])] for row in refused}
+        return Cleaned(
+            texts if self.values is distinct else self.values.take(places),
+            reasons,
+            self.judged,
+            None if self.local_date is None else self.local_date.take(places),
+            None if self.dst_ambiguous is None else self.dst_ambiguous[rows],
+        )
 
 
 def trim(text: str) -> str:
@@ -121,7 +139,15 @@ class Kind:
         return self.plain
 
     def clean(self, texts: pa.Array, context: Context) -> Cleaned:
-        """Cleans a column of texts, none of them NULL."""
+        """Cleans a column of texts, none of them NULL; each distinct one once if they repeat much."""
+        if len(texts) > SAMPLE and 2 * pc.count_distinct(texts.slice(0, SAMPLE)).as_py() < SAMPLE:
+            encoded = texts.dictionary_encode()
+            distinct = encoded.dictionary
+            return self.clean_each(distinct, context).spread(encoded.indices, distinct, texts)
+        return self.clean_each(texts, context)
+
+    def clean_each(self, texts: pa.Array, context: Context) -> Cleaned:
+        """Cleans texts, few of which are equal."""
         plain = self.plain_texts(context)
         if plain is None:
             return Cleaned(*self.by_rule(texts, context))
@@ -375,7 +401,7 @@ class When(Kind):
     )
     without_year: bool = False  #: the weekday and the export's date tell the year
 
-    def clean(self, texts: pa.Array, context: Context) -> Cleaned:
+    def clean_each(self, texts: pa.Array, context: Context) -> Cleaned:
         """See `Kind`."""
         as_written, aware, known, reasons, judged = self._read(texts, context)
         utc, dst_ambiguous = context.zone.to_utc(as_written)
