@@ -47,6 +47,20 @@ def test_repeats_in_different_batches_collapse(landing: Landing, monkeypatch: py
     assert (counts.inserted, counts.duplicates, counts.quarantined) == (20, 1, 0)
 
 
+def test_moments_keep_their_fractions(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of many records go to the database without fractions only where none of them has one."""
+    monkeypatch.setattr(staging, "FEW", 1)
+    for name, second in (("a", "17"), ("b", "17.250")):
+        moments = [f"2025-01-05 10:21:{second} -0500", "2025-01-05 10:21:18 -0500"]
+        rows = [(f"{name}{row}", moment, "01:10", "1", "ok", "") for row, moment in enumerate(moments)]
+        landing.write(f"elocals_leads/{name}.csv", text(ELOCALS, rows))
+    landing.load("elocals_leads")
+    found = landing.rows(
+        "SELECT lead_id, extract(microseconds FROM lead_at) FROM raw.elocals_leads ORDER BY 1"
+    )
+    assert found == [("a0", 17_000_000), ("a1", 18_000_000), ("b0", 17_250_000), ("b1", 18_000_000)]
+
+
 def test_keys_whose_hashes_are_equal(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Different keys may have equal hashes by chance: only the database's answer makes them repeats."""
     monkeypatch.setattr(staging, "_hashes", lambda keys: np.zeros(len(keys), np.int64))
