@@ -73,8 +73,10 @@ $$;
 COMMENT ON FUNCTION analytics.channel_of IS
     'The channel rule by which a job of this day, source and type is a lead, and what it costs; no row if it is none.';
 
--- What was paid is added up in one of two ways, and constant conditions drop the other one before planning: a short
--- range looks up the payments of each of its jobs; a range of more than 400 days reads all payments in index order.
+-- What was paid is added up in one of two ways: a short range looks up the payments of each of its jobs; a range of
+-- more than 400 days reads all payments in index order. Where the dates are constants, CASE names one sum before
+-- planning, and the planner removes the join of the other, which cannot change the number of rows. Where they are not,
+-- the conditions keep the other one from reading anything.
 CREATE FUNCTION analytics.jobs_with_payments_between(p_from date, p_to date)
 RETURNS TABLE (
     job_id text, job_number text, job_date date, source_folded text, type_folded text, type text, status text,
@@ -82,19 +84,19 @@ RETURNS TABLE (
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
         j.job_id, j.job_number, j.job_date, j.source_folded, j.type_folded, j.type, j.status, j.technician, j.zip,
-        j.file_id, j.record_no, coalesce(looked_up.paid, added_up.paid)
+        j.file_id, j.record_no, CASE WHEN p_to <= p_from + 400 THEN looked_up.paid ELSE added_up.paid END
     FROM raw.jobs j
     LEFT JOIN LATERAL (
         SELECT sum(p.amount) AS paid
         FROM raw.payments p
-        WHERE p.job_id = j.job_id AND p.counts
-    ) looked_up ON p_to <= p_from + 400
+        WHERE p.job_id = j.job_id AND p.counts AND p_to <= p_from + 400
+    ) looked_up ON true
     LEFT JOIN (
         SELECT p.job_id, sum(p.amount) AS paid
         FROM raw.payments p
-        WHERE p.job_id IS NOT NULL AND p.counts
+        WHERE p.job_id IS NOT NULL AND p.counts AND p_to > p_from + 400
         GROUP BY p.job_id
-    ) added_up ON added_up.job_id = j.job_id AND p_to > p_from + 400
+    ) added_up ON added_up.job_id = j.job_id
     WHERE j.job_date >= p_from AND j.job_date < p_to
 $$;
 COMMENT ON FUNCTION analytics.jobs_with_payments_between IS

@@ -97,6 +97,21 @@ def test_only_rows_that_differ_are_written(analytics: Connection, analytics_url:
     assert different == {"2024-10-03", "2024-10-05", "2024-10-20"}
 
 
+def test_new_rows_are_stored_by_date(analytics: Connection) -> None:
+    """The days of a long range lie one after the other, so that a month is read from few pages, however long the history."""
+    analytics.execute(
+        "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
+        " SELECT 'J' || i, 'COD Service', 'S' || i % 7, now(), '2024-12-30'::date - i % 365 FROM generate_series(1, 2000) i"
+    )
+    # grouped by hash, as the planner does it with many rows
+    analytics.execute("SET enable_sort = off")
+    refresh(analytics, date(2024, 1, 1), date(2025, 1, 1))
+    for table, key in (("daily_metrics", "date"), ("monthly_metrics", "month")):
+        stored = [day for (day,) in analytics.execute(f"SELECT {key} FROM {table} ORDER BY ctid".encode())]
+        assert stored == sorted(stored)
+        assert len(set(stored)) < len(stored)
+
+
 def test_wrong_statistics_cannot_make_a_nested_loop_of_the_comparison(analytics: Connection) -> None:
     """After a first load, statistics may still say that the tables are empty; the comparison is a full join all the same."""
     for statement in (WRITE_DAILY, WRITE_MONTHLY):
