@@ -175,11 +175,15 @@ def test_every_change_of_the_ledger_is_noticed(landing: Landing) -> None:
     assert _pending(landing) == {}
     statements = record_statements(landing.connection)
     assert _pending(landing) == {} and len(statements) == 1
-    deleted = landing.rows("DELETE FROM raw.source_files WHERE path = 'elocals_leads/b.csv' RETURNING file_id")
+    deleted = landing.rows(
+        "DELETE FROM raw.source_files WHERE path = 'elocals_leads/b.csv' RETURNING file_id"
+    )
     assert deleted and _pending(landing) == {"elocals_leads/b.csv": "elocals_leads"}
     landing.load("elocals_leads")
     assert _pending(landing) == {}
-    landing.rows("UPDATE raw.source_files SET declaration_version = 0 WHERE path = 'elocals_leads/a.csv' RETURNING 1")
+    landing.rows(
+        "UPDATE raw.source_files SET declaration_version = 0 WHERE path = 'elocals_leads/a.csv' RETURNING 1"
+    )
     assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
     # as many entries as before, one of them another
     landing.load("elocals_leads")
