@@ -55,8 +55,8 @@ have to store them:
 biggest load is measured once.""",
     "small files": """Files as they come day after day, a hundred at a time, into tables that are empty at first. Ours does
 for each of them all that it does for a big one. The baseline copies the typed rows of one file into a twin and commits,
-on an open connection. The sensor's tick asks for the news in a folder whose files are all loaded; the baseline lists the
-folder and reads each file's size and time.""",
+on an open connection. The sensor's tick asks for the news in a folder whose files are all loaded, of a ledger that has not
+changed since the tick before; the baseline lists the folder and reads each file's size and time.""",
     "metrics": """Daily and monthly metrics of the big exports and ten years of spend. The baseline is the fastest of
 several ways in which a person would write the SQL by hand (`bench/hand_sql.py`): they know that no channel rule changed
 over time, keep no queue of stale months, take no locks and write no log. All of them must give exactly our rows. *One

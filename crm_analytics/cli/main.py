@@ -124,9 +124,12 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     Exit code 1 if a file in the landing folder is not loaded (refused, unrecognized or still growing), the run failed, or
     a month in the range is stale. Warnings and failed checks don't change the exit code.
     """
-    from crm_analytics.cli.refresh import refresh_months
-    from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
+    from crm_analytics.core.lasting_imports import lasting_imports
+
+    with lasting_imports():
+        from crm_analytics.cli.refresh import refresh_months
+        from crm_analytics.cli.terminal import console
+        from crm_analytics.core.settings import settings
 
     config = settings()
     if landing:

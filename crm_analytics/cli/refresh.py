@@ -142,7 +142,7 @@ def _progress_logger(show: Callable[[str], None]) -> dg.LoggerDefinition:
             step, event = meta.get("step_key"), meta.get("dagster_event")
             name = str(step).replace("__", "/")
             if event is None and step:
-                message = record.getMessage().split("\n")[0]
+                message = record.getMessage().split("\n")[-1]
                 show(f"{name}: {message[:90]}")
             elif event is not None and event.event_type_value == "STEP_START":
                 show(name)

@@ -87,7 +87,7 @@ def examine(
         return report
     if connection is not None:
         status = landing_folder.stat(path, landing)
-        pending = PendingFile(status.location, status.name, status.status, source.name)
+        pending = PendingFile.of(status, source.name)
         result, rejected = try_file(connection, landing, pending, timezone=timezone)
         if result.status in ("refused", "withdrawn"):
             report.refusal = result.message

@@ -11,6 +11,7 @@ from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
+from crm_analytics.orchestration.analytics.load_log import LoadLog
 from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.asset_metadata import (
     OWNERS,
@@ -64,17 +65,22 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
         analytics: dg.ResourceParam[AnalyticsDatabase],
         landing: dg.ResourceParam[LandingFolder],
     ) -> dg.MaterializeResult[Any]:
-        result = load_source(
-            analytics.address(),
-            landing.existing(),
-            source.name,
-            timezone=analytics.settings.timezone,
-            run_id=context.run_id,
-            force=config.force,
-            quiet_seconds=landing_folder.QUIET_SECONDS,
-            report=context.log.info,
-        )
+        log = LoadLog(context.log.info)
         with analytics.connect() as connection:
+            try:
+                result = load_source(
+                    connection,
+                    landing.existing(),
+                    source.name,
+                    timezone=analytics.settings.timezone,
+                    run_id=context.run_id,
+                    force=config.force,
+                    quiet_seconds=landing_folder.QUIET_SECONDS,
+                    report=log.report,
+                    concluded=log.conclude,
+                )
+            finally:
+                log.flush()
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
         _report_months(context, result, rows, columns)

@@ -154,7 +154,8 @@ def test_many_loaded_files_are_only_listed(landing: Landing, monkeypatch: pytest
     hashed = record_calls(monkeypatch, landing_folder, "fingerprint")
     statements = record_statements(landing.connection)
     assert _pending(landing) == {}
-    assert (len(statements), hashed) == (1, [])
+    # the state of the ledger, and what it saw last
+    assert (len(statements), hashed) == (2, [])
     assert len(looked_at) < 1.01 * count
 
     landing.write("elocals_leads/new.csv", LEADS, day=2)
@@ -162,8 +163,41 @@ def test_many_loaded_files_are_only_listed(landing: Landing, monkeypatch: pytest
     os.utime(touched, (1.7e9, 1.7e9))
     statements.clear()
     assert _pending(landing) == {"elocals_leads/new.csv": "elocals_leads"}
-    # what the ledger saw last, its entries of these two paths, and the new time of the one
+    # the state of the ledger, its entries of these two paths, and the new time of the one
     assert (len(statements), hashed) == (3, [(touched,)])
+
+
+def test_every_change_of_the_ledger_is_noticed(landing: Landing) -> None:
+    """What the ledger saw last is kept in memory: only until an entry is added, changed or deleted, by whomever."""
+    for name in ("a", "b"):
+        landing.write(f"elocals_leads/{name}.csv", LEADS, day=1)
+    landing.load("elocals_leads")
+    assert _pending(landing) == {}
+    statements = record_statements(landing.connection)
+    assert _pending(landing) == {} and len(statements) == 1
+    deleted = landing.rows(
+        "DELETE FROM raw.source_files WHERE path = 'elocals_leads/b.csv' RETURNING file_id"
+    )
+    assert deleted and _pending(landing) == {"elocals_leads/b.csv": "elocals_leads"}
+    landing.load("elocals_leads")
+    assert _pending(landing) == {}
+    landing.rows(
+        "UPDATE raw.source_files SET declaration_version = 0 WHERE path = 'elocals_leads/a.csv' RETURNING 1"
+    )
+    assert _pending(landing) == {"elocals_leads/a.csv": "elocals_leads"}
+    # as many entries as before, one of them another
+    landing.load("elocals_leads")
+    landing.rows(
+        """
+        WITH gone AS (DELETE FROM raw.source_files WHERE path = 'elocals_leads/b.csv' RETURNING *)
+        INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version, exported_at,
+            exported_at_from, status)
+        SELECT source, 'elocals_leads/c.csv', sha256, size_bytes, modified_at, declaration_version, exported_at,
+            exported_at_from, 'loaded'
+        FROM gone RETURNING 1
+        """
+    )
+    assert _pending(landing) == {"elocals_leads/b.csv": "elocals_leads"}
 
 
 def test_growing_files_wait(landing: Landing) -> None:

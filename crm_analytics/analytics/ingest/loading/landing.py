@@ -36,7 +36,11 @@ class LandingFile:
     location: str
     #: Path below the landing folder, with `/`, as in the ledger.
     name: str
-    status: os.stat_result
+    #: Bytes.
+    size: int
+    #: Nanoseconds since 1970: numbers cost the collector nothing, other than a `stat_result`.
+    modified_ns: int
+    changed_ns: int
 
     @property
     def path(self) -> Path:
@@ -44,19 +48,14 @@ class LandingFile:
         return Path(self.location)
 
     @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.status.st_size
-
-    @property
     def modified_at(self) -> datetime:
         """UTC, to the microsecond, as in the ledger."""
-        return _moment(self.status.st_mtime_ns)
+        return _moment(self.modified_ns)
 
     @property
     def changed_at(self) -> datetime:
         """UTC; when content, name or permissions last changed. A copy may set `modified_at`, but not this."""
-        return _moment(self.status.st_ctime_ns)
+        return _moment(self.changed_ns)
 
     def age(self) -> float:
         """Returns the seconds since the file was last touched; a time in the future tells nothing."""
@@ -104,6 +103,11 @@ class PendingFile(LandingFile):
     source: str | None
     message: str | None = None
 
+    @classmethod
+    def of(cls, file: LandingFile, source: str | None, message: str | None = None) -> PendingFile:
+        """Returns the file as one of a source, or of none."""
+        return cls(file.location, file.name, file.size, file.modified_ns, file.changed_ns, source, message)
+
 
 def is_ignored(name: str) -> bool:
     """Returns whether a file or folder is hidden, temporary, a lock or a partial download."""
@@ -115,7 +119,11 @@ def is_ignored(name: str) -> bool:
 
 def stat(path: Path, landing: Path) -> LandingFile:
     """Reads the directory entry of one file. Raises FileNotFoundError if it is gone."""
-    return LandingFile(str(path), _name(path.relative_to(landing).as_posix()), path.stat())
+    return _landing_file(str(path), path.relative_to(landing).as_posix(), path.stat())
+
+
+def _landing_file(location: str, relative: str, status: os.stat_result) -> LandingFile:
+    return LandingFile(location, _name(relative), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _name(relative: str) -> str:
@@ -174,7 +182,9 @@ def scan(landing: Path) -> Listing:
             not_listed(error)
             continue
         below = "" if folder == str(landing) else Path(folder).relative_to(landing).as_posix() + "/"
-        for entry in entries:
+        while entries:
+            # an entry keeps what it knows of its file, which thousands of files needn't
+            entry = entries.pop()
             location = entry.path
             try:
                 # a Path for each of thousands of files would cost more than looking at it
@@ -198,7 +208,7 @@ def scan(landing: Path) -> Listing:
                 elif status.st_mode & _FOR_ALL != _FOR_ALL and not os.access(location, os.R_OK):
                     refuse(Path(location), cannot_be_read(PermissionError("Permission denied")))
                 else:
-                    listing.files.append(LandingFile(location, _name(below + entry.name), status))
+                    listing.files.append(_landing_file(location, below + entry.name, status))
     listing.files.sort(key=attrgetter("name"))
     listing.unreadable.sort(key=attrgetter("name"))
     return listing
@@ -245,7 +255,7 @@ def pending(
     files = [
         file
         for file in (listing or scan(landing)).files
-        if (file.name, file.status.st_size, file.status.st_mtime_ns // 1000) not in settled
+        if (file.name, file.size, file.modified_ns // 1000) not in settled
     ]
     known: dict[str, list[ledger.Entry]] = {}
     for entry in ledger.entries_at(connection, [file.name for file in files]):
@@ -274,7 +284,7 @@ def pending(
             except OSError as error:
                 message = str(cannot_be_read(error))
         if only is None or source is None or source == only:
-            found.append(PendingFile(file.location, file.name, file.status, source, message))
+            found.append(PendingFile.of(file, source, message))
     return found
 
 

@@ -35,6 +35,7 @@ def load_source(
     force: bool = False,
     quiet_seconds: float = 0,
     report: Report = lambda message: None,
+    concluded: Callable[[FileResult], None] | None = None,
 ) -> LoadResult:
     """Loads every new or changed landing file of a source (docs/decisions/whole-file-loads.md).
 
@@ -52,6 +53,7 @@ def load_source(
         quiet_seconds: a file that was touched within so many seconds may still be growing. It gets this time to
             settle; if it has not, it is not loaded (status `waiting`).
         report: takes progress messages, one line each.
+        concluded: takes what became of each file, which `report` takes as a line otherwise.
 
     Raises:
         FileNotFoundError: if the landing folder does not exist.
@@ -70,7 +72,10 @@ def load_source(
 
         def conclude(file: FileResult) -> None:
             result.files.append(file)
-            report(describe(file))
+            if concluded is not None:
+                concluded(file)
+            else:
+                report(describe(file))
 
         for entry in landing_folder.scan(landing).unreadable:
             if entry.source == source:
