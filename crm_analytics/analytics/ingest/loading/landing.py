@@ -66,10 +66,11 @@ class LandingFile:
     def is_unchanged(self) -> bool:
         """Returns whether the file is still as it was when this was noted."""
         try:
-            now = LandingFile(self.location, self.name, os.stat(self.location))  # noqa: PTH116 a Path costs more
+            now = os.stat(self.location)  # noqa: PTH116 a Path costs more
         except OSError:
             return False
-        return (now.size, now.modified_at, now.changed_at) == (self.size, self.modified_at, self.changed_at)
+        noted = (self.size, self.modified_ns, self.changed_ns)
+        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == noted
 
 
 @dataclass(frozen=True)
