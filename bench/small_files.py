@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,12 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
 
 
 def _load_batches(environment: Environment, files: int) -> list[Cost]:
-    """Drops the files in batches and loads each batch; returns each batch's cost."""
+    """Drops the files, each with a day's jobs, in batches and loads each batch; returns each batch's cost."""
     landing = environment.folder / "landing_small"
-    jobs = Business(files * RECORDS, 0, exported=date(2023, 1, 1))
+    first = date(2020, 1, 1)
+    last = first + timedelta(days=files - 1)
+    # a day in two files would make its rows of the older one look as if they had vanished
+    jobs = Business(files * RECORDS, 0, first, last, exported=first + timedelta(days=1))
     paths = write_small_exports(landing, jobs, range(files))
     later = landing.rename(environment.folder / "later")
     size = files // BATCHES
@@ -111,11 +114,14 @@ def _into_full_tables(environment: Environment) -> Cost:
     landing = environment.folder / "landing_small"
     with environment.copy_of(loaded(environment)) as copy, environment.connect(copy) as connection:
         numbers = iter(range(SHORT_ROUNDS))
-        jobs = Business(RECORDS, 0, exported=date(2026, 2, 1))
 
         def one_file() -> Cost:
             number = next(numbers)
-            write_small_exports(landing, replace(jobs, skipped=10_000_000 + number * RECORDS), [number])
+            day = date(2026, 2, 1) + timedelta(days=number)
+            jobs = Business(
+                RECORDS, 0, day, day, 10_000_000 + number * RECORDS, exported=day + timedelta(days=1)
+            )
+            write_small_exports(landing, jobs, [0])
             return environment.measure(lambda: _load(connection, landing, 1, RECORDS))
 
         (cost,) = by_turns(one_file, rounds=SHORT_ROUNDS)

@@ -21,7 +21,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
-from crm_analytics.analytics.ingest.loading.queries import SourceSession, drop_temporary
+from crm_analytics.analytics.ingest.loading.queries import NEWER, SourceSession, drop_temporary
 from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
 from crm_analytics.core.wording import counted
@@ -85,7 +85,7 @@ class NewerKeys(SourceSession):
 
     def _read(self, known: KnownFiles) -> None:
         assert self.places is not None
-        drop_temporary(self.connection)
+        drop_temporary(self.connection, NEWER)
         self.connection.execute(
             """
             CREATE TEMP TABLE newer_keys (row_key text PRIMARY KEY, place int NOT NULL);

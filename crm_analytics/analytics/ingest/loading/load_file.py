@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -42,6 +42,7 @@ from crm_analytics.analytics.ingest.loading.staging import (
     Staged,
     copy_in_place,
     encode_whole,
+    prepare,
     settle_repeats,
     stage,
 )
@@ -79,6 +80,8 @@ class FileLoader(SourceSession):
     report: Callable[[str], None]
     #: Whether readers of the table may have to wait until the file's transaction ends (docs/decisions/bulk-loads.md).
     may_lock: bool = False
+    #: Whether the table of staged records is there and empty when a file's transaction begins.
+    prepared: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.newer_keys = NewerKeys(self.connection, self.source, self.landing, self.timezone, self.report)
@@ -120,6 +123,10 @@ class FileLoader(SourceSession):
             else:
                 to_read.append(item)
         to_read.sort(key=lambda item: item.order)
+        # in a caller's transaction, another file may be staged before
+        self.prepared = bool(to_read) and takes_statements(self.connection)
+        if self.prepared:
+            prepare(self)
         with read_ahead(to_read, self._read_small) as in_turn:
             for item, read in in_turn:
                 conclude(self._conclude_copy(item) or self._load_file(item, read))
@@ -256,7 +263,8 @@ class FileLoader(SourceSession):
                 return staged, True
             # what kept the table from being filled would do so again
             in_bulk, opened = False, self._open(item)
-        staged = stage(self.connection, opened, file_id, read.batches if read else None)
+        batches = read.batches if read else None
+        staged = stage(self.connection, opened, file_id, batches, prepared=self.prepared)
         self._lock_and_ask(staged)
         filled = in_bulk and staged.has_keys and not staged.by_alternate and fill_in_bulk(staged)
         if filled:

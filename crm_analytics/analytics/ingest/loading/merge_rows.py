@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from itertools import compress
 from typing import LiteralString
@@ -15,7 +16,7 @@ from crm_analytics.analytics.ingest.loading.ledger import Counts
 from crm_analytics.analytics.ingest.loading.queries import SourceSession
 from crm_analytics.analytics.ingest.loading.results import Merged
 from crm_analytics.analytics.ingest.loading.staging import FEW, Staged
-from crm_analytics.analytics.ingest.loading.vanished_rows import note_vanished
+from crm_analytics.analytics.ingest.loading.vanished_rows import A_FEW_MORE, note_vanished, span
 
 #: Records of which the table has the key. It is asked record by record, of the key's index: joined, the planner may read
 #: the whole table for a few records.
@@ -66,7 +67,7 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     merged = _merged(days)
     merged.counts.superseded = superseded
     if _are_all_new(staged, accepted):
-        _insert(staged, "staged")
+        _insert(staged, "staged", then=[] if newer.entries else [A_FEW_MORE])
         _note_inserted(merged, days)
     else:
         _find_changes(staged, rekeyed)
@@ -149,19 +150,21 @@ def _update(staged: Staged) -> None:
     )
 
 
-def _insert(staged: Staged, records: LiteralString) -> None:
-    """Inserts the records of `staged`, or the new ones of `changes`."""
+def _insert(staged: Staged, records: LiteralString, *, then: Sequence[LiteralString] = ()) -> None:
+    """Inserts the records of `staged`, or the new ones of `changes`, and asks what is asked of the table afterwards."""
     joins, found = _lookups(staged)
-    staged.execute(
+    staged.ask(
         """
         INSERT INTO {table} ({row_columns}, {found_columns} file_id, record_no)
         SELECT {new_row}, {found} {file_id}, s.record_no FROM pg_temp.{records} s {joins} WHERE {new}
         """,
+        then,
         found_columns=sql.SQL("").join(sql.SQL("{}, ").format(sql.Identifier(name)) for name in found),
         found=sql.SQL("").join(sql.SQL("{}, ").format(value) for value in found.values()),
         records=sql.Identifier(records),
         joins=sql.SQL(" ").join(joins),
         new=sql.SQL("s.is_new" if records == "changes" else "true"),
+        **(span(staged) if then else {}),
     )
 
 

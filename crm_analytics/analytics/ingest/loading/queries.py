@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -82,13 +83,15 @@ class SourceSession:
 EMPTY: LiteralString = (
     "DO $$ BEGIN IF EXISTS (SELECT FROM pg_temp.{name}) THEN TRUNCATE pg_temp.{name}; END IF; END $$"
 )
+#: Those that have the keys of newer files, for the older ones of a run.
+NEWER = ("newer_keys", "newer_alternates", "newer_months")
 _TEMPORARY = (
     *("staged", "as_found", "repeated", "conflicting", "known_alternates", "rekeyed", "changes", "totals"),
-    *("newer_keys", "newer_alternates", "newer_months"),
+    *NEWER,
 )
 
 
-def drop_temporary(connection: Connection) -> None:
-    """Removes the temporary tables of a session's loads: those of another source have other columns."""
-    tables = sql.SQL(", ").join(sql.Identifier("pg_temp", name) for name in _TEMPORARY)
+def drop_temporary(connection: Connection, names: Iterable[str] = _TEMPORARY) -> None:
+    """Removes temporary tables of a session's loads: those of another source have other columns."""
+    tables = sql.SQL(", ").join(sql.Identifier("pg_temp", name) for name in names)
     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))

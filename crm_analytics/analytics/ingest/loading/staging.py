@@ -107,24 +107,26 @@ class Staged(SourceSession):
             self.answers.clear()
         return gone
 
-    def ask(self, before: LiteralString, queries: Sequence[LiteralString]) -> None:
-        """Executes a statement, if there is one, and then asks at once which of the queries have rows, for `exists`.
+    def ask(self, before: LiteralString, queries: Sequence[LiteralString], **parts: Any) -> None:
+        """Executes a statement, if there is one, and asks with it which of the queries have rows then, for `exists`.
 
         One by one, planning and sending these questions is much of what a small file costs. Who changes what a question
         is about clears `answers`.
         """
         exist: LiteralString = ", ".join("EXISTS (" + query + ")" for query in queries)
-        cursor = self.execute(before + "; SELECT " + exist)
+        cursor = self.execute(before + "; SELECT " + exist if queries else before, **parts)
+        if not queries:
+            return
         # the answers are the last result
         while cursor.nextset():
             pass
         (answers,) = cursor
         self.answers.update(zip(queries, answers, strict=True))
 
-    def exists(self, query: LiteralString) -> bool:
+    def exists(self, query: LiteralString, **parts: Any) -> bool:
         """Returns whether a query has rows."""
         answer = self.answers.get(query)
-        return bool(self.value("SELECT EXISTS (" + query + ")")) if answer is None else answer
+        return bool(self.value("SELECT EXISTS (" + query + ")", **parts)) if answer is None else answer
 
     def verdict(self) -> Verdict | None:
         """Compares the file's own total with the sum of its accepted records; None if it has no total."""
@@ -195,27 +197,39 @@ class Staged(SourceSession):
         return True
 
 
+def prepare(session: SourceSession) -> None:
+    """Makes the table `staged` of a session's source, or empties it."""
+    session.execute(
+        "CREATE TEMP TABLE IF NOT EXISTS {name} ({staged_definition}) ON COMMIT DELETE ROWS; " + EMPTY,
+        name=sql.Identifier("staged"),
+    )
+
+
 def stage(
     connection: Connection,
     open_file: OpenFile,
     file_id: int | None,
     batches: Iterable[Encoded] | None = None,
+    *,
+    prepared: bool = False,
 ) -> Staged:
     """Copies a file's good records into the temporary table `staged` and its bad ones into the quarantine.
 
     Args:
-        connection: inside a transaction; the table goes with it.
+        connection: inside a transaction; the records go with it.
         open_file: the file.
         file_id: its ledger entry; None writes no quarantine, where only the accepted keys are wanted.
         batches: what `encode_whole` returned, of a file that was read already.
+        prepared: whether `prepare` made the table before this transaction, in which nothing else is staged.
 
     Raises:
         RefusedFile: for what the reader finds only while it reads.
     """
     while True:
         try:
-            return _copy(connection, open_file, file_id, batches)
+            return _copy(connection, open_file, file_id, batches, prepared=prepared)
         except ReadDifferently:
+            prepared = False
             if file_id is not None:
                 forget_quarantine(connection, file_id)
 
@@ -270,13 +284,14 @@ def _copy(
     batches: Iterable[Encoded] | None = None,
     *,
     in_place: bool = False,
+    prepared: bool = False,
 ) -> Staged:
     """Copies the records as they are read; raises what `OpenFile.batches` raises."""
     source = open_file.source
     copied: Counter[date] = Counter()
     staged = Staged(connection, source, open_file, file_id, copied=copied, in_place=in_place)
-    if not in_place:
-        _create(staged)
+    if not (in_place or prepared):
+        prepare(staged)
     copy_rows = staged.compose(
         "COPY {records} ({staged_columns}{file}) FROM STDIN (FORMAT csv)",
         file=sql.SQL(", file_id" if in_place else ""),
@@ -294,13 +309,6 @@ def _copy(
         if source.month_totals:
             staged.partial_months.update(row.day for row in batch.rejected)
     return staged
-
-
-def _create(staged: Staged) -> None:
-    staged.execute(
-        "CREATE TEMP TABLE IF NOT EXISTS {name} ({staged_definition}) ON COMMIT DELETE ROWS; " + EMPTY,
-        name=sql.Identifier("staged"),
-    )
 
 
 def _ahead(staged: Staged) -> Iterator[Encoded]:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from crm_analytics.analytics.ingest.loading.staging import Staged
 from crm_analytics.core.wording import counted
 
 #: Rows of the source that are listed already.
 VANISHED: LiteralString = "SELECT FROM raw.vanished_rows WHERE source = {source}"
+#: Whether the dates of a file have more rows than the file, but less than twice as many; `span` gives the parts. Counted
+#: no further than it matters: a small export may have the dates of a million rows.
+A_FEW_MORE: LiteralString = """
+    SELECT FROM (
+        SELECT count(*) AS known FROM (
+            SELECT FROM {table} t WHERE t.{day} BETWEEN {first} AND {last} LIMIT 2 * {here}
+        ) AS enough
+    ) AS counted
+    WHERE known > {here} AND known < 2 * {here}
+    """
+
+
+def span(staged: Staged) -> dict[str, Any]:
+    """Returns the first and last date of the file's records, and how many records there are."""
+    days = staged.days()
+    return {"first": min(days, default=None), "last": max(days, default=None), "here": sum(days.values())}
 
 
 def note_vanished(staged: Staged) -> list[str]:
@@ -26,20 +42,8 @@ def note_vanished(staged: Staged) -> list[str]:
         )
     if staged.open_file.records.probably_cut_off:
         return []
-    days = staged.days()
-    here, first, last = sum(days.values()), min(days, default=None), max(days, default=None)
-    dates = {"first": first, "last": last}
-    # counted no further than it matters: a small export may have the dates of a million rows
-    known = staged.value(
-        """
-        SELECT count(*) FROM (
-            SELECT FROM {table} t WHERE t.{day} BETWEEN {first} AND {last} LIMIT {enough}
-        ) AS known
-        """,
-        enough=2 * here,
-        **dates,
-    )
-    if not here < known < 2 * here:
+    dates = span(staged)
+    if not staged.exists(A_FEW_MORE, **dates):
         return []
     # quarantined records are in the file, under their key or under the alternate
     by_alternate: LiteralString = (
@@ -69,6 +73,6 @@ def note_vanished(staged: Staged) -> list[str]:
     if not vanished:
         return []
     return [
-        f"{counted(vanished, 'row')} of older exports from {first} to {last} "
+        f"{counted(vanished, 'row')} of older exports from {dates['first']} to {dates['last']} "
         f"{'are' if vanished != 1 else 'is'} not in this one; kept, and listed in raw.vanished_rows"
     ]
