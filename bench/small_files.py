@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
-from bench.cost import ROUNDS, SHORT_ROUNDS, Cost, by_turns, of_rounds
+from bench.cost import SHORT_ROUNDS, Cost, by_turns, of_rounds
 from bench.environment import Environment
 from bench.exports import Business, write_small_exports
 from bench.loads import loaded
@@ -27,6 +27,8 @@ from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, L
 
 SECTION = "small files"
 FILES, RECORDS = 1_000, 100
+#: A small file takes milliseconds, but a thousand of them take too long for ten rounds.
+LOADS = 5
 #: Files are dropped and loaded in so many batches, so that the first can be compared with the last.
 BATCHES = 10
 LISTED = 10_000
@@ -39,7 +41,7 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     files = environment.scaled(FILES, least=BATCHES) // BATCHES * BATCHES
     batches: list[list[Cost]] = []
     copies: list[Cost] = []
-    for _ in range(ROUNDS):
+    for _ in range(LOADS):
         environment.say(f"loading {files:,} files of {RECORDS} jobs")
         batches.append(_load_batches(environment, files))
         environment.say("one COPY and commit for each")
