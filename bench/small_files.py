@@ -27,8 +27,6 @@ from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, L
 
 SECTION = "small files"
 FILES, RECORDS = 1_000, 100
-#: A small file takes milliseconds, but a thousand of them take too long for ten rounds.
-LOADS = 5
 #: Files are dropped and loaded in so many batches, so that the first can be compared with the last.
 BATCHES = 10
 LISTED = 10_000
@@ -41,7 +39,7 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     files = environment.scaled(FILES, least=BATCHES) // BATCHES * BATCHES
     batches: list[list[Cost]] = []
     copies: list[Cost] = []
-    for _ in range(LOADS):
+    for _ in range(SHORT_ROUNDS):
         environment.say(f"loading {files:,} files of {RECORDS} jobs")
         batches.append(_load_batches(environment, files))
         environment.say("one COPY and commit for each")
