@@ -49,7 +49,7 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     each = of_rounds([sum(turn, Cost(0)) for turn in batches]) / files
     yield BenchRow.of_costs(
         SECTION, f"{files:,} files of {RECORDS} rows: each", each,
-        "one COPY of its typed rows with its commit", of_rounds(copies) / files, 6.0,
+        "one COPY of its typed rows with its commit", of_rounds(copies) / files, 5.0,
     )  # fmt: skip
     yield BenchRow.of_costs(
         SECTION, f"each of the last {files // BATCHES}", last, f"each of the first {files // BATCHES}", first, 1.2
