@@ -81,8 +81,8 @@ def test_a_file_costs_the_same_however_many_were_loaded(source: str, landing: La
     read_by_many, made_by_many = _costs(landing, source, 11)
     assert (read_by_many - read_by_one) / 10 < 10
     assert made_by_many == made_by_one
-    # 6 for each file, 8 where it refers to others; the rest is the run's
-    assert len(statements) / 11 < 9
+    # 5 for each file, 6 where it refers to others; the rest is the run's
+    assert len(statements) / 11 < 8
     assert landing.rows("SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()") == []
 
 

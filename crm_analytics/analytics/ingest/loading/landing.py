@@ -38,7 +38,7 @@ class LandingFile:
     name: str
     #: Bytes.
     size: int
-    #: Nanoseconds since 1970: numbers cost the collector nothing, other than a `stat_result`.
+    #: Nanoseconds since 1970: numbers cost the garbage collector nothing, unlike a `stat_result`.
     modified_ns: int
     changed_ns: int
 

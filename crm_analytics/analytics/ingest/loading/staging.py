@@ -226,8 +226,11 @@ def stage(
         RefusedFile: for what the reader finds only while it reads.
     """
     while True:
+        staged = Staged(connection, open_file.source, open_file, file_id)
+        if not prepared:
+            prepare(staged)
         try:
-            return _copy(connection, open_file, file_id, batches, prepared=prepared)
+            return _copy(staged, batches)
         except ReadDifferently:
             prepared = False
             if file_id is not None:
@@ -243,7 +246,9 @@ def settle_repeats(staged: Staged) -> None:
     if staged.open_file.records.read > FEW:
         # the key decides how to join, and a small sample shows whether it repeats; more would cost time for nothing
         staged.execute(
-            "SET LOCAL default_statistics_target = 10; ANALYZE pg_temp.staged ({columns}); RESET default_statistics_target",
+            "SET LOCAL default_statistics_target = 10; ANALYZE pg_temp.staged ({columns});"
+            # a RESET would outlast the transaction
+            " SET LOCAL default_statistics_target = DEFAULT",
             columns=column_list(staged.source.staged_key),
         )
     if staged.source.month_totals:
@@ -261,7 +266,7 @@ def copy_in_place(connection: Connection, open_file: OpenFile, file_id: int) -> 
         ReadDifferently: if the records so far were misread; then the caller takes them back, and tries again.
         RefusedFile: for what the reader finds only while it reads.
     """
-    return _copy(connection, open_file, file_id, in_place=True)
+    return _copy(Staged(connection, open_file.source, open_file, file_id, in_place=True))
 
 
 def encode_whole(open_file: OpenFile) -> list[Encoded]:
@@ -277,24 +282,14 @@ def encode_whole(open_file: OpenFile) -> list[Encoded]:
             continue
 
 
-def _copy(
-    connection: Connection,
-    open_file: OpenFile,
-    file_id: int | None,
-    batches: Iterable[Encoded] | None = None,
-    *,
-    in_place: bool = False,
-    prepared: bool = False,
-) -> Staged:
-    """Copies the records as they are read; raises what `OpenFile.batches` raises."""
-    source = open_file.source
+def _copy(staged: Staged, batches: Iterable[Encoded] | None = None) -> Staged:
+    """Copies the records as they are read, or were; raises what `OpenFile.batches` raises."""
+    connection, source, file_id = staged.connection, staged.source, staged.file_id
     copied: Counter[date] = Counter()
-    staged = Staged(connection, source, open_file, file_id, copied=copied, in_place=in_place)
-    if not (in_place or prepared):
-        prepare(staged)
+    staged.copied = copied
     copy_rows = staged.compose(
         "COPY {records} ({staged_columns}{file}) FROM STDIN (FORMAT csv)",
-        file=sql.SQL(", file_id" if in_place else ""),
+        file=sql.SQL(", file_id" if staged.in_place else ""),
     )
     for batch in _ahead(staged) if batches is None else batches:
         copied.update(batch.days)
