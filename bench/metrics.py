@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from bench.cost import SHORT_ROUNDS, Cost, by_turns
+from bench.cost import MANY_ROUNDS, Cost, by_turns
 from bench.environment import Environment
 from bench.hand_sql import COLUMNS, MONTHS_WAYS, WAYS, MonthsWay, Way
 from bench.loads import business, loaded
@@ -64,7 +64,7 @@ def _one_month(environment: Environment, database: str) -> Iterator[BenchRow]:
         partial(_changed, environment, database, _refresh_month),
         partial(_changed, environment, ONE_YEAR, _refresh_month),
         *(partial(_changed, environment, database, way) for way in MONTHS_WAYS.values()),
-        rounds=SHORT_ROUNDS,
+        rounds=MANY_ROUNDS,
     )
     for way in MONTHS_WAYS.values():
         _changed(environment, database, way)

@@ -28,9 +28,10 @@ INTRODUCTION = """# Benchmarks
 run, so its ratio holds on other machines, too. A line without a limit is for information.
 
 **How to read a line.** Both sides are measured by turns (ours, theirs, ours, theirs), twice; what takes milliseconds,
-ten times. The time is the best round's, because other work on the machine only ever adds to it. *CPU* is the CPU time
-of the database server + that of the client's processes, the mean of all rounds, in the same unit. The ratio is that of
-the times, with that of the CPU beside it: where other work disturbs a run, the CPU is the steadier of the two.
+ten times, and one changed month thirty times. The time is the best round's, because other work on the machine only ever
+adds to it. *CPU* is the CPU time of the database server + that of the client's processes, the mean of all rounds, in
+the same unit. The ratio is that of the times, with that of the CPU beside it: where other work disturbs a run, the CPU
+is the steadier of the two.
 
 The server is the embedded PostgreSQL with the settings of `make demo`, which keep it durable. `CHECKPOINT` before each
 measurement keeps one side from paying for what the other wrote.
