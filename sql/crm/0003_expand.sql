@@ -1,4 +1,4 @@
--- Expand: what the requirements name and the DDL lacks. Rows stay as they are; 0011 fills adopted ones, together with
+-- Expand: what the requirements name and the DDL lacks. Rows stay as they are; 0050 fills adopted ones, together with
 -- the guards, so that rows written in between are not missed.
 
 -- Long tables take their time, but a waiting ALTER TABLE blocks everyone else: better to fail and be run again.

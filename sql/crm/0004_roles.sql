@@ -146,7 +146,7 @@ GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated
 GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals,
     public.user_identity_map TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions TO crm_rpc;
--- crm_app may only read the tables: 0011 grants that together with the policies.
+-- crm_app may only read the tables: 0050 grants that together with the policies.
 
 -- Creating functions as crm_rpc ------------------------------------------------------------------------------
 
