@@ -35,7 +35,7 @@ def shared_crm_url(new_database: Callable[..., str]) -> str:
 
 @pytest.fixture
 def crm_in_transaction(shared_crm_url: str) -> Iterator[Connection]:
-    """Opens a connection in a transaction that is rolled back, for tests that need no second one; now() is constant."""
+    """Opens a connection in a transaction that is rolled back, for tests that need no second one."""
     with psycopg.connect(shared_crm_url, autocommit=True) as connection:
         connection.execute("BEGIN")
         yield connection

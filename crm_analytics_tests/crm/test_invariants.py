@@ -98,6 +98,7 @@ MORE_DAMAGE = (
     ("identities_equal_their_audit_rows", "INSERT INTO public.user_identity_map SELECT 'planted', 'x', id FROM public.users LIMIT 1"),
     ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET changed_by = (SELECT id FROM public.users WHERE name = 'system') WHERE order_id = {_PAID} AND seq = 2"),
     ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET created_at = created_at - interval '1 second' WHERE order_id = {_PAID} AND seq = 1"),
+    ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET transaction_id = '7' WHERE order_id = {_PAID} AND seq = 2"),
     ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET notes = 'as agreed' WHERE order_id = {_PAID} AND seq = 2"),
     ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET reason = 'adopted' WHERE order_id = {_PAID} AND seq = 2"),
     ("events_equal_their_audit_rows", f"DELETE FROM public.order_status_events WHERE order_id = {_PAID} AND seq = 2"),
@@ -180,7 +181,7 @@ def test_the_chain_of_seals_is_as_computed_here(played: Connection) -> None:
         "SELECT last_audit_id, row_count, hash FROM public.audit_seals ORDER BY seq"
     ).fetchall():
         rows = played.execute(
-            'SELECT jsonb_build_array(id, actor_id, action, entity, entity_id, payload, "session_user")::text,'
+            'SELECT jsonb_build_array(id, actor_id, action, entity, entity_id, payload, "session_user", transaction_id)::text,'
             " to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
             " FROM public.audit_log WHERE id > %s AND id <= %s ORDER BY id",
             [after, last],

@@ -81,14 +81,27 @@ ALTER TABLE public.shipments
 ALTER TABLE public.order_status_events
     ADD COLUMN IF NOT EXISTS seq integer,
     ADD COLUMN IF NOT EXISTS reason text,
-    ADD COLUMN IF NOT EXISTS notes text;
+    ADD COLUMN IF NOT EXISTS notes text,
+    ADD COLUMN IF NOT EXISTS transaction_id xid8;
 
 -- set afterwards, so that existing rows stay NULL
 ALTER TABLE public.orders
     ALTER COLUMN status SET DEFAULT 'created'::public.order_status_enum,
-    ALTER COLUMN updated_at SET DEFAULT now();
-ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT now();
-ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT now();
+    ALTER COLUMN updated_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.leads ALTER COLUMN updated_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.payments ALTER COLUMN updated_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.order_status_events ALTER COLUMN transaction_id SET DEFAULT pg_current_xact_id();
+
+-- The clock and not now(), which is the time when the transaction began: one that stays open could back-date its rows.
+ALTER TABLE public.users ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.customers ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.leads ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.orders ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.payments ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.documents ALTER COLUMN uploaded_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.tasks ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.shipments ALTER COLUMN created_at SET DEFAULT clock_timestamp();
+ALTER TABLE public.order_status_events ALTER COLUMN created_at SET DEFAULT clock_timestamp();
 
 COMMENT ON COLUMN public.orders.order_code IS 'Order number, as told to the client.';
 COMMENT ON COLUMN public.orders.created_by IS 'User who created the order; NULL only on adopted rows.';
@@ -101,6 +114,9 @@ COMMENT ON COLUMN public.shipments.status IS
     'received.';
 COMMENT ON COLUMN public.order_status_events.seq IS
     '1, 2, 3 … within an order, without gaps; NULL only on adopted events without an order.';
+COMMENT ON COLUMN public.order_status_events.transaction_id IS
+    'Transaction that wrote the event, the same as that of its audit row; NULL only on adopted events. A trace: '
+    'another server counts anew.';
 
 -- new tables --------------------------------------------------------------------------------------------------
 
@@ -112,7 +128,8 @@ CREATE TABLE public.audit_log (
     entity_id uuid NULL,
     payload jsonb NOT NULL DEFAULT '{}'::jsonb,
     "session_user" text NOT NULL DEFAULT SESSION_USER,
-    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_log_pkey PRIMARY KEY (id),
     CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
 );
@@ -123,6 +140,10 @@ COMMENT ON TABLE public.audit_log IS
 COMMENT ON COLUMN public.audit_log.entity IS 'Name of the table that the row is in.';
 COMMENT ON COLUMN public.audit_log.payload IS
     'row: the row after the change; plus what the action adds: changes, old and new status, reason …';
+COMMENT ON COLUMN public.audit_log.transaction_id IS
+    'Transaction that wrote the row. A trace: another server counts anew, so that nothing is ordered by it.';
+COMMENT ON COLUMN public.audit_log.created_at IS
+    'When the row was written, by the clock; not when its transaction began or ended.';
 
 CREATE TABLE public.audit_seals (
     seq bigint NOT NULL,
@@ -130,7 +151,7 @@ CREATE TABLE public.audit_seals (
     row_count bigint NOT NULL,
     previous_hash text NOT NULL,
     hash text NOT NULL,
-    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_seals_pkey PRIMARY KEY (seq),
     CONSTRAINT audit_seals_last_audit_id_key UNIQUE (last_audit_id),
     CONSTRAINT audit_seals_seq_check CHECK (seq > 0),
@@ -145,7 +166,7 @@ CREATE TABLE public.user_identity_map (
     provider text NOT NULL,
     external_id text NOT NULL,
     crm_user_id uuid NOT NULL,
-    created_at timestamp with time zone NOT NULL DEFAULT now(),
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT user_identity_map_pkey PRIMARY KEY (provider, external_id),
     CONSTRAINT user_identity_map_crm_user_id_fkey FOREIGN KEY (crm_user_id) REFERENCES public.users (id)
 );

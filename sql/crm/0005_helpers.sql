@@ -335,10 +335,15 @@ DECLARE
     v_order public.orders;
 BEGIN
     SELECT o.status INTO STRICT v_old FROM public.orders o WHERE o.id = p_order_id;
-    UPDATE public.orders o SET status = p_new_status, updated_by = p_actor, updated_at = now()
+    UPDATE public.orders o SET status = p_new_status, updated_by = p_actor, updated_at = clock_timestamp()
     WHERE o.id = p_order_id RETURNING * INTO STRICT v_order;
-    INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes)
-    SELECT p_order_id, v_old::text, p_new_status::text, p_actor, coalesce(max(e.seq), 0) + 1, p_reason, p_notes
+    -- the order's time, which stands in its audit image too: an event whose time was changed differs from it
+    INSERT INTO public.order_status_events (
+        order_id, old_status, new_status, changed_by, seq, reason, notes, created_at
+    )
+    SELECT
+        p_order_id, v_old::text, p_new_status::text, p_actor, coalesce(max(e.seq), 0) + 1, p_reason, p_notes,
+        v_order.updated_at
     FROM public.order_status_events e WHERE e.order_id = p_order_id;
     PERFORM crm_private.audit(
         p_actor, 'status_change', 'orders', p_order_id, to_jsonb(v_order),

@@ -16,6 +16,7 @@ DECLARE
     v_email text := crm_private.email('p_email', p_email);
     v_user public.users;
     v_mapped uuid;
+    v_identity public.user_identity_map;
 BEGIN
     SELECT m.crm_user_id INTO v_mapped FROM public.user_identity_map m
     WHERE m.provider = v_provider AND m.external_id = v_external_id;
@@ -23,11 +24,10 @@ BEGIN
         SELECT u.id INTO v_mapped FROM public.users u WHERE crm_private.folded_email(u.email) = v_email AND u.active;
         IF FOUND THEN
             INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
-            VALUES (v_provider, v_external_id, v_mapped) ON CONFLICT DO NOTHING;
+            VALUES (v_provider, v_external_id, v_mapped) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
             IF FOUND THEN
                 PERFORM crm_private.audit(
-                    v_mapped, 'map_identity', 'user_identity_map', v_mapped,
-                    jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'crm_user_id', v_mapped),
+                    v_mapped, 'map_identity', 'user_identity_map', v_mapped, to_jsonb(v_identity),
                     jsonb_build_object('by', 'email')
                 );
             END IF;
@@ -146,17 +146,17 @@ DECLARE
         'p_external_id', crm_private.required_text('p_external_id', p_external_id)
     );
     v_mapped uuid;
+    v_identity public.user_identity_map;
 BEGIN
     PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
     PERFORM crm_private.assignee_exists('p_crm_user_id', p_crm_user_id);
     PERFORM crm_private.require_admin(v_actor, 'mapping an identity');
     PERFORM crm_private.assignee_active('p_crm_user_id', p_crm_user_id);
     INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
-    VALUES (v_provider, v_external_id, p_crm_user_id) ON CONFLICT DO NOTHING;
+    VALUES (v_provider, v_external_id, p_crm_user_id) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
     IF FOUND THEN
         PERFORM crm_private.audit(
-            v_actor.id, 'map_identity', 'user_identity_map', p_crm_user_id,
-            jsonb_build_object('provider', v_provider, 'external_id', v_external_id, 'crm_user_id', p_crm_user_id),
+            v_actor.id, 'map_identity', 'user_identity_map', p_crm_user_id, to_jsonb(v_identity),
             jsonb_build_object('by', 'admin')
         );
     ELSE

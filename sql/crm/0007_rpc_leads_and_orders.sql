@@ -111,7 +111,7 @@ BEGIN
         status = v_new_status::public.lead_status_enum,
         assigned_to = coalesce(p_assigned_to, v_actor.id),
         notes = nullif(concat_ws(E'\n', l.notes, crm_private.trimmed(p_notes)), ''),
-        updated_at = now()
+        updated_at = clock_timestamp()
     WHERE l.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit(
         v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
@@ -156,7 +156,7 @@ BEGIN
         bike_snapshot = coalesce(p_bike_snapshot, l.bike_snapshot),
         estimated_budget_eur = coalesce(p_estimated_budget_eur, l.estimated_budget_eur),
         assigned_to = coalesce(p_assigned_to, l.assigned_to),
-        updated_at = now()
+        updated_at = clock_timestamp()
     WHERE l.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit_update(v_actor.id, 'leads', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
     RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
@@ -236,7 +236,7 @@ BEGIN
             -- greatest, because lpad would cut longer numbers
             coalesce(
                 v_code,
-                to_char(now() AT TIME ZONE 'UTC', '"B"YYMM-') || lpad(v_number, greatest(6, length(v_number)), '0')
+                to_char(clock_timestamp() AT TIME ZONE 'UTC', '"B"YYMM-') || lpad(v_number, greatest(6, length(v_number)), '0')
             ),
             v_customer_id, v_lead.id, coalesce(crm_private.trimmed(p_bike_url), v_lead.bike_url),
             coalesce(p_bike_snapshot, v_lead.bike_snapshot), CASE WHEN v_currency = 'EUR' THEN v_total END,
@@ -256,12 +256,12 @@ BEGIN
             );
         END IF;
     END LOOP;
-    INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
-    VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created');
+    INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, created_at)
+    VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created', v_order.created_at);
     PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, to_jsonb(v_order));
     IF v_lead.id IS NOT NULL THEN
         v_old_lead_status := v_lead.status;
-        UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = now()
+        UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = clock_timestamp()
         WHERE l.id = v_lead.id RETURNING * INTO v_lead;
         PERFORM crm_private.audit(
             v_actor.id, 'status_change', 'leads', v_lead.id, to_jsonb(v_lead),
@@ -381,7 +381,7 @@ BEGIN
             WHEN coalesce(v_currency, o.currency::text) = 'EUR' THEN coalesce(p_total_amount, o.total_amount)
         END,
         updated_by = v_actor.id,
-        updated_at = now()
+        updated_at = clock_timestamp()
     WHERE o.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit_update(v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
     RETURN jsonb_build_object(

@@ -382,7 +382,7 @@ BEGIN
                 ELSE p.external_reference
             END,
             reference_key = CASE WHEN v_stored IS NULL THEN v_reference ELSE p.reference_key END,
-            updated_at = now()
+            updated_at = clock_timestamp()
         WHERE p.id = v_old.id RETURNING * INTO STRICT v_payment;
     EXCEPTION WHEN unique_violation THEN
         SELECT p.id INTO v_holder FROM public.payments p WHERE p.reference_key = v_reference;

@@ -15,7 +15,7 @@ AS $$
         SELECT
             a.id,
             encode(sha256(convert_to(jsonb_build_array(
-                a.id, a.actor_id, a.action, a.entity, a.entity_id, a.payload, a."session_user",
+                a.id, a.actor_id, a.action, a.entity, a.entity_id, a.payload, a."session_user", a.transaction_id,
                 to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')
             )::text, 'UTF8')), 'hex') AS hash
         FROM public.audit_log a

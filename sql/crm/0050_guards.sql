@@ -46,16 +46,17 @@ FROM (
 ) n
 WHERE n.id = e.id;
 
-INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason)
-SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), coalesce(l.seq, 0) + 1, 'adopted'
+-- one time for all that adoption writes
+INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, created_at)
+SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), coalesce(l.seq, 0) + 1, 'adopted', now()
 FROM public.orders o JOIN adopted_orders a ON a.id = o.id
 LEFT JOIN LATERAL (
     SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
 ) l ON true;
 
 -- the audit trail starts with every existing row as it is after the fills
-INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
-SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row)
+INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
+SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row), now()
 FROM (
     SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
     UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t

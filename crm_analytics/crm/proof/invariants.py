@@ -307,7 +307,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "events_equal_their_audit_rows",
-        "every event since the guards has its audit row, with the same order, statuses, actor, time, reason and notes",
+        "every event since the guards has its audit row, with the same statuses, actor, time, transaction, reason and notes",
         """
         SELECT coalesce(e.id, a.order_id)::text AS id, format('order %s: event %s of %s, audit row %s of %s',
                 coalesce(e.order_id, a.order_id), coalesce(e.seq::text, 'missing'), e.new_status,
@@ -315,7 +315,11 @@ INVARIANTS: tuple[Invariant, ...] = (
         FROM (SELECT *, row_number() OVER (PARTITION BY order_id ORDER BY seq) AS place FROM event
               WHERE order_id IS NOT NULL AND (adopted_seq IS NULL OR seq >= adopted_seq)) e
         FULL JOIN (
-            SELECT l.id, l.entity_id AS order_id, l.actor_id, l.created_at, l.payload ->> 'old' AS old_status,
+            SELECT l.id, l.entity_id AS order_id, l.actor_id, l.transaction_id, CASE l.action WHEN 'adopt'
+                    THEN l.created_at
+                    ELSE (l.payload #>> CASE l.action WHEN 'create' THEN '{row,created_at}' ELSE '{row,updated_at}'
+                        END::text[])::timestamptz END AS created_at,
+                l.payload ->> 'old' AS old_status,
                 coalesce(l.payload ->> 'new', l.payload -> 'row' ->> 'status') AS new_status,
                 CASE l.action WHEN 'adopt' THEN 'adopted' WHEN 'create' THEN 'created'
                     ELSE l.payload ->> 'reason' END AS reason,
@@ -325,8 +329,8 @@ INVARIANTS: tuple[Invariant, ...] = (
             WHERE l.entity = 'orders' AND l.action IN ('adopt', 'create', 'status_change')
         ) a ON a.order_id = e.order_id AND a.place = e.place
         WHERE e.id IS NULL OR a.id IS NULL
-           OR (e.new_status, e.changed_by, e.created_at, e.reason, e.notes)
-              IS DISTINCT FROM (a.new_status, a.actor_id, a.created_at, a.reason, a.notes)
+           OR (e.new_status, e.changed_by, e.created_at, e.transaction_id, e.reason, e.notes)
+              IS DISTINCT FROM (a.new_status, a.actor_id, a.created_at, a.transaction_id, a.reason, a.notes)
            OR (e.old_status IS DISTINCT FROM a.old_status AND a.action <> 'adopt')
         """,
     ),
@@ -340,7 +344,8 @@ INVARIANTS: tuple[Invariant, ...] = (
                 coalesce(a.id::text, 'missing'), a.crm_user_id) AS detail
         FROM public.user_identity_map m
         FULL JOIN (
-            SELECT l.id, l.created_at, l.payload -> 'row' ->> 'provider' AS provider,
+            SELECT l.id, (l.payload -> 'row' ->> 'created_at')::timestamptz AS created_at,
+                l.payload -> 'row' ->> 'provider' AS provider,
                 l.payload -> 'row' ->> 'external_id' AS external_id,
                 (l.payload -> 'row' ->> 'crm_user_id')::uuid AS crm_user_id
             FROM public.audit_log l WHERE l.entity = 'user_identity_map' AND l.action = 'map_identity'
@@ -360,7 +365,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         CROSS JOIN LATERAL (
             SELECT count(*) AS rows, encode(sha256(convert_to(
                 s.before_hash || coalesce(string_agg(encode(sha256(convert_to(jsonb_build_array(
-                    l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user",
+                    l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user", l.transaction_id,
                     to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'))::text, 'UTF8')), 'hex'),
                 '' ORDER BY l.id), ''), 'UTF8')), 'hex') AS hash
             FROM public.audit_log l WHERE l.id > s.after_id AND l.id <= s.last_audit_id) f
