@@ -207,34 +207,15 @@ def _server_part(database: str) -> str:
 
 def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
     """Takes the database's migration lock until the connection closes. Reports who holds it; does not wait forever."""
-    free = connection.execute(
-        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION]
-    ).fetchone()
-    if free and free[0]:
-        return
-    report(f"waiting for another migration: {_lock_holder(connection)}")
-    connection.execute(f"SET lock_timeout = '{LOCK_PATIENCE}s'")
     try:
-        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [locks.MIGRATION])
-    except psycopg.errors.LockNotAvailable as error:
-        raise MigrationError(
-            f"waited {LOCK_PATIENCE} seconds for the migration lock: {_lock_holder(connection)} holds it. If that is "
-            "not a running migration, end it as an administrator: SELECT pg_terminate_backend(<process>);"
-        ) from error
-    connection.execute("RESET lock_timeout")
-
-
-def _lock_holder(connection: psycopg.Connection[Any]) -> str:
-    row = connection.execute(
-        """
-        SELECT l.pid, a.usename
-        FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_database d ON d.oid = l.database
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()
-          AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(%s, 0)
-        """,
-        [locks.MIGRATION],
-    ).fetchone()
-    return f"process {row[0]}, role {row[1]}" if row else "no process any more"
+        locks.take(
+            connection,
+            locks.MIGRATION,
+            LOCK_PATIENCE,
+            lambda who: report(f"waiting for another migration: {who}"),
+        )
+    except locks.LockHeld as error:
+        raise MigrationError(str(error)) from error
 
 
 def prepare_bookkeeping(connection: psycopg.Connection[Any], database: str) -> None:

@@ -339,6 +339,22 @@ def test_file_that_changes_while_it_is_read_waits(landing: Landing, monkeypatch:
     assert landing.load_one("elocals_leads").counts.inserted == 2
 
 
+def test_a_waiting_load_names_the_lock_holder_and_gives_up(
+    landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forgotten session that holds the load's lock is named, and the wait ends; any login could stop loads silently."""
+    monkeypatch.setattr(load, "LOAD_PATIENCE", 1)
+    landing.write("jobs/a.csv", text(JOBS, [job(1)]))
+    lines = list[str]()
+    with psycopg.connect(analytics_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [locks.load("jobs")])
+        holder = f"process {other.info.backend_pid}, role {other.info.user}"
+        with pytest.raises(locks.LockHeld, match=f"{holder} holds it"):
+            load_source(analytics_url, landing.folder, "jobs", timezone=NEW_YORK, report=lines.append)
+    assert lines == [f"jobs: waiting for another load of this source: {holder}"]
+    assert landing.load("jobs").files[0].status == "loaded"
+
+
 class Interrupted(BaseException):
     """What a signal handler raises; psycopg knows KeyboardInterrupt only."""
 

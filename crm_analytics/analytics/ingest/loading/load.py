@@ -23,6 +23,8 @@ from crm_analytics.core import locks
 from crm_analytics.core.database import end_with_client
 
 Report = Callable[[str], None]
+#: Seconds to wait for another load of the same source, which may be reading years of files.
+LOAD_PATIENCE = 3600
 
 
 def load_source(
@@ -175,17 +177,23 @@ def open_session(connection_or_url: Connection | str) -> Iterator[Connection]:
 
 @contextmanager
 def only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
-    """Holds the source's advisory lock in the session, across the files' transactions."""
-    lock = [locks.load(source)]
-    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", lock).fetchone()
-    if not (row and row[0]):
-        report(f"{source}: waiting for another load of this source to end")
-        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", lock)
+    """Holds the source's advisory lock in the session, across the files' transactions.
+
+    Raises:
+        LockHeld: another load kept it for `LOAD_PATIENCE` seconds; the message names its process.
+    """
+    lock = locks.load(source)
+    locks.take(
+        connection,
+        lock,
+        LOAD_PATIENCE,
+        lambda who: report(f"{source}: waiting for another load of this source: {who}"),
+    )
     try:
         yield
     finally:
         if takes_statements(connection):
-            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [lock])
 
 
 def refuse_other_timezone(connection: Connection, timezone: ZoneInfo) -> None:
