@@ -30,6 +30,8 @@ _EXAMPLES: dict[str, Any] = {
     "p_payment_id": "00000000-0000-4000-8000-00000000000e",
     "p_task_id": "00000000-0000-4000-8000-00000000000f",
     "p_crm_user_id": "00000000-0000-4000-8000-000000000010",
+    "p_merged_into": "00000000-0000-4000-8000-000000000011",
+    "p_reason": "the same person",
     "p_source": "site",
     "p_full_name": "Ada Example",
     "p_name": "Ada Example",
@@ -56,6 +58,7 @@ _EXAMPLES: dict[str, Any] = {
 _EXAMPLES_OF: dict[str, dict[str, Any]] = {
     "record_generic_payment_safe": {"p_role": "client_payment"},
     "create_user_safe": {"p_role": "manager"},
+    "set_user_role_safe": {"p_role": "manager"},
     "advance_lead_status_safe": {"p_new_status": "in_progress"},
     "advance_order_status_safe": {"p_new_status": "in_delivery"},
     "update_payment_status_safe": {"p_new_status": "completed"},
@@ -64,7 +67,7 @@ _EXAMPLES_OF: dict[str, dict[str, Any]] = {
 #: Optional arguments that an example shows nevertheless.
 _WORTH_SHOWING = {
     "p_external_reference", "p_notes", "p_tracking_number", "p_provider", "p_status", "p_completed", "p_user_id",
-    "p_phone", "p_order_id", "p_items", "p_total_amount", "p_currency", "p_country", "p_commission_eur",
+    "p_phone", "p_order_id", "p_name", "p_items", "p_total_amount", "p_currency", "p_country", "p_commission_eur",
 }  # fmt: skip
 
 #: Required arguments that may be NULL: the customer comes from the lead, and only providers give references.

@@ -252,6 +252,17 @@ class CrmClient(RpcCaller):
         """Changes a customer's name, contacts and addresses."""
         return self._call("update_customer_safe", locals())
 
+    def merge_customers_safe(
+        self,
+        *,
+        customer_id: UUID,
+        merged_into: UUID,
+        user_id: UUID | None,
+        reason: str,
+    ) -> CrmResult:
+        """Merges a customer into another one who is the same person."""
+        return self._call("merge_customers_safe", locals())
+
     def create_user_safe(
         self,
         *,
@@ -263,6 +274,17 @@ class CrmClient(RpcCaller):
         """Creates an active CRM user."""
         return self._call("create_user_safe", locals())
 
+    def update_user_safe(
+        self,
+        *,
+        crm_user_id: UUID,
+        user_id: UUID | None,
+        name: str | None = None,
+        email: str | None = None,
+    ) -> CrmResult:
+        """Changes a CRM user's name or e-mail address."""
+        return self._call("update_user_safe", locals())
+
     def set_user_active_safe(
         self,
         *,
@@ -272,6 +294,16 @@ class CrmClient(RpcCaller):
     ) -> CrmResult:
         """Activates or deactivates a CRM user."""
         return self._call("set_user_active_safe", locals())
+
+    def set_user_role_safe(
+        self,
+        *,
+        crm_user_id: UUID,
+        role: str,
+        user_id: UUID | None,
+    ) -> CrmResult:
+        """Makes a CRM user a manager or an admin."""
+        return self._call("set_user_role_safe", locals())
 
     def map_identity_safe(
         self,
@@ -283,3 +315,13 @@ class CrmClient(RpcCaller):
     ) -> CrmResult:
         """Maps an identity provider's account to a CRM user."""
         return self._call("map_identity_safe", locals())
+
+    def unmap_identity_safe(
+        self,
+        *,
+        provider: str,
+        external_id: str,
+        user_id: UUID | None,
+    ) -> CrmResult:
+        """Takes an identity provider's account from its CRM user."""
+        return self._call("unmap_identity_safe", locals())

@@ -162,3 +162,31 @@ def test_the_price_nan_gives_no_total(adopt: Adopt, column: str) -> None:
         user_id=manager,
     )  # fmt: skip
     assert (paid.data["order_status"], paid.data["overpaid"]) == ("paid", Decimal(0))
+
+
+def test_adopted_customers_who_share_a_contact(adopt: Adopt) -> None:
+    """Of old customers with one phone the oldest has it, the others are reported, stay editable, and can be merged."""
+    lines: list[str] = []
+    connection = adopt(
+        """
+        INSERT INTO public.customers (id, full_name, phone, email, created_at) VALUES
+            (md5('new')::uuid, 'New', '8 (916) 555-01-23', 'new@example.com', '2021-01-01'),
+            (md5('old')::uuid, 'Old', '+7 916 555 01 23', ' Old@example.com', '2020-01-01'),
+            (md5('odd')::uuid, 'Odd', '-', 'no address', '2019-01-01')
+        """,
+        lines.append,
+    )
+    new, old = (value(connection, "SELECT md5(%s)::uuid", name) for name in ("new", "old"))
+    assert rows(connection, "SELECT kind, key, customer_id FROM public.customer_contacts ORDER BY 1, 2") == [
+        ("email", "new@example.com", new), ("email", "old@example.com", old), ("phone", "79165550123", old),
+    ]  # fmt: skip
+    assert [line for line in lines if line.startswith("1 customer with a phone") and str(new) in line]
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    admin = add_user(connection, "Ada", "admin")
+    client.update_customer_safe(customer_id=new, user_id=manager, phone="8 (916) 555-01-23", country="RU")
+    found = client.create_lead_safe(source="site", full_name="New", phone="8 916 5550123")
+    assert found.data["customer_id"] == str(old)
+    broken = {name: r.examples for name, r in invariants.check(connection).items() if not r.holds}
+    assert broken == {}
+    client.merge_customers_safe(customer_id=new, merged_into=old, user_id=admin, reason="one person")
+    assert invariants.check(connection)["contacts_agree_with_customers"].holds

@@ -26,15 +26,17 @@ WRITERS_CHECK = "check only_crm_rpc_can_write"
 #: when the trigger is created. Revoking it weakens nothing.
 UNUSED_GRANTS = (
     "revoke_others", "close_functions", "tables", "owner", "guard_rows", "guard_truncate", "require_actor",
-    "payments_ledger", "audit_owner_write", "broken_seals", "seal_audit_safe",
+    "payments_ledger", "audit_owner_write", "broken_seals", "seal_audit_safe", "wait_for_calls", "claim_written_contacts",
 )  # fmt: skip
 #: Functions that are as safe without their search_path: the first is one qualified LOCK TABLE, and the other two run
 #: only behind guard_rows, that is from an RPC, whose search_path is pinned.
 NOTHING_TO_LOOK_UP = ("lock_audit_log", "payments_ledger", "require_actor")
 
-#: Functions that are not emptied: two are for migrations only, and the last has a test of its own at the end, because
-#: one transaction cannot wait for itself.
-NOT_EMPTIED = ("close_functions", "revoke_others", "lock_audit_log")
+#: Functions and a trigger that only make others wait. Their tests are at the end, because one transaction cannot wait
+#: for itself.
+WAITS = ("lock_audit_log", "lock_user", "wait_for_calls")
+#: Functions that are not emptied: the first two are for migrations only.
+NOT_EMPTIED = ("close_functions", "revoke_others", *WAITS)
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ def _is_crm(key: str) -> bool:
 def trigger_mutations() -> Iterator[Mutation]:
     want = manifest.expected()
     for key in want.objects:
-        if not key.startswith("trigger "):
-            continue
         table, trigger = _table_and(key)
+        if not key.startswith("trigger ") or trigger in WAITS:
+            continue
         definition = want.definitions[key]
         for what, statement in (
             ("dropped", f"DROP TRIGGER {trigger} ON {table}"),
@@ -384,7 +386,10 @@ def _likeliest_first(mutation: Mutation) -> list[attacks.Attack]:
 
 @dataclass(frozen=True)
 class Lock:
-    """A named lock: the function and the text that take it, and two calls that must not overlap."""
+    """A named lock: the function and the text that take it, and two calls that must not overlap.
+
+    Without a text, `without` is the statement that takes the lock away.
+    """
 
     name: str
     function: str
@@ -398,13 +403,32 @@ _PAYOUT = (
     "SELECT public.record_generic_payment_safe(%(paid)s, 'outgoing', 'supplier_payment', 'cash', 1, 'EUR',"
     " p_status => 'planned', p_user_id => %(manager)s)"
 )
+#: Calls that insert nothing: a foreign key's check would lock the user as well.
+_REPEAT = (
+    "SELECT public.record_generic_payment_safe(%(paid)s, 'incoming', 'client_payment', 'card', 1000, 'EUR', 'completed',"
+    " 'attack-1', p_user_id => %(manager)s)"
+)
+_ASSIGN = "SELECT public.update_task_safe(%(task)s, %(admin)s, p_assignee_id => %(manager)s)"
+_RENAME = "SELECT public.update_user_safe(%(manager)s, %(admin)s, 'x')"
+_DEACTIVATE = "SELECT public.set_user_active_safe(%(manager)s, false, %(admin)s)"
+_BY_HAND = "UPDATE public.users SET active = false WHERE name = 'manager'"
 _LEAD = "SELECT public.create_lead_safe('site', 'Twice', p_phone => '+1 202 555 0142')"
 LOCKS = (
     Lock("order row", "locked_order", "FOR NO KEY UPDATE", "", _PAYOUT, _PAYOUT),
-    Lock(
-        "customer's phone", "create_lead_safe", "PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:phone:' || v_digits, 0));",
-        "NULL;", _LEAD, _LEAD,
+    Lock("customer's phone", "create_lead_safe", "crm_private.claim_contact(v_kind, v_key, v_new_id)", "v_new_id", _LEAD, _LEAD),
+    Lock("actor", "actor", "FOR KEY SHARE", "", _REPEAT, _DEACTIVATE),
+    Lock("assignee", "assignee_exists", "FOR KEY SHARE", "", _ASSIGN, _DEACTIVATE),
+    Lock("user whom an admin changes", "lock_user", "FOR UPDATE", "", _RENAME, _REPEAT),
+    Lock("user whom the owner changes", "wait_for_calls", "FOR UPDATE", "", _REPEAT, _BY_HAND),
+    *(
+        Lock(f"trigger wait_for_calls {what}", "wait_for_calls", "", statement, _REPEAT, _BY_HAND)
+        for what, statement in (
+            ("dropped", "DROP TRIGGER wait_for_calls ON public.users"),
+            ("disabled", "ALTER TABLE public.users DISABLE TRIGGER wait_for_calls"),
+            ("only on replicas", "ALTER TABLE public.users ENABLE REPLICA TRIGGER wait_for_calls"),
+        )
     ),
+    Lock("trigger wait_for_calls not ALWAYS", "wait_for_calls", "", "ALTER TABLE public.users ENABLE TRIGGER wait_for_calls", _REPEAT, f"DO $$ BEGIN SET LOCAL session_replication_role = replica; {_BY_HAND}; END $$"),
     Lock(
         "audit log while sealing", "lock_audit_log", "LOCK TABLE public.audit_log IN SHARE ROW EXCLUSIVE MODE", "SELECT NULL::void", _LEAD,
         "SELECT crm_private.seal_audit_safe()",
@@ -419,16 +443,21 @@ def test_removing_a_lock_is_noticed(new_database: Callable[..., str]) -> None:
         url = new_database("crm")
         with psycopg.connect(url, autocommit=True) as connection:
             sample = attacks.prepare(connection).sample
+            connection.execute(_ASSIGN, sample)
             assert _waits(url, lock, sample), f"{lock.name}: the second call did not wait for the first"
-            definition = connection.execute(
-                "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s", [lock.function]
-            ).fetchone()
-            assert definition and lock.text in definition[0], f"{lock.function} has no {lock.text!r}"
-            connection.execute(definition[0].replace(lock.text, lock.without).encode())
+            statement = lock.without
+            if lock.text:
+                definition = connection.execute(
+                    "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s", [lock.function]
+                ).fetchone()
+                assert definition and lock.text in definition[0], f"{lock.function} has no {lock.text!r}"
+                statement = definition[0].replace(lock.text, lock.without)
+            connection.execute(statement.encode())
             assert not _waits(url, lock, sample), f"{lock.name} survived"
             keys = [d.object for d in manifest.compare(connection).differences]
-            assert [key for key in keys if f".{lock.function}(" in key]
-        rows.append(f"| {lock.name} ({lock.function}) | test_removing_a_lock_is_noticed | guard_functions |")
+            assert [key for key in keys if f".{lock.function}" in key]
+        guard = "guard_functions" if lock.text else "guard_triggers_users"
+        rows.append(f"| {lock.name} ({lock.function}) | test_removing_a_lock_is_noticed | {guard} |")
     print("\n".join(rows))
     _expect_section("locks", rows)
 

@@ -90,10 +90,15 @@ DAMAGE = {
     "rows_equal_their_newest_audit_image": "UPDATE public.customers SET country = 'XX'",
     "events_equal_their_audit_rows": f"UPDATE public.order_status_events SET reason = 'because' WHERE order_id = {_PAID} AND seq = 2",
     "identities_equal_their_audit_rows": "DELETE FROM public.user_identity_map",
+    "contacts_agree_with_customers": "DELETE FROM public.customer_contacts WHERE kind = 'phone'",
+    "merged_customers_hold_nothing": "UPDATE public.customers SET merged_into = (SELECT id FROM public.customers ORDER BY id LIMIT 1) WHERE id = (SELECT id FROM public.customers ORDER BY id DESC LIMIT 1)",
     "seals_are_intact": "UPDATE public.audit_log SET actor_id = NULL WHERE id = 1",
 }
 #: More damage that an invariant must find.
 MORE_DAMAGE = (
+    ("contacts_agree_with_customers", "UPDATE public.customers SET phone = '8 (495) 555-01-99' WHERE id = (SELECT id FROM public.customers WHERE phone IS NOT NULL LIMIT 1)"),
+    ("contacts_agree_with_customers", "UPDATE public.customers SET email = 'Other@example.com' WHERE id = (SELECT id FROM public.customers LIMIT 1)"),
+    ("contacts_agree_with_customers", "UPDATE public.customer_contacts SET customer_id = (SELECT id FROM public.customers ORDER BY id LIMIT 1)"),
     ("identities_equal_their_audit_rows", "UPDATE public.user_identity_map SET crm_user_id = (SELECT id FROM public.users WHERE role = 'admin' LIMIT 1)"),
     ("identities_equal_their_audit_rows", "INSERT INTO public.user_identity_map SELECT 'planted', 'x', id FROM public.users LIMIT 1"),
     ("events_equal_their_audit_rows", f"UPDATE public.order_status_events SET changed_by = (SELECT id FROM public.users WHERE name = 'system') WHERE order_id = {_PAID} AND seq = 2"),
@@ -151,6 +156,7 @@ def test_each_invariant_finds_its_damage(played: Connection, name: str, damage: 
             "leads",
             "tasks",
             "customers",
+            "customer_contacts",
             "audit_log",
             "user_identity_map",
         ):

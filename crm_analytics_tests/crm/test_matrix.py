@@ -23,7 +23,8 @@ CLASSES: dict[str, dict[str, str]] = {
     "tasks": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "shipments": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "documents": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
-    "user_identity_map": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
+    "user_identity_map": {"owner": "S", "crm_rpc": "SID", "crm_app": "S"},
+    "customer_contacts": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "order_status_transitions": {"owner": "S", "crm_rpc": "S", "crm_app": "S"},
     "order_status_events": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_log": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
@@ -68,7 +69,9 @@ def test_who_may_do_what(lab: attacks.Lab, table: str) -> None:
 
 def _can(lab: attacks.Lab, table: str, role: str, action: str) -> bool:
     """Tells whether the action passes privileges, row security and triggers (a constraint may still object)."""
-    column = {"users": "active", "payments": "updated_at"}.get(table) or lab.columns(table)[-1]
+    column = {"users": "active", "payments": "updated_at", "customer_contacts": "customer_id"}.get(
+        table
+    ) or lab.columns(table)[-1]
     statement = {
         "SELECT": f"SELECT 1 FROM public.{table} LIMIT 1",
         "INSERT": f"INSERT INTO public.{table} DEFAULT VALUES",

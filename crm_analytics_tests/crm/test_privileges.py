@@ -22,7 +22,7 @@ from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, va
 from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
 
 WEB_ROLES = ("anon", "authenticated", "service_role")
-RPC_COUNT = 19
+RPC_COUNT = len(manifest.RPC_NAMES)
 
 #: What Supabase grants to its web roles, and some more.
 BROAD_GRANTS = """

@@ -14,6 +14,7 @@ import pytest
 from psycopg import errors
 
 from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden
+from crm_analytics.crm.proof import invariants
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
@@ -201,13 +202,19 @@ def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResul
     assert value(crm, "SELECT status::text FROM public.orders") == "awaiting_payment"
 
 
-@pytest.mark.parametrize("contact", [{"phone": "8 916 555 01 00"}, {"email": "New@example.com"}])
-def test_double_customer(crm: Connection, pair: Pair, contact: dict[str, str]) -> None:
-    """A form sent twice at once makes one customer; an advisory lock on the contact does it."""
-    again = {"phone": "+7 (916) 555-0100"} if "phone" in contact else {"email": "new@example.com "}
+@pytest.mark.parametrize(
+    ("contact", "again"),
+    [
+        ({"phone": "8 916 555 01 00"}, {"phone": "+7 (916) 555-0100"}),
+        ({"email": "New@example.com"}, {"email": "new@example.com "}),
+        ({"contact": "@Olga"}, {"contact": "https://t.me/olga"}),
+    ],
+)
+def test_double_customer(crm: Connection, pair: Pair, contact: dict[str, Any], again: dict[str, Any]) -> None:
+    """A form sent twice at once makes one customer; the unique key of customer_contacts does it."""
     first, end = pair.waits(
-        lambda c: c.create_lead_safe(source="site", full_name="Olga", **contact),  # type: ignore[arg-type]
-        lambda c: c.create_lead_safe(source="site", full_name="Olga", **again),  # type: ignore[arg-type]
+        lambda c: c.create_lead_safe(source="site", full_name="Olga", **contact),
+        lambda c: c.create_lead_safe(source="site", full_name="Olga", **again),
     )
     assert end("COMMIT").data["customer_id"] == first.data["customer_id"]
     assert value(crm, "SELECT count(*) FROM public.customers") == 1
@@ -274,15 +281,98 @@ def test_identity_mapped_twice(crm: Connection, pair: Pair, manager: UUID) -> No
     assert value(crm, "SELECT count(*) FROM public.audit_log WHERE action = 'map_identity'") == 1
 
 
-def test_admins_who_deactivate_each_other(crm: Connection, pair: Pair, admin: UUID, manager: UUID) -> None:
-    """Two admins cannot deactivate each other at once; no one could create users any more."""
-    crm.execute("UPDATE public.users SET role = 'admin' WHERE id = %s", [manager])
-    results = pair.at_once(
+@pytest.mark.parametrize("how", ["deactivate", "demote", "one of each"])
+def test_admins_who_take_each_others_rights(
+    crm: Connection, pair: Pair, admin: UUID, manager: UUID, how: str
+) -> None:
+    """Two admins cannot take each other's rights at once, and don't deadlock; no one could create users any more."""
+
+    def take(user: UUID, by: UUID, demote: bool) -> Call:
+        if demote:
+            return lambda c: c.set_user_role_safe(crm_user_id=user, role="manager", user_id=by)
+        return lambda c: c.set_user_active_safe(crm_user_id=user, active=False, user_id=by)
+
+    for _ in range(10):
+        crm.execute("UPDATE public.users SET role = 'admin', active = true WHERE name <> 'system'")
+        results = pair.at_once(
+            take(manager, admin, how == "demote"), take(admin, manager, how != "deactivate")
+        )
+        assert sorted(type(r).__name__ for r in results) == ["CrmResult", "Forbidden"]
+        assert value(crm, "SELECT count(*) FROM public.users WHERE active AND role = 'admin'") == 1
+
+
+def test_work_for_a_user_who_is_being_deactivated(
+    crm: Connection, pair: Pair, admin: UUID, manager: UUID
+) -> None:
+    """Nobody gets work while being deactivated; the assignee's lock does it."""
+    _, end = pair.waits(
         lambda c: c.set_user_active_safe(crm_user_id=manager, active=False, user_id=admin),
-        lambda c: c.set_user_active_safe(crm_user_id=admin, active=False, user_id=manager),
+        lambda c: c.create_task_safe(title="t", created_by=admin, assignee_id=manager),
     )
-    assert sorted(type(r).__name__ for r in results) == ["CrmResult", "Forbidden"]
-    assert value(crm, "SELECT count(*) FROM public.users WHERE active AND role = 'admin'") == 1
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert refused.value.detail["rule"] == "assignee"
+
+
+def test_an_admins_own_calls_do_not_deadlock(crm: Connection, pair: Pair, admin: UUID, manager: UUID) -> None:
+    """An admin who gives work to a user and deactivates that user at once waits for nobody but the user."""
+    pair.first.execute("BEGIN")
+    CrmClient(pair.first).create_task_safe(title="t", created_by=admin)
+    deactivated = pair.pool.submit(
+        lambda: CrmClient(pair.second).set_user_active_safe(crm_user_id=manager, active=False, user_id=admin)
+    )
+    assert deactivated.result(timeout=PATIENCE).data["active"] is False
+    pair.first.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("end_of_merge", ["COMMIT", "ROLLBACK"])
+def test_calls_for_a_customer_who_is_being_merged(
+    crm: Connection, pair: Pair, client: CrmClient, admin: UUID, manager: UUID, end_of_merge: str
+) -> None:
+    """Orders, leads and edits that name a customer who is being merged wait, and reach the one who remains."""
+
+    def known(phone: str) -> UUID:
+        return UUID(client.create_lead_safe(source="s", full_name="n", phone=phone).data["customer_id"])
+
+    into = known("+1 202 555 0199")
+    calls: list[tuple[Callable[[UUID], Call], str]] = [
+        (lambda who: lambda c: c.create_order_safe(customer_id=who, total_amount=1, currency="EUR", user_id=manager), "customer_id"),
+        (lambda who: lambda c: c.create_lead_safe(source="s", full_name="n", phone=phones[who], email="new@example.com"), "customer_id"),
+        (lambda who: lambda c: c.update_customer_safe(customer_id=who, user_id=manager, email="edit@example.com"), "id"),
+    ]  # fmt: skip
+    phones = {known(f"+1 202 555 010{n}"): f"+1 202 555 010{n}" for n in range(len(calls))}
+    for who, (call, field) in zip(phones, calls, strict=True):
+        _, end = pair.waits(
+            lambda c, who=who: c.merge_customers_safe(  # type: ignore[misc]
+                customer_id=who, merged_into=into, user_id=admin, reason="r"
+            ),
+            call(who),
+        )
+        assert end(end_of_merge).data[field] == str(into if end_of_merge == "COMMIT" else who)
+    broken = {name: r.examples for name, r in invariants.check(crm).items() if not r.holds}
+    assert broken == {}
+
+
+def test_merges_that_cross(crm: Connection, pair: Pair, client: CrmClient, admin: UUID) -> None:
+    """Two merges the other way round at once make one customer; both rows are locked in the order of their ids."""
+    for n in range(10):
+        a, b = (
+            UUID(
+                client.create_lead_safe(source="s", full_name="n", contact=f"@{name}_{n}").data["customer_id"]
+            )
+            for name in "ab"
+        )
+        results = pair.at_once(
+            lambda c, a=a, b=b: c.merge_customers_safe(
+                customer_id=a, merged_into=b, user_id=admin, reason="r"
+            ),  # type: ignore[misc]
+            lambda c, a=a, b=b: c.merge_customers_safe(
+                customer_id=b, merged_into=a, user_id=admin, reason="r"
+            ),  # type: ignore[misc]
+        )
+        assert sorted(isinstance(r, CrmResult) and r.duplicate for r in results) == [False, True]
+        assert len({r.id for r in results if isinstance(r, CrmResult)}) == 1
+    assert invariants.check(crm)["merged_customers_hold_nothing"].holds
 
 
 def test_children_while_the_order_moves(

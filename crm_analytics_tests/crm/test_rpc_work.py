@@ -12,6 +12,8 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
+from crm_analytics.crm.proof import invariants
+from crm_analytics.crm.schema.catalog import RPC_NAMES
 from crm_analytics_tests.crm.conftest import Connection, rows, value
 
 SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
@@ -34,6 +36,8 @@ def test_admin_rpcs_are_for_admins(client: CrmClient, manager: UUID, admin: UUID
             lambda who: client.map_identity_safe(
                 provider="auth", external_id="1", crm_user_id=admin, user_id=who
             ),
+            lambda who: client.set_user_role_safe(crm_user_id=admin, role="manager", user_id=who),
+            lambda who: client.update_user_safe(crm_user_id=admin, user_id=who, email="eve@example.com"),
         ):
             with pytest.raises(Forbidden):
                 call(actor)
@@ -86,6 +90,77 @@ def test_deactivated_user_can_no_longer_act(
         client.set_user_active_safe(crm_user_id=uuid4(), active=False, user_id=admin)
     with pytest.raises(Invalid):
         client.set_user_active_safe(crm_user_id=manager, active=None, user_id=admin)  # type: ignore[arg-type]
+
+
+def test_user_is_edited(crm: Connection, client: CrmClient, admin: UUID, manager: UUID) -> None:
+    """Admins change a user's name and address; the trail has both, and an address has one user."""
+    client.update_user_safe(crm_user_id=manager, user_id=admin, name=" Maxim ", email="Maxim@Example.com ")
+    assert rows(crm, "SELECT name, email FROM public.users WHERE id = %s", manager) == [
+        ("Maxim", "maxim@example.com")
+    ]
+    assert rows(
+        crm, "SELECT actor_id, payload -> 'changes' FROM public.audit_log ORDER BY id DESC LIMIT 1"
+    ) == [
+        (admin, {"name": {"old": "Max", "new": "Maxim"}, "email": {"old": "max@example.com", "new": "maxim@example.com"}})
+    ]  # fmt: skip
+    assert client.update_user_safe(crm_user_id=manager, user_id=admin, name=" ").data["name"] == "Maxim"
+    with pytest.raises(Conflict) as refused:
+        client.update_user_safe(crm_user_id=manager, user_id=admin, email="ADA@example.com")
+    assert (refused.value.detail["rule"], refused.value.detail["id"]) == ("unique_email", str(admin))
+    with pytest.raises(Invalid):
+        client.update_user_safe(crm_user_id=manager, user_id=admin, email="x")
+    with pytest.raises(Forbidden):
+        client.update_user_safe(crm_user_id=manager, user_id=manager, name="Boss")
+    with pytest.raises(NotFound):
+        client.update_user_safe(crm_user_id=uuid4(), user_id=admin)
+    with pytest.raises(Conflict):
+        client.update_user_safe(crm_user_id=SYSTEM, user_id=admin, name="x")
+
+
+def test_role_is_changed(crm: Connection, client: CrmClient, admin: UUID, manager: UUID) -> None:
+    """Admins make admins and managers of others, never of themselves or of the system user."""
+    assert client.set_user_role_safe(crm_user_id=manager, role="admin", user_id=admin).data["role"] == "admin"
+    client.set_user_role_safe(crm_user_id=admin, role="manager", user_id=manager)
+    audit = value(crm, "SELECT max(id) FROM public.audit_log")
+    client.set_user_role_safe(crm_user_id=admin, role="manager", user_id=manager)
+    assert value(crm, "SELECT max(id) FROM public.audit_log") == audit
+    with pytest.raises(Forbidden):
+        client.set_user_role_safe(crm_user_id=admin, role="admin", user_id=admin)
+    for who in (manager, SYSTEM):
+        with pytest.raises(Conflict):
+            client.set_user_role_safe(crm_user_id=who, role="manager", user_id=manager)
+    with pytest.raises(Invalid):
+        client.set_user_role_safe(crm_user_id=admin, role="boss", user_id=manager)
+    with pytest.raises(NotFound):
+        client.set_user_role_safe(crm_user_id=uuid4(), role="admin", user_id=manager)
+
+
+def test_identity_is_unmapped(crm: Connection, client: CrmClient, admin: UUID, manager: UUID) -> None:
+    """An unmapped identity is nobody's until it is mapped again, to anyone; an admin keeps an own one."""
+    wanted: dict[str, Any] = {"provider": "auth", "external_id": "1", "user_id": admin}
+    client.map_identity_safe(crm_user_id=manager, **wanted)
+    with pytest.raises(Forbidden):
+        client.unmap_identity_safe(provider="auth", external_id="1", user_id=manager)
+    assert client.unmap_identity_safe(**{**wanted, "provider": " auth "}).id == manager
+    with pytest.raises(Forbidden):
+        client.resolve_crm_user(provider="auth", external_id="1")
+    with pytest.raises(NotFound):
+        client.unmap_identity_safe(**wanted)
+    with pytest.raises(Invalid):
+        client.unmap_identity_safe(**{**wanted, "external_id": " "})
+    client.map_identity_safe(crm_user_id=admin, **wanted)
+    with pytest.raises(Conflict):
+        client.unmap_identity_safe(**wanted)
+    client.map_identity_safe(crm_user_id=admin, **{**wanted, "external_id": "2"})
+    client.unmap_identity_safe(**wanted)
+    assert rows(
+        crm, "SELECT action, entity_id = %s FROM public.audit_log WHERE entity = 'user_identity_map' ORDER BY id", admin
+    ) == [
+        ("map_identity", False), ("unmap_identity", False), ("map_identity", True), ("map_identity", True),
+        ("unmap_identity", True),
+    ]  # fmt: skip
+    found = invariants.evaluate(crm, frozenset({"identities_equal_their_audit_rows"}))
+    assert all(result.holds for result in found.values())
 
 
 def test_address_with_blanks_is_the_same_address(crm: Connection, client: CrmClient, admin: UUID) -> None:
@@ -297,4 +372,4 @@ def test_client_has_every_rpc(crm: Connection) -> None:
         name: {f"p_{argument}" for argument in method.__annotations__ if argument != "return"}
         for name, method in methods.items()
     } == found
-    assert len(found) == 19
+    assert set(found) == set(RPC_NAMES)

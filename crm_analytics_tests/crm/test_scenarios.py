@@ -65,9 +65,16 @@ def test_1_lead_arrives(crm: Connection, client: CrmClient) -> None:
     assert rows(crm, "SELECT id, full_name, phone, email, preferred_channel::text FROM public.customers") == [
         (customer, "Olga Example", "+1 (555) 010-0100", "olga@example.com", "telegram")
     ]
+    contacts = dict(rows(crm, "SELECT kind, id FROM public.customer_contacts"))
     assert audit(crm, before) == [
         (SYSTEM, "create", "customers", customer),
+        (SYSTEM, "create", "customer_contacts", contacts["email"]),
+        (SYSTEM, "create", "customer_contacts", contacts["phone"]),
         (SYSTEM, "create", "leads", lead.id),
+    ]
+    assert rows(crm, "SELECT kind, key, customer_id FROM public.customer_contacts ORDER BY kind") == [
+        ("email", "olga@example.com", customer),
+        ("phone", "15550100100", customer),
     ]
 
 
@@ -313,6 +320,7 @@ def test_sequence_quick_order_of_a_guest(crm: Connection, client: CrmClient, man
     assert events(crm, order) == [(1, None, "created", SYSTEM), (2, "created", "paid", manager)]
     assert [(action, entity) for _, action, entity, _ in audit(crm) if entity != "users"] == [
         ("create", "customers"),
+        ("create", "customer_contacts"),
         ("create", "leads"),
         ("create", "orders"),
         ("status_change", "leads"),

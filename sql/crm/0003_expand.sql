@@ -24,12 +24,22 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT nullif(
-        regexp_replace(regexp_replace(regexp_replace(p_phone, '[^0-9]', '', 'g'), '^00', ''), '^8(?=[0-9]{10}$)', '7'),
+        CASE
+            WHEN n.number ~ '^([+]|00)' THEN regexp_replace(replace(n.number, '+', ''), '^00', '')
+            ELSE regexp_replace(replace(n.number, '+', ''), '^8(?=[0-9]{10}$)', '7')
+        END,
         ''
     )
+    FROM (
+        SELECT regexp_replace(
+            regexp_replace(p_phone, '([дД][оО][бБ]|[eE][xX][tT]).*', ''), '[^0-9+]', '', 'g'
+        ) AS number
+    ) n
 $$;
 COMMENT ON FUNCTION crm_private.phone_digits IS
-    'The digits by which phones are compared: a leading 00 is dropped, a Russian 8XXXXXXXXXX becomes 7XXXXXXXXXX.';
+    'The digits by which phones are compared. A number that starts with + or 00 is international, and the digits after '
+    'that count as they are; without them, 8 and ten digits is a Russian number: 7XXXXXXXXXX. An extension after доб. '
+    'or ext is left out.';
 
 CREATE FUNCTION crm_private.folded_email(p_email text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -50,7 +60,8 @@ CREATE SEQUENCE crm_private.order_code_seq;
 ALTER TABLE public.users ADD COLUMN IF NOT EXISTS email text;
 ALTER TABLE public.customers
     ADD COLUMN IF NOT EXISTS billing_address jsonb,
-    ADD COLUMN IF NOT EXISTS delivery_details jsonb;
+    ADD COLUMN IF NOT EXISTS delivery_details jsonb,
+    ADD COLUMN IF NOT EXISTS merged_into uuid;
 ALTER TABLE public.leads
     ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone,
     ADD COLUMN IF NOT EXISTS assigned_to uuid,
@@ -105,6 +116,8 @@ ALTER TABLE public.order_status_events ALTER COLUMN created_at SET DEFAULT clock
 
 COMMENT ON COLUMN public.orders.order_code IS 'Order number, as told to the client.';
 COMMENT ON COLUMN public.orders.created_by IS 'User who created the order; NULL only on adopted rows.';
+COMMENT ON COLUMN public.customers.merged_into IS
+    'The customer that this one turned out to be (merge_customers_safe), who is never merged itself; NULL otherwise.';
 COMMENT ON COLUMN public.payments.created_by IS 'User who booked the payment; NULL only on adopted rows.';
 COMMENT ON COLUMN public.payments.reference_key IS
     'external_reference without surrounding white space, unique forever; NULL on adopted duplicates of an older '
@@ -172,6 +185,28 @@ CREATE TABLE public.user_identity_map (
 );
 COMMENT ON TABLE public.user_identity_map IS 'Maps an identity provider''s accounts to CRM users.';
 
+CREATE TABLE public.customer_contacts (
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
+    kind text NOT NULL,
+    key text NOT NULL,
+    customer_id uuid NOT NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT customer_contacts_pkey PRIMARY KEY (id),
+    CONSTRAINT customer_contacts_kind_key_key UNIQUE (kind, key),
+    CONSTRAINT customer_contacts_kind_check CHECK (kind IN ('phone', 'email', 'telegram', 'whatsapp')),
+    CONSTRAINT customer_contacts_key_check CHECK (key <> ''),
+    -- deferred, because contacts are claimed before their customer is created
+    CONSTRAINT customer_contacts_customer_id_fkey FOREIGN KEY (customer_id) REFERENCES public.customers (id)
+        DEFERRABLE INITIALLY DEFERRED
+);
+CREATE INDEX idx_customer_contacts_customer ON public.customer_contacts USING btree (customer_id);
+COMMENT ON TABLE public.customer_contacts IS
+    'Which customer a phone number, e-mail address or messenger name belongs to: a customer who writes again is found '
+    'by it. Each belongs to one customer; calls that bring the same one wait for each other at its unique key.';
+COMMENT ON COLUMN public.customer_contacts.key IS
+    'The form in which contacts are compared: phone_digits, folded_email, or the messenger name in lower case without '
+    '@.';
+
 CREATE TABLE public.order_status_transitions (
     from_status public.order_status_enum NOT NULL,
     to_status public.order_status_enum NOT NULL,
@@ -201,6 +236,8 @@ ON CONFLICT (id) DO NOTHING;
 CREATE UNIQUE INDEX users_email_folded_key ON public.users USING btree (crm_private.folded_email(email));
 CREATE INDEX idx_customers_phone_digits ON public.customers USING btree (crm_private.phone_digits(phone));
 CREATE INDEX idx_customers_email ON public.customers USING btree (crm_private.folded_email(email));
+CREATE INDEX idx_customers_merged_into ON public.customers USING btree (merged_into);
+ALTER TABLE public.customers ADD CONSTRAINT customers_merged_into_check CHECK (merged_into <> id);
 CREATE INDEX idx_leads_customer ON public.leads USING btree (customer_id);
 CREATE INDEX idx_orders_customer ON public.orders USING btree (customer_id);
 CREATE INDEX idx_orders_lead ON public.orders USING btree (lead_id);
@@ -217,6 +254,7 @@ DECLARE
 BEGIN
     FOR v_key IN
         SELECT * FROM (VALUES
+            ('customers', 'merged_into', 'customers'),
             ('leads', 'customer_id', 'customers'),
             ('leads', 'assigned_to', 'users'),
             ('orders', 'assigned_manager', 'users'),

@@ -59,7 +59,8 @@ BEGIN
                 'quick_order_safe', 'checkout_order_safe', 'record_generic_payment_safe', 'update_payment_status_safe',
                 'advance_order_status_safe', 'attach_document_safe', 'create_task_safe', 'update_task_safe',
                 'upsert_shipment_safe', 'update_order_safe', 'update_lead_safe', 'update_customer_safe',
-                'create_user_safe', 'set_user_active_safe', 'map_identity_safe'
+                'merge_customers_safe', 'create_user_safe', 'update_user_safe', 'set_user_active_safe',
+                'set_user_role_safe', 'map_identity_safe', 'unmap_identity_safe'
             )
     LOOP
         EXECUTE format('DROP ROUTINE %s', v_function);
@@ -127,7 +128,7 @@ AS $$
     SELECT ('public.' || t)::regclass
     FROM unnest(ARRAY[
         'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments', 'order_status_events',
-        'audit_log', 'audit_seals', 'user_identity_map', 'order_status_transitions'
+        'audit_log', 'audit_seals', 'user_identity_map', 'order_status_transitions', 'customer_contacts'
     ]) t
 $$;
 COMMENT ON FUNCTION crm_private.tables IS 'The CRM tables, for privileges, policies and guards.';
@@ -138,13 +139,14 @@ GRANT USAGE ON SCHEMA public TO crm_rpc, crm_app;
 GRANT USAGE ON SCHEMA crm_private TO crm_rpc;
 GRANT USAGE ON SEQUENCE crm_private.order_code_seq TO crm_rpc;
 
--- What the RPCs need and nothing more: no DELETE, and no UPDATE of append-only tables.
+-- What the RPCs need and nothing more: no DELETE but that of identities, and no UPDATE of append-only tables.
 GRANT SELECT, INSERT, UPDATE
     ON public.customers, public.leads, public.orders, public.tasks, public.shipments TO crm_rpc;
-GRANT SELECT, INSERT, UPDATE (active) ON public.users TO crm_rpc;
+GRANT SELECT, INSERT, UPDATE (name, email, role, active) ON public.users TO crm_rpc;
+GRANT SELECT, INSERT, UPDATE (customer_id) ON public.customer_contacts TO crm_rpc;
+GRANT SELECT, INSERT, DELETE ON public.user_identity_map TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated_at) ON public.payments TO crm_rpc;
-GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals,
-    public.user_identity_map TO crm_rpc;
+GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions TO crm_rpc;
 -- crm_app may only read the tables: 0050 grants that together with the policies.
 

@@ -29,11 +29,12 @@ BEGIN
             'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
         );
     END IF;
-    IF p_user_id IS NULL AND p_or_system THEN
-        SELECT * INTO STRICT v_user FROM public.users u WHERE u.id = crm_private.system_user_id();
-        RETURN v_user;
-    END IF;
-    SELECT * INTO v_user FROM public.users u WHERE u.id = p_user_id AND u.active;
+    -- Locked until commit: whoever takes this user's rights away (crm_private.lock_user) waits for this call, whatever
+    -- it waits for itself. Without the lock a user deactivated in the meantime would still book.
+    SELECT * INTO v_user FROM public.users u
+    WHERE u.id = coalesce(p_user_id, CASE WHEN p_or_system THEN crm_private.system_user_id() END)
+        AND (u.active OR p_user_id IS NULL)
+    FOR KEY SHARE;
     IF NOT FOUND THEN
         PERFORM crm_private.refuse(
             '42501', 'the actor is not an active CRM user',
@@ -47,8 +48,25 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION crm_private.actor IS
-    'Returns the active user who acts; with p_or_system the system user if none is given. Errors: 42501; 25001 '
-    'above READ COMMITTED.';
+    'Returns the active user who acts; with p_or_system the system user if none is given. The row stays locked FOR '
+    'KEY SHARE, so that nobody loses rights in the middle of a call. Errors: 42501; 25001 above READ COMMITTED.';
+
+CREATE FUNCTION crm_private.lock_user(p_crm_user_id uuid, p_user_id uuid) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    -- In id order, so that two admins who change each other wait instead of deadlocking. The admin's own row gets the
+    -- lock of an actor: FOR UPDATE would also wait for the admin's other calls, which may be waiting for the user's
+    -- row.
+    IF p_user_id < p_crm_user_id THEN
+        PERFORM FROM public.users u WHERE u.id = p_user_id FOR KEY SHARE;
+    END IF;
+    PERFORM FROM public.users u WHERE u.id = p_crm_user_id FOR UPDATE;
+END
+$$;
+COMMENT ON FUNCTION crm_private.lock_user IS
+    'Locks a user whom an admin changes, and the admin. Called before crm_private.actor: it waits for every call that '
+    'the user has begun, and every later call waits for it.';
 
 CREATE FUNCTION crm_private.require_admin(p_actor public.users, p_what text) RETURNS void
 LANGUAGE plpgsql
@@ -177,6 +195,58 @@ $$;
 COMMENT ON FUNCTION crm_private.phone IS
     'Returns the trimmed phone number, NULL if none is given; PT422 if it has fewer than five digits.';
 
+CREATE FUNCTION crm_private.contact_kind(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN length(p_text) > 255 THEN NULL
+        WHEN p_text ~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN 'email'
+        WHEN length(crm_private.phone_digits(p_text)) >= 7 AND regexp_replace(
+            normalize(p_text, NFKC), '([дД][оО][бБ]|[eE][xX][tT])[. :]*[0-9]+$', ''
+        ) ~ '^[0-9 ()+./-]+$' THEN 'phone'
+    END
+$$;
+COMMENT ON FUNCTION crm_private.contact_kind IS
+    'Tells whether free text is an e-mail address or a phone number (at least seven digits, perhaps with an '
+    'extension).';
+
+CREATE FUNCTION crm_private.contacts(
+    p_phone text, p_email text, p_text text DEFAULT NULL, p_channel text DEFAULT NULL
+) RETURNS TABLE (kind text, key text)
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    -- ASCII only: other letters have other rules in other locales
+    v_text text := lower(p_text COLLATE "C");
+    v_in_link text := substring(
+        v_text FROM '^(?:https?://)?(?:www[.])?(?:t|telegram)[.]me/([a-z][a-z0-9_]*)/?(?:[?].*)?$'
+    );
+    v_channel text := CASE WHEN v_in_link IS NULL THEN coalesce(p_channel, 'telegram') ELSE 'telegram' END;
+BEGIN
+    RETURN QUERY
+    SELECT c.kind, c.key
+    FROM (
+        SELECT 'phone' AS kind, crm_private.phone_digits(p_phone) AS key
+        UNION SELECT 'email', p_email
+        UNION SELECT 'phone', crm_private.phone_digits(p_text) WHERE crm_private.contact_kind(p_text) = 'phone'
+        UNION SELECT 'email', crm_private.folded_email(p_text) WHERE crm_private.contact_kind(p_text) = 'email'
+        UNION SELECT v_channel, coalesce(v_in_link, substring(v_text FROM '^@([a-z0-9_.]+)$'))
+        WHERE v_channel IN ('telegram', 'whatsapp')
+    ) c
+    -- adopted customers have other texts in these columns, too
+    WHERE length(c.key) <= 255 AND CASE c.kind
+        WHEN 'phone' THEN length(c.key) >= 5
+        WHEN 'email' THEN c.key ~ '^[^@[:space:]]+@[^@[:space:]]+$'
+        ELSE true
+    END
+    ORDER BY c.kind COLLATE "C", c.key COLLATE "C";
+END
+$$;
+COMMENT ON FUNCTION crm_private.contacts IS
+    'Returns the contacts of which a form or an edit speaks, in the order in which they are claimed. In free text a '
+    'phone number, an e-mail address, @name (of the channel, telegram if none is given) and t.me/name are recognized; '
+    'other text is nobody''s contact.';
+
 CREATE FUNCTION crm_private.amount(p_field text, p_value numeric, p_or_zero boolean DEFAULT false) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE
 AS $$
@@ -270,16 +340,69 @@ $$;
 COMMENT ON FUNCTION crm_private.locked_lead IS
     'Returns the lead, locked until the transaction ends; PT404 if there is none.';
 
+CREATE FUNCTION crm_private.customer(p_field text, p_customer_id uuid) RETURNS public.customers
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_id uuid;
+    v_customer public.customers;
+BEGIN
+    -- first without a lock, so that no merged row is held while waiting for the one that it was merged into
+    SELECT coalesce(c.merged_into, c.id) INTO v_id FROM public.customers c WHERE c.id = p_customer_id;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_found('customers', p_field, p_customer_id);
+    END IF;
+    LOOP
+        SELECT * INTO STRICT v_customer FROM public.customers c WHERE c.id = v_id FOR KEY SHARE;
+        EXIT WHEN v_customer.merged_into IS NULL;
+        -- merged a moment ago
+        v_id := v_customer.merged_into;
+    END LOOP;
+    RETURN v_customer;
+END
+$$;
+COMMENT ON FUNCTION crm_private.customer IS
+    'Returns the customer, or the one that it was merged into, locked against merges until the transaction ends; PT404 '
+    'if there is none. Lock order: users, customer_contacts, customers, leads, orders.';
+
+CREATE FUNCTION crm_private.claim_contact(p_kind text, p_key text, p_customer_id uuid) RETURNS uuid
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_holder uuid;
+BEGIN
+    LOOP
+        INSERT INTO public.customer_contacts (kind, key, customer_id) VALUES (p_kind, p_key, p_customer_id)
+        ON CONFLICT (kind, key) DO NOTHING;
+        IF FOUND THEN
+            RETURN p_customer_id;
+        END IF;
+        SELECT c.customer_id INTO v_holder FROM public.customer_contacts c WHERE c.kind = p_kind AND c.key = p_key;
+        IF FOUND THEN
+            RETURN v_holder;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION crm_private.claim_contact IS
+    'Gives a contact to a customer, unless a customer has it already; returns the customer who has it. Waits for a '
+    'call that is claiming the same contact.';
+
 CREATE FUNCTION crm_private.assignee_exists(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
-        PERFORM crm_private.not_found('users', p_field, p_user_id);
+    IF p_user_id IS NOT NULL THEN
+        PERFORM FROM public.users u WHERE u.id = p_user_id FOR KEY SHARE;
+        IF NOT FOUND THEN
+            PERFORM crm_private.not_found('users', p_field, p_user_id);
+        END IF;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION crm_private.assignee_exists IS 'Refuses to assign work to a user who does not exist: PT404.';
+COMMENT ON FUNCTION crm_private.assignee_exists IS
+    'Refuses to assign work to a user who does not exist: PT404. The user''s row stays locked like an actor''s, so '
+    'that nobody who is being deactivated gets work.';
 
 CREATE FUNCTION crm_private.assignee_active(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql

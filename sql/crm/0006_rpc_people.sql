@@ -1,4 +1,79 @@
--- RPCs for people: identities, CRM users, customers.
+-- RPCs for CRM users and their identities. Whatever changes a user calls crm_private.lock_user before it reads its
+-- actor.
+
+CREATE FUNCTION crm_private.map_identity(
+    p_provider text, p_external_id text, p_crm_user_id uuid, p_actor uuid, p_by text
+) RETURNS uuid
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_identity public.user_identity_map;
+    v_mapped uuid;
+BEGIN
+    LOOP
+        INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
+        VALUES (p_provider, p_external_id, p_crm_user_id) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
+        IF FOUND THEN
+            PERFORM crm_private.audit(
+                p_actor, 'map_identity', 'user_identity_map', p_crm_user_id, to_jsonb(v_identity),
+                jsonb_build_object('by', p_by)
+            );
+            RETURN p_crm_user_id;
+        END IF;
+        SELECT m.crm_user_id INTO v_mapped FROM public.user_identity_map m
+        WHERE m.provider = p_provider AND m.external_id = p_external_id;
+        -- otherwise it was unmapped a moment ago
+        IF FOUND THEN
+            RETURN v_mapped;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION crm_private.map_identity IS
+    'Maps an identity, unless it is mapped already; returns the user that it is mapped to.';
+
+CREATE FUNCTION crm_private.changeable_user(p_actor public.users, p_crm_user_id uuid, p_what text) RETURNS public.users
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_user public.users;
+BEGIN
+    SELECT * INTO v_user FROM public.users u WHERE u.id = p_crm_user_id;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_found('users', 'p_crm_user_id', p_crm_user_id);
+    END IF;
+    PERFORM crm_private.require_admin(p_actor, p_what);
+    IF v_user.id = crm_private.system_user_id() THEN
+        PERFORM crm_private.conflict(
+            'system_user', 'the system user never changes',
+            jsonb_build_object('field', 'p_crm_user_id', 'found', p_crm_user_id, 'accepted', 'a person''s user'),
+            'Choose another user.'
+        );
+    END IF;
+    RETURN v_user;
+END
+$$;
+COMMENT ON FUNCTION crm_private.changeable_user IS
+    'Returns the user whom an admin is about to change. Errors: PT404 no such user; 42501 not an admin; PT409 the '
+    'system user.';
+
+CREATE FUNCTION crm_private.not_oneself(p_actor public.users, p_user public.users, p_what text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_user.id = p_actor.id THEN
+        PERFORM crm_private.conflict(
+            'oneself', 'admins cannot change their own ' || p_what,
+            jsonb_build_object('field', 'p_crm_user_id', 'found', p_user.id, 'accepted', 'another user'),
+            'Ask another admin to do it.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.not_oneself IS
+    'Refuses (PT409) that an admin takes rights from themselves: an admin must remain.';
+
+SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
 GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;  -- noqa: PRS
 GRANT CREATE ON SCHEMA public, crm_private TO crm_rpc;
@@ -16,27 +91,18 @@ DECLARE
     v_email text := crm_private.email('p_email', p_email);
     v_user public.users;
     v_mapped uuid;
-    v_identity public.user_identity_map;
 BEGIN
     SELECT m.crm_user_id INTO v_mapped FROM public.user_identity_map m
     WHERE m.provider = v_provider AND m.external_id = v_external_id;
     IF v_mapped IS NULL AND v_email IS NOT NULL THEN
-        SELECT u.id INTO v_mapped FROM public.users u WHERE crm_private.folded_email(u.email) = v_email AND u.active;
+        SELECT u.id INTO v_mapped FROM public.users u WHERE crm_private.folded_email(u.email) = v_email AND u.active
+        FOR KEY SHARE;
         IF FOUND THEN
-            INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
-            VALUES (v_provider, v_external_id, v_mapped) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
-            IF FOUND THEN
-                PERFORM crm_private.audit(
-                    v_mapped, 'map_identity', 'user_identity_map', v_mapped, to_jsonb(v_identity),
-                    jsonb_build_object('by', 'email')
-                );
-            END IF;
-            -- another request may have mapped it a moment ago: the map decides
-            SELECT m.crm_user_id INTO STRICT v_mapped FROM public.user_identity_map m
-            WHERE m.provider = v_provider AND m.external_id = v_external_id;
+            -- another request may map it at this moment: the map decides
+            v_mapped := crm_private.map_identity(v_provider, v_external_id, v_mapped, v_mapped, 'email');
         END IF;
     END IF;
-    SELECT * INTO v_user FROM public.users u WHERE u.id = v_mapped AND u.active;
+    SELECT * INTO v_user FROM public.users u WHERE u.id = v_mapped AND u.active FOR KEY SHARE;
     IF NOT FOUND THEN
         PERFORM crm_private.refuse(
             '42501', 'this identity belongs to no active CRM user',
@@ -92,6 +158,52 @@ COMMENT ON FUNCTION public.create_user_safe IS
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 name blank, address or role not accepted; PT409 '
     'address taken.';
 
+CREATE FUNCTION public.update_user_safe(
+    p_crm_user_id uuid, p_user_id uuid, p_name text DEFAULT NULL, p_email text DEFAULT NULL
+) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_actor public.users;
+    v_email text;
+    v_old public.users;
+    v_new public.users;
+    v_holder uuid;
+BEGIN
+    PERFORM crm_private.lock_user(p_crm_user_id, p_user_id);
+    v_actor := crm_private.actor(p_user_id);
+    PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
+    v_email := crm_private.email('p_email', p_email);
+    v_old := crm_private.changeable_user(v_actor, p_crm_user_id, 'changing a user');
+    BEGIN
+        UPDATE public.users u SET
+            name = coalesce(crm_private.trimmed(p_name), u.name),
+            email = coalesce(v_email, u.email)
+        WHERE u.id = v_old.id RETURNING * INTO STRICT v_new;
+    EXCEPTION WHEN unique_violation THEN
+        SELECT u.id INTO v_holder FROM public.users u WHERE crm_private.folded_email(u.email) = v_email;
+        PERFORM crm_private.conflict(
+            'unique_email', 'another user has this e-mail address',
+            jsonb_build_object(
+                'field', 'p_email', 'found', v_email, 'accepted', 'an address that no user has', 'id', v_holder
+            ),
+            'Use another address, or give that user another one first (update_user_safe).'
+        );
+    END;
+    PERFORM crm_private.audit_update(v_actor.id, 'users', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    RETURN jsonb_build_object(
+        'id', v_new.id, 'name', v_new.name, 'email', v_new.email, 'role', v_new.role, 'active', v_new.active
+    );
+END
+$$;
+COMMENT ON FUNCTION public.update_user_safe IS
+    E'Changes a CRM user''s name or e-mail address.\n'
+    'Rules: admins only; not the system user; NULL or blank arguments change nothing; the address is unique, '
+    'regardless of case and surrounding blanks; mapped identities stay mapped.\n'
+    'Errors: 42501 actor unknown, inactive or not an admin; PT422 p_crm_user_id missing, address not accepted; PT404 '
+    'no such user; PT409 address taken, the system user.';
+
 CREATE FUNCTION public.set_user_active_safe(p_crm_user_id uuid, p_active boolean, p_user_id uuid) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -101,25 +213,14 @@ DECLARE
     v_old public.users;
     v_new public.users;
 BEGIN
-    -- one at a time: two admins who deactivate each other would leave none
-    PERFORM pg_advisory_xact_lock(hashtextextended('crm:set_user_active', 0));
+    PERFORM crm_private.lock_user(p_crm_user_id, p_user_id);
     v_actor := crm_private.actor(p_user_id);
     PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
     IF p_active IS NULL THEN
         PERFORM crm_private.invalid('p_active', NULL, 'true or false');
     END IF;
-    SELECT * INTO v_old FROM public.users u WHERE u.id = p_crm_user_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        PERFORM crm_private.not_found('users', 'p_crm_user_id', p_crm_user_id);
-    END IF;
-    PERFORM crm_private.require_admin(v_actor, 'activating or deactivating a user');
-    IF v_old.id = v_actor.id OR v_old.id = crm_private.system_user_id() THEN
-        PERFORM crm_private.conflict(
-            'user_active', 'the acting admin and the system user cannot be activated or deactivated',
-            jsonb_build_object('field', 'p_crm_user_id', 'found', p_crm_user_id, 'accepted', 'another user'),
-            'Ask another admin to do it.'
-        );
-    END IF;
+    v_old := crm_private.changeable_user(v_actor, p_crm_user_id, 'activating or deactivating a user');
+    PERFORM crm_private.not_oneself(v_actor, v_old, 'activity');
     IF v_old.active <> p_active THEN
         UPDATE public.users u SET active = p_active WHERE u.id = v_old.id RETURNING * INTO v_new;
         PERFORM crm_private.audit_update(v_actor.id, 'users', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
@@ -129,9 +230,40 @@ END
 $$;
 COMMENT ON FUNCTION public.set_user_active_safe IS
     E'Activates or deactivates a CRM user.\n'
-    'Rules: admins only; not oneself (so that an admin remains) and not the system user.\n'
+    'Rules: admins only; not oneself (so that an admin remains) and not the system user; a deactivation waits for the '
+    'calls that the user has begun, and later ones are refused.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 an argument is missing; PT404 no such user; PT409 '
     'oneself or the system user.';
+
+CREATE FUNCTION public.set_user_role_safe(p_crm_user_id uuid, p_role text, p_user_id uuid) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_actor public.users;
+    v_role text;
+    v_old public.users;
+    v_new public.users;
+BEGIN
+    PERFORM crm_private.lock_user(p_crm_user_id, p_user_id);
+    v_actor := crm_private.actor(p_user_id);
+    PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
+    v_role := crm_private.label('p_role', p_role, 'public.user_role_enum', true);
+    v_old := crm_private.changeable_user(v_actor, p_crm_user_id, 'changing a role');
+    PERFORM crm_private.not_oneself(v_actor, v_old, 'role');
+    IF v_old.role::text <> v_role THEN
+        UPDATE public.users u SET role = v_role::public.user_role_enum WHERE u.id = v_old.id RETURNING * INTO v_new;
+        PERFORM crm_private.audit_update(v_actor.id, 'users', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    END IF;
+    RETURN jsonb_build_object('id', v_old.id, 'role', v_role);
+END
+$$;
+COMMENT ON FUNCTION public.set_user_role_safe IS
+    E'Makes a CRM user a manager or an admin.\n'
+    'Rules: admins only; not oneself (so that an admin remains) and not the system user; the change waits for the '
+    'calls that the user has begun, and later ones have the new role.\n'
+    'Errors: 42501 actor unknown, inactive or not an admin; PT422 p_crm_user_id missing, unknown role; PT404 no such '
+    'user; PT409 oneself or the system user.';
 
 CREATE FUNCTION public.map_identity_safe(
     p_provider text, p_external_id text, p_crm_user_id uuid, p_user_id uuid
@@ -146,85 +278,83 @@ DECLARE
         'p_external_id', crm_private.required_text('p_external_id', p_external_id)
     );
     v_mapped uuid;
-    v_identity public.user_identity_map;
 BEGIN
     PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
     PERFORM crm_private.assignee_exists('p_crm_user_id', p_crm_user_id);
     PERFORM crm_private.require_admin(v_actor, 'mapping an identity');
     PERFORM crm_private.assignee_active('p_crm_user_id', p_crm_user_id);
-    INSERT INTO public.user_identity_map (provider, external_id, crm_user_id)
-    VALUES (v_provider, v_external_id, p_crm_user_id) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
-    IF FOUND THEN
-        PERFORM crm_private.audit(
-            v_actor.id, 'map_identity', 'user_identity_map', p_crm_user_id, to_jsonb(v_identity),
-            jsonb_build_object('by', 'admin')
+    v_mapped := crm_private.map_identity(v_provider, v_external_id, p_crm_user_id, v_actor.id, 'admin');
+    IF v_mapped <> p_crm_user_id THEN
+        PERFORM crm_private.conflict(
+            'identity', 'this identity is mapped to another user',
+            jsonb_build_object(
+                'field', 'p_crm_user_id', 'found', p_crm_user_id, 'accepted', v_mapped, 'id', v_mapped
+            ),
+            'Unmap it from that user first (unmap_identity_safe), or use another identity.'
         );
-    ELSE
-        SELECT m.crm_user_id INTO STRICT v_mapped FROM public.user_identity_map m
-        WHERE m.provider = v_provider AND m.external_id = v_external_id;
-        IF v_mapped <> p_crm_user_id THEN
-            PERFORM crm_private.conflict(
-                'identity', 'this identity is mapped to another user',
-                jsonb_build_object(
-                    'field', 'p_crm_user_id', 'found', p_crm_user_id, 'accepted', v_mapped, 'id', v_mapped
-                ),
-                'An identity is never remapped: deactivate the user it is mapped to, or use another identity.'
-            );
-        END IF;
     END IF;
     RETURN jsonb_build_object('id', p_crm_user_id, 'provider', v_provider, 'external_id', v_external_id);
 END
 $$;
 COMMENT ON FUNCTION public.map_identity_safe IS
     E'Maps an identity provider''s account to a CRM user.\n'
-    'Rules: admins only; a mapped identity is never mapped to another user; repeating a mapping changes nothing.\n'
+    'Rules: admins only; a mapped identity is never mapped to another user unless it is unmapped first; repeating a '
+    'mapping changes nothing.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 an argument is missing; PT404 no such user; PT409 '
     'user inactive or identity mapped to another.';
 
-CREATE FUNCTION public.update_customer_safe(
-    p_customer_id uuid, p_user_id uuid, p_full_name text DEFAULT NULL, p_phone text DEFAULT NULL,
-    p_email text DEFAULT NULL, p_preferred_channel text DEFAULT NULL, p_country text DEFAULT NULL,
-    p_billing_address jsonb DEFAULT NULL, p_delivery_details jsonb DEFAULT NULL
-) RETURNS jsonb
+CREATE FUNCTION public.unmap_identity_safe(p_provider text, p_external_id text, p_user_id uuid) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
-    v_phone text := crm_private.phone('p_phone', p_phone);
-    v_email text := crm_private.email('p_email', p_email);
-    v_channel text := crm_private.label(
-        'p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false
-    );
-    v_billing_address jsonb := crm_private.json_of_type('p_billing_address', p_billing_address, 'object');
-    v_delivery_details jsonb := crm_private.json_of_type('p_delivery_details', p_delivery_details, 'object');
-    v_old public.customers;
-    v_new public.customers;
+    v_actor public.users;
+    v_provider text := crm_private.trimmed(p_provider);
+    v_external_id text := crm_private.trimmed(p_external_id);
+    v_mapped uuid;
+    v_identity public.user_identity_map;
 BEGIN
-    PERFORM crm_private.required_id('p_customer_id', p_customer_id);
-    SELECT * INTO v_old FROM public.customers c WHERE c.id = p_customer_id FOR NO KEY UPDATE;
+    SELECT m.crm_user_id INTO v_mapped FROM public.user_identity_map m
+    WHERE m.provider = v_provider AND m.external_id = v_external_id;
+    PERFORM crm_private.lock_user(v_mapped, p_user_id);
+    v_actor := crm_private.actor(p_user_id);
+    PERFORM crm_private.required_text('p_provider', p_provider);
+    PERFORM crm_private.required_text('p_external_id', p_external_id);
+    -- read again, now that its user is locked
+    SELECT * INTO v_identity FROM public.user_identity_map m
+    WHERE m.provider = v_provider AND m.external_id = v_external_id AND m.crm_user_id = v_mapped;
     IF NOT FOUND THEN
-        PERFORM crm_private.not_found('customers', 'p_customer_id', p_customer_id);
+        PERFORM crm_private.refuse(
+            'PT404', 'no user has this identity',
+            jsonb_build_object(
+                'rule', 'existence', 'entity', 'user_identity_map', 'field', 'p_external_id', 'found', v_external_id,
+                'provider', v_provider, 'accepted', 'a mapped identity'
+            ),
+            'Table user_identity_map lists the identities.'
+        );
     END IF;
-    UPDATE public.customers c SET
-        full_name = coalesce(crm_private.trimmed(p_full_name), c.full_name),
-        phone = coalesce(v_phone, c.phone),
-        email = coalesce(v_email, c.email),
-        preferred_channel = coalesce(v_channel::public.preferred_channel_enum, c.preferred_channel),
-        country = coalesce(crm_private.trimmed(p_country), c.country),
-        billing_address = coalesce(v_billing_address, c.billing_address),
-        delivery_details = coalesce(v_delivery_details, c.delivery_details)
-    WHERE c.id = v_old.id RETURNING * INTO v_new;
-    PERFORM crm_private.audit_update(v_actor.id, 'customers', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-    RETURN jsonb_build_object('id', v_new.id);
+    PERFORM crm_private.require_admin(v_actor, 'unmapping an identity');
+    IF v_mapped = v_actor.id AND NOT EXISTS (
+        SELECT FROM public.user_identity_map m
+        WHERE m.crm_user_id = v_actor.id AND (m.provider, m.external_id) <> (v_provider, v_external_id)
+    ) THEN
+        PERFORM crm_private.conflict(
+            'oneself', 'admins cannot unmap their own last identity',
+            jsonb_build_object('field', 'p_external_id', 'found', v_external_id, 'accepted', 'another identity'),
+            'Map another identity first (map_identity_safe), or ask another admin to do it.'
+        );
+    END IF;
+    DELETE FROM public.user_identity_map m WHERE m.provider = v_provider AND m.external_id = v_external_id;
+    PERFORM crm_private.audit(v_actor.id, 'unmap_identity', 'user_identity_map', v_mapped, to_jsonb(v_identity));
+    RETURN jsonb_build_object('id', v_mapped, 'provider', v_provider, 'external_id', v_external_id);
 END
 $$;
-COMMENT ON FUNCTION public.update_customer_safe IS
-    E'Changes a customer''s name, contacts and addresses.\n'
-    'Rules: any active user; NULL or blank arguments change nothing; billing address and delivery details are JSON '
-    'objects.\n'
-    'Errors: 42501 actor unknown or inactive; PT422 phone, e-mail address, channel, billing address or delivery '
-    'details not accepted; PT404 no such customer.';
+COMMENT ON FUNCTION public.unmap_identity_safe IS
+    E'Takes an identity provider''s account from its CRM user.\n'
+    'Rules: admins only; not one''s own last identity (so that an admin can still sign in); afterwards the identity '
+    'can be mapped to any user, by an admin or by its e-mail address (resolve_crm_user).\n'
+    'Errors: 42501 actor unknown, inactive or not an admin; PT422 provider or external id blank; PT404 the identity is '
+    'mapped to nobody; PT409 one''s own last identity.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

@@ -23,7 +23,17 @@ DECLARE
     v_channel text := crm_private.label(
         'p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false
     );
-    v_digits text := crm_private.phone_digits(v_phone);
+    -- the id of the customer in case that this call creates one
+    v_new_id uuid := gen_random_uuid();
+    v_told text := concat_ws(', ', v_contact, v_phone, v_email);
+    v_found_id uuid;
+    v_holder uuid;
+    v_kind text;
+    v_key text;
+    v_new_contacts uuid[];
+    v_phone_is_new boolean;
+    v_email_is_new boolean;
+    v_old public.customers;
     v_customer public.customers;
     v_lead public.leads;
 BEGIN
@@ -33,33 +43,60 @@ BEGIN
     IF p_estimated_budget_eur < 0 THEN
         PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
     END IF;
-    -- Two forms with the same phone or address, sent at once, must find one customer. Lock the phone first, always.
-    IF v_digits IS NOT NULL THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:phone:' || v_digits, 0));
-    END IF;
-    IF v_email IS NOT NULL THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended('crm:customer:email:' || v_email, 0));
-    END IF;
-    SELECT * INTO v_customer FROM public.customers c
-    WHERE crm_private.phone_digits(c.phone) = v_digits ORDER BY c.created_at, c.id LIMIT 1;
-    IF NOT FOUND THEN
-        SELECT * INTO v_customer FROM public.customers c
-        WHERE crm_private.folded_email(c.email) = v_email ORDER BY c.created_at, c.id LIMIT 1;
-    END IF;
-    IF NOT FOUND THEN
-        INSERT INTO public.customers (full_name, phone, email, preferred_channel, country)
+    -- Contacts first, and in a fixed order: of two calls with the same contact one waits for the other, and finds its
+    -- customer.
+    SET CONSTRAINTS public.customer_contacts_customer_id_fkey DEFERRED;
+    FOR v_kind, v_key IN
+        SELECT c.kind, c.key FROM crm_private.contacts(v_phone, v_email, v_contact, v_channel) c
+    LOOP
+        v_holder := crm_private.claim_contact(v_kind, v_key, v_new_id);
+        IF v_holder <> v_new_id AND (v_found_id IS NULL OR v_kind = 'phone') THEN
+            v_found_id := v_holder;
+        END IF;
+    END LOOP;
+    v_phone := coalesce(v_phone, CASE crm_private.contact_kind(v_contact) WHEN 'phone' THEN v_contact END);
+    v_email := coalesce(
+        v_email, CASE crm_private.contact_kind(v_contact) WHEN 'email' THEN crm_private.folded_email(v_contact) END
+    );
+    v_new_contacts := ARRAY(SELECT c.id FROM public.customer_contacts c WHERE c.customer_id = v_new_id);
+    IF v_found_id IS NULL THEN
+        INSERT INTO public.customers (id, full_name, phone, email, preferred_channel, country)
         VALUES (
-            v_full_name, v_phone, v_email, coalesce(v_channel, 'telegram')::public.preferred_channel_enum,
+            v_new_id, v_full_name, v_phone, v_email, coalesce(v_channel, 'telegram')::public.preferred_channel_enum,
             crm_private.trimmed(p_country)
         )
         RETURNING * INTO v_customer;
         PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
+    ELSE
+        v_customer := crm_private.customer('p_contact', v_found_id);
+        -- what the customer has not told before is kept
+        UPDATE public.customer_contacts c SET customer_id = v_customer.id WHERE c.id = ANY (v_new_contacts);
+        v_phone_is_new := v_customer.phone IS NULL AND EXISTS (
+            SELECT FROM public.customer_contacts c WHERE c.id = ANY (v_new_contacts) AND c.kind = 'phone'
+                AND c.key = crm_private.phone_digits(v_phone)
+        );
+        v_email_is_new := v_customer.email IS NULL AND EXISTS (
+            SELECT FROM public.customer_contacts c WHERE c.id = ANY (v_new_contacts) AND c.kind = 'email'
+                AND c.key = v_email
+        );
+        IF v_phone_is_new OR v_email_is_new THEN
+            SELECT * INTO STRICT v_old FROM public.customers c WHERE c.id = v_customer.id FOR NO KEY UPDATE;
+            UPDATE public.customers c SET
+                phone = coalesce(c.phone, CASE WHEN v_phone_is_new THEN v_phone END),
+                email = coalesce(c.email, CASE WHEN v_email_is_new THEN v_email END)
+            WHERE c.id = v_customer.id RETURNING * INTO v_customer;
+            PERFORM crm_private.audit_update(
+                v_actor.id, 'customers', v_customer.id, to_jsonb(v_old), to_jsonb(v_customer)
+            );
+        END IF;
     END IF;
+    PERFORM crm_private.audit(v_actor.id, 'create', 'customer_contacts', c.id, to_jsonb(c))
+    FROM public.customer_contacts c WHERE c.id = ANY (v_new_contacts) ORDER BY c.kind, c.key;
     INSERT INTO public.leads (
         source, customer_id, contact, bike_url, bike_snapshot, customer_comment, estimated_budget_eur, status
     )
     VALUES (
-        v_source, v_customer.id, concat_ws(', ', v_contact, v_phone, v_email), crm_private.trimmed(p_bike_url),
+        v_source, v_customer.id, v_told, crm_private.trimmed(p_bike_url),
         p_bike_snapshot, crm_private.trimmed(p_customer_comment), p_estimated_budget_eur, 'new'
     )
     RETURNING * INTO v_lead;
@@ -69,8 +106,12 @@ END
 $$;
 COMMENT ON FUNCTION public.create_lead_safe IS
     E'Creates a lead with status new, and finds or creates its customer.\n'
-    'Rules: a phone, an e-mail address or a messenger contact is required; the customer is found by the digits of '
-    'the phone, else by the address regardless of case; without p_user_id the system user acts.\n'
+    'Rules: a phone, an e-mail address or a messenger contact is required; the customer is found by the digits of the '
+    'phone, else by the address regardless of case, else by the messenger name; a phone that starts with + or 00 is '
+    'international, without them 8 and ten digits is a Russian number, and an extension does not count; in p_contact a '
+    'phone, an address, @name (of p_preferred_channel, telegram if none is given) and t.me/name are recognized, other '
+    'text finds nobody; contacts that a known customer has not had are added to it; without p_user_id the system user '
+    'acts.\n'
     'Errors: 42501 p_user_id unknown or inactive; PT422 source or name blank, no contact, phone, address, channel '
     'or budget not accepted.';
 
@@ -194,11 +235,16 @@ BEGIN
     END IF;
     IF p_lead_id IS NULL THEN
         PERFORM crm_private.required_id('p_customer_id', p_customer_id);
-    ELSE
+    END IF;
+    -- the customer before the lead: a merge locks them in this order
+    v_customer_id := coalesce(p_customer_id, (SELECT l.customer_id FROM public.leads l WHERE l.id = p_lead_id));
+    IF v_customer_id IS NOT NULL THEN
+        v_customer_id := (crm_private.customer('p_customer_id', v_customer_id)).id;
+    END IF;
+    IF p_lead_id IS NOT NULL THEN
         v_lead := crm_private.locked_lead(p_lead_id);
     END IF;
-    v_customer_id := coalesce(p_customer_id, v_lead.customer_id);
-    IF v_customer_id IS NULL OR NOT EXISTS (SELECT FROM public.customers c WHERE c.id = v_customer_id) THEN
+    IF v_customer_id IS NULL THEN
         PERFORM crm_private.not_found('customers', 'p_customer_id', v_customer_id);
     END IF;
     PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);

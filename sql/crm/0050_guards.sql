@@ -54,12 +54,21 @@ LEFT JOIN LATERAL (
     SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
 ) l ON true;
 
+-- of customers who share a contact, the oldest has it
+INSERT INTO public.customer_contacts (kind, key, customer_id)
+SELECT DISTINCT ON (k.kind, k.key) k.kind, k.key, c.id
+FROM public.customers c CROSS JOIN crm_private.contacts(c.phone, crm_private.folded_email(c.email)) k
+ORDER BY k.kind, k.key, c.created_at, c.id;
+-- a table with foreign keys still to check gets no triggers
+SET CONSTRAINTS public.customer_contacts_customer_id_fkey IMMEDIATE;
+
 -- the audit trail starts with every existing row as it is after the fills
 INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
 SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row), now()
 FROM (
     SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
     UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
+    UNION ALL SELECT 'customer_contacts', t.id, t.created_at, to_jsonb(t) FROM public.customer_contacts t
     UNION ALL SELECT 'leads', t.id, t.created_at, to_jsonb(t) FROM public.leads t
     UNION ALL SELECT 'orders', t.id, t.created_at, to_jsonb(t) FROM public.orders t
     UNION ALL SELECT 'payments', t.id, t.created_at, to_jsonb(t) FROM public.payments t
@@ -167,6 +176,20 @@ COMMENT ON FUNCTION crm_private.require_actor IS
     'Trigger: every new row names its creator (in the column given as argument), who never changes. A NOT VALID '
     'check would refuse every later update of adopted rows.';
 
+CREATE FUNCTION crm_private.wait_for_calls() RETURNS trigger
+LANGUAGE plpgsql SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- The update itself takes a weaker lock, which crm_private.actor doesn't wait for.
+    PERFORM FROM public.users u WHERE u.id = OLD.id FOR UPDATE;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION crm_private.wait_for_calls IS
+    'Trigger: whoever changes a user''s activity or role, the table owner included, waits for the calls that the user '
+    'has begun, and later ones wait for the change.';
+
 CREATE FUNCTION crm_private.payments_ledger() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
@@ -225,6 +248,7 @@ BEGIN
             ('users', 'owner_writes'), ('customers', 'owner_writes'),
             ('leads', 'rpc'), ('orders', 'rpc'), ('payments', 'rpc'), ('documents', 'rpc'), ('tasks', 'rpc'),
             ('shipments', 'rpc'), ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
+            ('customer_contacts', 'rpc'),
             ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_seals', 'append_only')
         ) AS g (tab, mode)
         UNION ALL
@@ -241,6 +265,15 @@ BEGIN
         UNION ALL
         VALUES
             ('public.payments'::regclass, 'payments_ledger', 'BEFORE INSERT OR UPDATE', 'ROW', 'payments_ledger()'),
+            (
+                'public.users', 'wait_for_calls', 'BEFORE UPDATE',
+                'ROW WHEN (OLD.active IS DISTINCT FROM NEW.active OR OLD.role IS DISTINCT FROM NEW.role)',
+                'wait_for_calls()'
+            ),
+            (
+                'public.customers', 'claim_written_contacts', 'AFTER INSERT OR UPDATE',
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'claim_written_contacts()'
+            ),
             (
                 'public.users', 'audit_owner_write', 'AFTER INSERT OR UPDATE',
                 'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'audit_owner_write()'
@@ -329,7 +362,7 @@ DO $$
 BEGIN
     IF EXISTS (SELECT FROM public.orders) THEN
         ANALYZE public.users, public.customers, public.leads, public.orders, public.payments, public.documents,
-            public.tasks, public.shipments, public.order_status_events, public.audit_log;
+            public.tasks, public.shipments, public.order_status_events, public.audit_log, public.customer_contacts;
     END IF;
 END
 $$;

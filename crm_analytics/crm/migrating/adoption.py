@@ -208,6 +208,26 @@ def _odd_rows(connection: psycopg.Connection[Any]) -> list[str]:
     return lines
 
 
+def shared_contacts(connection: psycopg.Connection[Any]) -> list[str]:
+    """Reports customers whose phone or e-mail address belongs to an older one, in a database that has been migrated."""
+    row = connection.execute(
+        """
+        SELECT count(DISTINCT c.id), min(c.id::text)
+        FROM public.customers c
+        CROSS JOIN crm_private.contacts(c.phone, crm_private.folded_email(c.email)) t
+        JOIN public.customer_contacts k USING (kind, key)
+        WHERE k.customer_id <> coalesce(c.merged_into, c.id)
+        """
+    ).fetchone()
+    count, example = row or (0, None)
+    if not count:
+        return []
+    return [
+        f"{counted(count, 'customer')} with a phone or e-mail address of an older customer, who has it "
+        f"(customer_contacts): {example}{' and others' if count > 1 else ''}; merge them with merge_customers_safe"
+    ]
+
+
 def _stamp(connection: psycopg.Connection[Any], first: SqlFile) -> None:
     connection.execute(
         """

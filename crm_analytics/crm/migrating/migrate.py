@@ -7,9 +7,10 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.database import database_url
 from crm_analytics.core.migrations import Status, migrate
 from crm_analytics.core.settings import Settings
-from crm_analytics.crm.migrating.adoption import prepare
+from crm_analytics.crm.migrating.adoption import prepare, shared_contacts
 
 
 def migrate_crm(
@@ -31,8 +32,16 @@ def migrate_crm(
         MigrationError: server too old, or an applied file was changed.
     """
 
+    found: list[str] = []
+
     def adopt(connection: psycopg.Connection[Any]) -> None:
-        for line in prepare(connection, replace_legacy=replace_legacy):
+        found.extend(prepare(connection, replace_legacy=replace_legacy))
+        for line in found:
             report(line)
 
-    return migrate("crm", url=url, before=adopt, report=report, config=config)
+    status = migrate("crm", url=url, before=adopt, report=report, config=config)
+    if found:
+        with psycopg.connect(url or database_url("crm", config)) as connection:
+            for line in shared_contacts(connection):
+                report(line)
+    return status

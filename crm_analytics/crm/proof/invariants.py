@@ -48,7 +48,9 @@ class Result:
 
 
 #: Tables whose rows are all audited.
-AUDITED_TABLES = ("customers", "documents", "leads", "orders", "payments", "shipments", "tasks", "users")
+AUDITED_TABLES = (
+    "customer_contacts", "customers", "documents", "leads", "orders", "payments", "shipments", "tasks", "users",
+)  # fmt: skip
 
 #: The legal transitions, restated, with the least role that may make each.
 _LEGAL = """
@@ -84,6 +86,28 @@ _CHANGED_COLUMNS = """
                WHEN c.atttypid = 'timestamptz'::regtype
                THEN (n.value #>> '{}')::timestamptz IS DISTINCT FROM (i.value #>> '{}')::timestamptz
                ELSE n.value <> i.value END"""
+
+#: The contacts in customers' own columns, by the form in which they are compared, with the customer who must have them.
+#: Texts that are no phone or address, which only adopted rows have, belong to nobody.
+_CONTACTS = """
+    SELECT id, coalesce(merged_into, id) AS holder, 'email' AS kind,
+        lower(regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g')) AS key
+    FROM public.customers
+    WHERE regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g') ~ '^[^@[:space:]]+@[^@[:space:]]+$'
+        AND length(email) <= 255
+    UNION ALL
+    SELECT id, coalesce(merged_into, id), 'phone', CASE
+        WHEN international THEN digits
+        WHEN digits ~ '^8[0-9]{10}$' THEN '7' || substr(digits, 2)
+        ELSE digits END
+    FROM (
+        SELECT id, merged_into, before ~ '^[^0-9+]*([+]|00)' AS international,
+            regexp_replace(regexp_replace(before, '[^0-9]', '', 'g'), CASE
+                WHEN before ~ '^[^0-9]*00' THEN '^00' ELSE '^$' END, '') AS digits
+        FROM (SELECT *, split_part(regexp_replace(phone, '[дД][оО][бБ]|[eE][xX][tT]', '|'), '|', 1) AS before
+              FROM public.customers) c
+    ) phone
+    WHERE length(digits) BETWEEN 5 AND 255"""
 
 #: Shared by all queries: payments and events since the guards, money per order, users who ever were admins.
 _COMMON = """
@@ -259,7 +283,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         UNION ALL SELECT e.id::text, 'event without changed_by' FROM new_event e WHERE e.changed_by IS NULL
         UNION ALL SELECT l.id::text, format('audit row of %s without actor_id', l.entity) FROM public.audit_log l
                   -- The owner's own writes to users and customers have a session_user instead.
-                  WHERE l.actor_id IS NULL AND l.entity NOT IN ('users', 'customers')
+                  WHERE l.actor_id IS NULL AND l.entity NOT IN ('users', 'customers', 'customer_contacts')
         """,
     ),
     Invariant(
@@ -336,7 +360,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "identities_equal_their_audit_rows",
-        "every identity is mapped to the user that the audit row of its mapping names",
+        "every identity is mapped to the user that the audit row of its newest mapping names, unless it was unmapped",
         """
         SELECT coalesce(m.crm_user_id, a.crm_user_id)::text AS id,
             format('%s %s is mapped to %s, by audit row %s to %s', coalesce(m.provider, a.provider),
@@ -344,13 +368,49 @@ INVARIANTS: tuple[Invariant, ...] = (
                 coalesce(a.id::text, 'missing'), a.crm_user_id) AS detail
         FROM public.user_identity_map m
         FULL JOIN (
-            SELECT l.id, (l.payload -> 'row' ->> 'created_at')::timestamptz AS created_at,
-                l.payload -> 'row' ->> 'provider' AS provider,
-                l.payload -> 'row' ->> 'external_id' AS external_id,
-                (l.payload -> 'row' ->> 'crm_user_id')::uuid AS crm_user_id
-            FROM public.audit_log l WHERE l.entity = 'user_identity_map' AND l.action = 'map_identity'
+            SELECT * FROM (
+                SELECT DISTINCT ON (l.payload -> 'row' ->> 'provider', l.payload -> 'row' ->> 'external_id')
+                    l.id, l.action, (l.payload -> 'row' ->> 'created_at')::timestamptz AS created_at,
+                    l.payload -> 'row' ->> 'provider' AS provider,
+                    l.payload -> 'row' ->> 'external_id' AS external_id,
+                    (l.payload -> 'row' ->> 'crm_user_id')::uuid AS crm_user_id
+                FROM public.audit_log l WHERE l.entity = 'user_identity_map'
+                ORDER BY l.payload -> 'row' ->> 'provider', l.payload -> 'row' ->> 'external_id', l.id DESC
+            ) newest WHERE action <> 'unmap_identity'
         ) a ON a.provider = m.provider AND a.external_id = m.external_id
         WHERE (m.crm_user_id, m.created_at) IS DISTINCT FROM (a.crm_user_id, a.created_at)
+        """,
+    ),
+    Invariant(
+        "contacts_agree_with_customers",
+        "the phone and e-mail address of every customer lead to that customer, or to the one it was merged into",
+        f"""
+        SELECT c.id::text, format('%s %s belongs to %s', c.kind, c.key, coalesce(k.customer_id::text, 'nobody'))
+            AS detail
+        FROM ({_CONTACTS}) c LEFT JOIN public.customer_contacts k ON k.kind = c.kind AND k.key = c.key
+        WHERE k.customer_id IS DISTINCT FROM c.holder
+          -- Adopted customers may share a contact: the oldest has it.
+          AND NOT (k.customer_id IS NOT NULL AND EXISTS (
+              SELECT FROM adopted a WHERE a.entity = 'customers' AND a.entity_id = c.id)
+              AND EXISTS (SELECT FROM adopted a WHERE a.entity = 'customer_contacts' AND a.entity_id = k.id))
+        """,
+        "If both customers are one person, merge them (merge_customers_safe). Otherwise find out who wrote past the RPCs.",
+    ),
+    Invariant(
+        "merged_customers_hold_nothing",
+        "merges were made by admins, lead to a customer who is not merged, and left no lead, order or contact behind",
+        """
+        SELECT c.id::text, format('merged into %s by %s, with %s rows left', c.merged_into,
+                coalesce(m.actor_id::text, 'nobody'), r.rows) AS detail
+        FROM public.customers c JOIN public.customers w ON w.id = c.merged_into
+        LEFT JOIN LATERAL (
+            SELECT l.actor_id FROM public.audit_log l
+            WHERE l.entity = 'customers' AND l.entity_id = c.id AND l.action = 'merge' ORDER BY l.id DESC LIMIT 1) m ON true
+        CROSS JOIN LATERAL (
+            SELECT (SELECT count(*) FROM public.leads WHERE customer_id = c.id)
+                + (SELECT count(*) FROM public.orders WHERE customer_id = c.id)
+                + (SELECT count(*) FROM public.customer_contacts WHERE customer_id = c.id) AS rows) r
+        WHERE w.merged_into IS NOT NULL OR r.rows > 0 OR m.actor_id IS NULL OR m.actor_id NOT IN (SELECT id FROM was_admin)
         """,
     ),
     Invariant(

@@ -19,6 +19,7 @@ import psycopg
 CRM_TABLES = (
     "audit_log",
     "audit_seals",
+    "customer_contacts",
     "customers",
     "documents",
     "leads",
@@ -63,9 +64,13 @@ RPC_NAMES = (
     "update_order_safe",
     "update_lead_safe",
     "update_customer_safe",
+    "merge_customers_safe",
     "create_user_safe",
+    "update_user_safe",
     "set_user_active_safe",
+    "set_user_role_safe",
     "map_identity_safe",
+    "unmap_identity_safe",
 )
 TRANSITIONS = "public.order_status_transitions"
 #: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names.

@@ -48,8 +48,13 @@ _BY_A_USER = (
     "update_task_safe(%(task)s, {user}, true)",
     "upsert_shipment_safe(%(paid)s, {user})",
     "create_user_safe('x', 'x@example.com', 'admin', {user})",
+    "update_customer_safe(%(customer)s, {user})",
+    "merge_customers_safe(%(customer)s, %(other_customer)s, {user}, 'x')",
+    "update_user_safe(%(left)s, {user}, 'x')",
     "set_user_active_safe(%(left)s, true, {user})",
+    "set_user_role_safe(%(left)s, 'manager', {user})",
     "map_identity_safe('x', 'x', %(admin)s, {user})",
+    "unmap_identity_safe('attack', 'm', {user})",
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
@@ -163,15 +168,44 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
     (
         "manager_makes_admins",
         ("functions",),
-        "Creates an admin, reactivates one who left, or maps a login to one, as a manager; acts with an unknown login.",
+        "Makes an admin, reactivates one who left, takes over one's address or login, or merges customers, as a manager;"
+        " acts with an unknown login.",
         {
             "42501": [
                 "create_user_safe('x', 'x@example.com', 'admin', %(manager)s)",
+                "update_user_safe(%(admin)s, %(manager)s, p_email => 'x@example.com')",
                 "set_user_active_safe(%(left)s, true, %(manager)s)",
+                "set_user_role_safe(%(manager)s, 'admin', %(manager)s)",
                 "map_identity_safe('x', 'x', %(admin)s, %(manager)s)",
+                "unmap_identity_safe('attack', 'm', %(manager)s)",
+                "merge_customers_safe(%(customer)s, %(other_customer)s, %(manager)s, 'x')",
                 "resolve_crm_user('attack', 'unknown')",
             ]
         },
+    ),
+)
+
+
+REFUSED_CALLS += (
+    (
+        "no_admin_left",
+        ("functions",),
+        "Takes an admin's own rights or last login, or changes the system user, as the only admin.",
+        {
+            "PT409": [
+                "set_user_active_safe(%(admin)s, false, %(admin)s)",
+                "set_user_role_safe(%(admin)s, 'manager', %(admin)s)",
+                "unmap_identity_safe('attack', 'a', %(admin)s)",
+                "set_user_role_safe('00000000-0000-0000-0000-000000000001', 'admin', %(admin)s)",
+                "update_user_safe('00000000-0000-0000-0000-000000000001', %(admin)s, p_email => 'x@example.com')",
+            ]
+        },
+    ),
+    (
+        "stolen_contact",
+        ("functions", "unique_indexes"),
+        "Gives a customer the phone of another one.",
+        {"PT409": ["update_customer_safe(%(other_customer)s, %(manager)s, p_phone => '0012025550100')"]},
     ),
 )
 

@@ -14,6 +14,9 @@ from crm_analytics.crm.schema.manifest import expected
 _CHECKED: dict[str, dict[str, Any]] = {
     "chk_final_price_nonneg": {"final_price_eur": -1},
     "chk_amount_positive": {"amount": -1},
+    "customer_contacts_kind_check": {"kind": "pigeon"},
+    "customer_contacts_key_check": {"key": ""},
+    "customers_merged_into_check": {"merged_into": "00000000-0000-4000-8000-0000000000ff"},
     "audit_seals_hash_check": {"hash": "x"},
     "audit_seals_row_count_check": {"row_count": 0},
     "audit_seals_seq_check": {"seq": 0},
@@ -27,6 +30,7 @@ _FRESH: dict[str, Any] = {
     "order_code": "fresh",
     "reference_key": "fresh",
     "email": "fresh@example.com",
+    "key": "fresh",
     "seq": 1_000_000,
     "last_audit_id": 1_000_000_000,
     "external_id": "fresh",

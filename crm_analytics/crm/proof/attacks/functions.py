@@ -75,6 +75,10 @@ def hostile_search_path(lab: Lab) -> None:
         lab.run("RESET ROLE")
         lab.run("SELECT crm_private.seal_audit_safe()")
         lab.run("INSERT INTO public.users (name) VALUES ('traced by a trigger')")
+        lab.run(
+            "INSERT INTO public.customers (full_name, phone) VALUES ('traced by a trigger', '+1 202 555 0198')"
+        )
+        lab.run("UPDATE public.users SET role = 'admin'")
 
 
 @attack("functions")

@@ -26,7 +26,8 @@ _DAY = (
     ("lead", "create_lead_safe('site', 'C', p_email => 'c@example.com', p_user_id => %(manager)s)"),
     ("", "advance_lead_status_safe(%(lead)s, 'in_progress', %(manager)s, 'called')"),
     ("", "update_lead_safe(%(lead)s, %(manager)s, p_notes => 'wants a 56')"),
-    ("", "update_customer_safe(%(customer)s, %(manager)s, p_country => 'US')"),
+    ("", "update_customer_safe(%(customer)s, %(manager)s, p_country => 'US', p_email => 'a@example.com')"),
+    ("", "create_lead_safe('telegram', 'C', p_email => 'c@example.com', p_contact => '@c')"),
     ("order", "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s)"),
     ("", "update_order_safe(%(order)s, %(manager)s, p_assigned_manager => %(manager)s)"),
     (
@@ -56,7 +57,12 @@ _DAY = (
     ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
     ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
     ("", "resolve_crm_user('attack', 'by mail', 'New@example.com')"),
+    ("", "unmap_identity_safe('attack', 'new', %(admin)s)"),
+    ("", "update_user_safe(%(user)s, %(admin)s, 'Newer', 'newer@example.com')"),
+    ("", "set_user_role_safe(%(user)s, 'admin', %(admin)s)"),
     ("", "set_user_active_safe(%(user)s, false, %(admin)s)"),
+    ("", "merge_customers_safe(%(other_customer)s, %(customer)s, %(admin)s, 'one person')"),
+    ("", "update_customer_safe(%(other_customer)s, %(manager)s, p_country => 'CA')"),
 )
 
 

@@ -16,6 +16,7 @@ _PERSON = """
 _CUSTOMER = "(SELECT customer_id FROM public.leads WHERE id = %(lead)s)"
 _CALLS = (
     ("", "map_identity_safe('attack', 'm', %(manager)s, %(admin)s)"),
+    ("", "map_identity_safe('attack', 'a', %(admin)s, %(admin)s)"),
     ("lead", "create_lead_safe('site', 'A Client', p_phone => '+1 202 555 0100')"),
     ("open_lead", "create_lead_safe('site', 'B Client', p_email => 'b@example.com')"),
     (
@@ -56,5 +57,6 @@ def prepare(connection: psycopg.Connection[Any]) -> Lab:
         lab.run("SET LOCAL ROLE crm_app")
         lab.sample |= lab.play(_CALLS)
     lab.sample["customer"] = lab.run(f"SELECT {_CUSTOMER}")
+    lab.sample["other_customer"] = lab.run("SELECT customer_id FROM public.leads WHERE id = %(open_lead)s")
     lab.run("SELECT crm_private.seal_audit_safe()")
     return lab

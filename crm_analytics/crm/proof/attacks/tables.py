@@ -181,6 +181,27 @@ def unaudited_owner_write(lab: Lab) -> None:
             )
 
 
+@attack("triggers_customers", "unique_indexes")
+def unclaimed_owner_contact(lab: Lab) -> None:
+    """Writes a phone as the owner: the next lead must find that customer, and no other customer may get the phone."""
+    for number, _ in enumerate(lab.replication_roles()):
+        phone = f"+1 202 555 012{number}"
+        row = lab.run(
+            "INSERT INTO public.customers (full_name, phone) VALUES ('x', %(phone)s) RETURNING id",
+            phone=phone,
+        )
+        found = lab.run("SELECT public.create_lead_safe('site', 'x', p_phone => %(phone)s)", phone=phone)
+        lab.expect(
+            found["customer_id"], str(row), "the customer of a lead with the phone that the owner wrote"
+        )
+        lab.refused(
+            ["UPDATE public.customers SET phone = %(phone)s WHERE id = %(customer)s"],
+            None,
+            ("PT409",),
+            phone=phone,
+        )
+
+
 @attack(*(f"triggers_{table}" for table in CRM_TABLES))
 def forged_setting(lab: Lab) -> None:
     """Claims to be the RPC by setting variables that a careless guard might trust."""
