@@ -417,7 +417,7 @@ LOCKS = (
     Lock("order row", "locked_order", "FOR NO KEY UPDATE", "", _PAYOUT, _PAYOUT),
     Lock("customer's phone", "create_lead_safe", "crm_private.claim_contact(v_kind, v_key, v_new_id)", "v_new_id", _LEAD, _LEAD),
     Lock("actor", "actor", "FOR KEY SHARE", "", _REPEAT, _DEACTIVATE),
-    Lock("assignee", "assignee_exists", "FOR KEY SHARE", "", _ASSIGN, _DEACTIVATE),
+    Lock("assignee", "actor", "u.id = p_assignee FOR KEY SHARE", "u.id = p_assignee", _ASSIGN, _DEACTIVATE),
     Lock("user whom an admin changes", "lock_user", "FOR UPDATE", "", _RENAME, _REPEAT),
     Lock("user whom the owner changes", "wait_for_calls", "FOR UPDATE", "", _REPEAT, _BY_HAND),
     *(

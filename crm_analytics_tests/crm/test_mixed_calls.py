@@ -27,10 +27,10 @@ from crm_analytics_tests.crm.conftest import add_user, value
 CLIENTS = 8
 CALLS = int(os.environ.get("CRM_MIXED_CALLS", "4000"))
 
-_PHONES = [f"+1 202 555 01{n:02}" for n in range(12)]
-_EMAILS = [f"c{n}@example.com" for n in range(12)]
-_NAMES = [f"@c_{n}" for n in range(8)]
-_REFERENCES = [f"ref-{n}" for n in range(40)]
+_PHONES = [f"+1 202 555 01{n:02}" for n in range(60)]
+_EMAILS = [f"c{n}@example.com" for n in range(60)]
+_NAMES = [f"@c_{n}" for n in range(30)]
+_REFERENCES = [f"ref-{n}" for n in range(300)]
 _CODES = [f"CODE-{n}" for n in range(20)]
 
 
@@ -46,8 +46,10 @@ class Rows:
         self._lock = threading.Lock()
 
     def add(self, kind: str, id_: Any) -> None:
+        row = UUID(str(id_))
         with self._lock:
-            self._newest[kind].append(UUID(str(id_)))
+            if row not in self._newest[kind]:
+                self._newest[kind].append(row)
 
     def any(self, kind: str, random: Random) -> UUID | None:
         with self._lock:
@@ -105,7 +107,7 @@ class Calls:
             },
             "create_order_safe": lambda: {
                 "customer_id": some("customers"), "lead_id": one_of(None, some("leads")), "user_id": one_of(None, self.who),
-                "order_code": one_of(None, *_CODES), "assigned_manager": one_of(None, self.who), **self.priced(),
+                "order_code": one_of(None, None, one_of(*_CODES)), "assigned_manager": one_of(None, self.who), **self.priced(),
             },
             "quick_order_safe": lambda: {"items": [], **self.form(), **self.priced()},
             "checkout_order_safe": lambda: {
@@ -113,9 +115,9 @@ class Calls:
                 "external_reference": one_of(*_REFERENCES), "lead_id": one_of(None, None, some("leads")), **self.priced(),
             },
             "record_generic_payment_safe": lambda: {
-                "order_id": some("orders"), "method": one_of("card", "cash"), "amount": one_of(5, 10, 20),
-                "currency": one_of("EUR", "EUR", "USD"), "status": one_of(None, "planned", "pending"),
-                "external_reference": one_of(None, *_REFERENCES), "user_id": self.who,
+                "order_id": some("orders"), "amount": one_of(5, 10, 20), "currency": one_of("EUR", "EUR", "USD"),
+                "status": one_of(None, "planned", "pending"), "user_id": self.who,
+                **one_of({"method": "cash"}, {"method": "card", "external_reference": one_of(*_REFERENCES)}),
                 **one_of(
                     {"direction": "incoming", "role": "client_payment"},
                     {"direction": "incoming", "role": "client_payment"},

@@ -13,7 +13,9 @@ COMMENT ON FUNCTION crm_private.refuse IS
 
 -- actors and roles -----------------------------------------------------------------------------------------
 
-CREATE FUNCTION crm_private.actor(p_user_id uuid, p_or_system boolean DEFAULT false) RETURNS public.users
+CREATE FUNCTION crm_private.actor(
+    p_user_id uuid, p_or_system boolean DEFAULT false, p_assignee uuid DEFAULT NULL
+) RETURNS public.users
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -28,6 +30,9 @@ BEGIN
             ),
             'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
         );
+    END IF;
+    IF p_assignee < p_user_id THEN
+        PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
     END IF;
     -- Locked until commit: whoever takes this user's rights away (crm_private.lock_user) waits for this call, whatever
     -- it waits for itself. Without the lock a user deactivated in the meantime would still book.
@@ -44,12 +49,16 @@ BEGIN
             'Pass the id that resolve_crm_user returned for the acting person.'
         );
     END IF;
+    IF p_assignee > v_user.id THEN
+        PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
+    END IF;
     RETURN v_user;
 END
 $$;
 COMMENT ON FUNCTION crm_private.actor IS
-    'Returns the active user who acts; with p_or_system the system user if none is given. The row stays locked FOR '
-    'KEY SHARE, so that nobody loses rights in the middle of a call. Errors: 42501; 25001 above READ COMMITTED.';
+    'Returns the active user who acts; with p_or_system the system user if none is given. The row stays locked FOR KEY '
+    'SHARE, so that nobody loses rights in the middle of a call, and so does that of the user who gets work: both in the '
+    'order of their ids, before anything else is locked. Errors: 42501; 25001 above READ COMMITTED.';
 
 CREATE FUNCTION crm_private.lock_user(p_crm_user_id uuid, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
@@ -392,17 +401,14 @@ CREATE FUNCTION crm_private.assignee_exists(p_field text, p_user_id uuid) RETURN
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF p_user_id IS NOT NULL THEN
-        PERFORM FROM public.users u WHERE u.id = p_user_id FOR KEY SHARE;
-        IF NOT FOUND THEN
-            PERFORM crm_private.not_found('users', p_field, p_user_id);
-        END IF;
+    IF p_user_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.users u WHERE u.id = p_user_id) THEN
+        PERFORM crm_private.not_found('users', p_field, p_user_id);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION crm_private.assignee_exists IS
-    'Refuses to assign work to a user who does not exist: PT404. The user''s row stays locked like an actor''s, so '
-    'that nobody who is being deactivated gets work.';
+    'Refuses to assign work to a user who does not exist: PT404. crm_private.actor has locked the row, so that nobody '
+    'who is being deactivated gets work.';
 
 CREATE FUNCTION crm_private.assignee_active(p_field text, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql

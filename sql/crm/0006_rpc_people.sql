@@ -102,7 +102,7 @@ BEGIN
             v_mapped := crm_private.map_identity(v_provider, v_external_id, v_mapped, v_mapped, 'email');
         END IF;
     END IF;
-    SELECT * INTO v_user FROM public.users u WHERE u.id = v_mapped AND u.active FOR KEY SHARE;
+    SELECT * INTO v_user FROM public.users u WHERE u.id = v_mapped AND u.active;
     IF NOT FOUND THEN
         PERFORM crm_private.refuse(
             '42501', 'this identity belongs to no active CRM user',
@@ -272,7 +272,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_crm_user_id);
     v_provider text := crm_private.short_text('p_provider', crm_private.required_text('p_provider', p_provider));
     v_external_id text := crm_private.short_text(
         'p_external_id', crm_private.required_text('p_external_id', p_external_id)

@@ -122,7 +122,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_to);
     v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.lead_status_enum', true);
     v_accepted jsonb;
     v_old public.leads;
@@ -177,7 +177,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_to);
     v_old public.leads;
     v_new public.leads;
 BEGIN
@@ -219,7 +219,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id, true);
+    v_actor public.users := crm_private.actor(
+        p_user_id, true,
+        coalesce(p_assigned_manager, (SELECT l.assigned_to FROM public.leads l WHERE l.id = p_lead_id))
+    );
     v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
     v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
@@ -369,7 +372,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_manager);
     v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
     v_other_total boolean;

@@ -417,7 +417,9 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(
+        p_user_id, p_assignee => (SELECT l.assigned_to FROM public.leads l WHERE l.id = p_lead_id)
+    );
     v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
     v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);

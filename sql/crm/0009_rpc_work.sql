@@ -47,7 +47,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_created_by);
+    v_actor public.users := crm_private.actor(p_created_by, p_assignee => p_assignee_id);
     v_title text := crm_private.required_text('p_title', p_title);
     v_task public.tasks;
 BEGIN
@@ -85,7 +85,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_actor public.users := crm_private.actor(p_user_id);
+    v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assignee_id);
     v_old public.tasks;
     v_new public.tasks;
 BEGIN
