@@ -51,12 +51,14 @@ _EXAMPLES: dict[str, Any] = {
     "p_completed": True,
     "p_tracking_number": "EX123456789",
     "p_commission_eur": "120.00",
+    "p_rebook_order_id": "00000000-0000-4000-8000-000000000011",
     "p_notes": "prefers e-mail",
     "p_country": "US",
 }
 #: Example values of arguments that mean something else in this function.
 _EXAMPLES_OF: dict[str, dict[str, Any]] = {
     "record_generic_payment_safe": {"p_role": "client_payment"},
+    "reverse_payment_safe": {"p_reason": "booked on the wrong order"},
     "create_user_safe": {"p_role": "manager"},
     "set_user_role_safe": {"p_role": "manager"},
     "advance_lead_status_safe": {"p_new_status": "in_progress"},
@@ -67,7 +69,8 @@ _EXAMPLES_OF: dict[str, dict[str, Any]] = {
 #: Optional arguments that an example shows nevertheless.
 _WORTH_SHOWING = {
     "p_external_reference", "p_notes", "p_tracking_number", "p_provider", "p_status", "p_completed", "p_user_id",
-    "p_phone", "p_order_id", "p_name", "p_items", "p_total_amount", "p_currency", "p_country", "p_commission_eur",
+    "p_rebook_order_id", "p_phone", "p_order_id", "p_name", "p_items", "p_total_amount", "p_currency", "p_country",
+    "p_commission_eur",
 }  # fmt: skip
 
 #: Required arguments that may be NULL: the customer comes from the lead, and only providers give references.

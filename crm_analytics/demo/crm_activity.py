@@ -209,7 +209,12 @@ class _Business:
             self._refused(client_pays, amount=deposit + 1, external_reference=reference)
         client_pays(amount=total - deposit, external_reference=self._reference())
         done["client payments"] += 1
-        pay_supplier(amount=(total * Decimal("0.7")).quantize(Decimal("0.01")))
+        payout = (total * Decimal("0.7")).quantize(Decimal("0.01"))
+        if currency == "EUR":
+            pay_supplier(amount=payout)
+        else:
+            self._refused(pay_supplier, amount=payout)
+            pay_supplier(amount=payout, user_id=self.admin, reason="the supplier is paid in euros")
         done["payouts"] += 1
         crm.attach_document_safe(
             document_type="invoice",

@@ -156,7 +156,12 @@ def test_the_price_nan_gives_no_total(adopt: Adopt, column: str) -> None:
     with pytest.raises(Conflict) as refused:  # the row lacks a currency: a conflict, not a wrong argument
         client.update_order_safe(order_id=order_id(connection, "B"), user_id=manager, total_amount=100)
     assert (refused.value.detail["rule"], refused.value.detail["field"]) == ("currency", "p_currency")
-    client.update_order_safe(order_id=order, user_id=manager, total_amount=100, currency="EUR")
+    with pytest.raises(Forbidden):  # it has client money, so a manager cannot choose what it costs
+        client.update_order_safe(order_id=order, user_id=manager, total_amount=100, currency="EUR")
+    admin = add_user(connection, "Ada", "admin")
+    client.update_order_safe(
+        order_id=order, user_id=admin, total_amount=100, currency="EUR", reason="from the contract"
+    )
     paid = client.record_generic_payment_safe(
         order_id=order, direction="incoming", role="client_payment", method="cash", amount=60, currency="EUR",
         user_id=manager,
@@ -190,3 +195,51 @@ def test_adopted_customers_who_share_a_contact(adopt: Adopt) -> None:
     assert broken == {}
     client.merge_customers_safe(customer_id=new, merged_into=old, user_id=admin, reason="one person")
     assert invariants.check(connection)["contacts_agree_with_customers"].holds
+
+
+def test_unusable_references_and_numbers_are_reported(adopt: Adopt) -> None:
+    """Old references and numbers that no call would accept keep no key, are reported, and book nothing twice."""
+    lines: list[str] = []
+    connection = adopt(
+        PENDING.format(
+            "('planned', U&'IN\\200BV', '2020-01-01'), ('completed', 'two  spaces', '2020-01-02'),"
+            " ('completed', U&'INV\\00A0', '2020-01-03'), ('planned', 'INV', '2020-01-04')"
+        )
+        + """;
+        INSERT INTO public.orders (order_code, created_at) VALUES
+            ('b1', '2020-01-02'), ('B1', '2020-01-01'), (U&'c\\00AD1', '2020-01-01'), (' ', '2020-01-01')
+        """,
+        lines.append,
+    )
+    assert rows(connection, "SELECT reference_key FROM public.payments ORDER BY created_at") == [
+        (None,), (None,), ("INV",), (None,),
+    ]  # fmt: skip
+    assert dict(rows(connection, "SELECT order_code, order_code_key FROM public.orders")) == {
+        "A": "a", "B1": "b1", "b1": None, "c\u00ad1": None, " ": None,
+    }  # fmt: skip
+    assert [line for line in lines if "stays NULL" in line] == [
+        "1 payment with an older payment's external reference: reference_key stays NULL",
+        "2 payments with white space or invisible characters inside the external reference: reference_key stays NULL",
+        "3 orders with an older order's number (but for case and invisible characters), or an unusable one:"
+        " order_code_key stays NULL: ' ', 'b1', 'c\\xad1'",
+    ]
+    assert {name: r.examples for name, r in invariants.check(connection).items() if not r.holds} == {}
+    client, manager = CrmClient(connection), add_user(connection, "Max")
+    unusable = value(connection, "SELECT id FROM public.payments ORDER BY created_at LIMIT 1")
+    with pytest.raises(Conflict) as refused:
+        client.update_payment_status_safe(payment_id=unusable, new_status="completed", user_id=manager)
+    assert refused.value.detail == {
+        "rule": "reference_unusable", "field": "external_reference", "found": "IN<U+200B>V", "accepted": None,
+        "id": str(unusable),
+    }  # fmt: skip
+    client.update_payment_status_safe(payment_id=unusable, new_status="cancelled", user_id=manager)
+    customer = client.create_lead_safe(source="site", full_name="Olga", phone="5550100").data["customer_id"]
+    with pytest.raises(Conflict) as taken:
+        client.create_order_safe(
+            customer_id=UUID(customer), total_amount=1, currency="EUR", user_id=manager, order_code="b1"
+        )
+    assert taken.value.detail["id"] == str(order_id(connection, "B1"))
+    # an old order without a key is worked on like any other
+    client.update_order_safe(
+        order_id=order_id(connection, "b1"), user_id=manager, bike_url="https://example.com/1"
+    )

@@ -16,7 +16,7 @@ from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 GUARDED = (
     "leads", "orders", "payments", "documents", "tasks", "shipments", "order_status_events", "audit_log",
-    "audit_seals", "user_identity_map", "order_status_transitions",
+    "audit_seals", "user_identity_map", "order_status_transitions", "payout_limits",
 )  # fmt: skip
 EVERY = (*GUARDED, "users", "customers")
 
@@ -63,9 +63,12 @@ def refused(
 @pytest.mark.parametrize("table", EVERY)
 def test_owner_cannot_write_directly(full: Connection, table: str) -> None:
     """The owner, a superuser here, cannot insert, change or delete a row of any table by hand."""
-    column = {"users": "name", "customers": "full_name", "order_status_transitions": "required_role"}.get(
-        table
-    )
+    column = {
+        "users": "name",
+        "customers": "full_name",
+        "order_status_transitions": "required_role",
+        "payout_limits": "manager_limit",
+    }.get(table)
     column = column or (
         "provider" if table == "user_identity_map" else "created_at" if table != "documents" else "file_url"
     )

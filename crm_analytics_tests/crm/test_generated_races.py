@@ -42,6 +42,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     ),
     "record_generic_payment_safe": (_BOOK,),
     "update_payment_status_safe": ("update_payment_status_safe(%(bare)s, 'completed', %(actor)s, 'race')",),
+    "reverse_payment_safe": ("reverse_payment_safe(%(part)s, 'R', %(actor)s)",),
     "advance_order_status_safe": ("advance_order_status_safe(%(fresh)s, 'cancelled', %(actor)s)",),
     "attach_document_safe": ("attach_document_safe('invoice', 's3://x', %(actor)s, %(fresh)s)",),
     "create_task_safe": ("create_task_safe('R', %(actor)s, %(fresh)s, p_assignee_id => %(manager)s)",),
@@ -79,10 +80,12 @@ TAKEN: Mapping[str, str] = {
 #: RPCs that a manager may not call, at least as in `CALLS`.
 FOR_ADMINS = (
     "merge_customers_safe", "create_user_safe", "update_user_safe", "set_user_active_safe", "set_user_role_safe",
-    "map_identity_safe", "unmap_identity_safe",
+    "map_identity_safe", "unmap_identity_safe", "reverse_payment_safe",
 )  # fmt: skip
-#: What no other call can hold: rows that the call itself has just made, and numbers that it generates.
+#: What no other call can hold: rows that the call itself has just made, numbers that it generates, and keys that belong
+#: to a row of its locked order.
 OWN = {
+    "reverse_payment_safe": {"unique payments"},
     "quick_order_safe": {"row leads", "unique orders"},
     "checkout_order_safe": {"row orders", "unique orders"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -203,20 +204,21 @@ BROKEN_FUNCTIONS = (
     "CREATE OR REPLACE FUNCTION crm_private.guard_rows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
     f"GRANT EXECUTE ON FUNCTION {FUNCTION} TO PUBLIC",
     "DELETE FROM public.order_status_transitions WHERE from_status = 'created'",
+    "UPDATE public.payout_limits SET manager_limit = 1e9",
 )
 
 
 @pytest.mark.parametrize("statement", BROKEN_FUNCTIONS)
-def test_a_changed_function_or_transition_is_repaired_by_what_the_check_shows(
+def test_a_changed_function_or_row_is_repaired_by_what_the_check_shows(
     new_database: Callable[..., str], statement: str
 ) -> None:
-    """A function that lost its SET clause, owner or body is found and repaired, and so is a missing transition.
+    """A function that lost its SET clause, owner or body is found and repaired, and so are transitions and limits.
 
     These repairs commit, so each runs on a clone.
     """
     with psycopg.connect(new_database("crm"), autocommit=True) as connection:
-        if "transitions" in statement:
-            connection.execute("ALTER TABLE public.order_status_transitions DISABLE TRIGGER USER")
+        if table := re.search(r"public\.(order_status_transitions|payout_limits)", statement):
+            connection.execute(f"ALTER TABLE {table[0]} DISABLE TRIGGER USER".encode())
         connection.execute(statement)
         found = manifest.compare(connection).differences
         assert found

@@ -26,6 +26,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "user_identity_map": {"owner": "S", "crm_rpc": "SID", "crm_app": "S"},
     "customer_contacts": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "order_status_transitions": {"owner": "S", "crm_rpc": "S", "crm_app": "S"},
+    "payout_limits": {"owner": "S", "crm_rpc": "S", "crm_app": "S"},
     "order_status_events": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_log": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_seals": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},

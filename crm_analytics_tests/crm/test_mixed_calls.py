@@ -90,6 +90,9 @@ class Calls:
             **self.contact(),
         }
 
+    def key(self) -> str | None:
+        return self.one_of(None, None, *(f"key-{n}" for n in range(20)))
+
     def priced(self) -> dict[str, Any]:
         return {"total_amount": self.one_of(10, 20), "currency": self.one_of("EUR", "EUR", "USD")}
 
@@ -107,16 +110,17 @@ class Calls:
             },
             "create_order_safe": lambda: {
                 "customer_id": some("customers"), "lead_id": one_of(None, some("leads")), "user_id": one_of(None, self.who),
-                "order_code": one_of(None, None, one_of(*_CODES)), "assigned_manager": one_of(None, self.who), **self.priced(),
+                "order_code": one_of(None, None, one_of(*_CODES)), "assigned_manager": one_of(None, self.who),
+                "idempotency_key": self.key(), **self.priced(),
             },
-            "quick_order_safe": lambda: {"items": [], **self.form(), **self.priced()},
+            "quick_order_safe": lambda: {"items": [], "idempotency_key": self.key(), **self.form(), **self.priced()},
             "checkout_order_safe": lambda: {
                 "customer_id": some("customers"), "items": [], "method": "card", "user_id": self.who,
                 "external_reference": one_of(*_REFERENCES), "lead_id": one_of(None, None, some("leads")), **self.priced(),
             },
             "record_generic_payment_safe": lambda: {
                 "order_id": some("orders"), "amount": one_of(5, 10, 20), "currency": one_of("EUR", "EUR", "USD"),
-                "status": one_of(None, "planned", "pending"), "user_id": self.who,
+                "status": one_of(None, "planned", "pending"), "user_id": self.who, "reason": one_of(None, "r"),
                 **one_of({"method": "cash"}, {"method": "card", "external_reference": one_of(*_REFERENCES)}),
                 **one_of(
                     {"direction": "incoming", "role": "client_payment"},
@@ -129,8 +133,12 @@ class Calls:
                 "payment_id": some("payments"), "new_status": one_of("pending", "completed", "failed", "cancelled"),
                 "external_reference": one_of(None, *_REFERENCES), "user_id": self.who,
             },
+            "reverse_payment_safe": lambda: {
+                "payment_id": some("payments"), "reason": "r", "user_id": self.who,
+                "rebook_order_id": one_of(None, some("orders")),
+            },
             "advance_order_status_safe": lambda: {
-                "order_id": some("orders"), "user_id": self.who,
+                "order_id": some("orders"), "user_id": self.who, "reason": one_of(None, "r"),
                 "new_status": one_of("awaiting_payment", "in_delivery", "delivered", "closed", "cancelled"),
             },
             "attach_document_safe": lambda: {
@@ -151,7 +159,7 @@ class Calls:
             },
             "update_order_safe": lambda: {
                 "order_id": some("orders"), "user_id": self.who, "assigned_manager": one_of(None, self.who),
-                "bike_url": "https://example.com/b",
+                "bike_url": "https://example.com/b", "total_amount": one_of(None, 5, 10, 20), "reason": one_of(None, "r"),
             },
             "update_lead_safe": lambda: {
                 "lead_id": some("leads"), "user_id": self.who, "notes": "n", "assigned_to": one_of(None, self.who),

@@ -185,10 +185,15 @@ def test_payment_completed_twice(
     def complete(c: CrmClient) -> CrmResult:
         return c.update_payment_status_safe(payment_id=payment.id, new_status="completed", user_id=manager)
 
-    _, end = pair.waits(complete, complete)
-    with pytest.raises(Conflict) as refused:
-        end("COMMIT")
-    assert (refused.value.detail["rule"], refused.value.detail["from"]) == ("payment_transition", "completed")
+    first, end = pair.waits(complete, complete)
+    assert (first.duplicate, end("COMMIT").duplicate) == (False, True)
+    assert (
+        value(
+            crm,
+            "SELECT count(*) FROM public.audit_log WHERE action = 'status_change' AND entity = 'payments'",
+        )
+        == 1
+    )
 
 
 def test_cancelling_against_payment(crm: Connection, pair: Pair, order: CrmResult, manager: UUID) -> None:
@@ -235,7 +240,7 @@ def test_lead_converted_twice(crm: Connection, pair: Pair, client: CrmClient, ma
 
 
 def test_checkout_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
-    """A shop's repeated checkout leaves one paid order; the lock on the reference does it."""
+    """A shop's repeated checkout leaves one paid order; the unique reference does it, and undoes the second order."""
     customer = UUID(client.create_lead_safe(source="s", full_name="n", phone="555 0100").data["customer_id"])
 
     def checkout(c: CrmClient) -> CrmResult:
@@ -248,6 +253,88 @@ def test_checkout_twice(crm: Connection, pair: Pair, client: CrmClient, manager:
     second = end("COMMIT")
     assert (second.id, second.duplicate) == (first.id, True)
     assert value(crm, "SELECT count(*) FROM public.orders") == 1
+
+
+def test_checkout_of_one_lead_twice(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
+    """Two equal checkouts of one lead meet at the lead, and the second gets the first one's order."""
+    lead = client.create_lead_safe(source="s", full_name="n", phone="555 0100")
+
+    def checkout(c: CrmClient) -> CrmResult:
+        return c.checkout_order_safe(
+            customer_id=None, lead_id=lead.id, items=[], total_amount=10, currency="EUR", method="card",
+            external_reference="c-1", user_id=manager,
+        )  # fmt: skip
+
+    first, end = pair.waits(checkout, checkout)
+    second = end("COMMIT")
+    assert (second.id, second.duplicate) == (first.id, True)
+    assert value(crm, "SELECT count(*) FROM public.orders") == 1
+
+
+def test_same_idempotency_key(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:
+    """Two calls with one idempotency key make one row: the second waits at the key, and returns the first one's row."""
+
+    def order(c: CrmClient) -> CrmResult:
+        return quick(c, manager, idempotency_key="k-1")
+
+    first, end = pair.waits(order, order)
+    second = end("COMMIT")
+    assert (second.id, second.duplicate) == (first.id, True)
+    assert value(crm, "SELECT count(*) FROM public.orders") == 1
+
+    # a first call that is undone leaves no claim
+    def other(c: CrmClient) -> CrmResult:
+        return quick(c, manager, idempotency_key="k-2")
+
+    undone, end = pair.waits(other, other)
+    done = end("ROLLBACK")
+    assert (done.duplicate, done.id != undone.id) == (False, True)
+
+
+def test_payments_rebooked_crosswise(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, admin: UUID
+) -> None:
+    """Two payments booked on each other's order are exchanged by two calls at once, without a deadlock."""
+    other = quick(client, admin, phone="555 0999")
+    one, two = pay(client, order, admin, 5, "r-1"), pay(client, other, admin, 7, "r-2")
+    results = pair.at_once(
+        lambda c: c.reverse_payment_safe(
+            payment_id=one.id, reason="x", user_id=admin, rebook_order_id=other.id
+        ),
+        lambda c: c.reverse_payment_safe(
+            payment_id=two.id, reason="x", user_id=admin, rebook_order_id=order.id
+        ),
+    )
+    assert all(isinstance(r, CrmResult) for r in results)
+    assert dict(rows(crm, "SELECT reference_key, order_id FROM public.payments WHERE reference_key IS NOT NULL")) == {
+        "r-1": other.id, "r-2": order.id,
+    }  # fmt: skip
+
+
+def test_payment_reversed_twice(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, admin: UUID
+) -> None:
+    """A payment reversed twice at once is reversed once; the order's lock does it."""
+    payment = pay(client, order, admin, 10)
+    results = pair.at_once(
+        *[lambda c: c.reverse_payment_safe(payment_id=payment.id, reason="x", user_id=admin)] * 2
+    )
+    assert sorted(isinstance(r, CrmResult) and r.duplicate for r in results) == [False, True]
+    assert value(crm, "SELECT count(*) FROM public.payments") == 2
+
+
+def test_lower_total_against_payout(
+    crm: Connection, pair: Pair, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """A total is not lowered below a payout that is being booked; the order's lock keeps them apart."""
+    pay(client, order, manager, 600)
+    _, end = pair.waits(
+        lambda c: pay(c, order, manager, 500, direction="outgoing", role="supplier_payment"),
+        lambda c: c.update_order_safe(order_id=order.id, user_id=admin, total_amount=400, reason="x"),
+    )
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert refused.value.detail["rule"] == "total_after_payment"
 
 
 def test_same_order_number(crm: Connection, pair: Pair, client: CrmClient, manager: UUID) -> None:

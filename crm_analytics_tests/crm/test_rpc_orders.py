@@ -305,31 +305,150 @@ def test_quick_order_is_all_or_nothing(crm: Connection, client: CrmClient) -> No
     ) == [(0, 0)]
 
 
-def test_total_is_fixed_by_the_first_payment(
+def test_total_is_free_before_the_first_payment(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID
 ) -> None:
-    """After the first payment total and currency are fixed; the price could otherwise be lowered to what was paid."""
+    """Before a payment, or after failed and cancelled ones, a manager changes total and currency."""
     client.update_order_safe(order_id=order.id, user_id=manager, total_amount=Decimal("1200.50"))
     assert rows(crm, "SELECT total_amount, final_price_eur FROM public.orders") == [(Decimal("1200.50"),) * 2]
     client.update_order_safe(order_id=order.id, user_id=manager, currency="USD")
     assert rows(crm, "SELECT currency::text, total_amount, final_price_eur FROM public.orders") == [
         ("USD", Decimal("1200.50"), None)
     ]
-    pay(client, order, manager, 1, currency="USD", status="pending")
+    for state in ("failed", "cancelled"):
+        pay(client, order, manager, 1, currency="USD", status=state)
     client.update_order_safe(order_id=order.id, user_id=manager, currency="EUR", total_amount=1000)
-    pay(client, order, manager, 1)
-    for changed, field, found, accepted in (
-        ({"total_amount": 999}, "p_total_amount", 999, 1000),
-        ({"currency": "USD"}, "p_currency", "USD", "EUR"),
-        ({"currency": "USD", "total_amount": 1000}, "p_currency", "USD", "EUR"),
-    ):
-        with pytest.raises(Conflict) as refused:
-            client.update_order_safe(order_id=order.id, user_id=manager, **changed)
-        assert refused.value.detail == {
-            "rule": "total_fixed", "field": field, "found": found, "accepted": accepted, "id": str(order.id),
-        }  # fmt: skip
-    # Everything else stays editable, and repeating the fixed total is no change.
+    assert value(crm, "SELECT status::text FROM public.orders") == "created"
+
+
+@pytest.mark.parametrize("state", ["planned", "pending", "completed"])
+def test_total_is_an_admins_after_the_first_payment(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID, state: str
+) -> None:
+    """Once there is a payment, a manager cannot lower the price to what was paid; an admin can, and says why."""
+    pay(client, order, manager, 400, status=state)
+    for changed in ({"total_amount": 999}, {"total_amount": 1001}, {"currency": "USD"}):
+        with pytest.raises(Forbidden) as forbidden:
+            client.update_order_safe(order_id=order.id, user_id=manager, reason="please", **changed)
+        assert forbidden.value.detail["rule"] == "total_after_payment"
+        for reason in (None, " "):
+            with pytest.raises(Conflict) as refused:
+                client.update_order_safe(order_id=order.id, user_id=admin, reason=reason, **changed)
+            assert refused.value.detail["field"] == "p_reason"
+    with pytest.raises(Conflict) as refused:
+        client.update_order_safe(order_id=order.id, user_id=admin, currency="USD", reason="x")
+    assert refused.value.detail["rule"] == "currency"
+    # everything else stays editable, and repeating the total is no change
     client.update_order_safe(order_id=order.id, user_id=manager, total_amount=1000, commission_eur=50)
+    client.update_order_safe(order_id=order.id, user_id=admin, total_amount=900, reason=" a scratch ")
+    assert rows(crm, "SELECT total_amount, final_price_eur, status::text FROM public.orders") == [
+        (900, 900, "awaiting_payment" if state == "completed" else "created")
+    ]
+    assert (
+        value(crm, "SELECT payload ->> 'reason' FROM public.audit_log ORDER BY id DESC LIMIT 1")
+        == "a scratch"
+    )
+
+
+def test_reaching_the_new_total_pays_the_order(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """Client money that reaches a lowered total makes the order paid; a raise leaves it paid, but holds the delivery."""
+    pay(client, order, manager, 600)
+    done = client.update_order_safe(order_id=order.id, user_id=admin, total_amount=600, reason="a scratch")
+    assert done.data["status"] == "paid"
+    assert rows(
+        crm,
+        "SELECT new_status, changed_by, reason, notes FROM public.order_status_events ORDER BY seq DESC LIMIT 1",
+    ) == [("paid", admin, "total_changed", "a scratch")]
+    raised = client.update_order_safe(order_id=order.id, user_id=admin, total_amount=700, reason="a bell")
+    assert raised.data["status"] == "paid"
+    with pytest.raises(Forbidden) as refused:
+        client.advance_order_status_safe(
+            order_id=order.id, new_status="in_delivery", user_id=manager, reason="go"
+        )
+    assert refused.value.detail["client_paid"] == 600
+    pay(client, order, manager, 100)
+    client.advance_order_status_safe(order_id=order.id, new_status="in_delivery", user_id=manager)
+
+
+def test_total_covers_what_was_refunded_and_paid_out(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """No total goes below what was refunded or paid out, in whatever status those payments are."""
+    pay(client, order, manager, 900)
+    pay(client, order, admin, 100, direction="outgoing", role="refund")
+    pay(client, order, manager, 300, direction="outgoing", role="supplier_payment")
+    pay(client, order, manager, 50, direction="outgoing", role="commission", status="planned")
+    pay(
+        client,
+        order,
+        admin,
+        77,
+        direction="outgoing",
+        role="shipping_payment",
+        currency="USD",
+        reason="dollars",
+    )
+    with pytest.raises(Conflict) as refused:
+        client.update_order_safe(order_id=order.id, user_id=admin, total_amount=Decimal("449.99"), reason="x")
+    assert (refused.value.detail["rule"], refused.value.detail["accepted"]) == ("total_after_payment", 450)
+    done = client.update_order_safe(order_id=order.id, user_id=admin, total_amount=450, reason="x")
+    assert done.data["status"] == "paid"
+
+
+def test_currency_changes_once_client_money_is_reversed(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """An order priced in the wrong currency is corrected after its client money was reversed, and holds the invariants."""
+    payment = pay(client, order, manager, 1000)
+    with pytest.raises(Conflict) as refused:
+        client.update_order_safe(order_id=order.id, user_id=admin, currency="USD", reason="wrong currency")
+    assert (refused.value.detail["rule"], refused.value.detail["paid"]) == ("currency", 1000)
+    client.reverse_payment_safe(payment_id=payment.id, reason="wrong currency", user_id=admin)
+    client.update_order_safe(order_id=order.id, user_id=admin, currency="USD", reason="wrong currency")
+    assert pay(client, order, manager, 1000, currency="USD").data["client_paid"] == 1000
+
+
+def test_delivery_needs_the_total(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """A fully refunded order is not delivered by a manager; an admin may, with a reason that stands in the event."""
+    pay(client, order, manager, 1000)
+    pay(client, order, admin, Decimal("0.01"), direction="outgoing", role="refund")
+    for actor, reason, error in ((manager, "go", Forbidden), (admin, None, Conflict), (admin, " ", Conflict)):
+        with pytest.raises(error) as refused:
+            client.advance_order_status_safe(
+                order_id=order.id, new_status="in_delivery", user_id=actor, reason=reason
+            )
+        assert refused.value.detail["rule"] == "delivery_after_payment"
+    client.advance_order_status_safe(
+        order_id=order.id, new_status="in_delivery", user_id=admin, reason="a cent"
+    )
+    assert rows(
+        crm, "SELECT changed_by, reason FROM public.order_status_events ORDER BY seq DESC LIMIT 1"
+    ) == [(admin, "a cent")]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"items": []},
+        {"commission_eur": 1},
+        {"bike_url": "https://example.com/3"},
+        {"bike_snapshot": {"size": 56}},
+    ],
+)
+def test_what_was_sold_is_an_admins_after_the_end(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID, end: str, changed: dict[str, Any]
+) -> None:
+    """Items, commission and bike of a cancelled or closed order are changed by admins only; its manager by anyone."""
+    bring_to(client, order, end, admin)
+    client.update_order_safe(order_id=order.id, user_id=manager, assigned_manager=manager)
+    with pytest.raises(Forbidden):
+        client.update_order_safe(order_id=order.id, user_id=manager, **changed)
+    client.update_order_safe(order_id=order.id, user_id=admin, **changed)
 
 
 def test_order_edits_leave_the_rest_and_are_audited(

@@ -53,7 +53,7 @@ def test_actor_is_an_active_user(
         ({"direction": "sideways"}, "p_direction"),
         ({"direction": "outgoing"}, "p_direction"),
         ({"role": "refund"}, "p_direction"),
-        ({"role": "supplier_payment"}, "p_direction"),
+        ({"role": "supplier_payment"}, "p_related_payment_id"),
         ({"role": "bonus"}, "p_role"),
         ({"method": None}, "p_method"),
         ({"currency": "GBP"}, "p_currency"),
@@ -85,7 +85,7 @@ def test_shipping_and_commission_go_either_way(
 ) -> None:
     """Shipping payments and commissions go either way, such as a fee from the client or a commission to a partner."""
     pay(client, order, manager, 100)
-    booked = pay(client, order, manager, 5, direction=direction, role=role, currency="RUB")
+    booked = pay(client, order, manager, 5, direction=direction, role=role)
     assert booked.data["client_paid"] == 100
 
 
@@ -200,19 +200,34 @@ def test_repeat_on_another_order_and_with_another_relation(
 def test_repeat_by_another_user_and_with_another_status(
     crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
 ) -> None:
-    """A repeat by another user returns the first payment; confirming a pending payment is a Conflict with its id."""
-    stored = pay(client, order, manager, 100, "r-1", status="pending")
-    assert pay(client, order, admin, 100, "r-1", status="pending").id == stored.id
+    """A repeat by another user returns the first payment, and one that confirms it completes it."""
+    stored = pay(client, order, manager, 1000, "r-1", status="pending")
+    assert pay(client, order, admin, 1000, "r-1", status="pending").duplicate
+    completed = pay(client, order, admin, 1000, " r-1")
+    assert (completed.id, completed.duplicate, completed.data["order_status"]) == (stored.id, False, "paid")
+    for state in (None, "pending"):
+        again = pay(client, order, manager, 1000, "r-1", status=state)
+        assert (again.id, again.duplicate, again.data["payment_status"]) == (stored.id, True, "completed")
+    assert rows(crm, "SELECT created_by, status::text FROM public.payments") == [(manager, "completed")]
+    assert rows(
+        crm, "SELECT actor_id, action FROM public.audit_log WHERE entity = 'payments' ORDER BY id"
+    ) == [(manager, "create"), (admin, "status_change")]
+
+
+def test_completing_by_reference_obeys_the_rules_of_completing(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """An open payment completed by its reference meets the rules for completing it, not those of a mere repeat."""
+    pay(client, order, manager, 100)
+    refund = pay(client, order, admin, 100, "back-1", **REFUND, status="pending")
+    with pytest.raises(Forbidden):
+        pay(client, order, manager, 100, "back-1", **REFUND)
+    payout = pay(client, order, manager, 50, "out-1", **SUPPLIER, status="planned")
+    assert pay(client, order, admin, 100, "back-1", **REFUND).id == refund.id
     with pytest.raises(Conflict) as refused:
-        pay(client, order, manager, 100, "r-1")
-    assert refused.value.detail == {
-        "rule": "reference_taken", "field": "status", "found": "completed", "accepted": "pending",
-        "id": str(stored.id),
-    }  # fmt: skip
-    client.update_payment_status_safe(payment_id=stored.id, new_status="completed", user_id=manager)
-    assert pay(client, order, manager, 100, "r-1").duplicate
-    assert pay(client, order, manager, 100, "r-1", status="pending").data["payment_status"] == "completed"
-    assert value(crm, "SELECT count(*) FROM public.payments") == 1
+        pay(client, order, manager, 50, "out-1", **SUPPLIER)
+    assert refused.value.detail["rule"] == "payout_after_payment"
+    assert pay(client, order, manager, 50, "out-1", **SUPPLIER, status="planned").id == payout.id
 
 
 def test_payments_without_reference_are_all_booked(
@@ -250,7 +265,7 @@ def test_payout_ends_with_the_client_money(
 ) -> None:
     """No supplier is paid after all money went back to the client."""
     pay(client, order, manager, 100)
-    pay(client, order, manager, 1, **SUPPLIER, currency="USD")
+    pay(client, order, admin, 1, **SUPPLIER, currency="USD", reason="paid in dollars")
     pay(client, order, admin, 100, **REFUND)
     for role in ("supplier_payment", "shipping_payment", "commission"):
         with pytest.raises(Conflict):
@@ -312,19 +327,45 @@ STATUSES = ("planned", "pending", "completed", "failed", "cancelled")
 
 
 def test_payment_transitions(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> None:
-    """A payment moves by its rules: failed and completed payments are final."""
+    """A payment moves by its rules: failed and completed ones are final, and a repeat is no move."""
     for old in STATUSES:
         for new in STATUSES:
             payment = pay(client, order, manager, 1, status=old)
             try:
-                client.update_payment_status_safe(payment_id=payment.id, new_status=new, user_id=manager)
-                moved = True
+                moved = client.update_payment_status_safe(
+                    payment_id=payment.id, new_status=new, user_id=manager
+                )
+                assert moved.duplicate == (old == new)
             except Conflict as refused:
                 assert refused.detail["rule"] == "payment_transition"
-                moved = False
-            assert moved == ((old, new) in ALLOWED), (old, new)
+                moved = None
+            assert (moved is not None) == ((old, new) in ALLOWED or old == new), (old, new)
             found = value(crm, "SELECT status::text FROM public.payments WHERE id = %s", payment.id)
             assert found == (new if moved else old)
+
+
+@pytest.mark.parametrize("state", STATUSES)
+def test_a_status_delivered_twice(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, state: str
+) -> None:
+    """A status delivered twice changes nothing; a first reference is stored while the payment is open, never another."""
+
+    def again(reference: str | None) -> CrmResult:
+        return client.update_payment_status_safe(
+            payment_id=payment.id, new_status=state, user_id=manager, external_reference=reference
+        )
+
+    payment = pay(client, order, manager, 1, status=state)
+    before = value(crm, "SELECT max(id) FROM public.audit_log")
+    assert (again(None).id, again(None).duplicate) == (payment.id, True)
+    assert nothing_written(crm, before)
+    if state in ("planned", "pending"):
+        assert not again(" r-1").duplicate
+        assert again("r-1").duplicate and again(None).duplicate
+        assert value(crm, "SELECT payload -> 'changes' -> 'reference_key' ->> 'new' FROM public.audit_log ORDER BY id DESC LIMIT 1") == "r-1"  # fmt: skip
+    with pytest.raises(Conflict) as refused:
+        again("r-2")
+    assert refused.value.detail["rule"] == "reference_fixed"
 
 
 def test_completing_a_planned_payment_pays_the_order(

@@ -11,13 +11,55 @@ CREATE SCHEMA IF NOT EXISTS crm_private;
 -- No function has a backslash in a plain literal: its meaning depends on standard_conforming_strings, which any calling
 -- session may set.
 
+-- Those without a SET clause name everything with its schema instead, so that PostgreSQL can inline them.
+
+CREATE FUNCTION crm_private.blank_characters() RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT E'\u0001-\u0020\u007F-\u00A0\u00AD\u034F\u061C\u115F-\u1160\u1680\u17B4-\u17B5\u180B-\u180F\u2000-\u200F'
+        OPERATOR(pg_catalog.||) E'\u2028-\u202F\u205F-\u206F\u2800\u3000\u3164\uFE00-\uFE0F\uFEFF\uFFA0\uFFF0-\uFFFB'
+        OPERATOR(pg_catalog.||) E'\U0001BCA0-\U0001BCA3\U0001D159\U0001D173-\U0001D17A\U000E0000-\U000E0FFF'
+$$;
+COMMENT ON FUNCTION crm_private.blank_characters IS
+    'White space, control and invisible characters, as ranges of code points for a bracket expression: the one list of '
+    'them. Classes such as [[:space:]] differ between locales.';
+
 CREATE FUNCTION crm_private.trimmed(p_text text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$ SELECT nullif(regexp_replace(p_text, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') $$;
+AS $$
+    SELECT pg_catalog.substring(
+        p_text,
+        pg_catalog.replace('[^<>](?:.*[^<>])?', '<>', crm_private.blank_characters())
+    )
+$$;
 COMMENT ON FUNCTION crm_private.trimmed IS
-    'The text without surrounding white space; NULL if nothing is left. Payment references are compared in this '
-    'form.';
+    'The text without white space and invisible characters at its ends; NULL if nothing is left.';
+
+CREATE FUNCTION crm_private.reference_key(p_reference text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT pg_catalog.substring(
+        pg_catalog.normalize(p_reference, 'NFKC'),
+        pg_catalog.replace('^[<>]*([^<>]+(?: [^<>]+)*)[<>]*$', '<>', crm_private.blank_characters())
+    )
+$$;
+COMMENT ON FUNCTION crm_private.reference_key IS
+    'The form in which references are compared: NFKC, trimmed. NULL if nothing is left, or if there is white space '
+    '(except single spaces) or an invisible character inside, which two equal looking references could differ by.';
+
+CREATE FUNCTION crm_private.ascii_folded(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT pg_catalog.translate(p_text, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', 'abcdefghijklmnopqrstuvwxyz')
+$$;
+COMMENT ON FUNCTION crm_private.ascii_folded IS
+    'The text with A to Z in lower case, and nothing else changed: other letters fold differently between locales.';
+
+CREATE FUNCTION crm_private.order_code_key(p_order_code text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT crm_private.ascii_folded(crm_private.reference_key(p_order_code)) $$;
+COMMENT ON FUNCTION crm_private.order_code_key IS
+    'The form in which order numbers are compared: as references, and regardless of the case of A to Z.';
 
 CREATE FUNCTION crm_private.phone_digits(p_phone text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -73,11 +115,14 @@ ALTER TABLE public.orders
     ADD COLUMN IF NOT EXISTS currency public.currency_enum,
     ADD COLUMN IF NOT EXISTS created_by uuid,
     ADD COLUMN IF NOT EXISTS updated_by uuid,
-    ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone;
+    ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone,
+    ADD COLUMN IF NOT EXISTS order_code_key text;
 ALTER TABLE public.payments
     ADD COLUMN IF NOT EXISTS created_by uuid,
     ADD COLUMN IF NOT EXISTS updated_at timestamp with time zone,
-    ADD COLUMN IF NOT EXISTS reference_key text;
+    ADD COLUMN IF NOT EXISTS reference_key text,
+    ADD COLUMN IF NOT EXISTS reverses uuid,
+    ADD COLUMN IF NOT EXISTS rebooks uuid;
 ALTER TABLE public.documents
     ADD COLUMN IF NOT EXISTS uploaded_by uuid,
     ADD COLUMN IF NOT EXISTS lead_id uuid;
@@ -115,13 +160,21 @@ ALTER TABLE public.shipments ALTER COLUMN created_at SET DEFAULT clock_timestamp
 ALTER TABLE public.order_status_events ALTER COLUMN created_at SET DEFAULT clock_timestamp();
 
 COMMENT ON COLUMN public.orders.order_code IS 'Order number, as told to the client.';
+COMMENT ON COLUMN public.orders.order_code_key IS
+    'order_code as order numbers are compared (crm_private.order_code_key), unique; NULL on adopted orders whose '
+    'number an older order has, or that no call would accept.';
 COMMENT ON COLUMN public.orders.created_by IS 'User who created the order; NULL only on adopted rows.';
 COMMENT ON COLUMN public.customers.merged_into IS
     'The customer that this one turned out to be (merge_customers_safe), who is never merged itself; NULL otherwise.';
 COMMENT ON COLUMN public.payments.created_by IS 'User who booked the payment; NULL only on adopted rows.';
 COMMENT ON COLUMN public.payments.reference_key IS
-    'external_reference without surrounding white space, unique forever; NULL on adopted duplicates of an older '
-    'payment.';
+    'external_reference as references are compared (crm_private.reference_key), unique forever; NULL on adopted '
+    'payments whose reference an older payment has, or that no call would accept.';
+COMMENT ON COLUMN public.payments.reverses IS
+    'The completed payment that this one takes back: same order, role, method, amount and currency, opposite '
+    'direction. Subtracts in every sum.';
+COMMENT ON COLUMN public.payments.rebooks IS
+    'The reversed payment, booked on the wrong order, that this one books on the right one.';
 COMMENT ON COLUMN public.shipments.status IS
     'created, shipped, in_transit, customs, delivered or lost; NULL (unknown) only on adopted rows not yet '
     'received.';
@@ -228,6 +281,31 @@ INSERT INTO public.order_status_transitions (from_status, to_status, required_ro
     ('in_delivery', 'cancelled', 'admin'),
     ('delivered', 'closed', 'admin');
 
+CREATE TABLE public.payout_limits (
+    currency public.currency_enum NOT NULL,
+    manager_limit numeric(12, 2) NOT NULL,
+    CONSTRAINT payout_limits_pkey PRIMARY KEY (currency),
+    CONSTRAINT payout_limits_check CHECK (manager_limit >= 0 AND manager_limit <> 'NaN')
+);
+COMMENT ON TABLE public.payout_limits IS
+    'How much of an order may be paid out without an admin in a currency that is not the order''s. 0 also for a '
+    'currency without a row. Changed by migrations.';
+
+INSERT INTO public.payout_limits (currency, manager_limit) VALUES ('EUR', 0), ('USD', 0), ('RUB', 0);
+
+CREATE TABLE crm_private.idempotency_keys (
+    function text NOT NULL,
+    key text NOT NULL,
+    salt bytea NULL,
+    request_hash bytea NULL,
+    result_id uuid NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT idempotency_keys_pkey PRIMARY KEY (function, key)
+);
+COMMENT ON TABLE crm_private.idempotency_keys IS
+    'The keys by which callers repeat a call safely: the hash of the first call''s arguments (salted, so that nobody '
+    'can guess them) and the row it made. Kept forever.';
+
 INSERT INTO public.users (id, name, role, active) VALUES (crm_private.system_user_id(), 'system', 'manager', false)
 ON CONFLICT (id) DO NOTHING;
 
@@ -241,7 +319,11 @@ ALTER TABLE public.customers ADD CONSTRAINT customers_merged_into_check CHECK (m
 CREATE INDEX idx_leads_customer ON public.leads USING btree (customer_id);
 CREATE INDEX idx_orders_customer ON public.orders USING btree (customer_id);
 CREATE INDEX idx_orders_lead ON public.orders USING btree (lead_id);
+ALTER TABLE public.orders ADD CONSTRAINT orders_order_code_key_key UNIQUE (order_code_key);
 ALTER TABLE public.payments ADD CONSTRAINT payments_reference_key_key UNIQUE (reference_key);
+ALTER TABLE public.payments ADD CONSTRAINT payments_reverses_key UNIQUE (reverses);
+ALTER TABLE public.payments ADD CONSTRAINT payments_rebooks_key UNIQUE (rebooks);
+CREATE INDEX idx_payments_related ON public.payments USING btree (related_payment_id);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_order_seq_key UNIQUE (order_id, seq);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_seq_check CHECK (seq > 0);
 ALTER TABLE public.shipments ADD CONSTRAINT shipments_status_check
@@ -264,6 +346,8 @@ BEGIN
             ('orders', 'updated_by', 'users'),
             ('payments', 'order_id', 'orders'),
             ('payments', 'related_payment_id', 'payments'),
+            ('payments', 'reverses', 'payments'),
+            ('payments', 'rebooks', 'payments'),
             ('payments', 'created_by', 'users'),
             ('documents', 'order_id', 'orders'),
             ('documents', 'lead_id', 'leads'),

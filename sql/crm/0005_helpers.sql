@@ -92,6 +92,32 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.require_admin IS 'Refuses (42501) everyone but admins.';
 
+CREATE FUNCTION crm_private.require_admin_with_reason(
+    p_actor public.users, p_reason text, p_rule text, p_what text, p_detail jsonb
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_actor.role <> 'admin' THEN
+        PERFORM crm_private.refuse(
+            '42501', p_what || ' needs an admin',
+            jsonb_build_object('rule', p_rule, 'found', p_actor.role, 'accepted', 'admin', 'actor', p_actor.id)
+            || p_detail,
+            'Ask an admin to do it, with p_reason.'
+        );
+    END IF;
+    IF crm_private.trimmed(p_reason) IS NULL THEN
+        PERFORM crm_private.conflict(
+            p_rule, p_what || ' needs a reason',
+            jsonb_build_object('field', 'p_reason', 'found', NULL, 'accepted', 'a reason') || p_detail,
+            'Repeat the call with p_reason.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.require_admin_with_reason IS
+    'Refuses everyone but admins (42501), and admins who give no reason (PT409).';
+
 -- input ----------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION crm_private.invalid(p_field text, p_found text, p_accepted text) RETURNS void
@@ -174,6 +200,44 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.short_text IS
     'Returns the trimmed text, NULL if none is given; PT422 if it is too long for its index.';
+
+CREATE FUNCTION crm_private.visible(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT string_agg(
+        CASE
+            WHEN c.letter <> ' ' AND crm_private.trimmed(c.letter) IS NULL
+                THEN format('<U+%s>', regexp_replace(upper(lpad(to_hex(ascii(c.letter)), 8, '0')), '^0{1,4}', ''))
+            ELSE c.letter
+        END,
+        '' ORDER BY c.place
+    )
+    FROM string_to_table(p_text, NULL) WITH ORDINALITY AS c (letter, place)
+$$;
+COMMENT ON FUNCTION crm_private.visible IS
+    'The text with its invisible characters written as code points, for error messages.';
+
+CREATE FUNCTION crm_private.reference(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_text text := crm_private.short_text(p_field, p_value);
+    v_key text := crm_private.reference_key(v_text);
+BEGIN
+    IF v_text IS NOT NULL AND v_key IS NULL THEN
+        PERFORM crm_private.invalid(
+            p_field, crm_private.visible(v_text),
+            'without invisible characters or white space inside, except single spaces'
+        );
+    ELSIF length(v_key) > 255 THEN
+        PERFORM crm_private.invalid(p_field, v_text, 'at most 255 characters');
+    END IF;
+    RETURN v_text;
+END
+$$;
+COMMENT ON FUNCTION crm_private.reference IS
+    'Returns the trimmed reference (a payment''s, an order number, an idempotency key), NULL if none is given; PT422 '
+    'if it is too long or has white space or invisible characters inside.';
 
 CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
@@ -425,6 +489,75 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.assignee_active IS 'Refuses to assign work to an inactive user: PT409.';
 
+-- repeated calls ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.first_result(p_function text, p_key text, p_request jsonb) RETURNS uuid
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_key text := crm_private.reference_key(p_key);
+    v_salt bytea;
+    v_first crm_private.idempotency_keys;
+BEGIN
+    IF v_key IS NULL THEN
+        RETURN NULL;
+    END IF;
+    v_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+    -- if the same call comes twice at once, the second waits here until the first has committed
+    INSERT INTO crm_private.idempotency_keys (function, key, salt, request_hash)
+    VALUES (p_function, v_key, v_salt, sha256(v_salt || convert_to(p_request::text, 'UTF8')))
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO STRICT v_first FROM crm_private.idempotency_keys k WHERE k.function = p_function AND k.key = v_key;
+    IF v_first.request_hash <> sha256(v_first.salt || convert_to(p_request::text, 'UTF8')) THEN
+        PERFORM crm_private.conflict(
+            'idempotency_key', 'this idempotency key belongs to a call with other arguments',
+            jsonb_build_object(
+                'field', 'p_idempotency_key', 'found', p_key, 'accepted', 'a key that no other call has',
+                'id', v_first.result_id
+            ),
+            format('Repeat the first call of %s unchanged, or choose a new p_idempotency_key.', p_function)
+        );
+    END IF;
+    RETURN v_first.result_id;
+END
+$$;
+COMMENT ON FUNCTION crm_private.first_result IS
+    'Claims an idempotency key for this call and returns NULL, also if none is given; or returns the row that the '
+    'first call with this key made. PT409 if that call had other arguments. Called after the role checks, before the '
+    'state is looked at; keep_result ends it.';
+
+CREATE FUNCTION crm_private.keep_result(p_function text, p_key text, p_result_id uuid) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_key IS NOT NULL THEN
+        UPDATE crm_private.idempotency_keys k SET result_id = p_result_id
+        WHERE k.function = p_function AND k.key = crm_private.reference_key(p_key) AND k.result_id IS NULL;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.keep_result IS 'Stores which row a call with an idempotency key made, if one is given.';
+
+CREATE FUNCTION crm_private.order_result(p_order_id uuid, p_duplicate boolean) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_order public.orders;
+BEGIN
+    SELECT * INTO STRICT v_order FROM public.orders o WHERE o.id = p_order_id;
+    RETURN jsonb_build_object(
+        'id', v_order.id, 'duplicate', p_duplicate, 'order_code', v_order.order_code, 'status', v_order.status,
+        'customer_id', v_order.customer_id, 'lead_id', v_order.lead_id, 'total_amount', v_order.total_amount,
+        'currency', v_order.currency
+    );
+END
+$$;
+COMMENT ON FUNCTION crm_private.order_result IS
+    'Returns the result of the calls that create an order: the order as it is now.';
+
 -- traces ---------------------------------------------------------------------------------------------------
 
 -- plpgsql, because a function in SQL would be planned again in every call
@@ -442,17 +575,24 @@ COMMENT ON FUNCTION crm_private.audit IS
     'Writes one row of audit_log: the row after the change, and the details of the action.';
 
 CREATE FUNCTION crm_private.audit_update(
-    p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb
+    p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb, p_detail jsonb DEFAULT '{}'
 ) RETURNS void
 LANGUAGE sql
 AS $$
-    SELECT crm_private.audit(p_actor, 'update', p_entity, p_entity_id, p_new, jsonb_build_object('changes', (
-        SELECT coalesce(jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb)
-        FROM jsonb_each(p_new) n
-        WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key)))
+    SELECT crm_private.audit(
+        p_actor, 'update', p_entity, p_entity_id, p_new,
+        p_detail || jsonb_build_object('changes', (
+            SELECT coalesce(
+                jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb
+            )
+            FROM jsonb_each(p_new) n
+            WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key
+        ))
+    )
 $$;
 COMMENT ON FUNCTION crm_private.audit_update IS
-    'Audits an edited row, with changes: {column: {old, new}}, without updated_at and updated_by.';
+    'Audits an edited row, with changes: {column: {old, new}}, without updated_at and updated_by, and '
+    'more details.';
 
 CREATE FUNCTION crm_private.set_order_status(
     p_order_id uuid, p_new_status public.order_status_enum, p_actor uuid, p_reason text, p_notes text, p_detail jsonb
@@ -484,6 +624,9 @@ COMMENT ON FUNCTION crm_private.set_order_status IS
     'Moves a locked order: status, event with the next seq, audit. The only place that changes the status of an '
     'order.';
 
+-- money --------------------------------------------------------------------------------------------------------
+-- A reversal goes the other way than the payment that it takes back, and subtracts where that one adds.
+
 CREATE FUNCTION crm_private.client_money(
     p_order public.orders, OUT paid numeric, OUT refunded numeric, OUT refunds_open numeric
 )
@@ -491,17 +634,92 @@ LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     SELECT
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.status = 'completed'), 0),
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status = 'completed'), 0),
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0)
+        coalesce(sum(m.amount) FILTER (WHERE m.role = 'client_payment' AND m.status = 'completed'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.role = 'refund' AND m.status = 'completed'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.role = 'refund' AND m.status IN ('planned', 'pending')), 0)
     INTO paid, refunded, refunds_open
-    FROM public.payments p
-    WHERE p.order_id = p_order.id
-        AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
-        AND p.currency = p_order.currency AND p.amount <> 'NaN';
+    FROM (
+        SELECT p.role, p.status, CASE WHEN p.reverses IS NULL THEN p.amount ELSE -p.amount END AS amount
+        FROM public.payments p
+        WHERE p.order_id = p_order.id
+            AND (p.role::text, p.direction::text, p.reverses IS NULL) IN (
+                ('client_payment', 'incoming', true), ('client_payment', 'outgoing', false),
+                ('refund', 'outgoing', true), ('refund', 'incoming', false)
+            )
+            AND p.currency = p_order.currency AND p.amount <> 'NaN'
+    ) m;
 END
 $$;
 COMMENT ON FUNCTION crm_private.client_money IS
-    'Returns an order''s client money in its currency: completed client payments, completed refunds, open refunds.';
+    'Returns an order''s client money in its currency: completed client payments, completed refunds, open refunds; '
+    'without what was reversed.';
+
+CREATE FUNCTION crm_private.payouts(p_order_id uuid, p_currency public.currency_enum) RETURNS numeric
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_payouts numeric;
+BEGIN
+    SELECT coalesce(sum(CASE WHEN p.direction = 'outgoing' THEN p.amount ELSE -p.amount END), 0) INTO v_payouts
+    FROM public.payments p
+    WHERE p.order_id = p_order_id AND p.currency = p_currency AND p.amount <> 'NaN'
+        AND p.role IN ('supplier_payment', 'shipping_payment', 'commission')
+        -- what comes in is a reversed payout, or money back from a supplier, whose reversal goes out; other incoming
+        -- money does not make room for payouts
+        AND CASE
+            WHEN p.direction = 'outgoing'
+                THEN p.status IN ('planned', 'pending', 'completed')
+                    AND (p.reverses IS NULL OR p.role = 'supplier_payment')
+            ELSE p.status = 'completed' AND (p.reverses IS NOT NULL OR p.role = 'supplier_payment')
+        END;
+    RETURN v_payouts;
+END
+$$;
+COMMENT ON FUNCTION crm_private.payouts IS
+    'Returns an order''s payouts in a currency: supplier, shipping and commission; planned, pending and completed; '
+    'less money back from suppliers; without what was reversed.';
+
+CREATE FUNCTION crm_private.check_total(p_old public.orders, p_new public.orders) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_money record;
+    v_least numeric;
+BEGIN
+    SELECT * INTO v_money FROM crm_private.client_money(p_old);
+    IF p_new.currency IS DISTINCT FROM p_old.currency AND (
+        v_money.paid <> 0 OR v_money.refunded <> 0 OR EXISTS (
+            SELECT FROM public.payments p
+            WHERE p.order_id = p_old.id AND p.role IN ('client_payment', 'refund')
+                AND p.status IN ('planned', 'pending')
+        )
+    ) THEN
+        PERFORM crm_private.conflict(
+            'currency', 'this order has client money in its currency',
+            jsonb_build_object(
+                'field', 'p_currency', 'found', p_new.currency, 'accepted', p_old.currency, 'id', p_old.id,
+                'paid', v_money.paid, 'refunded', v_money.refunded
+            ),
+            'Reverse completed client payments and refunds (reverse_payment_safe), and cancel open ones, first.'
+        );
+    END IF;
+    SELECT * INTO v_money FROM crm_private.client_money(p_new);
+    v_least := v_money.refunded + v_money.refunds_open + crm_private.payouts(p_new.id, p_new.currency);
+    IF p_new.total_amount < v_least THEN
+        PERFORM crm_private.conflict(
+            'total_after_payment', 'more than this total was refunded or paid out',
+            jsonb_build_object(
+                'field', 'p_total_amount', 'found', p_new.total_amount, 'accepted', v_least, 'id', p_new.id,
+                'refunded', v_money.refunded + v_money.refunds_open,
+                'paid_out', crm_private.payouts(p_new.id, p_new.currency)
+            ),
+            'Pass a p_total_amount of at least the accepted amount.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.check_total IS
+    'Refuses (PT409) a total below what was refunded or paid out (open refunds and payouts included), and another '
+    'currency while there is client money, or an open client payment or refund, in the old one.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);

@@ -8,7 +8,7 @@ CREATE FUNCTION public.create_lead_safe(
     p_source text, p_full_name text, p_phone text DEFAULT NULL, p_email text DEFAULT NULL, p_contact text DEFAULT NULL,
     p_country text DEFAULT NULL, p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL,
     p_bike_snapshot jsonb DEFAULT NULL, p_customer_comment text DEFAULT NULL,
-    p_estimated_budget_eur integer DEFAULT NULL, p_user_id uuid DEFAULT NULL
+    p_estimated_budget_eur integer DEFAULT NULL, p_user_id uuid DEFAULT NULL, p_idempotency_key text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -34,6 +34,8 @@ DECLARE
     v_phone_is_new boolean;
     v_email_is_new boolean;
     v_old public.customers;
+    v_idempotency_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
+    v_first uuid;
     v_customer public.customers;
     v_lead public.leads;
 BEGIN
@@ -42,6 +44,21 @@ BEGIN
     END IF;
     IF p_estimated_budget_eur < 0 THEN
         PERFORM crm_private.invalid('p_estimated_budget_eur', p_estimated_budget_eur::text, 'zero or more');
+    END IF;
+    v_first := crm_private.first_result(
+        'create_lead_safe', v_idempotency_key,
+        jsonb_build_object(
+            'source', v_source, 'full_name', v_full_name, 'phone', v_phone, 'email', v_email, 'contact', v_contact,
+            'country', crm_private.trimmed(p_country), 'preferred_channel', v_channel,
+            'bike_url', crm_private.trimmed(p_bike_url), 'bike_snapshot', p_bike_snapshot,
+            'customer_comment', crm_private.trimmed(p_customer_comment), 'estimated_budget_eur', p_estimated_budget_eur
+        )
+    );
+    IF v_first IS NOT NULL THEN
+        SELECT * INTO STRICT v_lead FROM public.leads l WHERE l.id = v_first;
+        RETURN jsonb_build_object(
+            'id', v_lead.id, 'duplicate', true, 'customer_id', v_lead.customer_id, 'status', v_lead.status
+        );
     END IF;
     -- Contacts first, and in a fixed order: of two calls with the same contact one waits for the other, and finds its
     -- customer.
@@ -101,7 +118,10 @@ BEGIN
     )
     RETURNING * INTO v_lead;
     PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, to_jsonb(v_lead));
-    RETURN jsonb_build_object('id', v_lead.id, 'customer_id', v_customer.id, 'status', v_lead.status);
+    PERFORM crm_private.keep_result('create_lead_safe', v_idempotency_key, v_lead.id);
+    RETURN jsonb_build_object(
+        'id', v_lead.id, 'duplicate', false, 'customer_id', v_lead.customer_id, 'status', v_lead.status
+    );
 END
 $$;
 COMMENT ON FUNCTION public.create_lead_safe IS
@@ -111,9 +131,10 @@ COMMENT ON FUNCTION public.create_lead_safe IS
     'international, without them 8 and ten digits is a Russian number, and an extension does not count; in p_contact a '
     'phone, an address, @name (of p_preferred_channel, telegram if none is given) and t.me/name are recognized, other '
     'text finds nobody; contacts that a known customer has not had are added to it; without p_user_id the system user '
-    'acts.\n'
-    'Errors: 42501 p_user_id unknown or inactive; PT422 source or name blank, no contact, phone, address, channel '
-    'or budget not accepted.';
+    'acts; a repeated p_idempotency_key with the same arguments returns the first lead as it is now, with duplicate '
+    'true.\n'
+    'Errors: 42501 p_user_id unknown or inactive; PT422 source or name blank, no contact, phone, address, channel, '
+    'budget or idempotency key not accepted; PT409 idempotency key of other arguments.';
 
 CREATE FUNCTION public.advance_lead_status_safe(
     p_lead_id uuid, p_new_status text, p_user_id uuid, p_notes text DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
@@ -213,7 +234,7 @@ CREATE FUNCTION public.create_order_safe(
     p_customer_id uuid, p_lead_id uuid DEFAULT NULL, p_items jsonb DEFAULT NULL, p_total_amount numeric DEFAULT NULL,
     p_currency text DEFAULT NULL, p_user_id uuid DEFAULT NULL, p_order_code text DEFAULT NULL,
     p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL,
-    p_assigned_manager uuid DEFAULT NULL
+    p_assigned_manager uuid DEFAULT NULL, p_idempotency_key text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -226,7 +247,9 @@ DECLARE
     v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
     v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
-    v_code text := crm_private.short_text('p_order_code', p_order_code);
+    v_code text := crm_private.reference('p_order_code', p_order_code);
+    v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
+    v_first uuid;
     v_number text;
     v_lead public.leads;
     v_old_lead_status public.lead_status_enum;
@@ -251,6 +274,18 @@ BEGIN
         PERFORM crm_private.not_found('customers', 'p_customer_id', v_customer_id);
     END IF;
     PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
+    v_first := crm_private.first_result(
+        'create_order_safe', v_key,
+        jsonb_build_object(
+            'customer_id', p_customer_id, 'lead_id', p_lead_id, 'items', v_items, 'total_amount', trim_scale(v_total),
+            'currency', v_currency, 'order_code', v_code, 'bike_url', crm_private.trimmed(p_bike_url),
+            'bike_snapshot', p_bike_snapshot, 'commission_eur', trim_scale(p_commission_eur),
+            'assigned_manager', p_assigned_manager
+        )
+    );
+    IF v_first IS NOT NULL THEN
+        RETURN crm_private.order_result(v_first, true);
+    END IF;
     IF v_lead.status NOT IN ('new', 'in_progress') THEN
         PERFORM crm_private.conflict(
             'lead_converts', 'this lead cannot become an order: it is ' || v_lead.status,
@@ -274,28 +309,31 @@ BEGIN
     PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
 
     LOOP
+        v_number := v_code;
         IF v_code IS NULL THEN
             v_number := nextval('crm_private.order_code_seq');
+            -- greatest, because lpad would cut longer numbers
+            v_number := to_char(clock_timestamp() AT TIME ZONE 'UTC', '"B"YYMM-')
+                || lpad(v_number, greatest(6, length(v_number)), '0');
         END IF;
         INSERT INTO public.orders (
-            order_code, customer_id, lead_id, bike_url, bike_snapshot, final_price_eur, commission_eur, status,
-            assigned_manager, items, total_amount, currency, created_by, updated_by
+            order_code, order_code_key, customer_id, lead_id, bike_url, bike_snapshot, final_price_eur, commission_eur,
+            status, assigned_manager, items, total_amount, currency, created_by, updated_by
         )
         VALUES (
-            -- greatest, because lpad would cut longer numbers
-            coalesce(
-                v_code,
-                to_char(clock_timestamp() AT TIME ZONE 'UTC', '"B"YYMM-') || lpad(v_number, greatest(6, length(v_number)), '0')
-            ),
-            v_customer_id, v_lead.id, coalesce(crm_private.trimmed(p_bike_url), v_lead.bike_url),
-            coalesce(p_bike_snapshot, v_lead.bike_snapshot), CASE WHEN v_currency = 'EUR' THEN v_total END,
-            p_commission_eur, 'created', coalesce(p_assigned_manager, v_lead.assigned_to), v_items, v_total,
-            v_currency::public.currency_enum, v_actor.id, v_actor.id
+            v_number, crm_private.order_code_key(v_number), v_customer_id, v_lead.id,
+            coalesce(crm_private.trimmed(p_bike_url), v_lead.bike_url), coalesce(p_bike_snapshot, v_lead.bike_snapshot),
+            CASE WHEN v_currency = 'EUR' THEN v_total END, p_commission_eur, 'created',
+            coalesce(p_assigned_manager, v_lead.assigned_to), v_items, v_total, v_currency::public.currency_enum,
+            v_actor.id, v_actor.id
         )
-        ON CONFLICT (order_code) DO NOTHING RETURNING * INTO v_order;
+        ON CONFLICT DO NOTHING RETURNING * INTO v_order;
         EXIT WHEN FOUND;
         IF v_code IS NOT NULL THEN
-            SELECT * INTO v_order FROM public.orders o WHERE o.order_code = v_code;
+            -- adopted orders may have the number, but no key
+            SELECT * INTO v_order FROM public.orders o
+            WHERE o.order_code_key = crm_private.order_code_key(v_code) OR o.order_code = v_code
+            ORDER BY o.order_code_key NULLS LAST LIMIT 1;
             PERFORM crm_private.conflict(
                 'unique_order_code', 'another order already has this order number',
                 jsonb_build_object(
@@ -317,56 +355,77 @@ BEGIN
             jsonb_build_object('old', v_old_lead_status, 'new', v_lead.status, 'order_id', v_order.id)
         );
     END IF;
-    RETURN jsonb_build_object(
-        'id', v_order.id, 'order_code', v_order.order_code, 'status', v_order.status,
-        'customer_id', v_order.customer_id, 'lead_id', v_order.lead_id, 'total_amount', v_order.total_amount,
-        'currency', v_order.currency
-    );
+    PERFORM crm_private.keep_result('create_order_safe', v_key, v_order.id);
+    RETURN crm_private.order_result(v_order.id, false);
 END
 $$;
 COMMENT ON FUNCTION public.create_order_safe IS
     E'Creates an order with status created and its first event, from a lead or for a customer.\n'
     'Rules: total and currency are required; from a lead: the order is linked to it, inherits its customer, bike '
     'and manager, and the lead becomes converted (from new or in_progress only); an order number is generated if '
-    'none is given; final_price_eur is filled for EUR; without p_user_id the system user acts.\n'
-    'Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number or commission not '
-    'accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 lead rejected or '
-    'converted, lead of another customer, order number taken, manager inactive.';
+    'none is given; one that differs from another order''s only by the case of A to Z or by invisible characters is '
+    'taken; final_price_eur is filled for EUR; without p_user_id the system user acts; a repeated p_idempotency_key '
+    'with the same arguments returns the first order as it is now, with duplicate true.\n'
+    'Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number, commission or '
+    'idempotency key not accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 '
+    'idempotency key of other arguments, lead rejected or converted, lead of another customer, order number taken, '
+    'manager inactive.';
 
 CREATE FUNCTION public.quick_order_safe(
     p_source text, p_full_name text, p_items jsonb, p_total_amount numeric, p_currency text, p_phone text DEFAULT NULL,
     p_email text DEFAULT NULL, p_contact text DEFAULT NULL, p_country text DEFAULT NULL,
     p_preferred_channel text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
-    p_customer_comment text DEFAULT NULL, p_user_id uuid DEFAULT NULL
+    p_customer_comment text DEFAULT NULL, p_user_id uuid DEFAULT NULL, p_idempotency_key text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_actor public.users := crm_private.actor(p_user_id, true);
+    v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
+    v_first uuid;
     v_lead jsonb;
+    v_order jsonb;
 BEGIN
+    v_first := crm_private.first_result(
+        'quick_order_safe', v_key,
+        jsonb_build_object(
+            'source', crm_private.trimmed(p_source), 'full_name', crm_private.trimmed(p_full_name), 'items', p_items,
+            'total_amount', trim_scale(p_total_amount), 'currency', p_currency, 'phone', crm_private.trimmed(p_phone),
+            'email', crm_private.trimmed(p_email), 'contact', crm_private.trimmed(p_contact),
+            'country', crm_private.trimmed(p_country), 'preferred_channel', p_preferred_channel,
+            'bike_url', crm_private.trimmed(p_bike_url), 'bike_snapshot', p_bike_snapshot,
+            'customer_comment', crm_private.trimmed(p_customer_comment)
+        )
+    );
+    IF v_first IS NOT NULL THEN
+        RETURN crm_private.order_result(v_first, true);
+    END IF;
     v_lead := public.create_lead_safe(
         p_source => p_source, p_full_name => p_full_name, p_phone => p_phone, p_email => p_email,
         p_contact => p_contact, p_country => p_country, p_preferred_channel => p_preferred_channel,
         p_bike_url => p_bike_url, p_bike_snapshot => p_bike_snapshot, p_customer_comment => p_customer_comment,
         p_user_id => p_user_id
     );
-    RETURN public.create_order_safe(
+    v_order := public.create_order_safe(
         p_customer_id => (v_lead ->> 'customer_id')::uuid, p_lead_id => (v_lead ->> 'id')::uuid, p_items => p_items,
         p_total_amount => p_total_amount, p_currency => p_currency, p_user_id => p_user_id
     );
+    PERFORM crm_private.keep_result('quick_order_safe', v_key, (v_order ->> 'id')::uuid);
+    RETURN v_order;
 END
 $$;
 COMMENT ON FUNCTION public.quick_order_safe IS
     E'Creates a guest''s order in one call: lead, customer (found or created) and order, all or nothing.\n'
-    'Rules: those of create_lead_safe and create_order_safe; without p_user_id the system user acts. The result''s '
-    'id is the order''s.\n'
+    'Rules: those of create_lead_safe and create_order_safe; without p_user_id the system user acts; a repeated '
+    'p_idempotency_key with the same arguments returns the first order as it is now, with duplicate true. The '
+    'result''s id is the order''s.\n'
     'Errors: those of create_lead_safe and create_order_safe.';
 
 CREATE FUNCTION public.update_order_safe(
     p_order_id uuid, p_user_id uuid, p_assigned_manager uuid DEFAULT NULL, p_items jsonb DEFAULT NULL,
     p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL,
-    p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL
+    p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL, p_reason text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -375,7 +434,8 @@ DECLARE
     v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_manager);
     v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
-    v_other_total boolean;
+    v_reason text := crm_private.trimmed(p_reason);
+    v_money record;
     v_old public.orders;
     v_new public.orders;
 BEGIN
@@ -388,23 +448,26 @@ BEGIN
     END IF;
     v_old := crm_private.locked_order(p_order_id);
     PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
-    -- an adopted order without a total (or with NaN) may get one even after payments, or it could never be paid
-    v_other_total := coalesce(p_total_amount <> nullif(v_old.total_amount, 'NaN'), false);
-    IF (v_other_total OR v_currency <> v_old.currency::text)
-        AND EXISTS (SELECT FROM public.payments p WHERE p.order_id = v_old.id AND p.status = 'completed')
+    IF v_old.status IN ('cancelled', 'closed')
+        AND num_nonnulls(p_items, p_commission_eur, p_bike_url, p_bike_snapshot) > 0
     THEN
-        PERFORM crm_private.conflict(
-            'total_fixed', 'total and currency are fixed by the first completed payment',
-            CASE
-                WHEN v_other_total THEN jsonb_build_object(
-                    'field', 'p_total_amount', 'found', p_total_amount, 'accepted', v_old.total_amount, 'id', v_old.id
-                )
-                ELSE jsonb_build_object(
-                    'field', 'p_currency', 'found', v_currency, 'accepted', v_old.currency, 'id', v_old.id
-                )
-            END,
-            'Omit them; settle differences by payments and refunds.'
+        PERFORM crm_private.require_admin(
+            v_actor, format('changing items, commission or bike of a %s order', v_old.status)
         );
+    END IF;
+    v_new := v_old;
+    v_new.total_amount := coalesce(p_total_amount, v_old.total_amount);
+    v_new.currency := coalesce(v_currency::public.currency_enum, v_old.currency);
+    IF (v_new.total_amount, v_new.currency) IS DISTINCT FROM (v_old.total_amount, v_old.currency)
+        AND EXISTS (
+            SELECT FROM public.payments p WHERE p.order_id = v_old.id AND p.status NOT IN ('failed', 'cancelled')
+        )
+    THEN
+        PERFORM crm_private.require_admin_with_reason(
+            v_actor, v_reason, 'total_after_payment', 'changing total or currency of an order with payments',
+            jsonb_build_object('id', v_old.id, 'total_amount', v_old.total_amount, 'currency', v_old.currency)
+        );
+        PERFORM crm_private.check_total(v_old, v_new);
     END IF;
     PERFORM crm_private.assignee_active('p_assigned_manager', p_assigned_manager);
     IF coalesce(p_total_amount, v_old.total_amount) IS NOT NULL AND coalesce(v_currency, v_old.currency::text) IS NULL
@@ -432,7 +495,21 @@ BEGIN
         updated_by = v_actor.id,
         updated_at = clock_timestamp()
     WHERE o.id = v_old.id RETURNING * INTO v_new;
-    PERFORM crm_private.audit_update(v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
+    PERFORM crm_private.audit_update(
+        v_actor.id, 'orders', v_new.id, to_jsonb(v_old), to_jsonb(v_new),
+        jsonb_strip_nulls(jsonb_build_object('reason', v_reason))
+    );
+    -- the client has paid the new total already: the one way to paid besides payments
+    IF v_new.status IN ('created', 'awaiting_payment') AND v_new.total_amount IS DISTINCT FROM v_old.total_amount THEN
+        SELECT * INTO v_money FROM crm_private.client_money(v_new);
+        IF v_money.paid - v_money.refunded >= v_new.total_amount THEN
+            PERFORM crm_private.set_order_status(
+                v_new.id, 'paid', v_actor.id, 'total_changed', v_reason,
+                jsonb_build_object('total_amount', v_new.total_amount)
+            );
+            v_new.status := 'paid';
+        END IF;
+    END IF;
     RETURN jsonb_build_object(
         'id', v_new.id, 'order_code', v_new.order_code, 'status', v_new.status, 'total_amount', v_new.total_amount,
         'currency', v_new.currency
@@ -440,11 +517,16 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.update_order_safe IS
-    E'Changes an order''s manager, items, bike, commission, total or currency; never its status.\n'
-    'Rules: any active user; NULL arguments change nothing; total and currency change only before the first '
-    'completed payment (an adopted order without a total, or with NaN, may get one later).\n'
-    'Errors: 42501 actor unknown or inactive; PT422 an amount, the currency or the items not accepted; PT404 no '
-    'such order or manager; PT409 total fixed by a payment, first total without currency, manager inactive.';
+    E'Changes an order''s manager, items, bike, commission, total or currency.\n'
+    'Rules: any active user; NULL arguments change nothing; once the order has a payment that is neither failed nor '
+    'cancelled, total and currency change only by an admin with p_reason, the total never below what was refunded or '
+    'paid out, the currency not while there is client money or an open client payment or refund in the old one; client '
+    'money that reaches the new total moves the order to paid in the same call (reason total_changed); a higher total '
+    'leaves an order paid, but it needs the money before it goes in_delivery; items, commission and bike of a '
+    'cancelled or closed order change only by an admin.\n'
+    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 an amount, the currency or '
+    'the items not accepted; PT404 no such order or manager; PT409 reason missing, total below what was refunded or '
+    'paid out, client money in the old currency, first total without currency, manager inactive.';
 
 CREATE FUNCTION public.advance_order_status_safe(
     p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL
@@ -456,6 +538,7 @@ DECLARE
     v_actor public.users := crm_private.actor(p_user_id);
     v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.order_status_enum', true);
     v_order public.orders;
+    v_money record;
     v_required_role public.user_role_enum;
 BEGIN
     PERFORM crm_private.required_id('p_order_id', p_order_id);
@@ -488,10 +571,25 @@ BEGIN
     IF v_new_status = 'cancelled' AND EXISTS (
         SELECT FROM public.payments p
         WHERE p.order_id = v_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
-            AND (p.role::text, p.direction::text) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
-        GROUP BY p.currency HAVING sum(CASE p.role WHEN 'refund' THEN -p.amount ELSE p.amount END) > 0
+            AND (p.role::text, p.direction::text, p.reverses IS NULL) IN (
+                ('client_payment', 'incoming', true), ('client_payment', 'outgoing', false),
+                ('refund', 'outgoing', true), ('refund', 'incoming', false)
+            )
+        GROUP BY p.currency HAVING sum(CASE p.direction WHEN 'outgoing' THEN -p.amount ELSE p.amount END) > 0
     ) THEN
         PERFORM crm_private.require_admin(v_actor, 'canceling an order that holds client money');
+    END IF;
+    IF v_new_status = 'in_delivery' THEN
+        SELECT * INTO v_money FROM crm_private.client_money(v_order);
+        IF NOT coalesce(v_money.paid - v_money.refunded >= v_order.total_amount, false) THEN
+            PERFORM crm_private.require_admin_with_reason(
+                v_actor, p_reason, 'delivery_after_payment', 'delivering an order that is not fully paid',
+                jsonb_build_object(
+                    'id', v_order.id, 'total_amount', v_order.total_amount,
+                    'client_paid', v_money.paid - v_money.refunded, 'currency', v_order.currency
+                )
+            );
+        END IF;
     END IF;
     PERFORM crm_private.set_order_status(
         v_order.id, v_new_status::public.order_status_enum, v_actor.id, crm_private.trimmed(p_reason),
@@ -505,9 +603,10 @@ $$;
 COMMENT ON FUNCTION public.advance_order_status_safe IS
     E'Moves an order to another status, with event and audit.\n'
     'Rules: only the transitions of order_status_transitions, each with the role it needs; canceling while the '
-    'order holds client money, in any currency, needs an admin; only payments make an order paid.\n'
+    'order holds client money, in any currency, needs an admin; so does in_delivery while net client money is below '
+    'the total, and p_reason; only payments make an order paid (or a lower total: update_order_safe).\n'
     'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 unknown status; PT404 no '
-    'such order; PT409 transition not allowed.';
+    'such order; PT409 transition not allowed, reason missing.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

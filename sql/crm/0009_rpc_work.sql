@@ -6,7 +6,7 @@ SET LOCAL ROLE crm_rpc;
 
 CREATE FUNCTION public.attach_document_safe(
     p_document_type text, p_storage_url text, p_uploaded_by uuid, p_order_id uuid DEFAULT NULL,
-    p_lead_id uuid DEFAULT NULL
+    p_lead_id uuid DEFAULT NULL, p_idempotency_key text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -15,6 +15,8 @@ DECLARE
     v_actor public.users := crm_private.actor(p_uploaded_by);
     v_type text := crm_private.label('p_document_type', p_document_type, 'public.document_type_enum', true);
     v_url text := crm_private.required_text('p_storage_url', p_storage_url);
+    v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
+    v_first uuid;
     v_document public.documents;
 BEGIN
     IF p_order_id IS NULL AND p_lead_id IS NULL THEN
@@ -26,22 +28,37 @@ BEGIN
     IF p_lead_id IS NOT NULL AND NOT EXISTS (SELECT FROM public.leads l WHERE l.id = p_lead_id) THEN
         PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
     END IF;
+    v_first := crm_private.first_result(
+        'attach_document_safe', v_key,
+        jsonb_build_object('type', v_type, 'url', v_url, 'order_id', p_order_id, 'lead_id', p_lead_id)
+    );
+    IF v_first IS NOT NULL THEN
+        SELECT * INTO STRICT v_document FROM public.documents d WHERE d.id = v_first;
+        RETURN jsonb_build_object(
+            'id', v_document.id, 'duplicate', true, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id
+        );
+    END IF;
     INSERT INTO public.documents (order_id, lead_id, type, file_url, uploaded_by)
     VALUES (p_order_id, p_lead_id, v_type::public.document_type_enum, v_url, v_actor.id) RETURNING * INTO v_document;
     PERFORM crm_private.audit(v_actor.id, 'create', 'documents', v_document.id, to_jsonb(v_document));
-    RETURN jsonb_build_object('id', v_document.id, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id);
+    PERFORM crm_private.keep_result('attach_document_safe', v_key, v_document.id);
+    RETURN jsonb_build_object(
+        'id', v_document.id, 'duplicate', false, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id
+    );
 END
 $$;
 COMMENT ON FUNCTION public.attach_document_safe IS
     E'Attaches an uploaded file to an order or a lead.\n'
     'Rules: any active user; an order or a lead is required; the file is in the storage already, only its address '
-    'is kept here.\n'
-    'Errors: 42501 uploader unknown or inactive; PT422 unknown type, blank address, neither order nor lead; PT404 '
-    'no such order or lead.';
+    'is kept here; a repeated p_idempotency_key with the same arguments returns the first document as it is now, with '
+    'duplicate true.\n'
+    'Errors: 42501 uploader unknown or inactive; PT422 unknown type, blank address, neither order nor lead, '
+    'idempotency key not accepted; PT404 no such order or lead; PT409 idempotency key of other arguments.';
 
 CREATE FUNCTION public.create_task_safe(
     p_title text, p_created_by uuid, p_order_id uuid DEFAULT NULL, p_lead_id uuid DEFAULT NULL,
-    p_description text DEFAULT NULL, p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL
+    p_description text DEFAULT NULL, p_assignee_id uuid DEFAULT NULL, p_due_at timestamptz DEFAULT NULL,
+    p_idempotency_key text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -49,6 +66,8 @@ AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_created_by, p_assignee => p_assignee_id);
     v_title text := crm_private.required_text('p_title', p_title);
+    v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
+    v_first uuid;
     v_task public.tasks;
 BEGIN
     IF NOT isfinite(p_due_at) THEN
@@ -61,6 +80,18 @@ BEGIN
         PERFORM crm_private.not_found('leads', 'p_lead_id', p_lead_id);
     END IF;
     PERFORM crm_private.assignee_exists('p_assignee_id', p_assignee_id);
+    v_first := crm_private.first_result(
+        'create_task_safe', v_key,
+        jsonb_build_object(
+            'title', v_title, 'order_id', p_order_id, 'lead_id', p_lead_id,
+            'description', crm_private.trimmed(p_description), 'assignee_id', p_assignee_id,
+            'due_at', p_due_at AT TIME ZONE 'UTC'
+        )
+    );
+    IF v_first IS NOT NULL THEN
+        SELECT * INTO STRICT v_task FROM public.tasks t WHERE t.id = v_first;
+        RETURN jsonb_build_object('id', v_task.id, 'duplicate', true, 'status', v_task.status);
+    END IF;
     PERFORM crm_private.assignee_active('p_assignee_id', p_assignee_id);
     INSERT INTO public.tasks (order_id, lead_id, title, description, due_at, assigned_to, created_by, completed)
     VALUES (
@@ -68,14 +99,16 @@ BEGIN
     )
     RETURNING * INTO v_task;
     PERFORM crm_private.audit(v_actor.id, 'create', 'tasks', v_task.id, to_jsonb(v_task));
-    RETURN jsonb_build_object('id', v_task.id, 'status', v_task.status);
+    PERFORM crm_private.keep_result('create_task_safe', v_key, v_task.id);
+    RETURN jsonb_build_object('id', v_task.id, 'duplicate', false, 'status', v_task.status);
 END
 $$;
 COMMENT ON FUNCTION public.create_task_safe IS
     E'Creates an open task, for an order, a lead or neither.\n'
-    'Rules: any active user; the assignee, if given, is active.\n'
-    'Errors: 42501 creator unknown or inactive; PT422 title blank, due time infinite; PT404 no such order, lead or '
-    'assignee; PT409 assignee inactive.';
+    'Rules: any active user; the assignee, if given, is active; a repeated p_idempotency_key with the same arguments '
+    'returns the first task as it is now, with duplicate true.\n'
+    'Errors: 42501 creator unknown or inactive; PT422 title blank, due time infinite, idempotency key not accepted; '
+    'PT404 no such order, lead or assignee; PT409 idempotency key of other arguments, assignee inactive.';
 
 CREATE FUNCTION public.update_task_safe(
     p_task_id uuid, p_user_id uuid, p_completed boolean DEFAULT NULL, p_title text DEFAULT NULL,

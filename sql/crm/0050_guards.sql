@@ -27,13 +27,26 @@ ALTER TABLE public.shipments ALTER COLUMN status SET DEFAULT 'created';
 UPDATE public.payments p SET reference_key = r.reference
 FROM (
     SELECT
-        id, crm_private.trimmed(external_reference) AS reference,
+        id, crm_private.reference_key(external_reference) AS reference,
         row_number() OVER (
-            PARTITION BY crm_private.trimmed(external_reference) ORDER BY reference_key NULLS LAST, created_at, id
+            PARTITION BY crm_private.reference_key(external_reference)
+            ORDER BY reference_key NULLS LAST, created_at, id
         ) AS place
     FROM public.payments
 ) r
 WHERE r.id = p.id AND r.place = 1 AND p.reference_key IS NULL AND r.reference IS NOT NULL;
+
+-- likewise order numbers, which differ by more than the case of their letters
+UPDATE public.orders o SET order_code_key = r.key
+FROM (
+    SELECT
+        id, crm_private.order_code_key(order_code) AS key,
+        row_number() OVER (
+            PARTITION BY crm_private.order_code_key(order_code) ORDER BY order_code_key NULLS LAST, created_at, id
+        ) AS place
+    FROM public.orders
+) r
+WHERE r.id = o.id AND r.place = 1 AND o.order_code_key IS NULL AND r.key IS NOT NULL;
 
 CREATE TEMPORARY TABLE adopted_orders ON COMMIT DROP AS
 SELECT o.id FROM public.orders o
@@ -197,40 +210,99 @@ AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         IF NEW.order_id IS NULL OR NOT (NEW.amount > 0 AND NEW.amount <> 'NaN')
-            OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+            OR NEW.reference_key IS DISTINCT FROM crm_private.reference_key(NEW.external_reference)
+            OR (NEW.reference_key IS NULL AND crm_private.trimmed(NEW.external_reference) IS NOT NULL)
         THEN
             RAISE EXCEPTION USING ERRCODE = '23514',
-                MESSAGE = 'a payment needs an order, a positive amount and its trimmed reference as reference_key',
+                MESSAGE = 'a payment needs an order, a positive amount, and as reference_key its comparable reference',
                 DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'found', to_jsonb(NEW))::text,
                 HINT = 'Book it with record_generic_payment_safe.';
         END IF;
-    ELSIF (
+        IF NEW.reverses IS NOT NULL AND NOT EXISTS (
+            SELECT FROM public.payments p
+            WHERE p.id = NEW.reverses AND p.reverses IS NULL AND p.status = 'completed' AND NEW.status = 'completed'
+                AND NEW.direction <> p.direction
+                AND (p.order_id, p.role, p.method, p.amount, p.currency)
+                = (NEW.order_id, NEW.role, NEW.method, NEW.amount, NEW.currency)
+        ) THEN
+            RAISE EXCEPTION USING ERRCODE = '23514',
+                MESSAGE = 'a reversal mirrors a completed payment that is not a reversal itself',
+                DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'found', to_jsonb(NEW))::text,
+                HINT = 'Reverse the payment with reverse_payment_safe.';
+        END IF;
+        IF NEW.rebooks IS NOT NULL AND NOT EXISTS (
+            SELECT FROM public.payments p JOIN public.payments r ON r.reverses = p.id
+            WHERE p.id = NEW.rebooks AND p.order_id <> NEW.order_id AND NEW.status = 'completed'
+                AND (p.direction, p.role, p.method, p.amount, p.currency)
+                = (NEW.direction, NEW.role, NEW.method, NEW.amount, NEW.currency)
+        ) THEN
+            RAISE EXCEPTION USING ERRCODE = '23514',
+                MESSAGE = 'only a reversed payment is booked again, with the same facts, on another order',
+                DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'found', to_jsonb(NEW))::text,
+                HINT = 'Reverse the payment with reverse_payment_safe and p_rebook_order_id.';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF (
         NEW.id, NEW.order_id, NEW.direction, NEW.role, NEW.method, NEW.amount, NEW.currency, NEW.related_payment_id,
-        NEW.created_at
-    ) IS DISTINCT FROM (
+        NEW.created_at, NEW.reverses, NEW.rebooks
+    ) IS NOT DISTINCT FROM (
         OLD.id, OLD.order_id, OLD.direction, OLD.role, OLD.method, OLD.amount, OLD.currency, OLD.related_payment_id,
-        OLD.created_at
-    )
-        OR OLD.status IN ('completed', 'failed', 'cancelled')
-        OR (
-            (NEW.external_reference, NEW.reference_key) IS DISTINCT FROM (OLD.external_reference, OLD.reference_key)
-            AND (
-                crm_private.trimmed(OLD.external_reference) IS NOT NULL
-                OR NEW.reference_key IS DISTINCT FROM crm_private.trimmed(NEW.external_reference)
+        OLD.created_at, OLD.reverses, OLD.rebooks
+    ) THEN
+        IF OLD.status IN ('planned', 'pending') AND (
+            (NEW.external_reference, NEW.reference_key)
+            IS NOT DISTINCT FROM (OLD.external_reference, OLD.reference_key)
+            OR (
+                crm_private.trimmed(OLD.external_reference) IS NULL
+                AND NEW.reference_key IS NOT DISTINCT FROM crm_private.reference_key(NEW.external_reference)
+                AND (NEW.reference_key IS NOT NULL OR crm_private.trimmed(NEW.external_reference) IS NULL)
             )
-        )
-    THEN
+        ) THEN
+            RETURN NEW;
+        END IF;
+        -- a reversed payment gives its reference to the payment on the right order
+        IF OLD.reference_key IS NOT NULL AND NEW.reference_key IS NULL AND NEW.status = OLD.status
+            AND NEW.external_reference IS NOT DISTINCT FROM OLD.external_reference
+            AND EXISTS (SELECT FROM public.payments r WHERE r.reverses = OLD.id)
+        THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = '23514',
+        MESSAGE = 'only an open status and a missing reference of a booked payment can change',
+        DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'id', OLD.id)::text,
+        HINT = 'Correct it with another payment, a refund or reverse_payment_safe.';
+END
+$$;
+COMMENT ON FUNCTION crm_private.payments_ledger IS
+    'Trigger: payments are a ledger, for crm_rpc too. A new one is complete and positive, and a reversal mirrors its '
+    'payment; later only an open status and a missing reference change, and a reversed payment may lose its '
+    'reference_key.';
+
+CREATE FUNCTION crm_private.order_numbers() RETURNS trigger
+LANGUAGE plpgsql SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF coalesce(NEW.order_code_key <> crm_private.order_code_key(NEW.order_code), true) THEN
+            RAISE EXCEPTION USING ERRCODE = '23514',
+                MESSAGE = 'an order needs an order number, and its comparable form as order_code_key',
+                DETAIL = jsonb_build_object('rule', 'order_number', 'table', 'orders', 'found', to_jsonb(NEW))::text,
+                HINT = 'Create it with create_order_safe.';
+        END IF;
+    ELSIF (NEW.order_code, NEW.order_code_key) IS DISTINCT FROM (OLD.order_code, OLD.order_code_key) THEN
         RAISE EXCEPTION USING ERRCODE = '23514',
-            MESSAGE = 'only an open status and a missing reference of a booked payment can change',
-            DETAIL = jsonb_build_object('rule', 'ledger', 'table', 'payments', 'id', OLD.id)::text,
-            HINT = 'Correct it with another payment or a refund.';
+            MESSAGE = 'an order number never changes',
+            DETAIL = jsonb_build_object('rule', 'order_number', 'table', 'orders', 'id', OLD.id)::text,
+            HINT = 'Leave order_code and order_code_key as they are: the client knows the number.';
     END IF;
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION crm_private.payments_ledger IS
-    'Trigger: payments are a ledger, for crm_rpc too. A new one is complete and positive; later only an open status '
-    'and a missing reference change.';
+COMMENT ON FUNCTION crm_private.order_numbers IS
+    'Trigger: every new order has a number in comparable form, and numbers never change, for crm_rpc too.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
@@ -249,6 +321,7 @@ BEGIN
             ('leads', 'rpc'), ('orders', 'rpc'), ('payments', 'rpc'), ('documents', 'rpc'), ('tasks', 'rpc'),
             ('shipments', 'rpc'), ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
             ('customer_contacts', 'rpc'),
+            ('payout_limits', 'rpc'),
             ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_seals', 'append_only')
         ) AS g (tab, mode)
         UNION ALL
@@ -265,6 +338,14 @@ BEGIN
         UNION ALL
         VALUES
             ('public.payments'::regclass, 'payments_ledger', 'BEFORE INSERT OR UPDATE', 'ROW', 'payments_ledger()'),
+            ('public.orders', 'order_numbers', 'BEFORE INSERT OR UPDATE', 'ROW', 'order_numbers()'),
+            (
+                'crm_private.idempotency_keys', 'guard_rows', 'BEFORE INSERT OR UPDATE OR DELETE', 'ROW',
+                'guard_rows(''rpc'')'
+            ),
+            (
+                'crm_private.idempotency_keys', 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'
+            ),
             (
                 'public.users', 'wait_for_calls', 'BEFORE UPDATE',
                 'ROW WHEN (OLD.active IS DISTINCT FROM NEW.active OR OLD.role IS DISTINCT FROM NEW.role)',

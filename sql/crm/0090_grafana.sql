@@ -93,9 +93,11 @@ $$);
 
 CREATE VIEW reporting.money_by_month AS
 SELECT date_trunc('month', p.created_at AT TIME ZONE 'UTC')::date AS month, p.currency::text AS currency,
-    coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'incoming'), 0) AS money_in,
-    coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'outgoing'), 0) AS money_out,
-    count(*) AS payments
+    coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'incoming' AND p.reverses IS NULL), 0)
+    - coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'outgoing' AND p.reverses IS NOT NULL), 0) AS money_in,
+    coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'outgoing' AND p.reverses IS NULL), 0)
+    - coalesce(sum(p.amount) FILTER (WHERE p.direction::text = 'incoming' AND p.reverses IS NOT NULL), 0) AS money_out,
+    count(*) FILTER (WHERE p.reverses IS NULL) AS payments
 FROM public.payments p
 WHERE p.status::text = 'completed'
 GROUP BY 1, 2;
@@ -103,9 +105,9 @@ COMMENT ON VIEW reporting.money_by_month IS 'Completed payments by month of book
 SELECT pg_temp.describe('reporting.money_by_month', $$
     month: First day of the month.
     currency: Currency; nothing is converted.
-    money_in: Sum of incoming payments.
-    money_out: Sum of outgoing payments, refunds included.
-    payments: Number of payments.
+    money_in: Sum of incoming payments, less those reversed in the month.
+    money_out: Sum of outgoing payments, refunds included, less those reversed in the month.
+    payments: Number of payments, without reversals.
 $$);
 
 CREATE VIEW reporting.audit_entries AS

@@ -13,7 +13,8 @@ import psycopg
 
 from crm_analytics.core.migrated_objects import remedy
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
-from crm_analytics.core.wording import counted
+from crm_analytics.core.wording import counted, listed
+from crm_analytics.crm.migrating.forms import form
 from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
 from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
@@ -183,22 +184,38 @@ def _drop(connection: psycopg.Connection[Any], legacy: dict[str, str]) -> None:
 
 def _odd_rows(connection: psycopg.Connection[Any]) -> list[str]:
     """Reports rows that are adopted, but whose new columns the migrations leave empty."""
+    reference, code = form("reference_key", "external_reference"), form("order_code_key", "order_code")
     row = connection.execute(
-        """
-        WITH holders AS (
-            SELECT count(*) AS n FROM public.payments
-            WHERE regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g') <> ''
-            GROUP BY regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g')
+        f"""
+        WITH reference AS (
+            SELECT {reference} AS key, {form("trimmed", "external_reference")} IS NOT NULL AS given
+            FROM public.payments
+        ), number AS (
+            SELECT order_code, {code} AS key,
+                row_number() OVER (PARTITION BY {code} ORDER BY created_at, id) AS place
+            FROM public.orders
         )
-        SELECT (SELECT coalesce(sum(n - 1), 0) FROM holders),
+        SELECT (SELECT count(key) - count(DISTINCT key) FROM reference),
+            (SELECT count(*) FROM reference WHERE given AND key IS NULL),
+            (SELECT array_agg(order_code ORDER BY order_code) FROM number WHERE key IS NULL OR place > 1),
             (SELECT count(*) FROM public.orders WHERE final_price_eur = 'NaN')
-        """
+        """.encode()
     ).fetchone()
-    repeated, unpriced = row or (0, 0)
+    repeated, unusable, codes, unpriced = row or (0, 0, None, 0)
     lines = []
     if repeated:
         lines.append(
             f"{counted(repeated, 'payment')} with an older payment's external reference: reference_key stays NULL"
+        )
+    if unusable:
+        lines.append(
+            f"{counted(unusable, 'payment')} with white space or invisible characters inside the external reference: "
+            "reference_key stays NULL"
+        )
+    if codes:
+        lines.append(
+            f"{counted(len(codes), 'order')} with an older order's number (but for case and invisible characters), or "
+            f"an unusable one: order_code_key stays NULL: {listed([repr(code) for code in codes[: SHOWN + 1]], SHOWN)}"
         )
     if unpriced:
         lines.append(

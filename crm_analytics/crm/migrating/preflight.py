@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.wording import listed
+from crm_analytics.crm.migrating.forms import form
 from crm_analytics.crm.schema.catalog import Manifest, kind_of
 from crm_analytics.crm.schema.manifest import baseline, expected
 
@@ -17,16 +18,22 @@ SHOWN = 5
 #: Schemas that the migrations create besides crm_private, which they may find.
 SCHEMAS = ("reporting",)
 
-_BLANKS = r"'^[[:space:]]+|[[:space:]]+$', '', 'g'"
-#: Table, column, the form in which it is indexed.
+#: Table, column, helper of the migrations (or an expression) that makes the form in which it is indexed.
 INDEXED = (
     ("customers", "phone", "regexp_replace(phone, '[^0-9]', '', 'g')"),
-    ("customers", "email", f"regexp_replace(email, {_BLANKS})"),
+    ("customers", "email", "trimmed"),
     ("users", "email", "email"),
-    ("payments", "external_reference", f"regexp_replace(external_reference, {_BLANKS})"),
+    ("payments", "external_reference", "reference_key"),
+    ("orders", "order_code", "order_code_key"),
 )
 #: Columns that the migrations fill themselves.
-_FILLED = ("order_status_events.seq", "payments.reference_key")
+_FILLED = (
+    "order_status_events.seq",
+    "payments.reference_key",
+    "payments.reverses",
+    "payments.rebooks",
+    "orders.order_code_key",
+)
 
 
 def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bool) -> list[str]:
@@ -36,12 +43,28 @@ def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bo
         found: the catalog of the connected database.
         adopting: whether it has the baseline's objects; their names may then be taken.
     """
+    if wrong := list(_encoding(connection)):
+        return wrong  # the checks of values need it
     return [
         *_owner(connection),
         *_taken_names(connection, adopting),
         *_columns(connection, found),
         *_values(connection, found),
     ]
+
+
+def _encoding(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    for database, encoding in connection.execute(
+        """
+        SELECT quote_ident(datname), pg_encoding_to_char(encoding) FROM pg_database
+        WHERE datname = current_database() AND pg_encoding_to_char(encoding) <> 'UTF8'
+        """
+    ):
+        yield (
+            f"database {database}: encoding is {encoding}, expected UTF8, in which references can be compared; create "
+            "another one, and restore the dump of this one into it\n"
+            f"    CREATE DATABASE {database}_utf8 ENCODING 'UTF8' TEMPLATE template0;"
+        )
 
 
 def _owner(connection: psycopg.Connection[Any]) -> Iterator[str]:
@@ -114,6 +137,10 @@ def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[s
             yield f"{key} exists, and the migrations fill it themselves\n    {remedy.strip()}"
 
 
+def _expression(indexed: str, column: str) -> str:
+    return form(indexed, column) if indexed in ("trimmed", "reference_key", "order_code_key") else indexed
+
+
 def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
     """Finds rows that new keys, checks and indexes would refuse; most are in columns that exist before their time."""
 
@@ -128,10 +155,12 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
             for key in keys
         )
 
-    for name, column, form in INDEXED:
+    for name, column, indexed in INDEXED:
         table = f"public.{name}"
         if exists(table, column) and (
-            ids := rows(f"SELECT id::text FROM {table} WHERE octet_length({form}) > {INDEXED_BYTES}")
+            ids := rows(
+                f"SELECT id::text FROM {table} WHERE octet_length({_expression(indexed, column)}) > {INDEXED_BYTES}"
+            )
         ):
             yield (
                 f"{name}.{column} is longer than {INDEXED_BYTES} bytes, too long for an index, in {ids}\n"
@@ -141,8 +170,8 @@ def _values(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[st
         addresses := rows(
             f"""
             SELECT CASE folded WHEN '' THEN '(blank)' ELSE folded END
-            FROM (SELECT lower(regexp_replace(email, {_BLANKS})) AS folded FROM public.users) u
-            WHERE folded IS NOT NULL GROUP BY folded HAVING count(*) > 1 OR folded = ''
+            FROM (SELECT coalesce(lower({form("trimmed", "email")}), '') AS folded FROM public.users WHERE email IS NOT NULL) u
+            GROUP BY folded HAVING count(*) > 1 OR folded = ''
             """
         )
     ):

@@ -52,6 +52,29 @@ AUDITED_TABLES = (
     "customer_contacts", "customers", "documents", "leads", "orders", "payments", "shipments", "tasks", "users",
 )  # fmt: skip
 
+#: Code points that are removed at the ends of references and order numbers, and never inside, as a bracket expression.
+#: A test compares them with the database's own list, which is crm_private.blank_characters().
+BLANKS = (
+    "\x01-\x20\x7f-\u00a0\u00ad\u034f\u061c\u115f-\u1160\u1680\u17b4-\u17b5\u180b-\u180f\u2000-\u200f"
+    "\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_UPPER, _LOWER = "'ABCDEFGHIJKLMNOPQRSTUVWXYZ'", "'abcdefghijklmnopqrstuvwxyz'"
+
+
+def _comparable(column: str) -> str:
+    """Returns the comparable form of a reference, restated: NFKC, trimmed, single spaces alone inside; else NULL."""
+    bare = f"regexp_replace(normalize({column}, NFKC), '^[{BLANKS}]+|[{BLANKS}]+$', '', 'g')"
+    return f"CASE WHEN {bare} ~ '^[^{BLANKS}]' AND replace({bare}, ' ', '') !~ '[{BLANKS}]' AND {bare} !~ '  ' THEN {bare} END"
+
+
+#: The net client money of an order (i.order_id) in a currency (i.currency), before an audit row (i.id).
+_NET_BEFORE = """
+    SELECT coalesce(sum(CASE p.role WHEN 'refund' THEN -p.signed ELSE p.signed END), 0) AS amount
+    FROM history p
+    WHERE p.order_id = i.order_id AND p.currency::text = i.currency AND p.completed_at < i.id
+      AND (p.role::text, p.flow) IN (('client_payment', 'incoming'), ('refund', 'outgoing'))
+    """
 #: The legal transitions, restated, with the least role that may make each.
 _LEGAL = """
     (VALUES
@@ -109,24 +132,46 @@ _CONTACTS = """
     ) phone
     WHERE length(digits) BETWEEN 5 AND 255"""
 
-#: Shared by all queries: payments and events since the guards, money per order, users who ever were admins.
+#: Shared by all queries: payments and events since the guards, the history of payments and orders as the audit log has
+#: it, money per order, users who ever were admins.
 _COMMON = """
 WITH adopted AS MATERIALIZED (
     SELECT entity, entity_id FROM public.audit_log WHERE action = 'adopt'
 ), new_payment AS (
     SELECT p.* FROM public.payments p
     WHERE NOT EXISTS (SELECT FROM adopted a WHERE a.entity = 'payments' AND a.entity_id = p.id)
+), ledger AS NOT MATERIALIZED (
+    SELECT p.*, EXISTS (SELECT FROM public.payments r WHERE r.reverses = p.id) AS reversed,
+        -- A reversal goes the other way than the payment that it takes back, and subtracts where that one adds.
+        CASE WHEN p.reverses IS NULL THEN p.amount ELSE -p.amount END AS signed,
+        CASE WHEN p.reverses IS NULL THEN p.direction::text
+            WHEN p.direction = 'incoming' THEN 'outgoing' ELSE 'incoming' END AS flow
+    FROM public.payments p WHERE p.amount <> 'NaN'
+), history AS NOT MATERIALIZED (
+    -- When each was booked, completed and ended, as places in the audit log: the order's lock keeps them in order.
+    SELECT p.*, h.booked_at, h.completed_at, h.ended_at
+    FROM ledger p CROSS JOIN LATERAL (
+        SELECT min(l.id) AS booked_at,
+            min(l.id) FILTER (WHERE l.payload -> 'row' ->> 'status' = 'completed') AS completed_at,
+            min(l.id) FILTER (WHERE l.payload -> 'row' ->> 'status' IN ('failed', 'cancelled')) AS ended_at
+        FROM public.audit_log l WHERE l.entity = 'payments' AND l.entity_id = p.id
+    ) h
+), order_image AS NOT MATERIALIZED (
+    SELECT l.id, l.entity_id AS order_id, l.actor_id, l.action, l.payload ->> 'old' AS old_status,
+        l.payload ->> 'new' AS new_status, l.payload ->> 'reason' AS reason, l.payload -> 'changes' AS changes,
+        (l.payload -> 'row' ->> 'total_amount')::numeric AS total, l.payload -> 'row' ->> 'currency' AS currency
+    FROM public.audit_log l WHERE l.entity = 'orders'
 ), money AS (
     SELECT p.order_id,
-        -- By direction too: adopted rows include client payments that went out, and refunds that came in.
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'client_payment' AND p.direction = 'incoming'
+        -- By flow too: adopted rows include client payments that went out, and refunds that came in.
+        coalesce(sum(p.signed) FILTER (WHERE p.role = 'client_payment' AND p.flow = 'incoming'
             AND p.status = 'completed'), 0) AS client,
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing'
+        coalesce(sum(p.signed) FILTER (WHERE p.role = 'refund' AND p.flow = 'outgoing'
             AND p.status = 'completed'), 0) AS refunded,
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.direction = 'outgoing'
+        coalesce(sum(p.signed) FILTER (WHERE p.role = 'refund' AND p.flow = 'outgoing'
             AND p.status IN ('completed', 'pending', 'planned')), 0) AS refunds
-    FROM public.payments p JOIN public.orders o ON o.id = p.order_id AND o.currency = p.currency
-    WHERE p.amount <> 'NaN' GROUP BY p.order_id
+    FROM ledger p JOIN public.orders o ON o.id = p.order_id AND o.currency = p.currency
+    GROUP BY p.order_id
 ), event AS (
     SELECT e.*, lag(e.new_status) OVER w AS before_status, lag(e.seq) OVER w AS before_seq,
         row_number() OVER w AS position, lead(e.id) OVER w IS NULL AS is_last,
@@ -185,12 +230,37 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "paid_means_paid",
-        "an order became paid only when completed client payments reached its total",
-        """
-        SELECT e.order_id::text AS id, format('total %s, client paid %s', o.total_amount, coalesce(m.client, 0))
+        "an order became paid only when its net client money had reached the total that it had then",
+        f"""
+        SELECT i.order_id::text AS id, format('audit row %s: total %s, net client money %s', i.id, i.total, net.amount)
             AS detail
-        FROM new_event e JOIN public.orders o ON o.id = e.order_id LEFT JOIN money m ON m.order_id = o.id
-        WHERE e.new_status = 'paid' AND (o.total_amount IS NULL OR coalesce(m.client, 0) < o.total_amount)
+        FROM order_image i CROSS JOIN LATERAL ({_NET_BEFORE}) net
+        WHERE i.action = 'status_change' AND i.new_status = 'paid'
+          AND NOT coalesce(net.amount >= i.total AND net.amount > 0, false)
+        """,
+    ),
+    Invariant(
+        "delivery_follows_the_money",
+        "an order went in_delivery when its net client money was at least its total, or by an admin with a reason",
+        f"""
+        SELECT i.order_id::text AS id, format('audit row %s: total %s, net client money %s, by %s', i.id, i.total,
+            net.amount, i.actor_id) AS detail
+        FROM order_image i CROSS JOIN LATERAL ({_NET_BEFORE}) net
+        WHERE i.action = 'status_change' AND i.new_status = 'in_delivery'
+          AND NOT coalesce(net.amount >= i.total, false)
+          AND (i.actor_id NOT IN (SELECT id FROM was_admin) OR i.reason IS NULL)
+        """,
+    ),
+    Invariant(
+        "totals_change_by_admins_once_paid",
+        "total and currency of an order with open or completed payments changed only by an admin with a reason",
+        """
+        SELECT i.order_id::text AS id, format('audit row %s: %s by %s', i.id, i.changes, i.actor_id) AS detail
+        FROM order_image i
+        WHERE i.action = 'update' AND i.changes ?| ARRAY['total_amount', 'currency']
+          AND EXISTS (SELECT FROM history p WHERE p.order_id = i.order_id AND p.booked_at < i.id
+                      AND coalesce(p.ended_at > i.id, true))
+          AND (i.actor_id NOT IN (SELECT id FROM was_admin) OR i.reason IS NULL)
         """,
     ),
     Invariant(
@@ -207,11 +277,45 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "payouts_follow_client_money",
         "money other than refunds went out only for orders whose client had paid",
-        """
+        f"""
         SELECT p.id::text, format('%s %s %s of order %s', p.role, p.amount, p.currency, p.order_id) AS detail
-        FROM new_payment p LEFT JOIN money m ON m.order_id = p.order_id
-        WHERE p.direction = 'outgoing' AND p.role <> 'refund' AND p.status = 'completed'
-          AND coalesce(m.client, 0) <= 0
+        FROM history p JOIN new_payment USING (id)
+        LEFT JOIN LATERAL (SELECT * FROM order_image WHERE order_id = p.order_id AND order_image.id < p.booked_at
+            ORDER BY order_image.id DESC LIMIT 1) o ON true
+        CROSS JOIN LATERAL (
+            SELECT * FROM (SELECT p.order_id, p.booked_at AS id, o.currency) i CROSS JOIN LATERAL ({_NET_BEFORE}) n
+        ) net
+        WHERE p.direction = 'outgoing' AND p.role <> 'refund' AND p.status = 'completed' AND p.reverses IS NULL
+          AND coalesce(net.amount, 0) <= 0
+        """,
+    ),
+    Invariant(
+        "payouts_within_client_money",
+        "payouts were booked within net client money (in another currency: its limit), or by an admin with a reason",
+        f"""
+        SELECT p.id::text, format('%s %s %s of order %s by %s: payouts %s before, net client money %s', p.role, p.amount,
+            p.currency, p.order_id, p.created_by, before.payouts, net.amount) AS detail
+        FROM history p JOIN new_payment USING (id)
+        JOIN public.audit_log booking ON booking.id = p.booked_at
+        LEFT JOIN LATERAL (SELECT * FROM order_image WHERE order_id = p.order_id AND order_image.id < p.booked_at
+            ORDER BY order_image.id DESC LIMIT 1) o ON true
+        CROSS JOIN LATERAL (
+            SELECT * FROM (SELECT p.order_id, p.booked_at AS id, o.currency) i CROSS JOIN LATERAL ({_NET_BEFORE}) n
+        ) net
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(CASE q.flow WHEN 'outgoing' THEN q.signed ELSE -q.signed END), 0) AS payouts
+            FROM history q
+            WHERE q.order_id = p.order_id AND q.currency = p.currency
+              AND q.role IN ('supplier_payment', 'shipping_payment', 'commission')
+              AND CASE q.flow WHEN 'outgoing' THEN q.booked_at < p.booked_at AND coalesce(q.ended_at > p.booked_at, true)
+                  ELSE q.role = 'supplier_payment' AND q.completed_at < p.booked_at END
+        ) before
+        WHERE p.flow = 'outgoing' AND p.role IN ('supplier_payment', 'shipping_payment', 'commission')
+          AND p.reverses IS NULL AND booking.payload -> 'row' ->> 'status' IN ('planned', 'pending', 'completed')
+          AND before.payouts + p.amount > CASE
+              WHEN p.currency::text = o.currency THEN net.amount
+              ELSE coalesce((SELECT manager_limit FROM public.payout_limits l WHERE l.currency = p.currency), 0) END
+          AND (p.created_by NOT IN (SELECT id FROM was_admin) OR booking.payload ->> 'reason' IS NULL)
         """,
     ),
     Invariant(
@@ -225,6 +329,38 @@ INVARIANTS: tuple[Invariant, ...] = (
         """,
     ),
     Invariant(
+        "reversals_mirror_their_payments",
+        "a reversal is an admin's, with a reason, of a completed payment: same facts, opposite direction, never reversed; "
+        "what books a reversed payment again has the same facts on another order",
+        """
+        SELECT r.id::text, format('%s reverses %s, books %s again', r.id, r.reverses, r.rebooks) AS detail
+        FROM new_payment r LEFT JOIN public.payments p ON p.id = coalesce(r.reverses, r.rebooks)
+        LEFT JOIN public.audit_log l ON l.entity = 'payments' AND l.entity_id = r.id AND l.action = 'create'
+        WHERE coalesce(r.reverses, r.rebooks) IS NOT NULL AND (p.id IS NULL
+            OR (r.role, r.method, r.amount, r.currency, r.status) IS DISTINCT FROM
+               (p.role, p.method, p.amount, p.currency, p.status)
+            OR r.status <> 'completed' OR p.reverses IS NOT NULL
+            OR (r.reverses IS NOT NULL) = (r.direction = p.direction)
+            OR (r.reverses IS NOT NULL) = (r.order_id IS DISTINCT FROM p.order_id)
+            OR (r.rebooks IS NOT NULL AND NOT EXISTS (SELECT FROM public.payments b WHERE b.reverses = p.id))
+            OR r.created_by NOT IN (SELECT id FROM was_admin) OR l.payload ->> 'reason' IS NULL)
+        """,
+    ),
+    Invariant(
+        "money_back_was_paid_out",
+        "money back from a supplier is at most the completed supplier payment that it names, of its order and currency",
+        """
+        SELECT b.id::text, format('%s %s back from payment %s', b.amount, b.currency, b.related_payment_id) AS detail
+        FROM (SELECT p.*, sum(p.amount) OVER (PARTITION BY p.related_payment_id) AS back
+              FROM ledger p JOIN new_payment USING (id)
+              WHERE p.role = 'supplier_payment' AND p.direction = 'incoming' AND p.reverses IS NULL
+                AND p.status IN ('planned', 'pending', 'completed') AND NOT p.reversed) b
+        LEFT JOIN ledger s ON s.id = b.related_payment_id AND s.role = 'supplier_payment' AND s.direction = 'outgoing'
+            AND s.status = 'completed' AND s.order_id = b.order_id AND s.currency = b.currency AND NOT s.reversed
+        WHERE s.id IS NULL OR b.back > s.amount
+        """,
+    ),
+    Invariant(
         "refunds_by_admins",
         "every refund was registered by an admin",
         """
@@ -235,16 +371,36 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "references_are_unique",
-        "a payment provider's reference belongs to one payment, forever",
-        """
+        "a payment provider's reference belongs to one payment, forever, however it is written",
+        f"""
         SELECT p.id::text, format('reference %s, key %s', p.external_reference, p.reference_key) AS detail
         FROM (SELECT q.*, count(*) OVER (PARTITION BY q.reference) AS holders FROM (
-                  SELECT *, nullif(regexp_replace(external_reference, '^[[:space:]]+|[[:space:]]+$', '', 'g'), '') AS reference
-                  FROM public.payments) q) p
-        WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1))
+                  SELECT *, {_comparable("external_reference")} AS reference,
+                      external_reference ~ '[^{BLANKS}]' AS given
+                  FROM public.payments p
+                  -- A payment that is booked on another order now has given its reference to that booking.
+                  WHERE NOT EXISTS (SELECT FROM public.payments n WHERE n.rebooks = p.id AND p.reference_key IS NULL)
+              ) q) p
+        WHERE (p.reference_key IS DISTINCT FROM p.reference OR (p.reference IS NOT NULL AND p.holders > 1)
+               OR p.given AND p.reference IS NULL)
           AND p.id IN (SELECT id FROM new_payment)
-           OR p.reference_key IS DISTINCT FROM p.reference AND p.status = 'completed'  -- completed since the adoption
+           OR (p.reference_key IS DISTINCT FROM p.reference OR p.given AND p.reference IS NULL)
+          AND p.status = 'completed'  -- completed since the adoption
           AND p.id IN (SELECT entity_id FROM public.audit_log WHERE entity = 'payments' AND action = 'status_change')
+        """,
+    ),
+    Invariant(
+        "order_numbers_are_unique",
+        "an order number belongs to one order, regardless of case and of invisible characters",
+        f"""
+        SELECT o.id::text, format('number %s, key %s', o.order_code, o.order_code_key) AS detail
+        FROM (SELECT q.*, count(*) OVER (PARTITION BY q.number) AS holders FROM (
+                  SELECT *, translate({_comparable("order_code")}, {_UPPER}, {_LOWER}) AS number FROM public.orders) q) o
+        -- An adopted order may lack a key: an older one has it, or its number has none.
+        WHERE CASE WHEN EXISTS (SELECT FROM adopted a WHERE a.entity = 'orders' AND a.entity_id = o.id)
+                   THEN coalesce(o.order_code_key <> o.number, o.order_code_key IS NULL AND o.holders = 1
+                       AND o.number IS NOT NULL, true)
+                   ELSE o.order_code_key IS DISTINCT FROM o.number OR o.number IS NULL OR o.holders > 1 END
         """,
     ),
     Invariant(
@@ -253,7 +409,8 @@ INVARIANTS: tuple[Invariant, ...] = (
         """
         SELECT p.id::text, format('%s %s by %s', p.amount, p.currency, p.method) AS detail
         FROM new_payment p WHERE p.direction = 'incoming' AND p.status = 'completed'
-          AND p.method IN ('online_cashbox', 'card') AND p.reference_key IS NULL
+          AND p.method IN ('online_cashbox', 'card') AND p.reference_key IS NULL AND p.reverses IS NULL
+          AND NOT EXISTS (SELECT FROM public.payments n WHERE n.rebooks = p.id)
         """,
     ),
     Invariant(
@@ -261,12 +418,13 @@ INVARIANTS: tuple[Invariant, ...] = (
         "amounts are positive and finite; direction fits the role; client money has the order's currency",
         """
         SELECT p.id::text, format('%s %s %s %s', p.direction, p.role, p.amount, p.currency) AS detail
-        FROM new_payment p LEFT JOIN public.orders o ON o.id = p.order_id
+        FROM new_payment p LEFT JOIN public.orders o ON o.id = p.order_id LEFT JOIN ledger h ON h.id = p.id
         WHERE o.id IS NULL OR p.amount <= 0 OR p.amount = 'NaN'
-           OR (p.role = 'client_payment' AND p.direction <> 'incoming')
-           OR (p.role IN ('refund', 'supplier_payment') AND p.direction <> 'outgoing')
+           OR (p.role = 'client_payment' AND h.flow <> 'incoming' AND p.reverses IS NULL)
+           OR (p.role = 'refund' AND h.flow <> 'outgoing' AND p.reverses IS NULL)
            OR (p.role IN ('client_payment', 'refund') AND p.status = 'completed'
-               AND p.currency IS DISTINCT FROM o.currency)
+               -- An order's currency changes only when its client money was reversed.
+               AND p.reverses IS NULL AND NOT h.reversed AND p.currency IS DISTINCT FROM o.currency)
         """,
     ),
     Invariant(

@@ -27,6 +27,7 @@ CRM_TABLES = (
     "order_status_transitions",
     "orders",
     "payments",
+    "payout_limits",
     "shipments",
     "tasks",
     "user_identity_map",
@@ -56,6 +57,7 @@ RPC_NAMES = (
     "checkout_order_safe",
     "record_generic_payment_safe",
     "update_payment_status_safe",
+    "reverse_payment_safe",
     "advance_order_status_safe",
     "attach_document_safe",
     "create_task_safe",
@@ -73,6 +75,9 @@ RPC_NAMES = (
     "unmap_identity_safe",
 )
 TRANSITIONS = "public.order_status_transitions"
+PAYOUT_LIMITS = "public.payout_limits"
+#: Kinds whose objects are rows: data by their nature, guards by their effect.
+ROWS_OF = {"transition": TRANSITIONS, "payout_limit": PAYOUT_LIMITS}
 #: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names.
 _SCOPE = """
 WITH owner AS (
@@ -339,13 +344,17 @@ _SECTIONS: Mapping[str, str] = {
           AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
           AND d.classid <> 'pg_proc'::regclass""",
     "transition": f"""
-        -- data by its nature, a guard by its effect
         SELECT from_status || ' -> ' || to_status, jsonb_build_object('required_role', required_role),
             format('INSERT INTO {TRANSITIONS} (from_status, to_status, required_role)'
                 ' VALUES (%%L, %%L, %%L);', from_status, to_status, required_role),
             format('DELETE FROM {TRANSITIONS} WHERE from_status = %%L AND to_status = %%L;',
                 from_status, to_status)
         FROM ONLY {TRANSITIONS}""",
+    "payout_limit": f"""
+        SELECT currency::text, jsonb_build_object('manager_limit', manager_limit::text),
+            format('INSERT INTO {PAYOUT_LIMITS} (currency, manager_limit) VALUES (%%L, %%L);', currency, manager_limit),
+            format('DELETE FROM {PAYOUT_LIMITS} WHERE currency = %%L;', currency)
+        FROM ONLY {PAYOUT_LIMITS}""",
 }
 
 
@@ -403,7 +412,7 @@ def collect(
         for kind, query in _SECTIONS.items():
             if kinds is not None and kind not in kinds:
                 continue
-            if kind == "transition" and not _exists(connection, TRANSITIONS):
+            if kind in ROWS_OF and not _exists(connection, ROWS_OF[kind]):
                 continue
             for name, facts, definition, removal in connection.execute(_SCOPE + query, parameters):
                 key = f"{kind} {name}"

@@ -72,6 +72,7 @@ GUARDS: Mapping[str, str] = {
     "roles": "Attributes and memberships of crm_rpc and crm_app: a member of crm_rpc passes every guard.",
     "settings": "Settings of the database or of all roles that change what the functions mean.",
     "transitions": "The table of legal order status transitions.",
+    "payout_limits": "The table of payouts that need no admin, in currencies that are not the order's.",
 }
 
 _GUARD_OF_KIND = {
@@ -79,6 +80,7 @@ _GUARD_OF_KIND = {
     "view": "columns", "type": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
     "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security",
     "function": "functions", "role": "roles", "member": "roles", "transition": "transitions",
+    "payout_limit": "payout_limits",
 }  # fmt: skip
 
 

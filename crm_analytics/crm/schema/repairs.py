@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crm_analytics.crm.schema.allowed_extras import objection
-from crm_analytics.crm.schema.catalog import TRANSITIONS, Manifest, kind_of
+from crm_analytics.crm.schema.catalog import ROWS_OF, Manifest, kind_of
 
 Facts = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ _ORDER = (
     "role", "setting", "member", "trigger+", "rule+", "policy+", "constraint+", "index+", "inheritance", "column+",
     "overload+", "view+", "table+", "sequence+", "possession", "table", "schema grant", "sequence", "type", "label",
     "column", "key", "function", "index", "constraint", "trigger", "rule", "view", "policy", "row_security", "grant+",
-    "grant", "transition", "cast+", "function+",
+    "grant", "transition", "payout_limit", "cast+", "function+",
 )  # fmt: skip
 
 
@@ -263,11 +263,13 @@ class Repairs:
     # -- rows ---------------------------------------------------------------------------------------------
 
     def _transition(self, key: str, want: Facts, have: Facts) -> str:
-        definitions = self.wanted.definitions
-        guards = [sql for k, sql in definitions.items() if k.startswith(f"trigger {TRANSITIONS}.")]
+        table, definitions = ROWS_OF[kind_of(key)], self.wanted.definitions
+        guards = [sql for k, sql in definitions.items() if k.startswith(f"trigger {table}.")]
         change = [sql for sql in (self.found.removals.get(key), definitions.get(key)) if sql]
         # its guards refuse every write
-        return _transaction([f"ALTER TABLE {TRANSITIONS} DISABLE TRIGGER USER;", *change, *guards])
+        return _transaction([f"ALTER TABLE {table} DISABLE TRIGGER USER;", *change, *guards])
+
+    _payout_limit = _transition
 
 
 def writer_repair(writer: Mapping[str, Any]) -> str:

@@ -55,10 +55,14 @@ _BY_A_USER = (
     "set_user_role_safe(%(left)s, 'manager', {user})",
     "map_identity_safe('x', 'x', %(admin)s, {user})",
     "unmap_identity_safe('attack', 'm', {user})",
+    "reverse_payment_safe(%(mistake)s, 'x', {user})",
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
 REFUND = "'outgoing', 'refund'"
+TO_SUPPLIER, FROM_SUPPLIER = "'outgoing', 'supplier_payment'", "'incoming', 'supplier_payment'"
+#: A call that creates an order, without its end; the sample has one with the number and the idempotency key attack-1.
+_ORDER = "create_order_safe(%(customer)s, NULL, NULL, 500, 'EUR', %(manager)s"
 
 #: Name, guards, description, and the calls that must be refused, by SQLSTATE.
 REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]]], ...] = (
@@ -114,6 +118,72 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
         },
     ),
     (
+        "payouts_beyond_client_money",
+        ("functions", "payout_limits"),
+        "Pays out more than the client's money as a manager, in one payment or two, or a cent in another currency; as an"
+        " admin without a reason; gets back from a supplier more than was paid, or from nobody.",
+        {
+            "42501": [
+                payment(TO_SUPPLIER, "1000.01", order="paid"),
+                payment(TO_SUPPLIER, "900.01", order="paid"),
+                payment("'outgoing', 'commission'", "0.01", order="paid", currency="USD"),
+                payment("'outgoing', 'shipping_payment'", "0.01", order="paid", currency="RUB"),
+                payment(TO_SUPPLIER, "0.01", order="dollars"),
+            ],
+            "PT409": [
+                payment(TO_SUPPLIER, "1000.01", order="paid", user="admin"),
+                payment("'outgoing', 'shipping_payment'", "0.01", order="paid", currency="RUB", user="admin"),
+                f"{payment(FROM_SUPPLIER, '100.01', order='paid')[:-1]}, p_related_payment_id => %(payout)s)",
+                f"{payment(FROM_SUPPLIER, '1', order='paid')[:-1]}, p_related_payment_id => %(payment)s)",
+            ],
+            "PT422": [payment(FROM_SUPPLIER, order="paid")],
+        },
+    ),
+    (
+        "cheaper_after_payment",
+        ("functions",),
+        "Lowers the price of an order with a payment, or delivers one that isn't paid, as a manager, or as an admin"
+        " without a reason or below what was paid out.",
+        {
+            "42501": [
+                "update_order_safe(%(paid)s, %(manager)s, p_total_amount => 1, p_reason => 'x')",
+                "update_order_safe(%(fresh)s, %(manager)s, p_currency => 'RUB', p_reason => 'x')",
+                "advance_order_status_safe(%(raised)s, 'in_delivery', %(manager)s, 'x')",
+                "update_order_safe(%(over)s, %(manager)s, p_commission_eur => 1)",
+            ],
+            "PT409": [
+                "update_order_safe(%(paid)s, %(admin)s, p_total_amount => 999, p_reason => ' ')",
+                "update_order_safe(%(paid)s, %(admin)s, p_total_amount => 99.99, p_reason => 'x')",
+                "update_order_safe(%(paid)s, %(admin)s, p_currency => 'USD', p_reason => 'x')",
+                "advance_order_status_safe(%(raised)s, 'in_delivery', %(admin)s)",
+            ],
+        },
+    ),
+    (
+        "reversals",
+        ("functions",),
+        "Reverses a payment as a manager, or without a reason; a reversal; one whose money was paid out; an open one; and"
+        " rebooks one where it cannot be.",
+        {
+            "42501": ["reverse_payment_safe(%(payment)s, 'x', %(manager)s)"],
+            "PT422": [
+                "reverse_payment_safe(%(payment)s, ' ', %(admin)s)",
+                "reverse_payment_safe(%(payment)s, 'x', %(admin)s, %(paid)s)",
+            ],
+            "PT404": [
+                "reverse_payment_safe(%(unknown)s, 'x', %(admin)s)",
+                "reverse_payment_safe(%(payment)s, 'x', %(admin)s, %(unknown)s)",
+            ],
+            "PT409": [
+                "reverse_payment_safe(%(payment)s, 'x', %(admin)s)",
+                "reverse_payment_safe(%(planned)s, 'x', %(admin)s)",
+                "reverse_payment_safe(%(reversal)s, 'x', %(admin)s)",
+                "reverse_payment_safe(%(mistake)s, 'x', %(admin)s, %(fresh)s)",
+                "reverse_payment_safe(%(payout)s, 'x', %(admin)s, %(fresh)s)",
+            ],
+        },
+    ),
+    (
         "refund_by_manager",
         ("functions",),
         "Refunds as a manager, or more than the client paid as an admin.",
@@ -131,6 +201,38 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 payment(amount="999", order="paid", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="fresh", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="paid", method="cash", reference="'  attack-1 '"),
+            ]
+        },
+    ),
+    (
+        "invisible_differences",
+        ("functions", "function_grants"),
+        "Repeats a reference or an order number with something that nobody sees: it must be the same one, or refused.",
+        {
+            "PT409": [
+                payment(
+                    amount="999", order="paid", method="card", reference="chr(8203) || 'attack-1' || chr(160)"
+                ),
+                f"{_ORDER}, p_order_code => 'ATTACK-1')",
+                f"{_ORDER}, p_order_code => 'attack-1' || chr(8203))",
+            ],
+            "PT422": [
+                payment(
+                    amount="1000", order="paid", method="card", reference="'attack' || chr(8203) || '-1'"
+                ),
+                f"{_ORDER}, p_order_code => 'attack' || chr(173) || '-1')",
+            ],
+        },
+    ),
+    (
+        "reused_idempotency_key",
+        ("functions",),
+        "Uses an idempotency key again for a call with another customer, amount or order number.",
+        {
+            "PT409": [
+                f"{_ORDER}, p_order_code => 'attack-1', p_idempotency_key => 'attack-1')",
+                _ORDER.replace("500", "501") + ", p_idempotency_key => 'attack-1')",
+                f"{_ORDER}, p_idempotency_key => ' attack-1', p_commission_eur => 1)",
             ]
         },
     ),

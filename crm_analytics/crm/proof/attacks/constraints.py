@@ -22,13 +22,18 @@ _CHECKED: dict[str, dict[str, Any]] = {
     "audit_seals_seq_check": {"seq": 0},
     "order_status_events_seq_check": {"seq": 0},
     "order_status_transitions_check": {"from_status": "awaiting_payment", "to_status": "paid"},
+    "payout_limits_check": {"manager_limit": -1},
     "shipments_status_check": {"status": "teleported"},
 }
 #: Values of key columns that no sample row has.
 _FRESH: dict[str, Any] = {
     "id": "00000000-0000-4000-8000-0000000000ff",
     "order_code": "fresh",
+    "order_code_key": "fresh",
     "reference_key": "fresh",
+    "reverses": None,
+    "rebooks": None,
+    "currency": "RUB",
     "email": "fresh@example.com",
     "key": "fresh",
     "seq": 1_000_000,

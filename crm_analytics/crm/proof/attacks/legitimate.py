@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crm_analytics.crm.proof.attacks.calls import REFUND, payment
+from crm_analytics.crm.proof.attacks.calls import FROM_SUPPLIER, REFUND, TO_SUPPLIER, payment
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
 from crm_analytics.crm.schema.catalog import CRM_TABLES
 
@@ -20,6 +20,14 @@ _PAID_BY_CARD = (
     "record_generic_payment_safe(%(order)s, 'incoming', 'client_payment', 'card', 300, 'EUR', 'completed', 'day-2',"
     " p_user_id => %(manager)s)"
 )
+_ORDER = "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s, p_idempotency_key => 'day-1')"
+_QUICK_ORDER = (
+    """quick_order_safe('site', 'D', '[{"model": "Gravel"}]', 70, 'USD', '+1 202 555 0101',"""
+    " p_idempotency_key => 'day-2')"
+)
+_WRONG_ORDER = payment(amount="5", order="order", method="card", reference="'day-4'")
+#: Calls that are repeated at the end of the day, and whose result they must return again.
+_REPEATED = {"rest": _PAID_BY_CARD, "order": _ORDER, "quick": _QUICK_ORDER}
 #: Every RPC at least once, and an order all its way, with the names under which later calls know the rows.
 _DAY = (
     ("", "resolve_crm_user('attack', 'm')"),
@@ -28,7 +36,7 @@ _DAY = (
     ("", "update_lead_safe(%(lead)s, %(manager)s, p_notes => 'wants a 56')"),
     ("", "update_customer_safe(%(customer)s, %(manager)s, p_country => 'US', p_email => 'a@example.com')"),
     ("", "create_lead_safe('telegram', 'C', p_email => 'c@example.com', p_contact => '@c')"),
-    ("order", "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s)"),
+    ("order", _ORDER),
     ("", "update_order_safe(%(order)s, %(manager)s, p_assigned_manager => %(manager)s)"),
     (
         "part",
@@ -38,6 +46,13 @@ _DAY = (
     ("", "update_payment_status_safe(%(part)s, 'completed', %(manager)s)"),
     ("rest", _PAID_BY_CARD),
     ("", payment("'outgoing', 'supplier_payment'", "250", order="order", method="bank_transfer")),
+    (
+        "dollars",
+        payment("'outgoing', 'shipping_payment'", "9", order="order", currency="USD", user="admin")[:-1]
+        + ", p_reason => 'paid in dollars')",
+    ),
+    ("payout", payment(TO_SUPPLIER, "100", order="order")),
+    ("", f"{payment(FROM_SUPPLIER, '40', order='order')[:-1]}, p_related_payment_id => %(payout)s)"),
     ("", "attach_document_safe('invoice', 'u', %(manager)s, %(order)s)"),
     ("", "attach_document_safe('passport', 'u', %(manager)s, NULL, %(lead)s)"),
     ("task", "create_task_safe('Pack', %(manager)s, %(order)s, %(lead)s)"),
@@ -48,7 +63,11 @@ _DAY = (
     ("", "advance_order_status_safe(%(order)s, 'delivered', %(admin)s)"),
     ("", "advance_order_status_safe(%(order)s, 'closed', %(admin)s)"),
     ("", payment(REFUND, order="order", method="bank_transfer", user="admin")),
-    ("", """quick_order_safe('site', 'D', '[{"model": "Gravel"}]', 70, 'USD', '+1 202 555 0101')"""),
+    ("quick", _QUICK_ORDER),
+    ("wrong", _WRONG_ORDER),
+    ("", "reverse_payment_safe(%(wrong)s, 'wrong order', %(admin)s, %(raised)s)"),
+    ("", "update_order_safe(%(raised)s, %(admin)s, p_total_amount => 20, p_reason => 'a bell')"),
+    ("", "update_order_safe(%(raised)s, %(admin)s, p_total_amount => 5, p_reason => 'no bell')"),
     (
         "",
         """checkout_order_safe(%(customer)s, '[{"model": "City"}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
@@ -86,8 +105,9 @@ def work_a_day(lab: Lab) -> None:
     """Does what the application does every day, as the current role."""
     ids = lab.play(_DAY)
     _expect_status(lab, ids["order"], "closed")
-    again = lab.run(f"SELECT public.{_PAID_BY_CARD}", **ids)
-    lab.expect((again["id"], again["duplicate"]), (ids["rest"], True), "a repeated payment")
+    for name, call in _REPEATED.items():
+        again = lab.run(f"SELECT public.{call}", **ids)
+        lab.expect((again["id"], again["duplicate"]), (ids[name], True), f"a repeated call: {call}")
 
 
 def _expect_status(lab: Lab, order: str, status: str) -> None:

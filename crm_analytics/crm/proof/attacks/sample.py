@@ -21,7 +21,8 @@ _CALLS = (
     ("open_lead", "create_lead_safe('site', 'B Client', p_email => 'b@example.com')"),
     (
         "fresh",
-        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54"}}]', 1000, 'EUR', %(manager)s)""",
+        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54"}}]', 1000, 'EUR', %(manager)s,
+            p_order_code => 'Attack-1', p_idempotency_key => 'attack-1')""",
     ),
     ("paid", "create_order_safe(NULL, %(lead)s, NULL, 1000, 'EUR', %(manager)s)"),
     (
@@ -34,6 +35,27 @@ _CALLS = (
         "record_generic_payment_safe(%(fresh)s, 'incoming', 'client_payment', 'bank_transfer', 100, 'EUR', 'planned',"
         " 'attack-2', p_user_id => %(manager)s)",
     ),
+    (
+        "payout",
+        "record_generic_payment_safe(%(paid)s, 'outgoing', 'supplier_payment', 'cash', 100, 'EUR',"
+        " p_user_id => %(manager)s)",
+    ),
+    ("raised", f"create_order_safe({_CUSTOMER}, NULL, NULL, 10, 'EUR', %(manager)s)"),
+    (
+        "mistake",
+        "record_generic_payment_safe(%(raised)s, 'incoming', 'client_payment', 'card', 10, 'EUR', 'completed',"
+        " 'attack-3', p_user_id => %(manager)s)",
+    ),
+    ("right", f"create_order_safe({_CUSTOMER}, NULL, NULL, 20, 'EUR', %(manager)s)"),
+    ("reversal", "reverse_payment_safe(%(mistake)s, 'wrong order', %(admin)s, %(right)s)"),
+    ("dollars", f"create_order_safe({_CUSTOMER}, NULL, NULL, 10, 'USD', %(manager)s)"),
+    (
+        "part",
+        "record_generic_payment_safe(%(dollars)s, 'incoming', 'client_payment', 'cash', 5, 'USD',"
+        " p_user_id => %(manager)s)",
+    ),
+    ("over", f"create_order_safe({_CUSTOMER}, NULL, NULL, 10, 'EUR', %(manager)s)"),
+    ("", "advance_order_status_safe(%(over)s, 'cancelled', %(manager)s)"),
     ("", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
     ("task", "create_task_safe('Call', %(manager)s, %(paid)s)"),
     ("", "upsert_shipment_safe(%(paid)s, %(manager)s, p_provider => 'cdek')"),
@@ -44,7 +66,9 @@ def prepare(connection: psycopg.Connection[Any]) -> Lab:
     """Fills an empty migrated database with a row in every table, and returns the lab with their ids by name.
 
     `left` is an admin who has left, `fresh` an unpaid order with the planned payment `planned`, and `paid` an order
-    from `lead` with the completed payment `payment`. `unknown` is the id of no row, and `missing` is NULL.
+    from `lead` with the completed payment `payment` and the payout `payout`.
+    `raised` became paid by `mistake`, which `reversal` took back, and booked on `right`; `dollars` is
+    part paid in USD by `part`, and `over` was cancelled. `unknown` is the id of no row, and `missing` is NULL.
     """
     lab = Lab(connection, {"unknown": UUID(int=0xDEAD), "missing": None})
     for name, role, active in (

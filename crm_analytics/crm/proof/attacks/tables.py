@@ -153,9 +153,36 @@ def faulty_ledger_writes(lab: Lab) -> None:
         {"order": "NULL"},
         {"reference": "'a'"},
         {"reference": "' a'", "key": "' a'"},
+        {"reference": "'a' || chr(8203) || 'b'", "key": "'a' || chr(8203) || 'b'"},
+    )
+    mirror = """
+        INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, {column}, created_by)
+        SELECT {order}, {direction}, role, method, amount, currency, {status}, id, %(admin)s
+        FROM public.payments WHERE id = %({of})s
+        """
+    right = {
+        "column": "reverses",
+        "of": "payment",
+        "order": "order_id",
+        "direction": "'outgoing'",
+        "status": "status",
+    }
+    mirrors = (
+        {"of": "reversal", "direction": "'incoming'"},
+        {"of": "planned", "status": "'completed'"},
+        {"order": "%(fresh)s"},
+        {"direction": "'incoming'"},
+        {"status": "'planned'"},
+        {"column": "rebooks", "order": "%(fresh)s", "direction": "direction"},
+        {"column": "rebooks", "of": "mistake", "direction": "direction"},
+        {"column": "rebooks", "of": "mistake", "order": "%(fresh)s", "direction": "'outgoing'"},
     )
     statements = [
         *(insert.format(**good | fault) for fault in faults),
+        *(mirror.format(**right | fault) for fault in mirrors),
+        "UPDATE public.payments SET reference_key = NULL WHERE id = %(payment)s",
+        "UPDATE public.payments SET reference_key = NULL, external_reference = NULL WHERE id = %(mistake)s",
+        "UPDATE public.payments SET reverses = NULL WHERE id = %(reversal)s",
         "UPDATE public.payments SET status = 'failed' WHERE id = %(payment)s",
         "UPDATE public.payments SET amount = 99 WHERE id = %(planned)s",
         "UPDATE public.payments SET external_reference = 'b', reference_key = 'b' WHERE id = %(planned)s",
@@ -163,6 +190,39 @@ def faulty_ledger_writes(lab: Lab) -> None:
     lab.run("GRANT UPDATE ON public.payments TO crm_rpc")
     for _ in lab.replication_roles():
         lab.refused(statements, "crm_rpc", ("23514",), "payment")
+
+
+@attack("triggers_orders", "functions")
+def faulty_order_numbers(lab: Lab) -> None:
+    """Writes an order without its number in comparable form, or changes a number, as a faulty RPC would."""
+    insert = """
+        INSERT INTO public.orders (order_code, order_code_key, created_by)
+        VALUES ('ATTACK-1', {key}, %(manager)s)
+        """
+    statements = [
+        *(insert.format(key=key) for key in ("NULL", "'ATTACK-1'", "'attack-2'")),
+        "UPDATE public.orders SET order_code = 'ATTACK-1', order_code_key = 'attack-1' WHERE id = %(fresh)s",
+        "UPDATE public.orders SET order_code_key = NULL WHERE id = %(fresh)s",
+    ]
+    for _ in lab.replication_roles():
+        lab.refused(statements, "crm_rpc", ("23514",), "number")
+
+
+@attack("triggers_elsewhere", "table_grants")
+def idempotency_keys(lab: Lab) -> None:
+    """Frees, forges or redirects an idempotency key, so that a repeated call would be done twice or answered wrongly."""
+    table = "crm_private.idempotency_keys"
+    rows = [
+        f"INSERT INTO {table} (function, key) VALUES ('x', 'x')",
+        f"UPDATE {table} SET result_id = %(fresh)s",
+        f"DELETE FROM {table}",
+    ]
+    for _ in lab.replication_roles():
+        lab.refused(rows, saying="is refused")
+        lab.refused([f"TRUNCATE {table}"], saying="TRUNCATE on idempotency_keys is refused")
+    lab.refused([f"SELECT FROM {table}", *rows, f"TRUNCATE {table}"], "crm_app", saying="permission denied")
+    overreach = [f"UPDATE {table} SET key = 'x'", rows[2], f"TRUNCATE {table}"]
+    lab.refused(overreach, "crm_rpc", saying="permission denied")
 
 
 @attack("triggers_users", "triggers_customers")
