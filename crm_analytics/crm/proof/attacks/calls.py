@@ -55,6 +55,7 @@ _BY_A_USER = (
     "set_user_role_safe(%(left)s, 'manager', {user})",
     "map_identity_safe('x', 'x', %(admin)s, {user})",
     "unmap_identity_safe('attack', 'm', {user})",
+    "erase_customer_safe(%(customer)s, {user}, 'asked')",
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
@@ -180,6 +181,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 "unmap_identity_safe('attack', 'm', %(manager)s)",
                 "merge_customers_safe(%(customer)s, %(other_customer)s, %(manager)s, 'x')",
                 "resolve_crm_user('attack', 'unknown')",
+                "erase_customer_safe(%(customer)s, %(manager)s, 'asked')",
             ]
         },
     ),
