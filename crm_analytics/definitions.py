@@ -25,7 +25,7 @@ from crm_analytics.orchestration.analytics.metric_assets import metrics
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.crm.assets import crm_assets
-from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
+from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules, crm_sensors
 from crm_analytics.orchestration.crm.checks import crm_checks
 from crm_analytics.orchestration.crm.resources import CrmDatabase
 from crm_analytics.orchestration.maintenance import maintenance_jobs, maintenance_schedules
@@ -40,7 +40,7 @@ def build_defs(
         asset_checks=[*analytics_checks, *crm_checks],
         jobs=[*analytics_jobs, *crm_jobs, *maintenance_jobs],
         schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],
-        sensors=[*analytics_sensors, *alert_sensors],
+        sensors=[*analytics_sensors, *crm_sensors, *alert_sensors],
         resources={
             "settings": _resource(settings),
             "analytics": _resource(AnalyticsDatabase(settings)),

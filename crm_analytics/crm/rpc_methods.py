@@ -344,3 +344,13 @@ class CrmClient(RpcCaller):
     ) -> CrmResult:
         """Takes an identity provider's account from its CRM user."""
         return self._call("unmap_identity_safe", locals())
+
+    def erase_customer_safe(
+        self,
+        *,
+        customer_id: UUID,
+        user_id: UUID | None,
+        reason: str,
+    ) -> CrmResult:
+        """Erases a customer's personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the rows and from the audit trail."""
+        return self._call("erase_customer_safe", locals())

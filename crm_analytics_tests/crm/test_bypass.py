@@ -16,13 +16,22 @@ from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 GUARDED = (
     "leads", "orders", "payments", "documents", "tasks", "shipments", "order_status_events", "audit_log",
-    "audit_seals", "user_identity_map", "order_status_transitions", "payout_limits",
+    "audit_positions", "audit_seals", "customer_erasures", "user_identity_map", "order_status_transitions",
+    "payout_limits",
 )  # fmt: skip
 EVERY = (*GUARDED, "users", "customers")
+#: Append-only tables, each with a column that a statement tries to change.
+APPEND_ONLY = {
+    "order_status_events": "created_at",
+    "audit_log": "created_at",
+    "audit_positions": "payload_hash",
+    "audit_seals": "created_at",
+    "customer_erasures": "created_at",
+}
 
 
 @pytest.fixture
-def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) -> Connection:
+def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, admin: UUID) -> Connection:
     """Returns a connection to a database with at least one row in every CRM table."""
     pay(client, order, manager, 1000)
     client.attach_document_safe(
@@ -31,6 +40,8 @@ def full(crm: Connection, client: CrmClient, order: CrmResult, manager: UUID) ->
     client.create_task_safe(title="x", created_by=manager, order_id=order.id)
     client.upsert_shipment_safe(order_id=order.id, user_id=manager)
     client.resolve_crm_user(provider="auth", external_id="1", email="max@example.com")
+    gone = client.create_lead_safe(source="site", full_name="Gone", contact="@gone")
+    client.erase_customer_safe(customer_id=gone.data["customer_id"], user_id=admin, reason="asked")
     crm.execute("SELECT crm_private.seal_audit_safe()")
     return crm
 
@@ -85,7 +96,7 @@ def test_owner_cannot_write_directly(full: Connection, table: str) -> None:
         refused(
             full,
             f"INSERT INTO public.{table} SELECT * FROM public.{table}"
-            if table != "tasks" and table != "audit_log"
+            if table not in ("tasks", "audit_log", "customer_erasures")
             else f"INSERT INTO public.{table} DEFAULT VALUES",
         )
 
@@ -244,18 +255,18 @@ def test_impossible_amounts(
 def test_append_only_for_the_rpcs_too(full: Connection) -> None:
     """Even crm_rpc cannot change events, audit rows or seals; a faulty RPC could otherwise rewrite history."""
     full.execute("SET ROLE crm_rpc")
-    for table in ("order_status_events", "audit_log", "audit_seals"):
-        for statement in (f"UPDATE public.{table} SET created_at = now()", f"DELETE FROM public.{table}"):
+    for table, column in APPEND_ONLY.items():
+        for statement in (f"UPDATE public.{table} SET {column} = {column}", f"DELETE FROM public.{table}"):
             refused(full, statement)
     full.execute("RESET ROLE")
     # The trigger alone holds as well, when the privilege is there.
     full.execute("BEGIN")
     full.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crm_rpc; SET LOCAL ROLE crm_rpc")
-    for table in ("order_status_events", "audit_log", "audit_seals"):
+    for table, column in APPEND_ONLY.items():
         full.execute("SAVEPOINT s")
         assert "is refused" in refused(full, f"DELETE FROM public.{table}")
         full.execute("ROLLBACK TO s")
-        assert "is refused" in refused(full, f"UPDATE public.{table} SET created_at = now()")
+        assert "is refused" in refused(full, f"UPDATE public.{table} SET {column} = {column}")
         full.execute("ROLLBACK TO s")
     full.execute("ROLLBACK")
 
@@ -323,11 +334,15 @@ def test_seals_show_tampering(full: Connection) -> None:
         (f"DELETE FROM public.audit_log WHERE id = {last}", f"sealed {last} audit rows, {last - 1} are there"),
         (f"UPDATE public.audit_seals SET hash = '{'0' * 64}'", "the audit rows it covers were changed"),
         (f"UPDATE public.audit_seals SET previous_hash = '{'1' * 64}'", "does not continue the seal before it"),
+        ("UPDATE public.audit_positions SET salt = NULL, payload_hash = sha256('') WHERE position = 3", "the audit rows it covers were changed"),
+        (f"DELETE FROM public.audit_positions WHERE position = {last}", f"sealed {last} audit rows, {last - 1} are there"),
+        ("UPDATE public.audit_positions SET audit_id = 1 WHERE audit_id = 3", "the audit rows it covers were changed"),
         ("UPDATE public.audit_seals SET seq = 2", "a seal is missing before this one"),
     ):  # fmt: skip
         full.execute("BEGIN")
         full.execute(
-            "ALTER TABLE public.audit_log DISABLE TRIGGER ALL; ALTER TABLE public.audit_seals DISABLE TRIGGER ALL"
+            "ALTER TABLE public.audit_log DISABLE TRIGGER ALL; ALTER TABLE public.audit_seals DISABLE TRIGGER ALL;"
+            "ALTER TABLE public.audit_positions DISABLE TRIGGER ALL, DROP CONSTRAINT audit_positions_audit_id_key"
         )
         full.execute(statement.encode())
         assert [found for _, found in rows(full, "SELECT * FROM crm_private.broken_seals()")] == [problem]

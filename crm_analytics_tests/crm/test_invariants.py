@@ -98,6 +98,13 @@ DAMAGE = {
     "identities_equal_their_audit_rows": "DELETE FROM public.user_identity_map",
     "contacts_agree_with_customers": "DELETE FROM public.customer_contacts WHERE kind = 'phone'",
     "merged_customers_hold_nothing": "UPDATE public.customers SET merged_into = (SELECT id FROM public.customers ORDER BY id LIMIT 1) WHERE id = (SELECT id FROM public.customers ORDER BY id DESC LIMIT 1)",
+    "positions_have_no_gap": 'UPDATE public.audit_positions SET "position" = "position" + 1000 WHERE "position" > 5',
+    "changes_are_numbered": "WITH d AS (DELETE FROM public.audit_positions WHERE audit_id = 5)"
+    " UPDATE public.audit_log SET created_at = clock_timestamp() - interval '181 minutes' WHERE id = 5",
+    "erased_rows_are_registered": "UPDATE public.audit_positions SET salt = NULL WHERE position = 1",
+    "erasures_hold": "INSERT INTO public.customer_erasures (customer_id, actor_id) SELECT id, crm_private.system_user_id()"
+    " FROM public.customers LIMIT 1",
+    "logins_are_expected": "UPDATE public.audit_log SET \"session_user\" = 'mallory' WHERE id = 5",
     "seals_are_intact": "UPDATE public.audit_log SET actor_id = NULL WHERE id = 1",
 }
 #: More damage that an invariant must find.
@@ -166,6 +173,8 @@ def test_each_invariant_finds_its_damage(played: Connection, name: str, damage: 
             "customers",
             "customer_contacts",
             "audit_log",
+            "audit_positions",
+            "customer_erasures",
             "user_identity_map",
         ):
             played.execute(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
@@ -192,15 +201,21 @@ def test_the_chain_of_seals_is_as_computed_here(played: Connection) -> None:
     """The chain of seals equals the one computed here; the SQL that seals and the SQL that checks could share an error."""
     head, after = "0" * 64, 0
     for last, row_count, found in played.execute(
-        "SELECT last_audit_id, row_count, hash FROM public.audit_seals ORDER BY seq"
+        "SELECT last_position, row_count, hash FROM public.audit_seals ORDER BY seq"
     ).fetchall():
         rows = played.execute(
-            'SELECT jsonb_build_array(id, actor_id, action, entity, entity_id, payload, "session_user", transaction_id)::text,'
-            " to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
-            " FROM public.audit_log WHERE id > %s AND id <= %s ORDER BY id",
+            "SELECT jsonb_build_array(position, id, actor_id, action, entity, entity_id, session_user_, transaction_id,"
+            " application_name)::text, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US'),"
+            " salt, jsonb_build_array(payload, client_address)::text"
+            ' FROM public.audit_positions JOIN (SELECT *, "session_user" AS session_user_ FROM public.audit_log) l'
+            " ON id = audit_id WHERE position > %s AND position <= %s ORDER BY position",
             [after, last],
         ).fetchall()
-        texts = [f"{text[:-1]}, {json.dumps(moment)}]" for text, moment in rows]
+        salted = [hashlib.sha256(salt + payload.encode()).hexdigest() for _, _, salt, payload in rows]
+        texts = [
+            f"{text[:-1]}, {json.dumps(moment)}, {json.dumps(payload)}]"
+            for (text, moment, *_), payload in zip(rows, salted, strict=True)
+        ]
         hashes = "".join(hashlib.sha256(text.encode()).hexdigest() for text in texts)
         head, after = hashlib.sha256((head + hashes).encode()).hexdigest(), last
         assert (found, row_count) == (head, len(rows))

@@ -29,6 +29,8 @@ CLASSES: dict[str, dict[str, str]] = {
     "payout_limits": {"owner": "S", "crm_rpc": "S", "crm_app": "S"},
     "order_status_events": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_log": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
+    "audit_positions": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
+    "customer_erasures": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
     "audit_seals": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
 }
 #: Tables of the schema public that do not belong to the CRM; a new table must be added here or above.

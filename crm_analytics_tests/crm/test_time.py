@@ -21,7 +21,11 @@ _TIMES = [
     for table in CRM_TABLES
     for column in ("created_at", "updated_at", "uploaded_at")
     if (table, column) in {
-        *((t, "created_at") for t in CRM_TABLES if t not in ("documents", "order_status_transitions", "payout_limits")),
+        *(
+            (t, "created_at")
+            for t in CRM_TABLES
+            if t not in ("documents", "order_status_transitions", "payout_limits", "audit_positions")
+        ),
         *((t, "updated_at") for t in ("leads", "orders", "payments")),
         ("documents", "uploaded_at"),
     }

@@ -15,7 +15,7 @@ from crm_analytics.crm.schema import manifest
 from crm_analytics.demo.crm_activity import play
 from crm_analytics.orchestration.crm import checks
 from crm_analytics.orchestration.crm.assets import SEALS_KEY, crm_assets, crm_schema
-from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules
+from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules, number_crm_changes
 from crm_analytics.orchestration.crm.resources import CrmDatabase
 
 Metadata = dict[str, Any]
@@ -66,6 +66,24 @@ def test_everything_is_scheduled_and_runs_by_default() -> None:
     assert crons["crm_guards"] == "*/5 * * * *"
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in crm_schedules)
     dg.Definitions.validate_loadable(definitions("postgresql://nowhere"))
+
+
+def test_the_sensor_numbers_changes_and_tells_who_listens(new_database: Callable[..., str]) -> None:
+    """Each tick numbers what is committed and notifies the channel, so that the change feed has it within seconds."""
+    url = new_database("crm")
+    database = CrmDatabase(Settings(crm_database_url=url))
+    assert number_crm_changes.default_status == dg.DefaultSensorStatus.RUNNING
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("LISTEN crm_changes")
+        for expected in (
+            "1 change numbered, the last position is 1",
+            "0 changes numbered, the last position is 1",
+        ):
+            answer = number_crm_changes(dg.build_sensor_context(), crm_database=database)
+            assert isinstance(answer, dg.SkipReason)
+            assert answer.skip_message == expected
+        assert [n.payload for n in connection.notifies(timeout=5, stop_after=1)] == ["1"]
+        assert [n.payload for n in connection.notifies(timeout=0.1)] == []
 
 
 def test_materializing_the_schema_migrates(

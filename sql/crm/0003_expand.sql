@@ -195,6 +195,8 @@ CREATE TABLE public.audit_log (
     payload jsonb NOT NULL DEFAULT '{}'::jsonb,
     "session_user" text NOT NULL DEFAULT SESSION_USER,
     transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    client_address inet NULL DEFAULT inet_client_addr(),
+    application_name text NULL DEFAULT current_setting('application_name'),
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_log_pkey PRIMARY KEY (id),
     CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
@@ -211,22 +213,76 @@ COMMENT ON COLUMN public.audit_log.transaction_id IS
 COMMENT ON COLUMN public.audit_log.created_at IS
     'When the row was written, by the clock; not when its transaction began or ended.';
 
+COMMENT ON COLUMN public.audit_log.client_address IS
+    'Network address of the session that wrote the row, usually that of the application''s server; NULL over a local '
+    'socket, and after an erasure.';
+COMMENT ON COLUMN public.audit_log.application_name IS 'What the session called itself.';
+
+CREATE TABLE public.audit_positions (
+    position bigint NOT NULL,
+    audit_id bigint NOT NULL,
+    salt bytea NULL,
+    payload_hash bytea NOT NULL,
+    CONSTRAINT audit_positions_pkey PRIMARY KEY (position),
+    CONSTRAINT audit_positions_audit_id_key UNIQUE (audit_id),
+    CONSTRAINT audit_positions_audit_id_fkey FOREIGN KEY (audit_id) REFERENCES public.audit_log (id),
+    CONSTRAINT audit_positions_position_check CHECK (position > 0),
+    CONSTRAINT audit_positions_hash_check CHECK (octet_length(payload_hash) = 32),
+    CONSTRAINT audit_positions_salt_check CHECK (octet_length(salt) = 32)
+);
+COMMENT ON TABLE public.audit_positions IS
+    'The order of the audit rows, without gaps: crm_private.number_changes gives each committed row the next position. '
+    'Seals and the change feed follow it.';
+COMMENT ON COLUMN public.audit_positions.salt IS
+    'Random bytes that keep a hash from being guessed; erased together with the personal data of the row.';
+COMMENT ON COLUMN public.audit_positions.payload_hash IS
+    'sha256 of the salt and of the row''s payload and client address, as they were when the position was given.';
+
+-- One row: what number_changes need not search again, and its lock.
+CREATE TABLE crm_private.audit_numbering (
+    only_row boolean NOT NULL DEFAULT true,
+    floor_id bigint NOT NULL DEFAULT 0,
+    next_floor_id bigint NULL,
+    next_floor_transaction_id xid8 NULL,
+    CONSTRAINT audit_numbering_pkey PRIMARY KEY (only_row),
+    CONSTRAINT audit_numbering_only_row_check CHECK (only_row)
+);
+INSERT INTO crm_private.audit_numbering DEFAULT VALUES;
+COMMENT ON TABLE crm_private.audit_numbering IS
+    'One row, which number_changes locks: audit rows up to floor_id have positions. next_floor_id becomes the floor '
+    'once every transaction older than next_floor_transaction_id has ended.';
+
 CREATE TABLE public.audit_seals (
     seq bigint NOT NULL,
-    last_audit_id bigint NOT NULL,
+    last_position bigint NOT NULL,
     row_count bigint NOT NULL,
     previous_hash text NOT NULL,
     hash text NOT NULL,
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_seals_pkey PRIMARY KEY (seq),
-    CONSTRAINT audit_seals_last_audit_id_key UNIQUE (last_audit_id),
+    CONSTRAINT audit_seals_last_position_key UNIQUE (last_position),
     CONSTRAINT audit_seals_seq_check CHECK (seq > 0),
     CONSTRAINT audit_seals_row_count_check CHECK (row_count > 0),
     CONSTRAINT audit_seals_hash_check CHECK (hash ~ '^[0-9a-f]{64}$' AND previous_hash ~ '^[0-9a-f]{64}$')
 );
 COMMENT ON TABLE public.audit_seals IS
-    'Hash chain over audit_log: each seal covers the rows since the previous one. Sealed rows cannot change '
+    'Hash chain over audit_log: each seal covers the positions since the previous one. Sealed rows cannot change '
     'undetected.';
+
+CREATE TABLE public.customer_erasures (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    customer_id uuid NOT NULL,
+    actor_id uuid NOT NULL,
+    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT customer_erasures_pkey PRIMARY KEY (id),
+    CONSTRAINT customer_erasures_customer_id_fkey FOREIGN KEY (customer_id) REFERENCES public.customers (id),
+    CONSTRAINT customer_erasures_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)
+);
+CREATE INDEX idx_customer_erasures_customer ON public.customer_erasures USING btree (customer_id);
+COMMENT ON TABLE public.customer_erasures IS
+    'The customers whose personal data was erased, without any of it. Published with the seals: after a restore from '
+    'an older backup the same erasures run again.';
 
 CREATE TABLE public.user_identity_map (
     provider text NOT NULL,

@@ -60,8 +60,8 @@ BEGIN
                 'advance_order_status_safe', 'attach_document_safe', 'create_task_safe', 'update_task_safe',
                 'upsert_shipment_safe', 'update_order_safe', 'update_lead_safe', 'update_customer_safe',
                 'merge_customers_safe', 'create_user_safe', 'update_user_safe', 'set_user_active_safe',
-                'set_user_role_safe', 'map_identity_safe', 'unmap_identity_safe',
-                'reverse_payment_safe'
+                'set_user_role_safe', 'map_identity_safe', 'unmap_identity_safe', 'reverse_payment_safe',
+                'changes_after', 'erase_customer_safe'
             )
     LOOP
         EXECUTE format('DROP ROUTINE %s', v_function);
@@ -129,8 +129,8 @@ AS $$
     SELECT ('public.' || t)::regclass
     FROM unnest(ARRAY[
         'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments', 'order_status_events',
-        'audit_log', 'audit_seals', 'user_identity_map', 'order_status_transitions', 'customer_contacts',
-        'payout_limits'
+        'audit_log', 'audit_positions', 'audit_seals', 'customer_erasures', 'user_identity_map',
+        'order_status_transitions', 'customer_contacts', 'payout_limits'
     ]) t
 $$;
 COMMENT ON FUNCTION crm_private.tables IS 'The CRM tables, for privileges, policies and guards.';
@@ -148,7 +148,15 @@ GRANT SELECT, INSERT, UPDATE (name, email, role, active) ON public.users TO crm_
 GRANT SELECT, INSERT, UPDATE (customer_id) ON public.customer_contacts TO crm_rpc;
 GRANT SELECT, INSERT, DELETE ON public.user_identity_map TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated_at) ON public.payments TO crm_rpc;
-GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_seals TO crm_rpc;
+GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_positions,
+    public.audit_seals, public.customer_erasures TO crm_rpc;
+-- for erasures, and nothing else: the guards allow no other change
+GRANT UPDATE (payload, client_address) ON public.audit_log TO crm_rpc;
+GRANT UPDATE (salt) ON public.audit_positions TO crm_rpc;
+GRANT UPDATE (reason, notes) ON public.order_status_events TO crm_rpc;
+GRANT UPDATE (file_url) ON public.documents TO crm_rpc;
+GRANT UPDATE (key) ON public.customer_contacts TO crm_rpc;
+GRANT SELECT, UPDATE ON crm_private.audit_numbering TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions, public.payout_limits TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (result_id) ON crm_private.idempotency_keys TO crm_rpc;
 -- crm_app may only read the tables: 0050 grants that together with the policies.

@@ -558,6 +558,24 @@ $$;
 COMMENT ON FUNCTION crm_private.order_result IS
     'Returns the result of the calls that create an order: the order as it is now.';
 
+CREATE FUNCTION crm_private.not_erased(p_field text, p_customer_id uuid) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM public.customer_erasures e WHERE e.customer_id = p_customer_id) THEN
+        PERFORM crm_private.conflict(
+            'erased', p_field || ': this customer''s personal data was erased',
+            jsonb_build_object(
+                'field', p_field, 'found', p_customer_id, 'accepted', 'a customer who was not erased',
+                'id', p_customer_id
+            ),
+            'A customer who comes back is a new one: create_lead_safe.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.not_erased IS 'Refuses (PT409) to give an erased customer personal data again.';
+
 -- traces ---------------------------------------------------------------------------------------------------
 
 -- plpgsql, because a function in SQL would be planned again in every call

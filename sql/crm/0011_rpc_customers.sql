@@ -40,6 +40,7 @@ BEGIN
     END LOOP;
     v_old := crm_private.customer('p_customer_id', p_customer_id);
     SELECT * INTO STRICT v_old FROM public.customers c WHERE c.id = v_old.id FOR NO KEY UPDATE;
+    PERFORM crm_private.not_erased('p_customer_id', v_old.id);
     FOR v_contact IN
         SELECT c.* FROM crm_private.contacts(v_phone, v_email) k
         JOIN public.customer_contacts c ON c.kind = k.kind AND c.key = k.key
@@ -92,7 +93,7 @@ COMMENT ON FUNCTION public.update_customer_safe IS
     'changes hands; the customer is still found by its earlier contacts; a merged customer stands for the one it was '
     'merged into, whose id is the result''s.\n'
     'Errors: 42501 actor unknown or inactive; PT422 phone, e-mail address, channel, billing address or delivery '
-    'details not accepted; PT404 no such customer; PT409 contact of another customer.';
+    'details not accepted; PT404 no such customer; PT409 contact of another customer, customer erased.';
 
 CREATE FUNCTION public.merge_customers_safe(
     p_customer_id uuid, p_merged_into uuid, p_user_id uuid, p_reason text
@@ -174,6 +175,8 @@ BEGIN
             NULL;
         END;
     END LOOP;
+    PERFORM crm_private.not_erased('p_customer_id', v_from.id);
+    PERFORM crm_private.not_erased('p_merged_into', v_into.id);
     FOR v_old IN SELECT * FROM public.customer_contacts c WHERE c.customer_id = v_from.id LOOP
         UPDATE public.customer_contacts c SET customer_id = v_into.id WHERE c.id = v_old.id RETURNING * INTO v_new;
         PERFORM crm_private.audit_update(
@@ -227,7 +230,8 @@ COMMENT ON FUNCTION public.merge_customers_safe IS
     'later call; repeating a merge changes nothing and returns duplicate true. The result''s id is that of the '
     'customer who remains.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 an argument missing, reason blank, twice the same '
-    'customer; PT404 no such customer; PT409 p_customer_id was merged into another one.';
+    'customer; PT404 no such customer; PT409 p_customer_id was merged into another one, a customer '
+    'was erased.';
 
 CREATE FUNCTION crm_private.claim_written_contacts() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER

@@ -104,7 +104,12 @@ DECLARE
 BEGIN
     v_allowed := CASE v_mode
         WHEN 'rpc' THEN CURRENT_USER = 'crm_rpc'
-        WHEN 'append_only' THEN CURRENT_USER = 'crm_rpc' AND TG_OP = 'INSERT'
+        -- the one exception to append-only: personal data may go, and nothing else with it
+        WHEN 'append_only' THEN CURRENT_USER = 'crm_rpc' AND (
+            TG_OP = 'INSERT'
+            OR TG_OP = 'UPDATE' AND to_jsonb(NEW) <> to_jsonb(OLD)
+            AND to_jsonb(NEW) = crm_private.erased_row(TG_TABLE_NAME, to_jsonb(OLD))
+        )
         WHEN 'owner_writes' THEN TG_OP <> 'DELETE' AND (
             CURRENT_USER = 'crm_rpc'
             OR CURRENT_USER = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = TG_RELID)
@@ -118,7 +123,7 @@ BEGIN
                 'rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER,
                 'accepted', CASE v_mode
                     WHEN 'owner_writes' THEN 'INSERT and UPDATE by the table owner, or the RPCs'
-                    WHEN 'append_only' THEN 'INSERT by the RPCs'
+                    WHEN 'append_only' THEN 'INSERT by the RPCs, and the erasure of personal data'
                     ELSE 'the RPCs'
                 END
             )::text,
@@ -132,7 +137,8 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.guard_rows IS
     'Trigger: refuses (42501) INSERT, UPDATE and DELETE. Mode rpc: by anyone but crm_rpc; append_only: also UPDATE '
-    'and DELETE by crm_rpc; owner_writes: lets the owner insert and update.';
+    'and DELETE by crm_rpc, except an UPDATE that erases personal data; owner_writes: lets the owner insert and '
+    'update.';
 
 CREATE FUNCTION crm_private.guard_truncate() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
@@ -322,7 +328,8 @@ BEGIN
             ('shipments', 'rpc'), ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
             ('customer_contacts', 'rpc'),
             ('payout_limits', 'rpc'),
-            ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_seals', 'append_only')
+            ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_positions', 'append_only'),
+            ('audit_seals', 'append_only'), ('customer_erasures', 'append_only')
         ) AS g (tab, mode)
         UNION ALL
         SELECT t, 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'

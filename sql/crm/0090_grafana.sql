@@ -112,8 +112,9 @@ $$);
 
 CREATE VIEW reporting.audit_entries AS
 SELECT a.id AS audit_id, a.created_at AS at, a.action, a.entity, a.entity_id::text AS entity_id, u.name AS actor,
-    a.id <= coalesce((SELECT max(s.last_audit_id) FROM public.audit_seals s), 0) AS sealed
+    coalesce(p.position <= (SELECT max(s.last_position) FROM public.audit_seals s), false) AS sealed
 FROM public.audit_log a
+LEFT JOIN public.audit_positions p ON p.audit_id = a.id
 LEFT JOIN public.users u ON u.id = a.actor_id;
 COMMENT ON VIEW reporting.audit_entries IS 'The audit trail without the rows'' contents.';
 SELECT pg_temp.describe('reporting.audit_entries', $$

@@ -14,12 +14,19 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.settings import settings
+
 #: How many offending ids are shown; the count is always complete.
 ID_CAP = 20
 
 _HISTORY = (
     "Find out who wrote past the RPCs (audit_log.session_user, server log). Then correct the rows in one transaction "
     "that disables the table's guard and enables it ALWAYS again."
+)
+_EVIDENCE = (
+    "The audit log was changed after it was numbered or sealed. Compare it with a backup from before. audit_log, "
+    "audit_positions and audit_seals are evidence: keep them as they are, and start a new chain only when the matter "
+    "is settled."
 )
 
 
@@ -572,26 +579,134 @@ INVARIANTS: tuple[Invariant, ...] = (
         """,
     ),
     Invariant(
+        "positions_have_no_gap",
+        "audit_positions counts 1, 2, 3 …, and each position belongs to an audit row",
+        """
+        SELECT p."position"::text AS id, format('audit row %s, after position %s', p.audit_id, p.before) AS detail
+        FROM (SELECT *, lag("position", 1, 0::bigint) OVER (ORDER BY "position") AS before
+              FROM public.audit_positions) p
+        LEFT JOIN public.audit_log l ON l.id = p.audit_id
+        WHERE p."position" <> p.before + 1 OR l.id IS NULL
+        """,
+        _EVIDENCE,
+    ),
+    Invariant(
+        "changes_are_numbered",
+        "no audit row waits for its position for three hours, and no transaction that could hold one stays open as long",
+        """
+        SELECT 'audit row ' || l.id AS id, format('%s of %s, written %s', l.action, l.entity, l.created_at) AS detail
+        FROM public.audit_log l
+        WHERE l.created_at < clock_timestamp() - interval '3 hours'
+          AND NOT EXISTS (SELECT FROM public.audit_positions p WHERE p.audit_id = l.id)
+        UNION ALL
+        SELECT 'prepared transaction ' || x.gid, format('of %s, prepared %s', x.owner, x.prepared)
+        FROM pg_prepared_xacts x
+        WHERE x.database = current_database() AND x.prepared < clock_timestamp() - interval '3 hours'
+        UNION ALL
+        SELECT 'session ' || s.pid, format('of %s (%s, %s), in a transaction that writes since %s',
+            s.usename, s.application_name, coalesce(s.client_addr::text, 'local'), s.xact_start)
+        FROM pg_stat_activity s
+        WHERE s.datname = current_database() AND s.backend_xid IS NOT NULL
+          AND s.xact_start < clock_timestamp() - interval '3 hours'
+        """,
+        "Audit rows: start crm_seal, which numbers all that is committed; if it fails, its error says why. Transactions: "
+        "their rows are neither sealed nor in the change feed before they end. End the session "
+        "(SELECT pg_terminate_backend(pid)), COMMIT PREPARED or ROLLBACK PREPARED.",
+    ),
+    Invariant(
+        "erased_rows_are_registered",
+        "an audit row without its salt was emptied by an erasure that recorded the hash of what is left",
+        """
+        SELECT p."position"::text AS id, format('audit row %s (%s of %s %s) has no salt, and %s', l.id, l.action,
+            l.entity, l.entity_id, coalesce('differs from what the erasure ' || e.id || ' left', 'no erasure names it'))
+            AS detail
+        FROM public.audit_positions p JOIN public.audit_log l ON l.id = p.audit_id
+        LEFT JOIN (
+            SELECT DISTINCT ON (x.key) x.key::bigint AS audit_id, e.id, x.value AS hash
+            FROM public.audit_log e CROSS JOIN jsonb_each_text(e.payload -> 'audit_rows') x
+            WHERE e.entity = 'customers' AND e.action = 'erased' ORDER BY x.key, e.id DESC
+        ) e ON e.audit_id = l.id
+        WHERE p.salt IS NULL AND (l.client_address IS NOT NULL
+            OR e.hash IS DISTINCT FROM encode(sha256(convert_to(l.payload::text, 'UTF8')), 'hex'))
+        """,
+        _EVIDENCE,
+    ),
+    Invariant(
+        "erasures_hold",
+        "every erased customer is in the register with the admin who did it, and has no name, contacts or addresses",
+        """
+        SELECT coalesce(r.customer_id, a.entity_id)::text AS id,
+            format('register: %s, audit row: %s', coalesce(r.actor_id::text, 'missing'), coalesce(a.id::text, 'missing'))
+            AS detail
+        FROM (SELECT *, row_number() OVER (PARTITION BY customer_id ORDER BY id) AS place
+              FROM public.customer_erasures) r
+        FULL JOIN (
+            SELECT *, row_number() OVER (PARTITION BY entity_id ORDER BY id) AS place FROM public.audit_log
+            WHERE entity = 'customers' AND action = 'erased' AND payload ? 'audit_rows'
+        ) a ON a.entity_id = r.customer_id AND a.place = r.place
+        WHERE r.actor_id IS DISTINCT FROM a.actor_id OR r.transaction_id IS DISTINCT FROM a.transaction_id
+           OR r.actor_id NOT IN (SELECT id FROM was_admin)
+        UNION ALL
+        SELECT c.id::text, 'has personal data' FROM public.customers c
+        WHERE c.id IN (SELECT customer_id FROM public.customer_erasures)
+          AND (c.full_name <> '[erased]' OR num_nonnulls(c.phone, c.email, c.billing_address, c.delivery_details) > 0)
+        UNION ALL
+        SELECT k.customer_id::text, 'has a contact' FROM public.customer_contacts k
+        WHERE k.customer_id IN (SELECT customer_id FROM public.customer_erasures) AND k.key NOT LIKE '[erased]%'
+        """,
+        "If personal data came back, call erase_customer_safe again. Otherwise find out who wrote past the RPCs.",
+    ),
+    Invariant(
+        "logins_are_expected",
+        "audit rows were written by logins that are members of crm_app or are named in CRM_EXPECTED_LOGINS; the tables' "
+        "owner only adopted rows and wrote to users and customers",
+        """
+        WITH RECURSIVE member AS (
+            SELECT oid FROM pg_roles WHERE rolname = 'crm_app'
+            UNION SELECT m.member FROM pg_auth_members m JOIN member ON member.oid = m.roleid
+        ), expected AS (
+            SELECT r.rolname::text AS login FROM pg_roles r JOIN member ON member.oid = r.oid
+            UNION SELECT btrim(login)
+            FROM string_to_table(current_setting('crm_analytics.expected_logins', true), ',') AS login
+        )
+        SELECT l."session_user" AS id, format('%s audit rows since %s, the last is %s: %s of %s, from %s (%s)', count(*),
+            min(l.created_at), max(l.id), (array_agg(l.action ORDER BY l.id DESC))[1],
+            (array_agg(l.entity ORDER BY l.id DESC))[1],
+            coalesce((array_agg(l.client_address ORDER BY l.id DESC))[1]::text, 'a local socket'),
+            (array_agg(l.application_name ORDER BY l.id DESC))[1]) AS detail
+        FROM public.audit_log l
+        WHERE l."session_user" NOT IN (SELECT login FROM expected)
+          AND NOT (l."session_user" = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'public.orders'::regclass)
+              AND (l.action = 'adopt' OR (l.actor_id IS NULL AND l.entity IN ('users', 'customers', 'customer_contacts'))))
+        GROUP BY l."session_user"
+        """,
+        "Find out who used this login. If it belongs to a trusted server, grant it crm_app or name it in "
+        "CRM_EXPECTED_LOGINS; a login that has been dropped since belongs there too. Otherwise treat it as a break-in.",
+    ),
+    Invariant(
         "seals_are_intact",
         "every seal continues the one before it, and covers its audit rows unchanged",
         """
-        SELECT s.seq::text AS id, format('seal %s over audit rows up to %s', s.seq, s.last_audit_id) AS detail
+        SELECT s.seq::text AS id, format('seal %s over positions up to %s', s.seq, s.last_position) AS detail
         FROM (SELECT seal.*, lag(seal.seq, 1, 0::bigint) OVER w AS before_seq,
-                  lag(last_audit_id, 1, 0::bigint) OVER w AS after_id,
+                  lag(last_position, 1, 0::bigint) OVER w AS after_position,
                   lag(hash, 1, repeat('0', 64)) OVER w AS before_hash
               FROM public.audit_seals seal WINDOW w AS (ORDER BY seal.seq)) s
         CROSS JOIN LATERAL (
             SELECT count(*) AS rows, encode(sha256(convert_to(
                 s.before_hash || coalesce(string_agg(encode(sha256(convert_to(jsonb_build_array(
-                    l.id, l.actor_id, l.action, l.entity, l.entity_id, l.payload, l."session_user", l.transaction_id,
-                    to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'))::text, 'UTF8')), 'hex'),
-                '' ORDER BY l.id), ''), 'UTF8')), 'hex') AS hash
-            FROM public.audit_log l WHERE l.id > s.after_id AND l.id <= s.last_audit_id) f
+                    p."position", l.id, l.actor_id, l.action, l.entity, l.entity_id, l."session_user", l.transaction_id,
+                    l.application_name, to_char(l.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+                    encode(coalesce(sha256(p.salt || convert_to(
+                        jsonb_build_array(l.payload, l.client_address)::text, 'UTF8')), p.payload_hash), 'hex'))::text,
+                    'UTF8')), 'hex'),
+                '' ORDER BY p."position"), ''), 'UTF8')), 'hex') AS hash
+            FROM public.audit_positions p JOIN public.audit_log l ON l.id = p.audit_id
+            WHERE p."position" > s.after_position AND p."position" <= s.last_position) f
         WHERE s.seq <> s.before_seq + 1 OR s.previous_hash <> s.before_hash OR s.hash <> f.hash
-           OR s.row_count <> f.rows
+           OR s.row_count <> f.rows OR s.row_count <> s.last_position - s.after_position
         """,
-        "The audit log was changed after it was sealed. Compare it with a backup from before. audit_log and audit_seals "
-        "are evidence: keep them as they are, and start a new chain only when the matter is settled.",
+        _EVIDENCE,
     ),
 )
 
@@ -607,18 +722,33 @@ def snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
 
 
-def check(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
+def check(
+    connection: psycopg.Connection[Any],
+    only: frozenset[str] | None = None,
+    expected_logins: str | None = None,
+) -> Mapping[str, Result]:
     """Evaluates every invariant (or those named) in one snapshot; the connection must not be in a transaction.
+
+    Args:
+        expected_logins: logins that may call the RPCs besides the members of crm_app, separated by commas; the
+            setting CRM_EXPECTED_LOGINS by default.
 
     Raises:
         psycopg.Error: if a query cannot run. Nothing is known then, so the caller must not report success.
     """
     with snapshot(connection):
-        return evaluate(connection, only)
+        return evaluate(connection, only, expected_logins)
 
 
-def evaluate(connection: psycopg.Connection[Any], only: frozenset[str] | None = None) -> Mapping[str, Result]:
+def evaluate(
+    connection: psycopg.Connection[Any],
+    only: frozenset[str] | None = None,
+    expected_logins: str | None = None,
+) -> Mapping[str, Result]:
     """Evaluates the invariants inside the caller's transaction (tests roll their damage back)."""
+    if expected_logins is None:
+        expected_logins = settings().crm_expected_logins
+    connection.execute("SELECT set_config('crm_analytics.expected_logins', %s, true)", [expected_logins])
     results = {}
     for invariant in INVARIANTS:
         if only is None or invariant.name in only:

@@ -18,8 +18,10 @@ import psycopg
 #: The CRM's tables in `public`; each has a guard trigger.
 CRM_TABLES = (
     "audit_log",
+    "audit_positions",
     "audit_seals",
     "customer_contacts",
+    "customer_erasures",
     "customers",
     "documents",
     "leads",
@@ -73,6 +75,7 @@ RPC_NAMES = (
     "set_user_role_safe",
     "map_identity_safe",
     "unmap_identity_safe",
+    "erase_customer_safe",
 )
 TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"
@@ -197,10 +200,13 @@ _SECTIONS: Mapping[str, str] = {
         WHERE NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.oid AND c.conrelid = s.oid)""",
     "trigger": """
         SELECT s.name || '.' || quote_ident(t.tgname), jsonb_build_object('parent', s.key,
-                'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled),
+                'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled, 'why_not_always',
+                CASE WHEN t.tgenabled <> 'A' THEN obj_description(t.oid, 'pg_trigger') END),
             format('DROP TRIGGER IF EXISTS %%I ON %%s; %%s;', t.tgname, s.name, pg_get_triggerdef(t.oid))
                 || CASE t.tgenabled WHEN 'A'
-                    THEN format(' ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I;', s.name, t.tgname) ELSE '' END,
+                    THEN format(' ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I;', s.name, t.tgname)
+                    ELSE format(' COMMENT ON TRIGGER %%I ON %%s IS %%L;', t.tgname, s.name,
+                        obj_description(t.oid, 'pg_trigger')) END,
             format('DROP TRIGGER %%I ON %%s;', t.tgname, s.name)
         FROM scope s JOIN pg_trigger t ON t.tgrelid = s.oid WHERE NOT t.tgisinternal""",
     "rule": """

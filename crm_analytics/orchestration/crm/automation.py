@@ -1,11 +1,16 @@
-"""The jobs and schedules of the CRM: migrate, prove that the guards hold (drift, invariants, attacks), seal."""
+"""The CRM's jobs, schedules and sensor: migrate, prove that the guards hold (drift, invariants, attacks), number, seal."""
 
 from __future__ import annotations
 
 import dagster as dg
 
+from crm_analytics.core.wording import counted
+from crm_analytics.crm.proof import audit_seals
 from crm_analytics.orchestration.crm.assets import SCHEMA_KEY, SEALS_KEY
 from crm_analytics.orchestration.crm.checks import crm_attack_checks, crm_guard_checks, crm_invariant_checks
+from crm_analytics.orchestration.crm.resources import CrmDatabase
+
+INTERVAL = 10  #: seconds between the ticks that number changes
 
 
 def _job(name: str, selection: dg.AssetSelection, description: str) -> dg.UnresolvedAssetJobDefinition:
@@ -51,10 +56,26 @@ crm_seal = _job(
     "Seals the audit log and publishes the head of the chain in the metadata of crm/audit_seals.",
 )
 
+
+@dg.sensor(
+    minimum_interval_seconds=INTERVAL,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Numbers the CRM's new audit rows, so that they appear in the change feed. Starts no runs.",
+)
+def number_crm_changes(
+    context: dg.SensorEvaluationContext, crm_database: dg.ResourceParam[CrmDatabase]
+) -> dg.SkipReason:
+    """Numbers what is committed, and notifies the channel crm_changes."""
+    with crm_database.connection() as connection:
+        numbered, last_position = audit_seals.number(connection)
+    return dg.SkipReason(f"{counted(numbered, 'change')} numbered, the last position is {last_position}")
+
+
+crm_sensors = [number_crm_changes]
 crm_jobs = [crm_deploy, crm_guards, crm_invariants, crm_attacks, crm_seal]
 crm_schedules = [
     _schedule(crm_guards, "*/5 * * * *", "Every five minutes."),
-    _schedule(crm_seal, "5 * * * *", "Hourly, before the invariants."),
+    _schedule(crm_seal, "5 * * * *", "Hourly, before the invariants. Numbers what the sensor has not."),
     _schedule(crm_invariants, "15 * * * *", "Hourly."),
     _schedule(crm_attacks, "45 3 * * *", "Daily at 03:45 UTC."),
 ]

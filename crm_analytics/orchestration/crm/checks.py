@@ -13,7 +13,7 @@ from crm_analytics.crm.proof import attacks, audit_seals, invariants
 from crm_analytics.crm.schema import manifest
 from crm_analytics.crm.schema.manifest import GUARDS
 from crm_analytics.crm.schema.repairs import writer_repair
-from crm_analytics.orchestration.crm.assets import NOTHING_SEALED, SCHEMA_KEY, SEALS_KEY
+from crm_analytics.orchestration.crm.assets import NOTHING_SEALED, SCHEMA_KEY, last_published
 from crm_analytics.orchestration.crm.resources import CrmDatabase
 
 DRIFT = "manifest_drift"
@@ -172,15 +172,16 @@ def _invariant(result: invariants.Result) -> Verdict:
 
 
 def _published_head(instance: dg.DagsterInstance, connection: psycopg.Connection[Any]) -> Verdict:
-    event = instance.get_latest_materialization_event(SEALS_KEY)
-    if event is None or event.asset_materialization is None:
+    last = last_published(instance)
+    if last is None:
         return True, {"published": "no head has been published yet"}
-    head = str(event.asset_materialization.metadata["head"].value)
-    if head == NOTHING_SEALED or audit_seals.head_is_in_chain(connection, head):
+    head = last.head or NOTHING_SEALED
+    if last.head is None or audit_seals.head_is_in_chain(connection, last.head):
         return True, {"published": head}
     remedy = (
         "audit_seals was rewritten, or the database was restored from before this seal. Compare with the earlier "
-        "materializations of crm/audit_seals. After a known restore, materialize crm/audit_seals."
+        "materializations of crm/audit_seals. After a known restore, run crm-analytics crm verify-restore, which also "
+        "repeats erasures; then materialize crm/audit_seals."
     )
     return False, {"published": head, "remedy": remedy}
 

@@ -56,6 +56,7 @@ _BY_A_USER = (
     "map_identity_safe('x', 'x', %(admin)s, {user})",
     "unmap_identity_safe('attack', 'm', {user})",
     "reverse_payment_safe(%(mistake)s, 'x', {user})",
+    "erase_customer_safe(%(customer)s, {user}, 'asked')",
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
@@ -282,6 +283,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 "unmap_identity_safe('attack', 'm', %(manager)s)",
                 "merge_customers_safe(%(customer)s, %(other_customer)s, %(manager)s, 'x')",
                 "resolve_crm_user('attack', 'unknown')",
+                "erase_customer_safe(%(customer)s, %(manager)s, 'asked')",
             ]
         },
     ),

@@ -17,6 +17,9 @@ _CHECKED: dict[str, dict[str, Any]] = {
     "customer_contacts_kind_check": {"kind": "pigeon"},
     "customer_contacts_key_check": {"key": ""},
     "customers_merged_into_check": {"merged_into": "00000000-0000-4000-8000-0000000000ff"},
+    "audit_positions_hash_check": {"payload_hash": r"\x00"},
+    "audit_positions_position_check": {"position": 0},
+    "audit_positions_salt_check": {"salt": r"\x00"},
     "audit_seals_hash_check": {"hash": "x"},
     "audit_seals_row_count_check": {"row_count": 0},
     "audit_seals_seq_check": {"seq": 0},
@@ -37,7 +40,8 @@ _FRESH: dict[str, Any] = {
     "email": "fresh@example.com",
     "key": "fresh",
     "seq": 1_000_000,
-    "last_audit_id": 1_000_000_000,
+    "last_position": 1_000_000_000,
+    "position": 1_000_000_000,
     "external_id": "fresh",
     "from_status": "closed",
     "to_status": "created",
@@ -47,26 +51,36 @@ _FRESH: dict[str, Any] = {
 @attack("constraints", "unique_indexes", on=CRM_TABLES)
 def rows_against_constraints(lab: Lab, table: str) -> None:
     """Inserts rows that a key, a unique index or a CHECK must refuse, with the triggers out of the way."""
-    all_columns = lab.columns(table, identity=True, generated=True)
+    all_columns = _plain(lab.columns(table, identity=True, generated=True))
     fresh = {column: value for column, value in _FRESH.items() if column in all_columns}
-    if table == "audit_log":
+    unknown = str(lab.sample["unknown"])
+    if table in ("audit_log", "customer_erasures"):
         fresh["id"] = 1_000_000_000
+    elif table == "audit_positions":
+        lab.play([("", "create_lead_safe('site', 'Unnumbered', p_contact => '@u')")])
+        fresh["audit_id"] = lab.run("SELECT max(id) FROM public.audit_log")
+        unknown = "1000000000"
     for key, facts in expected().objects.items():
         kind, _, name = key.partition(" ")
         constrains = kind == "constraint" or (kind == "index" and facts["unique"])
         if not constrains or not name.startswith(f"public.{table}."):
             continue
         constraint = name.split(".")[2]
-        own = facts["columns"] if kind == "constraint" else _index_columns(lab, constraint)
+        own = _plain(facts["columns"]) if kind == "constraint" else _index_columns(lab, constraint)
         if facts.get("kind") == "c":
             if constraint not in _CHECKED:
                 raise Breach(f"no value is known that {constraint} refuses: add one to _CHECKED")
             values = fresh | _CHECKED[constraint]
         elif facts.get("kind") == "f":
-            values = fresh | {own[0]: str(lab.sample["unknown"])}
+            values = fresh | {own[0]: unknown}
         else:
             values = {column: value for column, value in fresh.items() if column not in own}
         _copy_of_a_row_is_refused(lab, table, constraint, own, values)
+
+
+def _plain(columns: list[str]) -> list[str]:
+    """Returns names without the quotes that SQL needs for some of them."""
+    return [column.strip('"') for column in columns]
 
 
 def _index_columns(lab: Lab, index: str) -> list[str]:
@@ -88,7 +102,7 @@ def _copy_of_a_row_is_refused(
 ) -> None:
     """Inserts a copy of a sample row with some values changed; the constraint's `own` columns are not NULL in it."""
     columns = ", ".join(lab.columns(table, identity=True))
-    not_null = " AND ".join(f"{column} IS NOT NULL" for column in own if column not in values) or "true"
+    not_null = " AND ".join(f'"{column}" IS NOT NULL' for column in own if column not in values) or "true"
     insert = f"""
         INSERT INTO public.{table} ({columns}) OVERRIDING SYSTEM VALUE
         SELECT {columns} FROM jsonb_populate_record(NULL::public.{table},

@@ -82,6 +82,7 @@ _DAY = (
     ("", "set_user_active_safe(%(user)s, false, %(admin)s)"),
     ("", "merge_customers_safe(%(other_customer)s, %(customer)s, %(admin)s, 'one person')"),
     ("", "update_customer_safe(%(other_customer)s, %(manager)s, p_country => 'CA')"),
+    ("", "erase_customer_safe(%(customer)s, %(admin)s, 'asked')"),
 )
 
 

@@ -59,6 +59,8 @@ _CALLS = (
     ("", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
     ("task", "create_task_safe('Call', %(manager)s, %(paid)s)"),
     ("", "upsert_shipment_safe(%(paid)s, %(manager)s, p_provider => 'cdek')"),
+    ("forgotten", "create_lead_safe('site', 'C Client', p_email => 'forgotten@example.com')"),
+    ("", f"erase_customer_safe({_CUSTOMER.replace('lead)s', 'forgotten)s')}, %(admin)s, 'asked')"),
 )
 
 

@@ -8,7 +8,7 @@ from crm_analytics.crm.schema.manifest import expected
 
 #: The owner may insert and update these; a trigger audits it (docs/decisions/guards-by-role.md).
 OWNER_WRITES = ("users", "customers")
-APPEND_ONLY = ("order_status_events", "audit_log", "audit_seals")
+APPEND_ONLY = ("order_status_events", "audit_log", "audit_positions", "audit_seals", "customer_erasures")
 #: Which column names the person behind a row.
 ACTOR_COLUMNS = {
     "orders": "created_by",
@@ -120,6 +120,31 @@ def rewrites_history(lab: Lab, table: str) -> None:
     lab.run(f"GRANT UPDATE, DELETE, TRUNCATE ON public.{table} TO crm_rpc")
     for _ in lab.replication_roles():
         lab.refused(lab.writes(table, ("UPDATE", "DELETE")), role="crm_rpc", saying="is refused")
+
+
+@attack("triggers_audit_log", "triggers_audit_positions", "triggers_order_status_events", "functions")
+def edits_as_an_erasure(lab: Lab) -> None:
+    """Changes append-only rows as crm_rpc by more or less than an erasure; an erasure itself must be possible."""
+    lab.run("GRANT UPDATE ON public.audit_log, public.audit_positions, public.order_status_events TO crm_rpc")
+    erased = "payload = crm_private.erased_row('audit_log', to_jsonb(a)) -> 'payload'"
+    lead = "WHERE id = (SELECT max(id) FROM public.audit_log WHERE entity = 'leads')"
+    lab.refused(
+        [
+            f"UPDATE public.audit_log a SET payload = '{{}}' {lead}",
+            f"UPDATE public.audit_log a SET client_address = '203.0.113.9' {lead}",
+            f"UPDATE public.audit_log a SET {erased}, client_address = NULL, actor_id = NULL {lead}",
+            f"UPDATE public.audit_log a SET {erased}, client_address = NULL, created_at = now() {lead}",
+            "UPDATE public.audit_positions SET salt = sha256('x')",
+            "UPDATE public.audit_positions SET salt = NULL, payload_hash = sha256('x')",
+            "UPDATE public.order_status_events SET notes = 'as agreed'",
+            "UPDATE public.order_status_events SET reason = 'as agreed'",
+        ],
+        role="crm_rpc",
+        saying="is refused",
+    )
+    with lab.role("crm_rpc"):
+        lab.run(f"UPDATE public.audit_log a SET {erased}, client_address = NULL {lead}")
+        lab.run("UPDATE public.audit_positions SET salt = NULL WHERE salt IS NOT NULL")
 
 
 @attack("triggers_{}", on=ACTOR_COLUMNS)
@@ -260,6 +285,24 @@ def unclaimed_owner_contact(lab: Lab) -> None:
             ("PT409",),
             phone=phone,
         )
+
+
+@attack("triggers_audit_log")
+def forged_origin(lab: Lab) -> None:
+    """Writes an audit row in another login's name, as a faulty RPC would; only a restore of data may bring one."""
+    insert = """
+        INSERT INTO public.audit_log (action, entity, "session_user", transaction_id, client_address, application_name)
+        VALUES ('create', 'orders', 'mallory', '3', '203.0.113.7', 'forged')
+        RETURNING ("session_user", transaction_id, client_address, application_name) IS NOT DISTINCT FROM
+            ({})
+        """
+    true = "SESSION_USER::text, pg_current_xact_id(), inet_client_addr(), current_setting('application_name')"
+    restored = "'mallory'::text, '3'::xid8, '203.0.113.7'::inet, 'forged'::text"
+    with lab.role("crm_rpc"):
+        lab.expect(lab.run(insert.format(true)), True, "the audit row names the login that wrote it")
+    lab.run("SET LOCAL session_replication_role = replica")
+    with lab.role("crm_rpc"):
+        lab.expect(lab.run(insert.format(restored)), True, "a restored audit row keeps its login")
 
 
 @attack(*(f"triggers_{table}" for table in CRM_TABLES))

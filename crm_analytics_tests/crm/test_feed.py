@@ -1,0 +1,248 @@
+"""The change feed: every change once, however the consumer and the writers behave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import psycopg
+import pytest
+
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics.crm import CrmClient, Invalid
+from crm_analytics.crm.errors import from_database
+from crm_analytics.crm.feed import PLACES, Change, FeedRewoundError, changes_after, consume
+from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics_tests import chance
+from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
+from crm_analytics_tests.crm import feed_consumer
+from crm_analytics_tests.crm.conftest import Connection, rows, value
+
+KILLS = 50
+
+
+def lead(connection: Connection, name: str) -> None:
+    CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"@{name}")
+
+
+def test_changes_come_in_the_order_of_their_positions(crm: Connection) -> None:
+    """The feed has each change with its payload, in order, from any position on; numbering makes it visible."""
+    crm.execute("SELECT crm_private.number_changes()")
+    lead(crm, "olga")
+    assert [c.position for c in changes_after(crm, 0, 10)] == [1]
+    crm.execute("SELECT crm_private.number_changes()")
+    found = changes_after(crm, 1, 10)
+    assert [(c.position, c.action, c.entity) for c in found] == [
+        (2, "create", "customers"),
+        (3, "create", "leads"),
+    ]
+    assert found[0].payload["row"]["full_name"] == "olga"
+    assert [c.position for c in changes_after(crm, 1, 1)] == [2]
+    assert changes_after(crm, 3, 10) == []
+
+
+def test_the_feed_only_reads(crm: Connection) -> None:
+    """The feed can be called in a read-only transaction, as on a replica and by PostgREST's GET, by crm_app."""
+    crm.execute("SELECT crm_private.number_changes()")
+    crm.execute("BEGIN READ ONLY; SET LOCAL ROLE crm_app")
+    assert [c.position for c in changes_after(crm, 0, 10)] == [1]
+    crm.execute("ROLLBACK")
+    assert value(crm, "SELECT provolatile FROM pg_proc WHERE proname = 'changes_after'") == "s"
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "field"), [(None, 5, "p_after"), (-1, 5, "p_after"), (0, 0, "p_limit"), (0, 10001, "p_limit"), (0, None, "p_limit")]
+)  # fmt: skip
+def test_other_arguments_are_refused(
+    crm: Connection, after: int | None, limit: int | None, field: str
+) -> None:
+    """A position below 0 or a limit out of range is PT422, naming the argument."""
+    with pytest.raises(psycopg.Error) as refused:
+        crm.execute("SELECT * FROM public.changes_after(%s, %s)", [after, limit])
+    known = from_database(refused.value)
+    assert isinstance(known, Invalid)
+    assert known.detail["field"] == field
+
+
+def test_a_consumer_keeps_its_place_with_its_effects(
+    crm: Connection, new_database: Callable[..., str]
+) -> None:
+    """What a failed application wrote is gone with the place, so the next attempt applies the same changes once."""
+    lead(crm, "olga")
+    crm.execute("SELECT crm_private.number_changes()")
+
+    def fail_at_the_last(target: Connection, change: Change) -> None:
+        target.execute("INSERT INTO applied VALUES (%s)", [change.position])
+        if change.entity == "leads":
+            raise ConnectionError
+
+    def apply(target: Connection, change: Change) -> None:
+        target.execute("INSERT INTO applied VALUES (%s)", [change.position])
+
+    with psycopg.connect(new_database(), autocommit=True) as target:
+        target.execute(PLACES.encode())
+        target.execute(feed_consumer.TABLE)
+        with pytest.raises(ConnectionError):
+            consume(crm, target, "a", fail_at_the_last)
+        assert value(target, "SELECT count(*) FROM applied") == 0
+        assert consume(crm, target, "a", apply, limit=2) == 2
+        assert consume(crm, target, "a", apply, limit=2) == 1
+        assert consume(crm, target, "a", apply) == 0
+        assert rows(target, "SELECT position FROM applied") == [(1,), (2,), (3,)]
+
+
+def test_a_consumer_notices_a_source_that_was_rewound(
+    crm: Connection, new_database: Callable[..., str]
+) -> None:
+    """A source restored from before the last applied change gives its position to another one: the consumer stops."""
+    with psycopg.connect(new_database(), autocommit=True) as target:
+        target.execute(PLACES.encode())
+        lead(crm, "olga")
+        crm.execute("BEGIN")
+        crm.execute("SELECT crm_private.number_changes()")
+        assert consume(crm, target, "a", lambda *_: None) == 3
+        crm.execute("ROLLBACK")
+        with pytest.raises(FeedRewoundError):
+            consume(crm, target, "a", lambda *_: None)
+        lead(crm, "ivan")
+        crm.execute("SELECT crm_private.number_changes()")
+        with pytest.raises(FeedRewoundError):
+            consume(crm, target, "a", lambda *_: None)
+        assert value(target, "SELECT position FROM crm_feed_places") == 3
+
+
+# -- killed, dumped and restored --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def servers() -> Iterator[list[EmbeddedPostgres]]:
+    """Starts two servers of their own: one to begin on, and a young one to restore into."""
+    with tempfile.TemporaryDirectory(prefix="crm_feed_") as folder:
+        options = {"fsync": "off", "shared_buffers": "32MB", "max_prepared_transactions": "5"}
+        started = [
+            EmbeddedPostgres(Path(folder) / n, PG_VERSION, options).start() for n in ("first", "second")
+        ]
+        yield started
+        for server in started:
+            server.stop()
+            server.release()
+
+
+class Business:
+    """Writers whose transactions overlap and sometimes roll back, and a session that numbers what they commit."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url, self.name = url, name
+        self.stopping = threading.Event()
+        self.pool = ThreadPoolExecutor(5)
+        self.running = [self.pool.submit(self._write, writer) for writer in range(4)]
+        self.running.append(self.pool.submit(self._number))
+
+    def _write(self, writer: int) -> None:
+        mine = chance.generator(f"feed {self.name} {writer}")
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            number = 0
+            while not self.stopping.is_set():
+                connection.execute("BEGIN")
+                for _ in range(mine.randint(1, 4)):
+                    number += 1
+                    lead(connection, f"{self.name}-{writer}-{number}")
+                    time.sleep(mine.random() / 4)
+                connection.execute("ROLLBACK" if mine.random() < 0.2 else "COMMIT")
+
+    def _number(self) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            while not self.stopping.is_set():
+                connection.execute("SELECT crm_private.number_changes()")
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        for one in self.running:
+            one.result(timeout=PATIENCE)
+        self.pool.shutdown()
+
+
+def _kill_consumers(source: str, target: str, times: int, chances: Random) -> None:
+    """Starts the consumer and kills it at a random moment, so many times."""
+    for _ in range(times):
+        with subprocess.Popen(
+            [sys.executable, "-m", feed_consumer.__name__, source, target], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(chances.random() * 0.3)
+            process.kill()
+
+
+def _dump_and_restore(old: EmbeddedPostgres, new: EmbeddedPostgres, folder: Path) -> None:
+    dump = folder / "crm.dump"
+    with psycopg.connect(new.url("postgres"), autocommit=True) as connection:
+        connection.execute(
+            "CREATE ROLE crm_rpc NOLOGIN; CREATE ROLE crm_app NOLOGIN; CREATE ROLE grafana_reader LOGIN"
+        )
+    for command in (
+        ["pg_dump", "-Fc", "-f", str(dump), old.url("crm")],
+        ["pg_restore", "--exit-on-error", "-d", new.url("crm"), str(dump)],
+    ):
+        subprocess.run(
+            [old.bin / command[0], *command[1:]], check=True, env={**os.environ, "LC_ALL": "C.UTF-8"}
+        )
+
+
+@pytest.mark.random
+def test_every_change_once_though_killed_dumped_and_restored(
+    servers: list[EmbeddedPostgres], new_database: Callable[..., str], tmp_path: Path
+) -> None:
+    """A consumer killed fifty times applies each change once: out of order, rolled back, prepared, dumped, restored."""
+    first, second = servers
+    migrate_crm(first.url("crm"))
+    target = new_database()
+    with psycopg.connect(target, autocommit=True) as connection:
+        connection.execute(PLACES.encode())
+        connection.execute(feed_consumer.TABLE)
+    chances = chance.generator("feed kills")
+
+    business = Business(first.url("crm"), "before")
+    with psycopg.connect(first.url("crm"), autocommit=True) as connection:
+        connection.execute("BEGIN")
+        lead(connection, "prepared")
+        connection.execute("PREPARE TRANSACTION 'a payment provider'")
+        _kill_consumers(first.url("crm"), target, KILLS // 2, chances)
+        business.stop()
+        # committed last, with the smallest ids, and not numbered before the dump
+        connection.execute("COMMIT PREPARED 'a payment provider'")
+        unnumbered = value(
+            connection,
+            "SELECT count(*) FROM public.audit_log WHERE id NOT IN (SELECT audit_id FROM public.audit_positions)",
+        )
+        assert unnumbered >= 2
+    _dump_and_restore(first, second, tmp_path)
+
+    business = Business(second.url("crm"), "after")
+    _kill_consumers(second.url("crm"), target, KILLS - KILLS // 2, chances)
+    business.stop()
+    with (
+        psycopg.connect(second.url("crm"), autocommit=True) as source,
+        psycopg.connect(target, autocommit=True) as end,
+    ):
+        source.execute("SELECT crm_private.number_changes()")
+        missing = "SELECT count(*) FROM public.audit_log WHERE id NOT IN (SELECT audit_id FROM public.audit_positions)"
+        assert value(source, missing) == 0
+        before = value(end, "SELECT count(*) FROM applied")
+        while consume(source, end, "test", feed_consumer.apply):
+            pass
+        applied = rows(end, "SELECT position, audit_id, payload_hash FROM applied ORDER BY position")
+        numbered = "SELECT position, audit_id, encode(payload_hash, 'hex') FROM public.audit_positions ORDER BY position"
+        assert applied == rows(source, numbered)
+        assert [position for position, *_ in applied] == list(range(1, len(applied) + 1))
+        print(f"{len(applied)} changes, {before} of them applied by {KILLS} consumers that were killed")
+        assert before > 200
