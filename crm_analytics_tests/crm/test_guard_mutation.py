@@ -26,7 +26,8 @@ WRITERS_CHECK = "check only_crm_rpc_can_write"
 #: when the trigger is created. Revoking it weakens nothing.
 UNUSED_GRANTS = (
     "revoke_others", "close_functions", "tables", "owner", "guard_rows", "guard_truncate", "require_actor",
-    "payments_ledger", "audit_owner_write", "broken_seals", "seal_audit_safe", "wait_for_calls", "claim_written_contacts",
+    "payments_ledger", "count_version", "audit_owner_write", "broken_seals", "seal_audit_safe", "wait_for_calls",
+    "claim_written_contacts",
 )  # fmt: skip
 #: Functions that are as safe without their search_path: the first is one qualified LOCK TABLE, and the other two run
 #: only behind guard_rows, that is from an RPC, whose search_path is pinned.

@@ -23,6 +23,7 @@ _TIMES = [
     if (table, column) in {
         *((t, "created_at") for t in CRM_TABLES if t not in ("documents", "order_status_transitions")),
         *((t, "updated_at") for t in ("leads", "orders", "payments")),
+        ("documents", "created_at"),
         ("documents", "uploaded_at"),
     }
 ]  # fmt: skip

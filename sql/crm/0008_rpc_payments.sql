@@ -424,7 +424,7 @@ DECLARE
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
     v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
     v_reference text := crm_private.short_text('p_external_reference', p_external_reference);
-    v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
+    v_items jsonb := coalesce(crm_private.items('p_items', p_items), '[]'::jsonb);
     v_first public.payments;
     v_first_items jsonb;
     v_order public.orders;

@@ -21,7 +21,7 @@ _CALLS = (
     ("open_lead", "create_lead_safe('site', 'B Client', p_email => 'b@example.com')"),
     (
         "fresh",
-        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54"}}]', 1000, 'EUR', %(manager)s)""",
+        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54", "qty": 1}}]', 1000, 'EUR', %(manager)s)""",
     ),
     ("paid", "create_order_safe(NULL, %(lead)s, NULL, 1000, 'EUR', %(manager)s)"),
     (
@@ -34,7 +34,8 @@ _CALLS = (
         "record_generic_payment_safe(%(fresh)s, 'incoming', 'client_payment', 'bank_transfer', 100, 'EUR', 'planned',"
         " 'attack-2', p_user_id => %(manager)s)",
     ),
-    ("", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
+    ("document", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
+    ("current", "replace_document_safe(%(document)s, 'https://example.com/q', %(manager)s)"),
     ("task", "create_task_safe('Call', %(manager)s, %(paid)s)"),
     ("", "upsert_shipment_safe(%(paid)s, %(manager)s, p_provider => 'cdek')"),
 )
