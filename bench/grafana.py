@@ -75,9 +75,9 @@ CRM = """
     INSERT INTO public.leads (source, status, created_at)
     SELECT 'site', CASE WHEN n % 20 = 0 THEN 'in_progress' WHEN n % 2 = 0 THEN 'rejected' ELSE 'converted' END::public.lead_status_enum,
         now() - n * interval '8 hours' FROM generate_series(1, 10000) n;
-    INSERT INTO public.orders (order_code, status, created_at)
-    SELECT 'bench-' || n, CASE WHEN n % 20 = 0 THEN 'paid' WHEN n % 5 = 0 THEN 'cancelled' ELSE 'closed' END::public.order_status_enum,
-        now() - n * interval '8 hours' FROM generate_series(1, 10000) n;
+    INSERT INTO public.orders (order_code, lead_id, status, created_at)
+    SELECT 'bench-' || n, id, CASE WHEN n % 20 = 0 THEN 'paid' WHEN n % 5 = 0 THEN 'cancelled' ELSE 'closed' END::public.order_status_enum,
+        created_at FROM (SELECT row_number() OVER () AS n, id, created_at FROM public.leads) l;
     INSERT INTO public.order_status_events (order_id, seq, old_status, new_status, created_at)
     SELECT id, k, 'created', 'paid', created_at FROM public.orders CROSS JOIN generate_series(1, 3) k;
     INSERT INTO public.payments (order_id, direction, role, method, amount, currency, status, created_at)

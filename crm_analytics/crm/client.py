@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -42,7 +42,7 @@ class RpcCaller:
     call therefore changes nothing and leaves the connection usable.
 
     Raises (every call):
-        Forbidden, NotFound, Conflict, Invalid: see crm_analytics.crm.errors.
+        Forbidden, NotFound, Conflict, Invalid, Malformed, Busy, WrongIsolation: see crm_analytics.crm.errors.
         TypeError: for a float, because money is never a float.
     """
 
@@ -50,29 +50,40 @@ class RpcCaller:
         self.connection = connection
 
     def _call(self, function: str, arguments: dict[str, Any]) -> CrmResult:
+        [data] = self._answers("SELECT {}({})::pg_catalog.text", function, arguments)
+        return CrmResult(UUID(data["id"]), data)
+
+    def _rows(self, function: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._answers(
+            "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM {}({}) r", function, arguments
+        )
+
+    def _answers(
+        self, query: LiteralString, function: str, arguments: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         values = {name: _adapted(name, value) for name, value in arguments.items() if name != "self"}
         named = sql.SQL(", ").join(
             sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in values
         )
-        query = sql.SQL("SELECT {}({})::pg_catalog.text").format(sql.Identifier("public", function), named)
+        statement = sql.SQL(query).format(sql.Identifier("public", function), named)
         connection = self.connection
         try:
             if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
-                row = connection.execute(query, values).fetchone()
+                rows = connection.execute(statement, values).fetchall()
             else:
                 with connection.transaction():
-                    row = connection.execute(query, values).fetchone()
+                    rows = connection.execute(statement, values).fetchall()
         except psycopg.Error as error:
             known = from_database(error)
             if known is None:
                 raise
             raise known from error
-        assert row is not None
-        data = json.loads(row[0], parse_float=Decimal)
-        return CrmResult(UUID(data["id"]), data)
+        return [json.loads(text, parse_float=Decimal) for (text,) in rows]
 
 
 def _adapted(name: str, value: Any) -> Any:
     if isinstance(value, float):
         raise TypeError(f"{name}: {value!r} is a float; pass a Decimal, e.g. Decimal('12.50')")
+    if isinstance(value, tuple):
+        return list(value)  # an array; lists are JSON
     return Jsonb(value) if isinstance(value, dict | list) else value

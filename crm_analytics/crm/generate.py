@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.settings import PROJECT_DIR
-from crm_analytics.crm.schema.catalog import RPC_NAMES
+from crm_analytics.crm.schema.catalog import CRM_TABLES, CRM_VIEWS, READ_NAMES, RPC_NAMES
 
 REFERENCE_FILE = PROJECT_DIR / "docs" / "crm-rpc.md"
 CLIENT_FILE = Path(__file__).with_name("rpc_methods.py")
@@ -29,6 +30,7 @@ _EXAMPLES: dict[str, Any] = {
     "p_lead_id": "00000000-0000-4000-8000-00000000000d",
     "p_payment_id": "00000000-0000-4000-8000-00000000000e",
     "p_task_id": "00000000-0000-4000-8000-00000000000f",
+    "p_document_id": "00000000-0000-4000-8000-000000000011",
     "p_crm_user_id": "00000000-0000-4000-8000-000000000010",
     "p_merged_into": "00000000-0000-4000-8000-000000000011",
     "p_reason": "the same person",
@@ -37,7 +39,7 @@ _EXAMPLES: dict[str, Any] = {
     "p_name": "Ada Example",
     "p_email": "ada@example.com",
     "p_phone": "+1 202 555 0100",
-    "p_items": [{"model": "Road 54", "quantity": 1}],
+    "p_items": [{"model": "Road 54", "qty": 1}],
     "p_total_amount": "1850.00",
     "p_amount": "925.00",
     "p_currency": "EUR",
@@ -98,10 +100,31 @@ PostgREST maps to an HTTP status, and a DETAIL of machine-readable JSON (`rule`,
 | `PT409` | 409 | the state of the data does not allow it |
 
 Every function checks in this order: actor, input, existence, role, replay, state. A refused call changes nothing.
+
+PostgreSQL itself refuses some calls, without such a DETAIL, and they change nothing either. The client raises the
+exceptions in the last column (`crm_analytics.crm.errors`):
+
+| SQLSTATE | HTTP | meaning | what to do | exception |
+|---|---|---|---|---|
+| `22P02` | 400 | the text of an argument is no value of its type: `"abc"` for a number, an id or a boolean | send a value of the type | `Malformed` |
+| `22007` | 400 | the text of an argument is no date or time | send ISO 8601, e.g. `2026-03-01T12:00:00Z` | `Malformed` |
+| `22008` | 400 | a date that no calendar has, or a time out of range | send another one | `Malformed` |
+| `22P05` | 400 | a JSON text has the character U+0000, which PostgreSQL cannot store | leave it out | `Malformed` |
+| `22003` | 400 | a number is too large for its type | send a smaller one | `Malformed` |
+| `40P01` | 500 | two transactions waited for each other; this one was ended | repeat the transaction | `Busy` |
+| `55P03` | 500 | a row stayed locked for longer than `lock_timeout` | repeat the transaction later | `Busy` |
+| `57014` | 500 | the call took longer than `statement_timeout`, or was canceled | repeat it later | `Busy` |
+| `25001` | 500 | the transaction runs above READ COMMITTED, where it would not see what it waited for | start it with `ISOLATION LEVEL READ COMMITTED` | `WrongIsolation` |
+
+A call that is not answered (a lost connection) may have been carried out. Repeat it with the same
+`p_external_reference`: a payment is booked only once.
+
 The functions believe the caller about `p_user_id`, so only trusted servers hold the role `crm_app`.
 
 Identifiers (references, order and tracking numbers, e-mail addresses, phones, accounts) have at most 255 characters.
-`found` shows the first 200 characters of a long argument.
+`found` shows the first 200 characters of a long argument. Notes, comments, reasons and every other text have at most
+16 KiB; items, snapshots and carriers' answers at most 256 KiB of JSON. Items are a list of objects with `model` (text)
+and `qty` (a whole number, 1 or more), and whatever else you keep: `[{"model": "Road 54", "qty": 1, "color": "blue"}]`.
 """
 
 
@@ -111,6 +134,7 @@ _CLIENT = '''\
 from __future__ import annotations
 
 from datetime import date, datetime
+from typing import Any
 from uuid import UUID
 
 from crm_analytics.crm.client import CrmResult, Json, Money, RpcCaller
@@ -127,9 +151,29 @@ _PYTHON_TYPES = {
     "jsonb": "Json",
     "numeric": "Money",
     "text": "str",
+    "text[]": "tuple[str, ...]",
     "timestamp with time zone": "datetime",
     "uuid": "UUID",
 }
+
+
+_READS = """\
+# Reads
+
+`crm_app` may read the tables, and these views and searches, which PostgREST offers like tables and functions
+(`GET /order_balance?order_id=eq.…`, `GET /rpc/find_customers_by_name?p_prefix=olga`). They run with the caller's rights.
+The client has the searches as methods that return rows.
+"""
+_WORDS = """\
+# Words
+
+The requirements call some columns otherwise than the tables; arguments and views use the words on the left.
+
+| word | column | meaning |
+|---|---|---|
+"""
+#: How a column's comment names the word.
+_WORD = re.compile(r" \((\w+)(?: of a lead)? in the requirements\)")
 
 
 @dataclass(frozen=True)
@@ -200,6 +244,93 @@ class Rpc:
         )
 
 
+@dataclass(frozen=True)
+class Read:
+    """One view or search: its arguments (none: a view), what it returns by column, and its SQL comment."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    columns: tuple[tuple[str, str], ...]
+    comment: str
+
+    def section(self) -> str:
+        """Returns the read's section of the reference page."""
+        if self.arguments:
+            call = ", ".join(f"{argument.name} {argument.type}" for argument in self.arguments)
+            columns = ", ".join(f"`{name}`" for name, _ in self.columns)
+            return f"## {self.name}\n\n`{self.name}({call})`: {self.comment}\n\nColumns: {columns}\n"
+        rows = "\n".join(f"| `{name}` | `{type_}` |" for name, type_ in self.columns)
+        return f"## {self.name}\n\n{self.comment}\n\n| column | type |\n|---|---|\n{rows}\n"
+
+    def method(self) -> str:
+        """Returns the search as a method of the client."""
+        parameters = "".join(argument.parameter() for argument in self.arguments)
+        return (
+            f"    def {self.name}(\n        self,\n        *,\n{parameters}    ) -> list[dict[str, Any]]:\n"
+            f'        """{self.comment}"""\n        return self._rows("{self.name}", locals())\n'
+        )
+
+
+def reads(connection: psycopg.Connection[Any]) -> list[Read]:
+    """Returns the views, then the searches."""
+    views = connection.execute(
+        """
+        SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum),
+            array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum), obj_description(c.oid, 'pg_class')
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%s)
+        GROUP BY c.oid, c.relname ORDER BY array_position(%s, c.relname::text)
+        """,
+        [list(CRM_VIEWS)] * 2,
+    )
+    searches = connection.execute(
+        """
+        SELECT p.proname::text, p.proargnames, p.pronargs, p.proallargtypes::regtype[]::text[],
+            obj_description(p.oid, 'pg_proc')
+        FROM pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY (%s)
+        ORDER BY array_position(%s, p.proname::text)
+        """,
+        [list(READ_NAMES)] * 2,
+    )
+    return [
+        *(
+            Read(name, (), tuple(zip(columns, types, strict=True)), comment)
+            for name, columns, types, comment in views
+        ),
+        *(
+            Read(
+                name,
+                tuple(
+                    Argument(argument, type_, False, False)
+                    for argument, type_ in zip(names[:given], types[:given], strict=True)
+                ),
+                tuple(zip(names[given:], types[given:], strict=True)),
+                comment,
+            )
+            for name, names, given, types, comment in searches
+        ),
+    ]
+
+
+def words(connection: psycopg.Connection[Any]) -> list[str]:
+    """Returns the table of the requirements' words, from the comments of the columns that have another name."""
+    found = connection.execute(
+        """
+        SELECT c.relname || '.' || a.attname, col_description(c.oid, a.attnum)
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%s)
+            AND col_description(c.oid, a.attnum) LIKE '%%in the requirements)%%'
+        """,
+        [list(CRM_TABLES)],
+    ).fetchall()
+    lines = []
+    for column, comment in found:
+        (word,) = _WORD.findall(comment)
+        lines.append(f"| `{word}` | `{column}` | {_WORD.sub('', comment)} |")
+    return sorted(lines)
+
+
 def rpcs(connection: psycopg.Connection[Any]) -> list[Rpc]:
     """Returns the RPCs of the connected database, in the order of the reference page.
 
@@ -238,13 +369,27 @@ def rpcs(connection: psycopg.Connection[Any]) -> list[Rpc]:
 def page(connection: psycopg.Connection[Any]) -> str:
     """Returns the text of docs/crm-rpc.md."""
     functions = rpcs(connection)
-    contents = "\n".join(f"- [`{rpc.name}`](#{rpc.name})" for rpc in functions)
-    return "\n".join([_PAGE, contents, "", *(rpc.section() for rpc in functions)])
+    others = reads(connection)
+    names = [*(rpc.name for rpc in functions), *(read.name for read in others)]
+    contents = "\n".join(f"- [`{name}`](#{name})" for name in names)
+    return "\n".join(
+        [
+            _PAGE,
+            contents,
+            "",
+            *(rpc.section() for rpc in functions),
+            _READS,
+            *(read.section() for read in others),
+            _WORDS + "\n".join(words(connection)),
+            "",
+        ]
+    )
 
 
 def client(connection: psycopg.Connection[Any]) -> str:
     """Returns the text of rpc_methods.py."""
-    return "\n".join([_CLIENT, *(rpc.method() for rpc in rpcs(connection))])
+    searches = [read.method() for read in reads(connection) if read.arguments]
+    return "\n".join([_CLIENT, *(rpc.method() for rpc in rpcs(connection)), *searches])
 
 
 def write(connection: psycopg.Connection[Any]) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from typing import Any
 from uuid import UUID
 
 from crm_analytics.crm.client import CrmResult, Json, Money, RpcCaller
@@ -36,7 +37,6 @@ class CrmClient(RpcCaller):
         customer_comment: str | None = None,
         estimated_budget_eur: int | None = None,
         user_id: UUID | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates a lead with status new, and finds or creates its customer."""
         return self._call("create_lead_safe", locals())
@@ -49,6 +49,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         notes: str | None = None,
         assigned_to: UUID | None = None,
+        expected_version: int | None = None,
     ) -> CrmResult:
         """Moves a lead: new to in_progress or rejected, in_progress to rejected, rejected back to in_progress."""
         return self._call("advance_lead_status_safe", locals())
@@ -67,7 +68,6 @@ class CrmClient(RpcCaller):
         bike_snapshot: Json | None = None,
         commission_eur: Money | None = None,
         assigned_manager: UUID | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an order with status created and its first event, from a lead or for a customer."""
         return self._call("create_order_safe", locals())
@@ -89,7 +89,6 @@ class CrmClient(RpcCaller):
         bike_snapshot: Json | None = None,
         customer_comment: str | None = None,
         user_id: UUID | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates a guest's order in one call: lead, customer (found or created) and order, all or nothing."""
         return self._call("quick_order_safe", locals())
@@ -105,7 +104,6 @@ class CrmClient(RpcCaller):
         external_reference: str | None,
         user_id: UUID | None,
         lead_id: UUID | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an order that is paid at once: books the client's completed payment of its total, all or nothing."""
         return self._call("checkout_order_safe", locals())
@@ -123,7 +121,6 @@ class CrmClient(RpcCaller):
         external_reference: str | None = None,
         related_payment_id: UUID | None = None,
         user_id: UUID | None = None,
-        reason: str | None = None,
     ) -> CrmResult:
         """Books an incoming or outgoing payment of an order, once per external reference, and moves the order according to its client money."""
         return self._call("record_generic_payment_safe", locals())
@@ -139,17 +136,6 @@ class CrmClient(RpcCaller):
         """Moves a payment: planned to pending, planned or pending to completed, failed or cancelled."""
         return self._call("update_payment_status_safe", locals())
 
-    def reverse_payment_safe(
-        self,
-        *,
-        payment_id: UUID,
-        reason: str,
-        user_id: UUID | None,
-        rebook_order_id: UUID | None = None,
-    ) -> CrmResult:
-        """Takes back a completed payment that was booked by mistake, and can book it on the right order in the same call."""
-        return self._call("reverse_payment_safe", locals())
-
     def advance_order_status_safe(
         self,
         *,
@@ -158,6 +144,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         reason: str | None = None,
         notes: str | None = None,
+        expected_version: int | None = None,
     ) -> CrmResult:
         """Moves an order to another status, with event and audit."""
         return self._call("advance_order_status_safe", locals())
@@ -170,10 +157,33 @@ class CrmClient(RpcCaller):
         uploaded_by: UUID,
         order_id: UUID | None = None,
         lead_id: UUID | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Attaches an uploaded file to an order or a lead."""
         return self._call("attach_document_safe", locals())
+
+    def replace_document_safe(
+        self,
+        *,
+        document_id: UUID,
+        storage_url: str,
+        user_id: UUID | None,
+        document_type: str | None = None,
+        reason: str | None = None,
+        expected_version: int | None = None,
+    ) -> CrmResult:
+        """Attaches a new file in the place of a document, which stays visible as history."""
+        return self._call("replace_document_safe", locals())
+
+    def withdraw_document_safe(
+        self,
+        *,
+        document_id: UUID,
+        user_id: UUID | None,
+        reason: str,
+        expected_version: int | None = None,
+    ) -> CrmResult:
+        """Withdraws a document: it no longer counts, and stays visible as history."""
+        return self._call("withdraw_document_safe", locals())
 
     def create_task_safe(
         self,
@@ -185,7 +195,6 @@ class CrmClient(RpcCaller):
         description: str | None = None,
         assignee_id: UUID | None = None,
         due_at: datetime | None = None,
-        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an open task, for an order, a lead or neither."""
         return self._call("create_task_safe", locals())
@@ -200,6 +209,8 @@ class CrmClient(RpcCaller):
         description: str | None = None,
         assignee_id: UUID | None = None,
         due_at: datetime | None = None,
+        expected_version: int | None = None,
+        clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
         """Completes, reopens or changes a task."""
         return self._call("update_task_safe", locals())
@@ -217,6 +228,10 @@ class CrmClient(RpcCaller):
         warehouse_received: bool | None = None,
         warehouse_photos_received: bool | None = None,
         client_received: bool | None = None,
+        ruspost_status: Json | None = None,
+        ruspost_last_update: datetime | None = None,
+        expected_version: int | None = None,
+        clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
         """Creates a shipment of an order or changes one."""
         return self._call("upsert_shipment_safe", locals())
@@ -233,9 +248,10 @@ class CrmClient(RpcCaller):
         commission_eur: Money | None = None,
         total_amount: Money | None = None,
         currency: str | None = None,
-        reason: str | None = None,
+        expected_version: int | None = None,
+        clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
-        """Changes an order's manager, items, bike, commission, total or currency."""
+        """Changes an order's manager, items, bike, commission, total or currency; never its status."""
         return self._call("update_order_safe", locals())
 
     def update_lead_safe(
@@ -251,6 +267,8 @@ class CrmClient(RpcCaller):
         bike_snapshot: Json | None = None,
         estimated_budget_eur: int | None = None,
         assigned_to: UUID | None = None,
+        expected_version: int | None = None,
+        clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
         """Changes a lead's source, contact, notes, comment, bike, budget or assignee; never its status."""
         return self._call("update_lead_safe", locals())
@@ -267,6 +285,8 @@ class CrmClient(RpcCaller):
         country: str | None = None,
         billing_address: Json | None = None,
         delivery_details: Json | None = None,
+        expected_version: int | None = None,
+        clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
         """Changes a customer's name, contacts and addresses."""
         return self._call("update_customer_safe", locals())
@@ -300,6 +320,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         name: str | None = None,
         email: str | None = None,
+        expected_version: int | None = None,
     ) -> CrmResult:
         """Changes a CRM user's name or e-mail address."""
         return self._call("update_user_safe", locals())
@@ -345,12 +366,34 @@ class CrmClient(RpcCaller):
         """Takes an identity provider's account from its CRM user."""
         return self._call("unmap_identity_safe", locals())
 
-    def erase_customer_safe(
+    def find_customers_by_phone(
         self,
         *,
-        customer_id: UUID,
-        user_id: UUID | None,
-        reason: str,
-    ) -> CrmResult:
-        """Erases a customer's personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the rows and from the audit trail."""
-        return self._call("erase_customer_safe", locals())
+        phone: str,
+    ) -> list[dict[str, Any]]:
+        """Finds customers by a phone number that they have or had, however it is written; at most 50."""
+        return self._rows("find_customers_by_phone", locals())
+
+    def find_customers_by_email(
+        self,
+        *,
+        email: str,
+    ) -> list[dict[str, Any]]:
+        """Finds customers by an e-mail address that they have or had, regardless of case; at most 50."""
+        return self._rows("find_customers_by_email", locals())
+
+    def find_customers_by_name(
+        self,
+        *,
+        prefix: str,
+    ) -> list[dict[str, Any]]:
+        """Finds customers whose name begins with this text, regardless of case; at most 50, in the order of their names."""
+        return self._rows("find_customers_by_name", locals())
+
+    def find_orders_by_code(
+        self,
+        *,
+        prefix: str,
+    ) -> list[dict[str, Any]]:
+        """Finds orders whose number begins with this text, regardless of case; at most 50, in the order of their numbers."""
+        return self._rows("find_orders_by_code", locals())

@@ -342,7 +342,8 @@ def crm() -> dashboard.Dashboard:
     result = board(
         "crm-analytics-crm",
         "CRM",
-        "Leads and orders by month and status, time in status, money in and out, and the latest audit entries.",
+        "Leads and orders by month and status, the way from lead to delivery, clients' money, time in status, money in "
+        "and out, and the latest audit entries.",
         variables=("dagster_url",),
         refreshes=False,
     )
@@ -356,6 +357,32 @@ def crm() -> dashboard.Dashboard:
         bars_panel("Orders by month and status", by_month, query("crm_orders_by_month"), "month",
                    ("created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled", "other"),
                    CRM, stacked=True), 12, 9,
+    )  # fmt: skip
+    of_leads = "By month of the lead (UTC): leads from which an order was made, and whose order was paid and delivered."
+    layout.add(
+        bars_panel("From lead to delivery", of_leads, query("crm_funnel_by_month"), "month",
+                   ("leads", "orders", "paid", "delivered"), CRM), 12, 9,
+    )  # fmt: skip
+    layout.add(
+        table_panel(
+            "Clients' money",
+            "Completed payments by booking month (UTC) and currency. Paid out: to suppliers, for shipping and "
+            "commissions, less what came back. Held: what is left at the end of the month of all money until then.",
+            query("crm_client_money"),
+            ("month", "currency", "client_paid", "refunded", "paid_out", "held"),
+            CRM,
+        ), 12, 9,
+    )  # fmt: skip
+    layout.add(
+        table_panel(
+            "From lead to delivery by source",
+            f"{of_leads} Percentages are of the step before. Days: the mean time from the step before; orders "
+            "adopted from an older database count, but have no times.",
+            query("crm_funnel"),
+            ("month", "source", "leads", "orders", "paid", "delivered", "lead_to_order", "order_to_paid",
+             "paid_to_delivered", "days_to_order", "days_to_paid", "days_to_delivered"),
+            CRM,
+        ), 24, 9,
     )  # fmt: skip
     layout.add(
         table_panel(

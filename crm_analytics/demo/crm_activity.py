@@ -147,7 +147,7 @@ class _Business:
         model, price = chance.choice(_MODELS)
         total = Decimal(price) + chance.randrange(0, 200)
         currency = chance.choices(("EUR", "USD"), (4, 1))[0]
-        items = [{"model": model, "quantity": 1}]
+        items = [{"model": model, "qty": 1}]
         way = chance.random()
         done["leads"] += 1
         if way < 0.15:
@@ -216,13 +216,28 @@ class _Business:
             self._refused(pay_supplier, amount=payout)
             pay_supplier(amount=payout, user_id=self.admin, reason="the supplier is paid in euros")
         done["payouts"] += 1
-        crm.attach_document_safe(
+        invoice = crm.attach_document_safe(
             document_type="invoice",
             storage_url=f"https://files.example.com/{order}.pdf",
             uploaded_by=manager,
             order_id=order,
         )
         done["documents"] += 1
+        if done["documents"] % 6 == 0:
+            corrected = crm.replace_document_safe(
+                document_id=invoice.id,
+                storage_url=f"https://files.example.com/{order}-2.pdf",
+                user_id=manager,
+                reason="wrong address",
+            )
+            done["replaced documents"] += 1
+            self._refused(
+                crm.withdraw_document_safe, document_id=invoice.id, user_id=manager, reason="old address"
+            )
+            if done["replaced documents"] % 2 == 0:
+                crm.withdraw_document_safe(
+                    document_id=corrected.id, user_id=manager, reason="issued by the accountant"
+                )
         task = crm.create_task_safe(
             title="Pack the bicycle", created_by=manager, order_id=order, assignee_id=manager
         ).id

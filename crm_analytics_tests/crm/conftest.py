@@ -76,7 +76,7 @@ def order(client: CrmClient, manager: UUID) -> CrmResult:
     return client.quick_order_safe(
         source="site",
         full_name="Olga Example",
-        items=[{"model": "Gravel 54"}],
+        items=[{"model": "Gravel 54", "qty": 1}],
         total_amount=1000,
         currency="EUR",
         phone="+1 555 010 0100",

@@ -313,6 +313,7 @@ DECISIONS = ("table public.tasks is missing", "users.email: several users", "shi
         ("ALTER TABLE public.shipments ADD COLUMN status text; INSERT INTO public.shipments (status) VALUES ('sent')", "shipments.status is sent, accepted is CHECK ((status = ANY (ARRAY['created'::text,"),
         ("ALTER TABLE public.orders ADD COLUMN created_by uuid; INSERT INTO public.orders (order_code, created_by) VALUES ('A', gen_random_uuid())", "UPDATE public.orders t SET created_by = NULL"),
         ("ALTER TABLE public.order_status_events ADD COLUMN seq integer; INSERT INTO public.order_status_events (seq) VALUES (1), (1)", "RENAME COLUMN seq TO seq_legacy;"),
+        ("ALTER TABLE public.orders ADD COLUMN version integer", "RENAME COLUMN version TO version_legacy;"),
         ("ALTER TABLE public.payments ADD COLUMN reference_key text; INSERT INTO public.payments (direction, role, method, amount, currency, reference_key) SELECT 'incoming', 'refund', 'card', 1, 'EUR', 'x' FROM generate_series(1, 2)", "RENAME COLUMN reference_key TO reference_key_legacy;"),
         ("INSERT INTO public.customers (full_name, phone) SELECT 'A', string_agg(n::text, ' ') FROM generate_series(1, 3000) n", "customers.phone is longer than 2000 bytes"),
         ("INSERT INTO public.payments (direction, role, method, amount, currency, external_reference) SELECT 'incoming', 'refund', 'card', 1, 'EUR', string_agg(md5(n::text), '') FROM generate_series(1, 500) n", "payments.external_reference is longer than 2000 bytes"),
@@ -499,7 +500,7 @@ def test_legacy_guards_are_refused_or_replaced(seed_url: str) -> None:
         assert rows(
             connection,
             "SELECT tgname FROM pg_trigger WHERE tgrelid = 'public.orders'::regclass AND NOT tgisinternal ORDER BY 1",
-        ) == [("guard_rows",), ("guard_truncate",), ("require_actor",)]
+        ) == [("guard_rows",), ("guard_truncate",), ("require_actor",), ("row_version",)]
         assert value(connection, "SELECT count(*) FROM pg_policy WHERE polname = 'legacy_policy'") == 0
 
 

@@ -45,6 +45,8 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "reverse_payment_safe": ("reverse_payment_safe(%(part)s, 'R', %(actor)s)",),
     "advance_order_status_safe": ("advance_order_status_safe(%(fresh)s, 'cancelled', %(actor)s)",),
     "attach_document_safe": ("attach_document_safe('invoice', 's3://x', %(actor)s, %(fresh)s)",),
+    "replace_document_safe": ("replace_document_safe(%(current)s, 's3://y', %(actor)s)",),
+    "withdraw_document_safe": ("withdraw_document_safe(%(current)s, %(actor)s, 'R')",),
     "create_task_safe": ("create_task_safe('R', %(actor)s, %(fresh)s, p_assignee_id => %(manager)s)",),
     "update_task_safe": ("update_task_safe(%(task)s, %(actor)s, true)",),
     "upsert_shipment_safe": ("upsert_shipment_safe(%(paid)s, %(actor)s, %(shipment)s, p_status => 'lost')",),
@@ -113,6 +115,8 @@ def waits(connection: Connection) -> dict[str, set[str]]:
     }
     # numbers within a locked order, and the owner's audit and seals: nobody waits for them
     unique -= {"order_status_events", "audit_seals"}
+    # a document is locked before it is replaced
+    unique -= {"documents"}
 
     def of(function: str, seen: set[str]) -> set[str]:
         if function in seen:

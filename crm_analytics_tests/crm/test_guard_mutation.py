@@ -26,8 +26,8 @@ WRITERS_CHECK = "check only_crm_rpc_can_write"
 #: when the trigger is created. Revoking it weakens nothing.
 UNUSED_GRANTS = (
     "revoke_others", "close_functions", "tables", "owner", "guard_rows", "guard_truncate", "require_actor",
-    "payments_ledger", "order_numbers", "audit_owner_write", "audit_origin", "broken_seals", "seal_audit_safe",
-    "wait_for_calls", "claim_written_contacts",
+    "payments_ledger", "order_numbers", "count_version", "audit_owner_write", "audit_origin", "broken_seals",
+    "seal_audit_safe", "wait_for_calls", "claim_written_contacts",
 )  # fmt: skip
 #: Functions that are as safe without their search_path: what they do counts only if guard_rows lets the row pass, that
 #: is from an RPC, whose search_path is pinned.

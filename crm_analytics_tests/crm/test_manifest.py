@@ -195,7 +195,7 @@ def test_a_broken_guard_is_named_and_its_repair_repairs_it(
         assert manifest.compare(crm).differences == ()
 
 
-FUNCTION = "public.advance_order_status_safe(uuid, text, uuid, text, text)"
+FUNCTION = "public.advance_order_status_safe(uuid, text, uuid, text, text, integer)"
 BROKEN_FUNCTIONS = (
     f"ALTER FUNCTION {FUNCTION} RESET search_path",
     f"ALTER FUNCTION {FUNCTION} SECURITY INVOKER",

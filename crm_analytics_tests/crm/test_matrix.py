@@ -22,7 +22,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "payments": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "tasks": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "shipments": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
-    "documents": {"owner": "S", "crm_rpc": "SI", "crm_app": "S"},
+    "documents": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "user_identity_map": {"owner": "S", "crm_rpc": "SID", "crm_app": "S"},
     "customer_contacts": {"owner": "S", "crm_rpc": "SIU", "crm_app": "S"},
     "order_status_transitions": {"owner": "S", "crm_rpc": "S", "crm_app": "S"},
@@ -53,7 +53,7 @@ def test_every_table_is_classified(lab: attacks.Lab) -> None:
     tables = {
         name
         for (name,) in lab.connection.execute(
-            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'f', 'v', 'm')"
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'f', 'm')"
         )
     }
     assert tables - NOT_OURS == set(CLASSES) == set(manifest.CRM_TABLES)
@@ -72,9 +72,13 @@ def test_who_may_do_what(lab: attacks.Lab, table: str) -> None:
 
 def _can(lab: attacks.Lab, table: str, role: str, action: str) -> bool:
     """Tells whether the action passes privileges, row security and triggers (a constraint may still object)."""
-    column = {"users": "active", "payments": "updated_at", "customer_contacts": "customer_id"}.get(
-        table
-    ) or lab.columns(table)[-1]
+    updated = {
+        "users": "active",
+        "payments": "updated_at",
+        "customer_contacts": "customer_id",
+        "documents": "withdrawn_at",
+    }
+    column = updated.get(table) or lab.columns(table)[-1]
     statement = {
         "SELECT": f"SELECT 1 FROM public.{table} LIMIT 1",
         "INSERT": f"INSERT INTO public.{table} DEFAULT VALUES",

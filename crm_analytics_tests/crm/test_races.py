@@ -528,6 +528,21 @@ def test_two_sealings(crm: Connection, pair: Pair, order: CrmResult, manager: UU
     assert second.result(timeout=PATIENCE) == {**first, "row_count": 0}
 
 
+def test_two_replacements_of_one_document(
+    pair: Pair, client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """Of two who replace a document at once, one succeeds, and the other is told by what it was replaced."""
+    old = client.attach_document_safe(
+        document_type="invoice", storage_url="1", uploaded_by=manager, order_id=order.id
+    )
+    new, end = pair.waits(
+        *[lambda c: c.replace_document_safe(document_id=old.id, storage_url="2", user_id=manager)] * 2
+    )
+    with pytest.raises(Conflict) as refused:
+        end("COMMIT")
+    assert refused.value.detail["replaced_by"] == str(new.id)
+
+
 def test_sealing_gives_up_behind_another(crm: Connection, pair: Pair, order: CrmResult) -> None:
     """Sealing gives up after its lock_timeout behind another one that hangs; the hourly job must end with an error."""
     assert value(crm, "SELECT proconfig::text FROM pg_proc WHERE proname = 'seal_audit_safe'").count(

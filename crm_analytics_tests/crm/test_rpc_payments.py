@@ -505,7 +505,7 @@ def test_checkout_repeated_with_something_else(
 ) -> None:
     """A repeated checkout with another basket or customer is a Conflict, not the first order."""
     wanted: dict[str, Any] = {
-        "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A"}], "total_amount": 10,
+        "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A", "qty": 1}], "total_amount": 10,
         "currency": "EUR", "method": "card", "external_reference": "c-1", "user_id": manager,
     }  # fmt: skip
     first = client.checkout_order_safe(**wanted)
@@ -513,11 +513,13 @@ def test_checkout_repeated_with_something_else(
         client.checkout_order_safe(**{**wanted, "customer_id": None})
     assert invalid.value.detail["field"] == "p_customer_id"
     with pytest.raises(Conflict) as refused:
-        client.checkout_order_safe(**{**wanted, "items": [{"model": "B"}]})
+        client.checkout_order_safe(**{**wanted, "items": [{"model": "B", "qty": 1}]})
     assert refused.value.detail == {
-        "rule": "reference_taken", "field": "p_items", "found": '[{"model": "B"}]', "accepted": '[{"model": "A"}]',
+        "rule": "reference_taken", "field": "p_items", "found": '[{"qty": 1, "model": "B"}]', "accepted": '[{"qty": 1, "model": "A"}]',
         "id": value(crm, "SELECT id::text FROM public.payments WHERE reference_key = 'c-1'"),
     }  # fmt: skip
     # What happened to the order since does not make the repeat a different one.
-    client.update_order_safe(order_id=first.id, user_id=manager, items=[{"model": "A", "color": "blue"}])
+    client.update_order_safe(
+        order_id=first.id, user_id=manager, items=[{"model": "A", "qty": 1, "color": "blue"}]
+    )
     assert client.checkout_order_safe(**wanted).duplicate

@@ -12,7 +12,7 @@ from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
-ITEMS = [{"model": "Gravel 54", "quantity": 1}]
+ITEMS = [{"model": "Gravel 54", "qty": 1}]
 
 
 def counts(crm: Connection) -> dict[str, int]:

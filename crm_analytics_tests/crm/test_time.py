@@ -27,6 +27,7 @@ _TIMES = [
             if t not in ("documents", "order_status_transitions", "payout_limits", "audit_positions")
         ),
         *((t, "updated_at") for t in ("leads", "orders", "payments")),
+        ("documents", "created_at"),
         ("documents", "uploaded_at"),
     }
 ]  # fmt: skip

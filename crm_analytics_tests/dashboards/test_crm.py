@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -34,7 +35,7 @@ def url(new_database) -> str:
         client.advance_lead_status_safe(lead_id=leads[2].id, new_status="rejected", user_id=ada)
         orders = [
             client.quick_order_safe(
-                source="site", full_name=f"Buyer {n}", phone=f"+1 555 010 001{n}", items=[{"name": "bicycle", "quantity": 1}],
+                source="site", full_name=f"Buyer {n}", phone=f"+1 555 010 001{n}", items=[{"model": "bicycle", "qty": 1}],
                 total_amount=Decimal("1000.00"), currency="EUR", user_id=ada,
             )
             for n in range(2)
@@ -80,7 +81,7 @@ def test_every_query_answers_and_has_the_columns_that_its_panel_names(grafana, n
         if source["uid"] == "crm-analytics-crm":
             run(grafana, sql, now)
             tried += 1
-    assert tried == 5
+    assert tried == 8
     for panel in panels_of(board):
         names, found = run(grafana, panel["targets"][0]["rawSql"], now)
         assert {one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]} <= set(names)
@@ -130,6 +131,72 @@ def test_money_counts_completed_payments_only(grafana, now):
     assert (money["currency"], money["money_in"], money["money_out"], money["net"], money["payments"]) == (
         "EUR", Decimal("1000.00"), Decimal("400.50"), Decimal("599.50"), 2,
     )  # fmt: skip
+
+
+def test_funnel_counts_leads_by_how_far_they_came(new_database, now):
+    """The funnel counts each lead once, by the furthest step of its orders, with the mean time of every step."""
+    url = new_database("crm")
+    with psycopg.connect(url, autocommit=True) as connection:
+        # the steps take whole days, which no test can wait for
+        connection.execute(
+            "ALTER TABLE public.leads DISABLE TRIGGER USER; ALTER TABLE public.orders DISABLE TRIGGER USER"
+        )
+        connection.execute("ALTER TABLE public.order_status_events DISABLE TRIGGER USER")
+        for n, (source, days, events) in enumerate(
+            (
+                ("site", 10, ()),
+                ("site", 10, (("created", 8),)),
+                ("site", 10, (("created", 6), ("paid", 5))),
+                (
+                    "site",
+                    10,
+                    (("created", 9), ("paid", 6), ("in_delivery", 5), ("delivered", 2), ("closed", 1)),
+                ),
+                ("telegram", 10, (("created", 9), ("cancelled", 6))),
+                # an adopted order: paid and delivered at some time that no event tells
+                ("telegram", 10, (("closed", 0),)),
+            )
+        ):
+            lead, order = uuid4(), uuid4()
+            connection.execute(
+                "INSERT INTO public.leads (id, source, created_at) VALUES (%s, %s, %s::date - %s)",
+                [lead, source, now.time_to, days],
+            )
+            if events:
+                connection.execute(
+                    "INSERT INTO public.orders (id, order_code, lead_id) VALUES (%s, %s, %s)",
+                    [order, f"F-{n}", lead],
+                )
+            for seq, (status, ago) in enumerate(events, 1):
+                reason = "adopted" if not ago else "created" if seq == 1 else None
+                connection.execute(
+                    "INSERT INTO public.order_status_events (order_id, seq, new_status, created_at, reason)"
+                    " VALUES (%s, %s, %s, %s::date - %s, %s)",
+                    [order, seq, status, now.time_to, ago, reason],
+                )
+    with as_reader(url, "crm") as connection:
+        wide = Choice((), (), now.month, now.time_from - timedelta(31), now.time_to)
+        found = {row["source"]: row for row in rows(connection, "crm_funnel", wide)}
+        (month,) = rows(connection, "crm_funnel_by_month", wide)
+    steps = ("leads", "orders", "paid", "delivered")
+    assert [found["site"][step] for step in steps] == [4, 3, 2, 1]
+    assert [found["telegram"][step] for step in steps] == [2, 2, 1, 1]
+    assert [month[step] for step in steps] == [6, 5, 3, 2]
+    site, telegram = found["site"], found["telegram"]
+    # (2 + 4 + 1) / 3, (1 + 3) / 2, 4
+    assert [site[f"days_to_{step}"] for step in ("order", "paid", "delivered")] == [Decimal("2.3"), 2, 4]
+    assert [telegram[f"days_to_{step}"] for step in ("order", "paid", "delivered")] == [1, None, None]
+    assert (site["lead_to_order"], site["order_to_paid"], site["paid_to_delivered"]) == (
+        Decimal("0.75"), Decimal("0.6667"), Decimal("0.5"),
+    )  # fmt: skip
+
+
+def test_held_money_is_what_is_left_of_it(grafana, now):
+    """Held money is what clients paid, less refunds and payouts, of all months so far; planned payments don't count."""
+    (money,) = rows(grafana, "crm_client_money", now)
+    assert [money[name] for name in ("currency", "client_paid", "refunded", "paid_out", "held")] == [
+        "EUR", Decimal("1000.00"), 0, Decimal("400.50"), Decimal("599.50"),
+    ]  # fmt: skip
 
 
 def test_audit_is_newest_first_without_contents(grafana, now):

@@ -50,6 +50,7 @@ def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> N
         "payouts",
         "refunds",
         "documents",
+        "replaced documents",
         "tasks",
         "shipments",
     }

@@ -118,7 +118,7 @@ def test_all_is_green_on_a_sound_database(url: str, instance: dg.DagsterInstance
 
 BROKEN = {
     "triggers_orders": "ALTER TABLE public.orders DISABLE TRIGGER guard_rows",
-    "functions": "ALTER FUNCTION public.advance_order_status_safe(uuid, text, uuid, text, text) RESET search_path",
+    "functions": "ALTER FUNCTION public.advance_order_status_safe(uuid, text, uuid, text, text, integer) RESET search_path",
     "row_security": "DROP POLICY crm_rpc_all ON public.payments",
     "unique_indexes": "DROP INDEX public.users_email_folded_key",
     "constraints": "ALTER TABLE public.payments DROP CONSTRAINT payments_reference_key_key",

@@ -125,7 +125,10 @@ ALTER TABLE public.payments
     ADD COLUMN IF NOT EXISTS rebooks uuid;
 ALTER TABLE public.documents
     ADD COLUMN IF NOT EXISTS uploaded_by uuid,
-    ADD COLUMN IF NOT EXISTS lead_id uuid;
+    ADD COLUMN IF NOT EXISTS lead_id uuid,
+    ADD COLUMN IF NOT EXISTS replaces uuid,
+    ADD COLUMN IF NOT EXISTS withdrawn_at timestamp with time zone,
+    ADD COLUMN IF NOT EXISTS created_at timestamp with time zone GENERATED ALWAYS AS (uploaded_at) STORED;
 ALTER TABLE public.tasks
     ADD COLUMN IF NOT EXISTS created_by uuid,
     ADD COLUMN IF NOT EXISTS lead_id uuid,
@@ -139,6 +142,23 @@ ALTER TABLE public.order_status_events
     ADD COLUMN IF NOT EXISTS reason text,
     ADD COLUMN IF NOT EXISTS notes text,
     ADD COLUMN IF NOT EXISTS transaction_id xid8;
+
+-- Counted by a trigger (0050), so that a caller can tell that nobody changed a row since it was read.
+DO $$
+DECLARE
+    v_table text;
+BEGIN
+    FOREACH v_table IN ARRAY ARRAY[
+        'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments'
+    ] LOOP
+        EXECUTE format('ALTER TABLE public.%I ADD COLUMN version integer NOT NULL DEFAULT 1', v_table);
+        EXECUTE format(
+            'COMMENT ON COLUMN public.%I.version IS %L', v_table,
+            '1, and one more with every change of the row; p_expected_version is compared with it.'
+        );
+    END LOOP;
+END
+$$;
 
 -- set afterwards, so that existing rows stay NULL
 ALTER TABLE public.orders
@@ -175,6 +195,11 @@ COMMENT ON COLUMN public.payments.reverses IS
     'direction. Subtracts in every sum.';
 COMMENT ON COLUMN public.payments.rebooks IS
     'The reversed payment, booked on the wrong order, that this one books on the right one.';
+COMMENT ON COLUMN public.documents.created_at IS 'When the document was attached: uploaded_at.';
+COMMENT ON COLUMN public.documents.replaces IS 'The document that this one replaces, which stays as history.';
+COMMENT ON COLUMN public.documents.withdrawn_at IS 'When the document was withdrawn; NULL while it counts.';
+COMMENT ON COLUMN public.shipments.ruspost_status IS
+    'The carrier''s last answer to a tracking request, as it came; ruspost_last_update tells when.';
 COMMENT ON COLUMN public.shipments.status IS
     'created, shipped, in_transit, customs, delivered or lost; NULL (unknown) only on adopted rows not yet '
     'received.';
@@ -382,6 +407,7 @@ ALTER TABLE public.payments ADD CONSTRAINT payments_rebooks_key UNIQUE (rebooks)
 CREATE INDEX idx_payments_related ON public.payments USING btree (related_payment_id);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_order_seq_key UNIQUE (order_id, seq);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_seq_check CHECK (seq > 0);
+ALTER TABLE public.documents ADD CONSTRAINT documents_replaces_key UNIQUE (replaces);
 ALTER TABLE public.shipments ADD CONSTRAINT shipments_status_check
     CHECK (status IN ('created', 'shipped', 'in_transit', 'customs', 'delivered', 'lost'));
 
@@ -408,6 +434,7 @@ BEGIN
             ('documents', 'order_id', 'orders'),
             ('documents', 'lead_id', 'leads'),
             ('documents', 'uploaded_by', 'users'),
+            ('documents', 'replaces', 'documents'),
             ('tasks', 'order_id', 'orders'),
             ('tasks', 'lead_id', 'leads'),
             ('tasks', 'assigned_to', 'users'),

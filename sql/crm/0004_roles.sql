@@ -57,7 +57,8 @@ BEGIN
             AND p.proname IN (
                 'resolve_crm_user', 'create_lead_safe', 'advance_lead_status_safe', 'create_order_safe',
                 'quick_order_safe', 'checkout_order_safe', 'record_generic_payment_safe', 'update_payment_status_safe',
-                'advance_order_status_safe', 'attach_document_safe', 'create_task_safe', 'update_task_safe',
+                'advance_order_status_safe', 'attach_document_safe', 'replace_document_safe',
+                'withdraw_document_safe', 'create_task_safe', 'update_task_safe',
                 'upsert_shipment_safe', 'update_order_safe', 'update_lead_safe', 'update_customer_safe',
                 'merge_customers_safe', 'create_user_safe', 'update_user_safe', 'set_user_active_safe',
                 'set_user_role_safe', 'map_identity_safe', 'unmap_identity_safe', 'reverse_payment_safe',
@@ -148,8 +149,9 @@ GRANT SELECT, INSERT, UPDATE (name, email, role, active) ON public.users TO crm_
 GRANT SELECT, INSERT, UPDATE (customer_id) ON public.customer_contacts TO crm_rpc;
 GRANT SELECT, INSERT, DELETE ON public.user_identity_map TO crm_rpc;
 GRANT SELECT, INSERT, UPDATE (status, external_reference, reference_key, updated_at) ON public.payments TO crm_rpc;
-GRANT SELECT, INSERT ON public.documents, public.order_status_events, public.audit_log, public.audit_positions,
-    public.audit_seals, public.customer_erasures TO crm_rpc;
+GRANT SELECT, INSERT, UPDATE (withdrawn_at) ON public.documents TO crm_rpc;
+GRANT SELECT, INSERT ON public.order_status_events, public.audit_log, public.audit_positions, public.audit_seals,
+    public.customer_erasures TO crm_rpc;
 -- for erasures, and nothing else: the guards allow no other change
 GRANT UPDATE (payload, client_address) ON public.audit_log TO crm_rpc;
 GRANT UPDATE (salt) ON public.audit_positions TO crm_rpc;

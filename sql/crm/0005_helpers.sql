@@ -163,6 +163,21 @@ $$;
 COMMENT ON FUNCTION crm_private.label IS
     'Returns the text if it is a label of the enum; otherwise PT422 with the labels.';
 
+CREATE FUNCTION crm_private.note(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_text text := crm_private.trimmed(p_value);
+BEGIN
+    IF octet_length(v_text) > 16384 THEN
+        PERFORM crm_private.invalid(p_field, v_text, 'at most 16 KiB (16384 bytes in UTF-8)');
+    END IF;
+    RETURN v_text;
+END
+$$;
+COMMENT ON FUNCTION crm_private.note IS
+    'Returns the trimmed text (a note, a comment, a reason …), NULL if none is given; PT422 above 16 KiB.';
+
 CREATE FUNCTION crm_private.required_text(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
@@ -170,10 +185,11 @@ BEGIN
     IF crm_private.trimmed(p_value) IS NULL THEN
         PERFORM crm_private.invalid(p_field, p_value, 'a text that is not blank');
     END IF;
-    RETURN crm_private.trimmed(p_value);
+    RETURN crm_private.note(p_field, p_value);
 END
 $$;
-COMMENT ON FUNCTION crm_private.required_text IS 'Returns the trimmed text; PT422 if it is missing or blank.';
+COMMENT ON FUNCTION crm_private.required_text IS
+    'Returns the trimmed text; PT422 if it is missing, blank or above 16 KiB.';
 
 CREATE FUNCTION crm_private.required_id(p_field text, p_value uuid) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -353,6 +369,96 @@ $$;
 COMMENT ON FUNCTION crm_private.json_of_type IS
     'Returns the JSON value, NULL if none is given; PT422 if it is not of this type (array, object).';
 
+-- JSON and addresses, limited so that no row grows without bounds --------------------------------------------------
+
+CREATE FUNCTION crm_private.snapshot(p_field text, p_value jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF octet_length(p_value::text) > 262144 THEN
+        PERFORM crm_private.invalid(p_field, left(p_value::text, 201), 'at most 256 KiB (262144 bytes) of JSON');
+    END IF;
+    RETURN p_value;
+END
+$$;
+COMMENT ON FUNCTION crm_private.snapshot IS
+    'Returns the JSON value as it is, NULL if none is given; PT422 above 256 KiB.';
+
+CREATE FUNCTION crm_private.items(p_field text, p_value jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_items jsonb := crm_private.snapshot(p_field, crm_private.json_of_type(p_field, p_value, 'array'));
+    v_wrong jsonb;
+BEGIN
+    SELECT i.item INTO v_wrong
+    FROM jsonb_array_elements(v_items) WITH ORDINALITY AS i (item, place)
+    -- qty is compared in an expression of its own: a number only there, whatever the planner evaluates first
+    WHERE jsonb_typeof(i.item) <> 'object' OR jsonb_typeof(i.item -> 'model') IS DISTINCT FROM 'string'
+        OR crm_private.trimmed(i.item ->> 'model') IS NULL
+        OR jsonb_typeof(i.item -> 'qty') IS DISTINCT FROM 'number'
+        OR NOT CASE jsonb_typeof(i.item -> 'qty')
+            WHEN 'number' THEN (i.item -> 'qty')::numeric >= 1 AND (i.item -> 'qty')::numeric % 1 = 0
+            ELSE false
+        END
+    ORDER BY i.place
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM crm_private.invalid(
+            p_field, v_wrong::text,
+            'a list of objects, each with model (a text that is not blank) and qty (a whole number, 1 or more)'
+        );
+    END IF;
+    RETURN v_items;
+END
+$$;
+COMMENT ON FUNCTION crm_private.items IS
+    'Returns the list of items, NULL if none is given; PT422 unless it is [{model, qty, …}] and at most 256 KiB.';
+
+CREATE FUNCTION crm_private.storage_address(p_field text, p_value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_address text := crm_private.required_text(p_field, p_value);
+BEGIN
+    -- a path has no scheme (a colon before the first slash), and does not start with //, which browsers take for a host
+    IF octet_length(v_address) > 2048 OR v_address ~ '[[:cntrl:]]'
+        OR NOT (v_address ~* '^(https|s3)://[^/[:space:]]' OR v_address ~ '^/?[^/:]+(/|$)')
+    THEN
+        PERFORM crm_private.invalid(
+            p_field, v_address, 'an address that starts with https:// or s3://, or a path; at most 2048 bytes'
+        );
+    END IF;
+    RETURN v_address;
+END
+$$;
+COMMENT ON FUNCTION crm_private.storage_address IS
+    'Returns the trimmed address of a stored file; PT422 unless it is https, s3 or a path.';
+
+CREATE FUNCTION crm_private.cleared(
+    p_clear text[], p_clearable text[], p_given jsonb
+) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_field text;
+BEGIN
+    FOREACH v_field IN ARRAY coalesce(p_clear, '{}') LOOP
+        IF v_field IS NULL OR v_field <> ALL (p_clearable) THEN
+            PERFORM crm_private.invalid(
+                'p_clear', v_field, 'fields that may be empty: ' || array_to_string(p_clearable, ', ')
+            );
+        ELSIF p_given -> v_field <> 'null' THEN
+            PERFORM crm_private.invalid('p_clear', v_field, 'a field that the call gives no value: not p_' || v_field);
+        END IF;
+    END LOOP;
+    RETURN coalesce(p_clear, '{}');
+END
+$$;
+COMMENT ON FUNCTION crm_private.cleared IS
+    'Returns the fields to be emptied, by the names of their arguments without p_; PT422 if one of them is required or '
+    'unknown, or also given a value.';
+
 -- existence and state --------------------------------------------------------------------------------------
 
 CREATE FUNCTION crm_private.not_found(p_entity text, p_field text, p_id uuid) RETURNS void
@@ -379,6 +485,29 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION crm_private.conflict IS 'Refuses what the current rows do not allow: PT409.';
+
+CREATE FUNCTION crm_private.check_version(
+    p_entity text, p_id uuid, p_version integer, p_expected_version integer
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_expected_version <> p_version THEN
+        PERFORM crm_private.conflict(
+            'version',
+            format('this row of %s was changed in the meantime: version %s, expected %s', p_entity, p_version,
+                p_expected_version),
+            jsonb_build_object(
+                'field', 'p_expected_version', 'found', p_expected_version, 'accepted', p_version, 'entity', p_entity,
+                'id', p_id
+            ),
+            format('Read the row again; then repeat the call with p_expected_version => %s, or without it.', p_version)
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.check_version IS
+    'Refuses (PT409) to change a locked row that has another version than the caller has seen.';
 
 CREATE FUNCTION crm_private.locked_order(p_order_id uuid) RETURNS public.orders
 LANGUAGE plpgsql
@@ -604,12 +733,12 @@ AS $$
                 jsonb_object_agg(n.key, jsonb_build_object('old', p_old -> n.key, 'new', n.value)), '{}'::jsonb
             )
             FROM jsonb_each(p_new) n
-            WHERE n.key NOT IN ('updated_at', 'updated_by') AND n.value IS DISTINCT FROM p_old -> n.key
+            WHERE n.key NOT IN ('updated_at', 'updated_by', 'version') AND n.value IS DISTINCT FROM p_old -> n.key
         ))
     )
 $$;
 COMMENT ON FUNCTION crm_private.audit_update IS
-    'Audits an edited row, with changes: {column: {old, new}}, without updated_at and updated_by, and '
+    'Audits an edited row, with changes: {column: {old, new}}, without updated_at, updated_by and version, and '
     'more details.';
 
 CREATE FUNCTION crm_private.set_order_status(

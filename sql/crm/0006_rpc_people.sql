@@ -159,13 +159,15 @@ COMMENT ON FUNCTION public.create_user_safe IS
     'address taken.';
 
 CREATE FUNCTION public.update_user_safe(
-    p_crm_user_id uuid, p_user_id uuid, p_name text DEFAULT NULL, p_email text DEFAULT NULL
+    p_crm_user_id uuid, p_user_id uuid, p_name text DEFAULT NULL, p_email text DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_actor public.users;
+    v_name text;
     v_email text;
     v_old public.users;
     v_new public.users;
@@ -174,11 +176,13 @@ BEGIN
     PERFORM crm_private.lock_user(p_crm_user_id, p_user_id);
     v_actor := crm_private.actor(p_user_id);
     PERFORM crm_private.required_id('p_crm_user_id', p_crm_user_id);
+    v_name := crm_private.note('p_name', p_name);
     v_email := crm_private.email('p_email', p_email);
     v_old := crm_private.changeable_user(v_actor, p_crm_user_id, 'changing a user');
+    PERFORM crm_private.check_version('users', v_old.id, v_old.version, p_expected_version);
     BEGIN
         UPDATE public.users u SET
-            name = coalesce(crm_private.trimmed(p_name), u.name),
+            name = coalesce(v_name, u.name),
             email = coalesce(v_email, u.email)
         WHERE u.id = v_old.id RETURNING * INTO STRICT v_new;
     EXCEPTION WHEN unique_violation THEN
@@ -193,7 +197,8 @@ BEGIN
     END;
     PERFORM crm_private.audit_update(v_actor.id, 'users', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
     RETURN jsonb_build_object(
-        'id', v_new.id, 'name', v_new.name, 'email', v_new.email, 'role', v_new.role, 'active', v_new.active
+        'id', v_new.id, 'name', v_new.name, 'email', v_new.email, 'role', v_new.role, 'active', v_new.active,
+        'version', v_new.version
     );
 END
 $$;
@@ -201,8 +206,8 @@ COMMENT ON FUNCTION public.update_user_safe IS
     E'Changes a CRM user''s name or e-mail address.\n'
     'Rules: admins only; not the system user; NULL or blank arguments change nothing; the address is unique, '
     'regardless of case and surrounding blanks; mapped identities stay mapped.\n'
-    'Errors: 42501 actor unknown, inactive or not an admin; PT422 p_crm_user_id missing, address not accepted; PT404 '
-    'no such user; PT409 address taken, the system user.';
+    'Errors: 42501 actor unknown, inactive or not an admin; PT422 p_crm_user_id missing, name too long, address not '
+    'accepted; PT404 no such user; PT409 address taken, the system user, user changed since p_expected_version.';
 
 CREATE FUNCTION public.set_user_active_safe(p_crm_user_id uuid, p_active boolean, p_user_id uuid) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER

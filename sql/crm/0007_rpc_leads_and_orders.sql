@@ -19,7 +19,11 @@ DECLARE
     v_full_name text := crm_private.required_text('p_full_name', p_full_name);
     v_phone text := crm_private.phone('p_phone', p_phone);
     v_email text := crm_private.email('p_email', p_email);
-    v_contact text := crm_private.trimmed(p_contact);
+    v_contact text := crm_private.note('p_contact', p_contact);
+    v_country text := crm_private.note('p_country', p_country);
+    v_bike_url text := crm_private.note('p_bike_url', p_bike_url);
+    v_bike_snapshot jsonb := crm_private.snapshot('p_bike_snapshot', p_bike_snapshot);
+    v_comment text := crm_private.note('p_customer_comment', p_customer_comment);
     v_channel text := crm_private.label(
         'p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false
     );
@@ -80,7 +84,7 @@ BEGIN
         INSERT INTO public.customers (id, full_name, phone, email, preferred_channel, country)
         VALUES (
             v_new_id, v_full_name, v_phone, v_email, coalesce(v_channel, 'telegram')::public.preferred_channel_enum,
-            crm_private.trimmed(p_country)
+            v_country
         )
         RETURNING * INTO v_customer;
         PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
@@ -113,8 +117,7 @@ BEGIN
         source, customer_id, contact, bike_url, bike_snapshot, customer_comment, estimated_budget_eur, status
     )
     VALUES (
-        v_source, v_customer.id, v_told, crm_private.trimmed(p_bike_url),
-        p_bike_snapshot, crm_private.trimmed(p_customer_comment), p_estimated_budget_eur, 'new'
+        v_source, v_customer.id, v_told, v_bike_url, v_bike_snapshot, v_comment, p_estimated_budget_eur, 'new'
     )
     RETURNING * INTO v_lead;
     PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, to_jsonb(v_lead));
@@ -137,7 +140,8 @@ COMMENT ON FUNCTION public.create_lead_safe IS
     'budget or idempotency key not accepted; PT409 idempotency key of other arguments.';
 
 CREATE FUNCTION public.advance_lead_status_safe(
-    p_lead_id uuid, p_new_status text, p_user_id uuid, p_notes text DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
+    p_lead_id uuid, p_new_status text, p_user_id uuid, p_notes text DEFAULT NULL, p_assigned_to uuid DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -145,6 +149,8 @@ AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_to);
     v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.lead_status_enum', true);
+    v_note text := crm_private.note('p_notes', p_notes);
+    v_notes text;
     v_accepted jsonb;
     v_old public.leads;
     v_new public.leads;
@@ -158,6 +164,7 @@ BEGIN
         WHEN 'rejected' THEN '["in_progress"]'
         ELSE '[]'
     END;
+    PERFORM crm_private.check_version('leads', v_old.id, v_old.version, p_expected_version);
     IF NOT v_accepted ? v_new_status THEN
         PERFORM crm_private.conflict(
             'lead_transition', format('a lead cannot go from %s to %s', v_old.status, v_new_status),
@@ -169,36 +176,65 @@ BEGIN
         );
     END IF;
     PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
+    v_notes := nullif(concat_ws(E'\n', v_old.notes, v_note), '');
+    IF v_note IS NOT NULL AND octet_length(v_notes) > 16384 THEN
+        PERFORM crm_private.conflict(
+            'notes_full', 'together with the notes that this lead has, p_notes are longer than 16 KiB',
+            jsonb_build_object(
+                'field', 'p_notes', 'found', octet_length(v_notes), 'accepted', 'together at most 16384 bytes',
+                'id', v_old.id
+            ),
+            'Shorten the notes first: update_lead_safe replaces them.'
+        );
+    END IF;
     UPDATE public.leads l SET
         status = v_new_status::public.lead_status_enum,
         assigned_to = coalesce(p_assigned_to, v_actor.id),
-        notes = nullif(concat_ws(E'\n', l.notes, crm_private.trimmed(p_notes)), ''),
+        notes = v_notes,
         updated_at = clock_timestamp()
     WHERE l.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit(
         v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
-        jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', crm_private.trimmed(p_notes))
+        jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', v_note)
     );
-    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status, 'assigned_to', v_new.assigned_to);
+    RETURN jsonb_build_object(
+        'id', v_new.id, 'status', v_new.status, 'assigned_to', v_new.assigned_to, 'version', v_new.version
+    );
 END
 $$;
 COMMENT ON FUNCTION public.advance_lead_status_safe IS
     E'Moves a lead: new to in_progress or rejected, in_progress to rejected, rejected back to in_progress.\n'
     'Rules: any active user; the lead goes to p_assigned_to, else to the actor; p_notes are appended to the '
     'existing notes; only create_order_safe makes a lead converted.\n'
-    'Errors: 42501 actor unknown or inactive; PT422 unknown status; PT404 no such lead or assignee; PT409 '
-    'transition not allowed, assignee inactive.';
+    'Errors: 42501 actor unknown or inactive; PT422 unknown status, notes too long; PT404 no such lead or assignee; '
+    'PT409 transition not allowed, assignee inactive, notes too long together with the existing ones, lead changed '
+    'since p_expected_version.';
 
 CREATE FUNCTION public.update_lead_safe(
     p_lead_id uuid, p_user_id uuid, p_source text DEFAULT NULL, p_contact text DEFAULT NULL, p_notes text DEFAULT NULL,
     p_customer_comment text DEFAULT NULL, p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL,
-    p_estimated_budget_eur integer DEFAULT NULL, p_assigned_to uuid DEFAULT NULL
+    p_estimated_budget_eur integer DEFAULT NULL, p_assigned_to uuid DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL, p_clear text[] DEFAULT '{}'
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_to);
+    v_source text := crm_private.note('p_source', p_source);
+    v_contact text := crm_private.note('p_contact', p_contact);
+    v_clear text[] := crm_private.cleared(
+        p_clear, '{notes, customer_comment, bike_url, bike_snapshot, estimated_budget_eur, assigned_to}',
+        jsonb_build_object(
+            'notes', p_notes, 'customer_comment', p_customer_comment, 'bike_url', p_bike_url,
+            'bike_snapshot', p_bike_snapshot, 'estimated_budget_eur', p_estimated_budget_eur,
+            'assigned_to', p_assigned_to
+        )
+    );
+    v_notes text := crm_private.note('p_notes', p_notes);
+    v_comment text := crm_private.note('p_customer_comment', p_customer_comment);
+    v_bike_url text := crm_private.note('p_bike_url', p_bike_url);
+    v_bike_snapshot jsonb := crm_private.snapshot('p_bike_snapshot', p_bike_snapshot);
     v_old public.leads;
     v_new public.leads;
 BEGIN
@@ -208,27 +244,36 @@ BEGIN
     END IF;
     v_old := crm_private.locked_lead(p_lead_id);
     PERFORM crm_private.assignee_exists('p_assigned_to', p_assigned_to);
+    PERFORM crm_private.check_version('leads', v_old.id, v_old.version, p_expected_version);
     PERFORM crm_private.assignee_active('p_assigned_to', p_assigned_to);
     UPDATE public.leads l SET
-        source = coalesce(crm_private.trimmed(p_source), l.source),
-        contact = coalesce(crm_private.trimmed(p_contact), l.contact),
-        notes = coalesce(crm_private.trimmed(p_notes), l.notes),
-        customer_comment = coalesce(crm_private.trimmed(p_customer_comment), l.customer_comment),
-        bike_url = coalesce(crm_private.trimmed(p_bike_url), l.bike_url),
-        bike_snapshot = coalesce(p_bike_snapshot, l.bike_snapshot),
-        estimated_budget_eur = coalesce(p_estimated_budget_eur, l.estimated_budget_eur),
-        assigned_to = coalesce(p_assigned_to, l.assigned_to),
+        source = coalesce(v_source, l.source),
+        contact = coalesce(v_contact, l.contact),
+        notes = coalesce(v_notes, CASE WHEN 'notes' <> ALL (v_clear) THEN l.notes END),
+        customer_comment = coalesce(
+            v_comment, CASE WHEN 'customer_comment' <> ALL (v_clear) THEN l.customer_comment END
+        ),
+        bike_url = coalesce(v_bike_url, CASE WHEN 'bike_url' <> ALL (v_clear) THEN l.bike_url END),
+        bike_snapshot = coalesce(
+            v_bike_snapshot, CASE WHEN 'bike_snapshot' <> ALL (v_clear) THEN l.bike_snapshot END
+        ),
+        estimated_budget_eur = coalesce(
+            p_estimated_budget_eur, CASE WHEN 'estimated_budget_eur' <> ALL (v_clear) THEN l.estimated_budget_eur END
+        ),
+        assigned_to = coalesce(p_assigned_to, CASE WHEN 'assigned_to' <> ALL (v_clear) THEN l.assigned_to END),
         updated_at = clock_timestamp()
     WHERE l.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit_update(v_actor.id, 'leads', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status);
+    RETURN jsonb_build_object('id', v_new.id, 'status', v_new.status, 'version', v_new.version);
 END
 $$;
 COMMENT ON FUNCTION public.update_lead_safe IS
     E'Changes a lead''s source, contact, notes, comment, bike, budget or assignee; never its status.\n'
-    'Rules: any active user; NULL or blank arguments change nothing; p_notes replace the notes.\n'
-    'Errors: 42501 actor unknown or inactive; PT422 budget below zero; PT404 no such lead or assignee; PT409 '
-    'assignee inactive.';
+    'Rules: any active user; NULL or blank arguments change nothing; p_notes replace the notes; p_clear empties fields '
+    '(notes, customer_comment, bike_url, bike_snapshot, estimated_budget_eur, assigned_to).\n'
+    'Errors: 42501 actor unknown or inactive; PT422 budget below zero, a text or the bike''s snapshot too long, a '
+    'field of p_clear required, unknown or also given; PT404 no such lead or assignee; PT409 assignee inactive, lead '
+    'changed since p_expected_version.';
 
 CREATE FUNCTION public.create_order_safe(
     p_customer_id uuid, p_lead_id uuid DEFAULT NULL, p_items jsonb DEFAULT NULL, p_total_amount numeric DEFAULT NULL,
@@ -246,7 +291,9 @@ DECLARE
     );
     v_total numeric := crm_private.amount('p_total_amount', p_total_amount);
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-    v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
+    v_items jsonb := coalesce(crm_private.items('p_items', p_items), '[]'::jsonb);
+    v_bike_url text := crm_private.note('p_bike_url', p_bike_url);
+    v_bike_snapshot jsonb := crm_private.snapshot('p_bike_snapshot', p_bike_snapshot);
     v_code text := crm_private.reference('p_order_code', p_order_code);
     v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
     v_first uuid;
@@ -322,7 +369,7 @@ BEGIN
         )
         VALUES (
             v_number, crm_private.order_code_key(v_number), v_customer_id, v_lead.id,
-            coalesce(crm_private.trimmed(p_bike_url), v_lead.bike_url), coalesce(p_bike_snapshot, v_lead.bike_snapshot),
+            coalesce(v_bike_url, v_lead.bike_url), coalesce(v_bike_snapshot, v_lead.bike_snapshot),
             CASE WHEN v_currency = 'EUR' THEN v_total END, p_commission_eur, 'created',
             coalesce(p_assigned_manager, v_lead.assigned_to), v_items, v_total, v_currency::public.currency_enum,
             v_actor.id, v_actor.id
@@ -361,12 +408,13 @@ END
 $$;
 COMMENT ON FUNCTION public.create_order_safe IS
     E'Creates an order with status created and its first event, from a lead or for a customer.\n'
-    'Rules: total and currency are required; from a lead: the order is linked to it, inherits its customer, bike '
+    'Rules: total and currency are required; items are a list of objects with model and qty, and whatever else you '
+    'keep; from a lead: the order is linked to it, inherits its customer, bike '
     'and manager, and the lead becomes converted (from new or in_progress only); an order number is generated if '
     'none is given; one that differs from another order''s only by the case of A to Z or by invisible characters is '
     'taken; final_price_eur is filled for EUR; without p_user_id the system user acts; a repeated p_idempotency_key '
     'with the same arguments returns the first order as it is now, with duplicate true.\n'
-    'Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, order number, commission or '
+    'Errors: 42501 p_user_id unknown or inactive; PT422 total, currency, items, bike, order number, commission or '
     'idempotency key not accepted, neither customer nor lead; PT404 no such lead, customer or manager; PT409 '
     'idempotency key of other arguments, lead rejected or converted, lead of another customer, order number taken, '
     'manager inactive.';
@@ -425,16 +473,26 @@ COMMENT ON FUNCTION public.quick_order_safe IS
 CREATE FUNCTION public.update_order_safe(
     p_order_id uuid, p_user_id uuid, p_assigned_manager uuid DEFAULT NULL, p_items jsonb DEFAULT NULL,
     p_bike_url text DEFAULT NULL, p_bike_snapshot jsonb DEFAULT NULL, p_commission_eur numeric DEFAULT NULL,
-    p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL, p_reason text DEFAULT NULL
+    p_total_amount numeric DEFAULT NULL, p_currency text DEFAULT NULL, p_reason text DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL, p_clear text[] DEFAULT '{}'
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id, p_assignee => p_assigned_manager);
-    v_items jsonb := crm_private.json_of_type('p_items', p_items, 'array');
+    v_clear text[] := crm_private.cleared(
+        p_clear, '{assigned_manager, items, bike_url, bike_snapshot, commission_eur}',
+        jsonb_build_object(
+            'assigned_manager', p_assigned_manager, 'items', p_items, 'bike_url', p_bike_url,
+            'bike_snapshot', p_bike_snapshot, 'commission_eur', p_commission_eur
+        )
+    );
+    v_items jsonb := crm_private.items('p_items', p_items);
+    v_bike_url text := crm_private.note('p_bike_url', p_bike_url);
+    v_bike_snapshot jsonb := crm_private.snapshot('p_bike_snapshot', p_bike_snapshot);
     v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', false);
-    v_reason text := crm_private.trimmed(p_reason);
+    v_reason text := crm_private.note('p_reason', p_reason);
     v_money record;
     v_old public.orders;
     v_new public.orders;
@@ -448,8 +506,11 @@ BEGIN
     END IF;
     v_old := crm_private.locked_order(p_order_id);
     PERFORM crm_private.assignee_exists('p_assigned_manager', p_assigned_manager);
-    IF v_old.status IN ('cancelled', 'closed')
-        AND num_nonnulls(p_items, p_commission_eur, p_bike_url, p_bike_snapshot) > 0
+    PERFORM crm_private.check_version('orders', v_old.id, v_old.version, p_expected_version);
+    IF v_old.status IN ('cancelled', 'closed') AND (
+        num_nonnulls(p_items, p_commission_eur, p_bike_url, p_bike_snapshot) > 0
+        OR p_clear && ARRAY['items', 'commission_eur', 'bike_url', 'bike_snapshot']
+    )
     THEN
         PERFORM crm_private.require_admin(
             v_actor, format('changing items, commission or bike of a %s order', v_old.status)
@@ -481,11 +542,17 @@ BEGIN
         );
     END IF;
     UPDATE public.orders o SET
-        assigned_manager = coalesce(p_assigned_manager, o.assigned_manager),
-        items = coalesce(v_items, o.items),
-        bike_url = coalesce(crm_private.trimmed(p_bike_url), o.bike_url),
-        bike_snapshot = coalesce(p_bike_snapshot, o.bike_snapshot),
-        commission_eur = coalesce(p_commission_eur, o.commission_eur),
+        assigned_manager = coalesce(
+            p_assigned_manager, CASE WHEN 'assigned_manager' <> ALL (v_clear) THEN o.assigned_manager END
+        ),
+        items = coalesce(v_items, CASE WHEN 'items' <> ALL (v_clear) THEN o.items ELSE '[]' END),
+        bike_url = coalesce(v_bike_url, CASE WHEN 'bike_url' <> ALL (v_clear) THEN o.bike_url END),
+        bike_snapshot = coalesce(
+            v_bike_snapshot, CASE WHEN 'bike_snapshot' <> ALL (v_clear) THEN o.bike_snapshot END
+        ),
+        commission_eur = coalesce(
+            p_commission_eur, CASE WHEN 'commission_eur' <> ALL (v_clear) THEN o.commission_eur END
+        ),
         total_amount = coalesce(p_total_amount, o.total_amount),
         currency = coalesce(v_currency::public.currency_enum, o.currency),
         final_price_eur = CASE
@@ -512,7 +579,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object(
         'id', v_new.id, 'order_code', v_new.order_code, 'status', v_new.status, 'total_amount', v_new.total_amount,
-        'currency', v_new.currency
+        'currency', v_new.currency, 'version', v_new.version
     );
 END
 $$;
@@ -523,13 +590,16 @@ COMMENT ON FUNCTION public.update_order_safe IS
     'paid out, the currency not while there is client money or an open client payment or refund in the old one; client '
     'money that reaches the new total moves the order to paid in the same call (reason total_changed); a higher total '
     'leaves an order paid, but it needs the money before it goes in_delivery; items, commission and bike of a '
-    'cancelled or closed order change only by an admin.\n'
-    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 an amount, the currency or '
-    'the items not accepted; PT404 no such order or manager; PT409 reason missing, total below what was refunded or '
-    'paid out, client money in the old currency, first total without currency, manager inactive.';
+    'cancelled or closed order change only by an admin; p_clear empties fields (assigned_manager, items, bike_url, '
+    'bike_snapshot, commission_eur).\n'
+    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 an amount, the currency, the '
+    'items or the bike not accepted, a field of p_clear required, unknown or also given; PT404 no such order or '
+    'manager; PT409 reason missing, total below what was refunded or paid out, client money in the old currency, first '
+    'total without currency, manager inactive, order changed since p_expected_version.';
 
 CREATE FUNCTION public.advance_order_status_safe(
-    p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL
+    p_order_id uuid, p_new_status text, p_user_id uuid, p_reason text DEFAULT NULL, p_notes text DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -537,12 +607,15 @@ AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id);
     v_new_status text := crm_private.label('p_new_status', p_new_status, 'public.order_status_enum', true);
+    v_reason text := crm_private.note('p_reason', p_reason);
+    v_notes text := crm_private.note('p_notes', p_notes);
     v_order public.orders;
     v_money record;
     v_required_role public.user_role_enum;
 BEGIN
     PERFORM crm_private.required_id('p_order_id', p_order_id);
     v_order := crm_private.locked_order(p_order_id);
+    PERFORM crm_private.check_version('orders', v_order.id, v_order.version, p_expected_version);
     SELECT t.required_role INTO v_required_role FROM public.order_status_transitions t
     WHERE t.from_status = v_order.status AND t.to_status::text = v_new_status;
     IF NOT FOUND THEN
@@ -583,7 +656,7 @@ BEGIN
         SELECT * INTO v_money FROM crm_private.client_money(v_order);
         IF NOT coalesce(v_money.paid - v_money.refunded >= v_order.total_amount, false) THEN
             PERFORM crm_private.require_admin_with_reason(
-                v_actor, p_reason, 'delivery_after_payment', 'delivering an order that is not fully paid',
+                v_actor, v_reason, 'delivery_after_payment', 'delivering an order that is not fully paid',
                 jsonb_build_object(
                     'id', v_order.id, 'total_amount', v_order.total_amount,
                     'client_paid', v_money.paid - v_money.refunded, 'currency', v_order.currency
@@ -592,8 +665,8 @@ BEGIN
         END IF;
     END IF;
     PERFORM crm_private.set_order_status(
-        v_order.id, v_new_status::public.order_status_enum, v_actor.id, crm_private.trimmed(p_reason),
-        crm_private.trimmed(p_notes), '{}'::jsonb
+        v_order.id, v_new_status::public.order_status_enum, v_actor.id, v_reason, v_notes,
+        '{}'::jsonb
     );
     RETURN jsonb_build_object(
         'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status
@@ -605,8 +678,9 @@ COMMENT ON FUNCTION public.advance_order_status_safe IS
     'Rules: only the transitions of order_status_transitions, each with the role it needs; canceling while the '
     'order holds client money, in any currency, needs an admin; so does in_delivery while net client money is below '
     'the total, and p_reason; only payments make an order paid (or a lower total: update_order_safe).\n'
-    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 unknown status; PT404 no '
-    'such order; PT409 transition not allowed, reason missing.';
+    'Errors: 42501 actor unknown or inactive, or not an admin where one is needed; PT422 unknown status, reason or '
+    'notes too long; PT404 no such order; PT409 transition not allowed, reason missing, order changed since '
+    'p_expected_version.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);
 RESET ROLE;

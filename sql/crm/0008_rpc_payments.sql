@@ -677,7 +677,7 @@ DECLARE
     v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
     v_reference text := crm_private.reference('p_external_reference', p_external_reference);
     v_reference_key text := crm_private.reference_key(v_reference);
-    v_items jsonb := coalesce(crm_private.json_of_type('p_items', p_items, 'array'), '[]'::jsonb);
+    v_items jsonb := coalesce(crm_private.items('p_items', p_items), '[]'::jsonb);
     v_key text := crm_private.reference('p_idempotency_key', p_idempotency_key);
     v_order_id uuid;
     v_payment public.payments;

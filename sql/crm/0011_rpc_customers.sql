@@ -8,7 +8,8 @@ SET LOCAL ROLE crm_rpc;
 CREATE FUNCTION public.update_customer_safe(
     p_customer_id uuid, p_user_id uuid, p_full_name text DEFAULT NULL, p_phone text DEFAULT NULL,
     p_email text DEFAULT NULL, p_preferred_channel text DEFAULT NULL, p_country text DEFAULT NULL,
-    p_billing_address jsonb DEFAULT NULL, p_delivery_details jsonb DEFAULT NULL
+    p_billing_address jsonb DEFAULT NULL, p_delivery_details jsonb DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL, p_clear text[] DEFAULT '{}'
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -20,8 +21,21 @@ DECLARE
     v_channel text := crm_private.label(
         'p_preferred_channel', p_preferred_channel, 'public.preferred_channel_enum', false
     );
-    v_billing_address jsonb := crm_private.json_of_type('p_billing_address', p_billing_address, 'object');
-    v_delivery_details jsonb := crm_private.json_of_type('p_delivery_details', p_delivery_details, 'object');
+    v_full_name text := crm_private.note('p_full_name', p_full_name);
+    v_country text := crm_private.note('p_country', p_country);
+    v_billing_address jsonb := crm_private.snapshot(
+        'p_billing_address', crm_private.json_of_type('p_billing_address', p_billing_address, 'object')
+    );
+    v_delivery_details jsonb := crm_private.snapshot(
+        'p_delivery_details', crm_private.json_of_type('p_delivery_details', p_delivery_details, 'object')
+    );
+    v_clear text[] := crm_private.cleared(
+        p_clear, '{phone, email, preferred_channel, country, billing_address, delivery_details}',
+        jsonb_build_object(
+            'phone', p_phone, 'email', p_email, 'preferred_channel', p_preferred_channel, 'country', p_country,
+            'billing_address', p_billing_address, 'delivery_details', p_delivery_details
+        )
+    );
     v_new_id uuid := gen_random_uuid();
     v_kind text;
     v_key text;
@@ -41,6 +55,7 @@ BEGIN
     v_old := crm_private.customer('p_customer_id', p_customer_id);
     SELECT * INTO STRICT v_old FROM public.customers c WHERE c.id = v_old.id FOR NO KEY UPDATE;
     PERFORM crm_private.not_erased('p_customer_id', v_old.id);
+    PERFORM crm_private.check_version('customers', v_old.id, v_old.version, p_expected_version);
     FOR v_contact IN
         SELECT c.* FROM crm_private.contacts(v_phone, v_email) k
         JOIN public.customer_contacts c ON c.kind = k.kind AND c.key = k.key
@@ -74,16 +89,23 @@ BEGIN
         END IF;
     END LOOP;
     UPDATE public.customers c SET
-        full_name = coalesce(crm_private.trimmed(p_full_name), c.full_name),
-        phone = coalesce(v_phone, c.phone),
-        email = coalesce(v_email, c.email),
-        preferred_channel = coalesce(v_channel::public.preferred_channel_enum, c.preferred_channel),
-        country = coalesce(crm_private.trimmed(p_country), c.country),
-        billing_address = coalesce(v_billing_address, c.billing_address),
-        delivery_details = coalesce(v_delivery_details, c.delivery_details)
+        full_name = coalesce(v_full_name, c.full_name),
+        phone = coalesce(v_phone, CASE WHEN 'phone' <> ALL (v_clear) THEN c.phone END),
+        email = coalesce(v_email, CASE WHEN 'email' <> ALL (v_clear) THEN c.email END),
+        preferred_channel = coalesce(
+            v_channel::public.preferred_channel_enum,
+            CASE WHEN 'preferred_channel' <> ALL (v_clear) THEN c.preferred_channel END
+        ),
+        country = coalesce(v_country, CASE WHEN 'country' <> ALL (v_clear) THEN c.country END),
+        billing_address = coalesce(
+            v_billing_address, CASE WHEN 'billing_address' <> ALL (v_clear) THEN c.billing_address END
+        ),
+        delivery_details = coalesce(
+            v_delivery_details, CASE WHEN 'delivery_details' <> ALL (v_clear) THEN c.delivery_details END
+        )
     WHERE c.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit_update(v_actor.id, 'customers', v_new.id, to_jsonb(v_old), to_jsonb(v_new));
-    RETURN jsonb_build_object('id', v_new.id);
+    RETURN jsonb_build_object('id', v_new.id, 'version', v_new.version);
 END
 $$;
 COMMENT ON FUNCTION public.update_customer_safe IS
@@ -91,9 +113,11 @@ COMMENT ON FUNCTION public.update_customer_safe IS
     'Rules: any active user; NULL or blank arguments change nothing; billing address and delivery details are JSON '
     'objects; a phone or address that another customer has is refused, one that another customer had only earlier '
     'changes hands; the customer is still found by its earlier contacts; a merged customer stands for the one it was '
-    'merged into, whose id is the result''s.\n'
-    'Errors: 42501 actor unknown or inactive; PT422 phone, e-mail address, channel, billing address or delivery '
-    'details not accepted; PT404 no such customer; PT409 contact of another customer, customer erased.';
+    'merged into, whose id is the result''s; p_clear empties fields (phone, email, preferred_channel, country, '
+    'billing_address, delivery_details).\n'
+    'Errors: 42501 actor unknown or inactive; PT422 name, phone, e-mail address, channel, country, billing address or '
+    'delivery details not accepted, a field of p_clear required, unknown or also given; PT404 no such customer; PT409 '
+    'contact of another customer, customer erased, or changed since p_expected_version.';
 
 CREATE FUNCTION public.merge_customers_safe(
     p_customer_id uuid, p_merged_into uuid, p_user_id uuid, p_reason text

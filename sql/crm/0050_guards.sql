@@ -310,6 +310,18 @@ $$;
 COMMENT ON FUNCTION crm_private.order_numbers IS
     'Trigger: every new order has a number in comparable form, and numbers never change, for crm_rpc too.';
 
+CREATE FUNCTION crm_private.count_version() RETURNS trigger
+LANGUAGE plpgsql SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.version := OLD.version + 1;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION crm_private.count_version IS
+    'Trigger: every change of a row gives it the next version, whoever makes it and whatever version they write.';
+
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
 -- triggers -----------------------------------------------------------------------------------------------------
@@ -342,6 +354,11 @@ BEGIN
             ('orders', 'created_by'), ('payments', 'created_by'), ('documents', 'uploaded_by'), ('tasks', 'created_by'),
             ('shipments', 'created_by'), ('order_status_events', 'changed_by')
         ) AS a (tab, col)
+        UNION ALL
+        SELECT ('public.' || v.tab)::regclass, 'row_version', 'BEFORE UPDATE', 'ROW', 'count_version()'
+        FROM unnest(ARRAY[
+            'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments'
+        ]) AS v (tab)
         UNION ALL
         VALUES
             ('public.payments'::regclass, 'payments_ledger', 'BEFORE INSERT OR UPDATE', 'ROW', 'payments_ledger()'),

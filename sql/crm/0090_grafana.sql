@@ -110,6 +110,77 @@ SELECT pg_temp.describe('reporting.money_by_month', $$
     payments: Number of payments, without reversals.
 $$);
 
+-- An adopted order may be past a step without an event that tells when: it counts, and has no time.
+CREATE VIEW reporting.funnel_by_month_and_source AS
+SELECT date_trunc('month', l.created_at AT TIME ZONE 'UTC')::date AS month, l.source,
+    count(*) AS leads, count(o.lead_id) AS orders,
+    count(*) FILTER (WHERE o.was_paid) AS paid, count(*) FILTER (WHERE o.was_delivered) AS delivered,
+    sum(extract(epoch FROM o.ordered_at - l.created_at)) AS seconds_to_order,
+    count(o.ordered_at) AS timed_orders,
+    sum(extract(epoch FROM o.paid_at - o.ordered_at)) AS seconds_to_paid, count(o.paid_at) AS timed_paid,
+    sum(extract(epoch FROM o.delivered_at - o.paid_at)) AS seconds_to_delivered,
+    count(o.delivered_at - o.paid_at) AS timed_delivered
+FROM public.leads l
+LEFT JOIN (
+    SELECT x.lead_id, bool_or(e.was_paid) AS was_paid, bool_or(e.was_delivered) AS was_delivered,
+        min(e.ordered_at) AS ordered_at, min(e.paid_at) AS paid_at, min(e.delivered_at) AS delivered_at
+    FROM public.orders x
+    JOIN (
+        SELECT s.order_id,
+            bool_or(s.new_status IN ('paid', 'in_delivery', 'delivered', 'closed')) AS was_paid,
+            bool_or(s.new_status IN ('delivered', 'closed')) AS was_delivered,
+            min(s.created_at) FILTER (WHERE s.seq = 1 AND s.reason = 'created') AS ordered_at,
+            min(s.created_at) FILTER (WHERE s.new_status = 'paid' AND s.reason IS DISTINCT FROM 'adopted') AS paid_at,
+            min(s.created_at)
+                FILTER (WHERE s.new_status = 'delivered' AND s.reason IS DISTINCT FROM 'adopted') AS delivered_at
+        FROM public.order_status_events s
+        GROUP BY s.order_id
+    ) e ON e.order_id = x.id
+    WHERE x.lead_id IS NOT NULL
+    GROUP BY x.lead_id
+) o ON o.lead_id = l.id
+WHERE isfinite(l.created_at)
+GROUP BY 1, 2;
+COMMENT ON VIEW reporting.funnel_by_month_and_source IS
+    'How many leads became an order, paid and delivered, by month of the lead''s creation (UTC) and source.';
+SELECT pg_temp.describe('reporting.funnel_by_month_and_source', $$
+    month: First day of the month.
+    source: Where the lead came from.
+    leads: Number of leads.
+    orders: Leads from which an order was made.
+    paid: Leads with an order that was paid.
+    delivered: Leads with an order that was delivered.
+    seconds_to_order: Sum of the times from a lead to its first order.
+    timed_orders: Number of these times.
+    seconds_to_paid: Sum of the times from an order to its full payment.
+    timed_paid: Number of these times.
+    seconds_to_delivered: Sum of the times from full payment to delivery.
+    timed_delivered: Number of these times.
+$$);
+
+CREATE VIEW reporting.client_money_by_month AS
+SELECT m.*, sum(m.client_paid - m.refunded - m.paid_out) OVER (PARTITION BY m.currency ORDER BY m.month) AS held
+FROM (
+    SELECT date_trunc('month', p.created_at AT TIME ZONE 'UTC')::date AS month, p.currency::text AS currency,
+        coalesce(sum(p.amount) FILTER (WHERE p.role::text = 'client_payment'), 0) AS client_paid,
+        coalesce(sum(p.amount) FILTER (WHERE p.role::text = 'refund'), 0) AS refunded,
+        coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
+            FILTER (WHERE p.role::text NOT IN ('client_payment', 'refund')), 0) AS paid_out
+    FROM public.payments p
+    WHERE p.status::text = 'completed' AND p.amount <> 'NaN' AND isfinite(p.created_at)
+    GROUP BY 1, 2
+) m;
+COMMENT ON VIEW reporting.client_money_by_month IS
+    'Clients'' money by month of booking (UTC) and currency: received, refunded, paid out, and what is left of it.';
+SELECT pg_temp.describe('reporting.client_money_by_month', $$
+    month: First day of the month.
+    currency: Currency; nothing is converted.
+    client_paid: Completed client payments.
+    refunded: Completed refunds.
+    paid_out: Completed payments to suppliers, for shipping and commissions, less what came back.
+    held: What is left at the end of the month of all money until then.
+$$);
+
 CREATE VIEW reporting.audit_entries AS
 SELECT a.id AS audit_id, a.created_at AS at, a.action, a.entity, a.entity_id::text AS entity_id, u.name AS actor,
     coalesce(p.position <= (SELECT max(s.last_position) FROM public.audit_seals s), false) AS sealed
@@ -129,4 +200,4 @@ $$);
 
 GRANT USAGE ON SCHEMA reporting TO grafana_reader;
 GRANT SELECT ON reporting.leads_by_month, reporting.orders_by_month, reporting.age_in_status, reporting.money_by_month,
-    reporting.audit_entries TO grafana_reader;
+    reporting.funnel_by_month_and_source, reporting.client_money_by_month, reporting.audit_entries TO grafana_reader;

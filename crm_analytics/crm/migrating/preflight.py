@@ -21,6 +21,7 @@ SCHEMAS = ("reporting",)
 #: Table, column, helper of the migrations (or an expression) that makes the form in which it is indexed.
 INDEXED = (
     ("customers", "phone", "regexp_replace(phone, '[^0-9]', '', 'g')"),
+    ("customers", "full_name", "full_name"),
     ("customers", "email", "trimmed"),
     ("users", "email", "email"),
     ("payments", "external_reference", "reference_key"),
@@ -125,11 +126,15 @@ def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[s
         if kind_of(key) != "column" or later is None or key in baseline().objects:
             continue
         table, _, column = key.removeprefix("column ").rpartition(".")
-        if takes_the_place(facts, later) or (
-            f"{table}.{column}".removeprefix("public.") in _FILLED
+        # versions are counted from the migration on
+        counted = table.startswith("public.") and column == "version"
+        if (
+            takes_the_place(facts, later)
+            or counted
+            or (f"{table}.{column}".removeprefix("public.") in _FILLED
             and connection.execute(
                 f"SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1".encode()
-            ).rowcount
+            ).rowcount)
         ):
             rename = f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
             # harmless under the new name too; a virtual column is dropped, for it has no values

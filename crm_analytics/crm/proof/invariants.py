@@ -452,6 +452,16 @@ INVARIANTS: tuple[Invariant, ...] = (
         """,
     ),
     Invariant(
+        "replacements_keep_their_order",
+        "a document that replaces another belongs to the same order or lead, and is no older",
+        """
+        SELECT d.id::text, format('replaces %s of another order or lead, or a newer one', d.replaces) AS detail
+        FROM public.documents d LEFT JOIN public.documents o ON o.id = d.replaces
+        WHERE d.replaces IS NOT NULL AND (o.id IS NULL OR o.id = d.id OR d.uploaded_at < o.uploaded_at
+            OR (d.order_id, d.lead_id) IS DISTINCT FROM (o.order_id, o.lead_id))
+        """,
+    ),
+    Invariant(
         "converted_leads_have_orders",
         "a lead is converted exactly when an order was made from it",
         """

@@ -62,6 +62,8 @@ RPC_NAMES = (
     "reverse_payment_safe",
     "advance_order_status_safe",
     "attach_document_safe",
+    "replace_document_safe",
+    "withdraw_document_safe",
     "create_task_safe",
     "update_task_safe",
     "upsert_shipment_safe",
@@ -76,6 +78,15 @@ RPC_NAMES = (
     "map_identity_safe",
     "unmap_identity_safe",
     "erase_customer_safe",
+)
+#: The views that applications read.
+CRM_VIEWS = ("order_balance", "order_timeline", "customer_overview", "open_tasks")
+#: The searches that applications call.
+READ_NAMES = (
+    "find_customers_by_phone",
+    "find_customers_by_email",
+    "find_customers_by_name",
+    "find_orders_by_code",
 )
 TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"
@@ -247,7 +258,7 @@ _SECTIONS: Mapping[str, str] = {
         FROM scope s JOIN pg_policy p ON p.polrelid = s.oid""",
     "function": f"""
         SELECT name, jsonb_build_object('parent', format('schema %%I', nspname),
-                'source', encode(sha256(convert_to(prosrc, 'UTF8')), 'hex'),
+                'source', encode(sha256(convert_to(coalesce(pg_get_function_sqlbody(oid), prosrc), 'UTF8')), 'hex'),
                 'owner', {_role("proowner")}, 'settings', (SELECT jsonb_agg(c ORDER BY c) FROM unnest(proconfig) AS c),
                 'security_definer', prosecdef, 'language', (SELECT lanname FROM pg_language WHERE oid = prolang),
                 'volatility', provolatile, 'strict', proisstrict, 'kind', prokind,
@@ -411,7 +422,7 @@ def collect(
     parameters = {
         "tables": list(CRM_TABLES),
         "types": list(CRM_TYPES),
-        "rpcs": list(RPC_NAMES),
+        "rpcs": [*RPC_NAMES, *READ_NAMES],
         "by_login": by_login,
     }
     with _plain_names(connection):

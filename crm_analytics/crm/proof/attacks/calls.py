@@ -44,6 +44,8 @@ _BY_A_USER = (
     "record_generic_payment_safe(%(fresh)s, 'incoming', 'client_payment', 'cash', 10, 'EUR', p_user_id => {user})",
     "update_payment_status_safe(%(planned)s, 'completed', {user})",
     "attach_document_safe('invoice', 'https://example.com/i', {user}, %(fresh)s)",
+    "replace_document_safe(%(document)s, 'https://example.com/i', {user})",
+    "withdraw_document_safe(%(document)s, {user}, 'x')",
     "create_task_safe('x', {user}, %(fresh)s)",
     "update_task_safe(%(task)s, {user}, true)",
     "upsert_shipment_safe(%(paid)s, {user})",
@@ -60,6 +62,11 @@ _BY_A_USER = (
 )
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
+_NO_ITEMS = tuple(
+    f"'[{item}]'"
+    for item in ('{"qty": 1}', '{"model": " ", "qty": 1}', '{"model": "A"}', '{"model": "A", "qty": "1"}',
+                 '{"model": "A", "qty": 0}', '{"model": "A", "qty": 1.5}', '"A"', "null")
+)  # fmt: skip
 REFUND = "'outgoing', 'refund'"
 TO_SUPPLIER, FROM_SUPPLIER = "'outgoing', 'supplier_payment'", "'incoming', 'supplier_payment'"
 #: A call that creates an order, without its end; the sample has one with the number and the idempotency key attack-1.
@@ -266,6 +273,69 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 "advance_order_status_safe(NULL, 'cancelled', %(manager)s)",
                 "update_payment_status_safe(NULL, 'failed', %(manager)s)",
             ]
+        },
+    ),
+    (
+        "endless_values",
+        ("functions",),
+        "Stores more than a row should hold: notes above 16 KiB, items and snapshots above 256 KiB; items without a model"
+        " or a quantity; addresses that a browser would run.",
+        {
+            "PT422": [
+                *(
+                    f"advance_lead_status_safe(%(open_lead)s, 'in_progress', %(manager)s, {text})"
+                    for text in ("repeat('x', 16385)", "repeat('я', 8193)")
+                ),
+                "update_lead_safe(%(open_lead)s, %(manager)s, p_bike_snapshot => to_jsonb(repeat('x', 262144)))",
+                "upsert_shipment_safe(%(paid)s, %(manager)s, p_ruspost_status => to_jsonb(repeat('x', 262144)))",
+                *(
+                    f"update_order_safe(%(fresh)s, %(manager)s, p_items => {items})"
+                    for items in (
+                        "jsonb_build_array(jsonb_build_object('model', repeat('x', 262144), 'qty', 1))",
+                        *_NO_ITEMS,
+                    )
+                ),
+                *(
+                    f"attach_document_safe('invoice', '{address}', %(manager)s, %(fresh)s)"
+                    for address in (
+                        "javascript:alert(1)",
+                        "http://example.com/i",
+                        "//example.com/i",
+                        "data:,x",
+                    )
+                ),
+            ]
+        },
+    ),
+    (
+        "lost_update",
+        ("functions",),
+        "Changes a row that somebody else has changed since it was read; empties what a row must have.",
+        {
+            "PT409": [
+                "update_task_safe(%(task)s, %(manager)s, true, p_expected_version => 99)",
+                "update_lead_safe(%(open_lead)s, %(manager)s, p_expected_version => 99)",
+            ],
+            "PT422": [
+                "update_task_safe(%(task)s, %(manager)s, p_clear => '{title}')",
+                "update_lead_safe(%(open_lead)s, %(manager)s, p_clear => '{contact}')",
+            ],
+        },
+    ),
+    (
+        "history_of_documents",
+        ("functions",),
+        "Replaces or withdraws a document that was replaced already.",
+        {
+            "PT409": [
+                "replace_document_safe(%(document)s, 'x', %(manager)s)",
+                "withdraw_document_safe(%(document)s, %(manager)s, 'x')",
+            ],
+            "PT404": [
+                "replace_document_safe(%(unknown)s, 'x', %(manager)s)",
+                "withdraw_document_safe(%(unknown)s, %(manager)s, 'x')",
+            ],
+            "PT422": ["withdraw_document_safe(%(document)s, %(manager)s, ' ')"],
         },
     ),
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crm_analytics.crm.proof.attacks.calls import FROM_SUPPLIER, REFUND, TO_SUPPLIER, payment
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
-from crm_analytics.crm.schema.catalog import CRM_TABLES
+from crm_analytics.crm.schema.catalog import CRM_TABLES, CRM_VIEWS
 
 #: Ways of an order that use every legal transition, each by the role that it needs.
 _WAYS = (
@@ -22,7 +22,7 @@ _PAID_BY_CARD = (
 )
 _ORDER = "create_order_safe(NULL, %(lead)s, NULL, 500, 'EUR', %(manager)s, p_idempotency_key => 'day-1')"
 _QUICK_ORDER = (
-    """quick_order_safe('site', 'D', '[{"model": "Gravel"}]', 70, 'USD', '+1 202 555 0101',"""
+    """quick_order_safe('site', 'D', '[{"model": "Gravel", "qty": 1}]', 70, 'USD', '+1 202 555 0101',"""
     " p_idempotency_key => 'day-2')"
 )
 _WRONG_ORDER = payment(amount="5", order="order", method="card", reference="'day-4'")
@@ -53,12 +53,15 @@ _DAY = (
     ),
     ("payout", payment(TO_SUPPLIER, "100", order="order")),
     ("", f"{payment(FROM_SUPPLIER, '40', order='order')[:-1]}, p_related_payment_id => %(payout)s)"),
-    ("", "attach_document_safe('invoice', 'u', %(manager)s, %(order)s)"),
+    ("invoice", "attach_document_safe('invoice', 'u', %(manager)s, %(order)s)"),
+    ("corrected", "replace_document_safe(%(invoice)s, 'orders/1/invoice.pdf', %(manager)s)"),
+    ("", "withdraw_document_safe(%(corrected)s, %(manager)s, 'wrong client')"),
     ("", "attach_document_safe('passport', 'u', %(manager)s, NULL, %(lead)s)"),
     ("task", "create_task_safe('Pack', %(manager)s, %(order)s, %(lead)s)"),
     ("", "update_task_safe(%(task)s, %(manager)s, true)"),
     ("shipment", "upsert_shipment_safe(%(order)s, %(manager)s, p_provider => 'cdek')"),
     ("", "upsert_shipment_safe(%(order)s, %(manager)s, %(shipment)s, p_status => 'shipped')"),
+    ("", "upsert_shipment_safe(%(order)s, %(manager)s, %(shipment)s, p_ruspost_status => '[]')"),
     ("", "advance_order_status_safe(%(order)s, 'in_delivery', %(admin)s)"),
     ("", "advance_order_status_safe(%(order)s, 'delivered', %(admin)s)"),
     ("", "advance_order_status_safe(%(order)s, 'closed', %(admin)s)"),
@@ -70,7 +73,7 @@ _DAY = (
     ("", "update_order_safe(%(raised)s, %(admin)s, p_total_amount => 5, p_reason => 'no bell')"),
     (
         "",
-        """checkout_order_safe(%(customer)s, '[{"model": "City"}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
+        """checkout_order_safe(%(customer)s, '[{"model": "City", "qty": 2}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
     ),
     ("user", "create_user_safe('New', 'new@example.com', 'manager', %(admin)s)"),
     ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
@@ -134,6 +137,25 @@ def app_reads(lab: Lab) -> None:
         count = lab.run(query)
         with lab.role("crm_app"):
             lab.expect(lab.run(query), count or "some", f"rows of {table} for crm_app")
+
+
+@attack("functions", "function_grants", "columns", "row_security")
+def app_searches(lab: Lab) -> None:
+    """Reads the views and searches as crm_app, which must find the rows."""
+    number = lab.run("SELECT order_code FROM public.orders WHERE id = %(fresh)s")
+    with lab.role("crm_app"):
+        for view in CRM_VIEWS:
+            lab.expect(
+                lab.run(f"SELECT count(*) > 0 FROM public.{view}"), True, f"rows of {view} for crm_app"
+            )
+        for search, given in (
+            ("customers_by_phone", "+1 (202) 555-0100"),
+            ("customers_by_email", "B@example.com"),
+            ("customers_by_name", "a cli"),
+            ("orders_by_code", number),
+        ):
+            found = lab.run(f"SELECT count(*) FROM public.find_{search}(%(given)s)", given=given)
+            lab.expect(found, 1, f"rows that find_{search} finds for crm_app")
 
 
 @attack("functions", "function_grants", "table_grants", "row_security")

@@ -21,7 +21,7 @@ _CALLS = (
     ("open_lead", "create_lead_safe('site', 'B Client', p_email => 'b@example.com')"),
     (
         "fresh",
-        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54"}}]', 1000, 'EUR', %(manager)s,
+        f"""create_order_safe({_CUSTOMER}, NULL, '[{{"model": "Road 54", "qty": 1}}]', 1000, 'EUR', %(manager)s,
             p_order_code => 'Attack-1', p_idempotency_key => 'attack-1')""",
     ),
     ("paid", "create_order_safe(NULL, %(lead)s, NULL, 1000, 'EUR', %(manager)s)"),
@@ -56,7 +56,8 @@ _CALLS = (
     ),
     ("over", f"create_order_safe({_CUSTOMER}, NULL, NULL, 10, 'EUR', %(manager)s)"),
     ("", "advance_order_status_safe(%(over)s, 'cancelled', %(manager)s)"),
-    ("", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
+    ("document", "attach_document_safe('passport', 'https://example.com/p', %(manager)s, %(paid)s)"),
+    ("current", "replace_document_safe(%(document)s, 'https://example.com/q', %(manager)s)"),
     ("task", "create_task_safe('Call', %(manager)s, %(paid)s)"),
     ("", "upsert_shipment_safe(%(paid)s, %(manager)s, p_provider => 'cdek')"),
     ("forgotten", "create_lead_safe('site', 'C Client', p_email => 'forgotten@example.com')"),

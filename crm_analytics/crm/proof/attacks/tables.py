@@ -9,6 +9,8 @@ from crm_analytics.crm.schema.manifest import expected
 #: The owner may insert and update these; a trigger audits it (docs/decisions/guards-by-role.md).
 OWNER_WRITES = ("users", "customers")
 APPEND_ONLY = ("order_status_events", "audit_log", "audit_positions", "audit_seals", "customer_erasures")
+#: Tables whose rows have a version.
+VERSIONED = ("users", "customers", "leads", "orders", "payments", "documents", "tasks", "shipments")
 #: Which column names the person behind a row.
 ACTOR_COLUMNS = {
     "orders": "created_by",
@@ -160,6 +162,22 @@ def row_without_actor(lab: Lab, table: str) -> None:
         lab.refused([insert], "crm_rpc", ("23502",), f"{table}.{actor} is")
         if table not in APPEND_ONLY:
             lab.refused([update], "crm_rpc", ("23514",), "never changes")
+
+
+@attack("triggers_{}", on=VERSIONED)
+def row_without_a_new_version(lab: Lab, table: str) -> None:
+    """Changes a row and leaves its version as it was, or sets it back: two people could overwrite each other unnoticed."""
+    lab.run(f"GRANT UPDATE ON public.{table} TO crm_rpc")
+    open_row = " AND id = %(planned)s" if table == "payments" else ""
+    for _ in lab.replication_roles():
+        row = lab.run(f"SELECT id FROM public.{table} WHERE true{open_row} LIMIT 1")
+        before = lab.run(f"SELECT version FROM public.{table} WHERE id = %(row)s", row=row)
+        with lab.role("crm_rpc"):
+            for change, expected_version in (("id = id", before + 1), ("version = 1", before + 2)):
+                update = f"UPDATE public.{table} SET {change} WHERE id = %(row)s RETURNING version"
+                lab.expect(
+                    lab.run(update, row=row), expected_version, f"the version of a changed row of {table}"
+                )
 
 
 @attack("triggers_payments", "constraints")
