@@ -57,8 +57,8 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.actor IS
     'Returns the active user who acts; with p_or_system the system user if none is given. The row stays locked FOR KEY '
-    'SHARE, so that nobody loses rights in the middle of a call, and so does that of the user who gets work: both in the '
-    'order of their ids, before anything else is locked. Errors: 42501; 25001 above READ COMMITTED.';
+    'SHARE, so that nobody loses rights in the middle of a call, and so does that of the user who gets work: both in '
+    'the order of their ids, before anything else is locked. Errors: 42501; 25001 above READ COMMITTED.';
 
 CREATE FUNCTION crm_private.lock_user(p_crm_user_id uuid, p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
