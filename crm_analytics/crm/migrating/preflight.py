@@ -79,7 +79,7 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool, moved: Seq
         """
         SELECT concat_ws(' on ', lower(kind) || ' public.' || quote_ident(name), on_table),
             format('ALTER %%s public.%%I RENAME TO %%I', kind, name, name || '_legacy')
-                || coalesce(format('; REVOKE ALL ON public.%%I FROM %%s', name || '_legacy', readers), '')
+                || coalesce('; REVOKE ALL ON public.' || quote_ident(name || '_legacy') || ' FROM ' || readers, '')
         FROM (
             SELECT c.relname AS name, x.indrelid::regclass AS on_table, (
                 SELECT string_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
@@ -91,13 +91,23 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool, moved: Seq
             FROM pg_class c LEFT JOIN pg_index x ON x.indexrelid = c.oid
             WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(names)s)
               AND coalesce(x.indrelid, c.oid) <> ALL (%(moved)s::text[]::regclass[])
+              -- the comparison has a key of the CRM's own tables dropped
+              AND NOT EXISTS (SELECT FROM pg_constraint k
+                WHERE k.conindid = c.oid AND k.conrelid::regclass::text = ANY (%(ours)s))
         ) taken
         UNION ALL
         SELECT 'schema ' || nspname, format('ALTER SCHEMA %%I RENAME TO %%I', nspname, nspname || '_legacy')
         FROM pg_namespace WHERE nspname = ANY (%(schemas)s)
         ORDER BY 1
         """,
-        {"names": names, "schemas": list(SCHEMAS), "moved": [f"public.{name}" for name in moved]},
+        {
+            "names": names,
+            "schemas": list(SCHEMAS),
+            "moved": [f"public.{name}" for name in moved],
+            "ours": [
+                key.partition(" ")[2] for key in baseline().objects if adopting and kind_of(key) == "table"
+            ],
+        },
     ):
         yield f"{what} exists, and the migrations create something of this name\n    {rename};"
 

@@ -80,7 +80,7 @@ TRANSITIONS = "public.order_status_transitions"
 #: routines that run as the owner, or as someone who may call the RPCs.
 _SCOPE = """
 WITH RECURSIVE owner AS (
-    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'crm_private'
+    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'crm_private'
     WHERE CASE WHEN %(by_login)s THEN r.rolname = current_user ELSE r.oid = n.nspowner END
 ), routines AS (
     SELECT p.*, n.nspname,
