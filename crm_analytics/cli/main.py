@@ -80,7 +80,14 @@ def main() -> None:
     is_flag=True,
     help="crm: drop functions with our names, and triggers, rules and policies in the way.",
 )
-def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) -> None:
+@click.option(
+    "--map-status",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="crm: a file with lines `older status = status`, for orders of a database that is adopted.",
+)
+def migrate(
+    database: str | None, sql: bool, check: bool, replace_legacy: bool, map_status: Path | None
+) -> None:
     """Bring one database, or both, to the newest schema.
 
     Safe to repeat, and to run twice at once.
@@ -92,7 +99,11 @@ def migrate(database: str | None, sql: bool, check: bool, replace_legacy: bool) 
     for name in [database] if database else ["analytics", "crm"]:
         if name == "crm":
             echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
-            failed |= bool(crm_schema.migrate(sql=sql, check=check, replace_legacy=replace_legacy, echo=echo))
+            failed |= bool(
+                crm_schema.migrate(
+                    sql=sql, check=check, replace_legacy=replace_legacy, map_status=map_status, echo=echo
+                )
+            )
         elif sql:
             click.echo(migrations.script(name))
         elif check:

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
         None, description="what runs print; every event without it, and INFO under `crm-analytics up`"
     )
     alert_webhook_url: str | None = Field(None, description="where alerts are posted; none without it")
+    crm_app_members: str = Field(
+        "", description="roles of trusted servers, separated by commas: only they may hold crm_app"
+    )
     grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
     dagster_webserver_path_prefix: str = Field(
         "",
@@ -146,6 +149,16 @@ class Settings(BaseSettings):
     def timezone(self) -> ZoneInfo:
         """The business timezone; every date in the warehouse is a local date in it (docs/decisions/business-timezone.md)."""
         return ZoneInfo(self.business_timezone)
+
+    @property
+    def crm_app_member_names(self) -> tuple[str, ...]:
+        """The roles that may hold crm_app."""
+        return tuple(name.strip() for name in self.crm_app_members.split(",") if name.strip())
+
+    def login(self, database: str) -> str | None:
+        """Returns the login that a configured address names; None if it names none."""
+        login = conninfo_to_dict(self.configured_url(database) or "").get("user")
+        return None if login is None else str(login)
 
     @property
     def sample_dir(self) -> Path:

@@ -62,6 +62,14 @@ def refusal(database: str, url: str) -> str:
     return str(refused.value)
 
 
+def unguarded(schema: str) -> list[str]:
+    """Returns statements after which the record may be changed by hand; the CRM's guards refuse that."""
+    return [
+        f"ALTER TABLE {schema}.{table} DISABLE TRIGGER USER"
+        for table in ("migration_files", "alembic_version")
+    ]
+
+
 def _migrate(database: str, url: str) -> None:
     migrations.migrate("analytics", url=url) if database == "analytics" else migrate_crm(url)
 
@@ -170,6 +178,7 @@ def test_emptied_record_is_refused(database: str, new_database: Callable[..., st
     """A record that was emptied or cut back does not make a whole database look new."""
     url, schema = new_database(database), migrations.VERSION_SCHEMA[database]
     last = migrations.migration_files(database)[-1].version
+    execute(url, *unguarded(schema))
     execute(
         url,
         f"DELETE FROM {schema}.migration_files WHERE version = '{last}'",
@@ -187,7 +196,7 @@ def test_two_records_that_disagree_are_refused(database: str, new_database: Call
     """Alembic has a record of its own, by which it would run a file again that ran already."""
     url, schema = new_database(database), migrations.VERSION_SCHEMA[database]
     last = migrations.migration_files(database)[-1].version
-    execute(url, f"UPDATE {schema}.alembic_version SET version_num = '0002'")
+    execute(url, *unguarded(schema), f"UPDATE {schema}.alembic_version SET version_num = '0002'")
     assert f"migration_files says {last}, {schema}.alembic_version says 0002" in refusal(database, url)
     execute(url, f"DROP TABLE {schema}.alembic_version")
     assert f"{schema}.alembic_version says nothing" in refusal(database, url)
@@ -271,7 +280,8 @@ def test_objects_of_other_people_are_tolerated(database: str, new_database: Call
         url,
         "CREATE SCHEMA theirs",
         f"CREATE TABLE {schema}.mine (x int)",
-        f"CREATE VIEW reporting.mine AS SELECT * FROM {table}",
+        # a view over the CRM's rows is for its drift check to judge
+        f"CREATE VIEW theirs.mine AS SELECT * FROM {table if database == 'analytics' else f'{schema}.mine'}",
         f"ALTER TABLE {table} ADD COLUMN mine text",
         f"CREATE INDEX mine_too ON {table} (mine)",
         f"CREATE FUNCTION {schema}.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
@@ -290,7 +300,7 @@ def test_database_of_an_older_release_is_migrated(
         url = new_database()
         with monkeypatch.context() as older:
             older.setattr(migrations, "migration_files", lambda _, count=count: files[:count])
-            _migrate(database, url)
+            migrations.migrate(database, url=url)  # the CRM's manifest is that of all files
         assert len(migrations.status(database, url=url).pending) == len(files) - count
         _migrate(database, url)
         migrations.require_migrated(database, url=url)

@@ -112,7 +112,7 @@ ALLOWED_EXTRAS = (
     ("ALTER TABLE public.orders ADD COLUMN legacy_note text", "column public.orders.legacy_note"),
     ("CREATE INDEX legacy_idx ON public.orders (created_at)", "index public.orders.legacy_idx"),
     ("GRANT SELECT ON public.orders TO pg_monitor", "grant table public.orders to pg_monitor: SELECT"),
-    ("GRANT crm_app TO pg_monitor", None),
+    ("GRANT grafana_reader TO pg_monitor", None),
     (
         "ALTER TABLE public.orders ADD COLUMN source text NOT NULL DEFAULT 'it''s'",
         "column public.orders.source",
@@ -173,6 +173,10 @@ BROKEN = (
     ("CREATE ROLE anon; CREATE ROLE servers; GRANT crm_app TO servers; GRANT servers TO anon", "roles", None),
     ("ALTER ROLE crm_rpc LOGIN", "roles", "role crm_rpc"),
     ("GRANT crm_rpc TO pg_monitor", "roles", None),
+    ("GRANT crm_app TO pg_monitor", "roles", None),
+    ("GRANT crm_rpc TO pg_monitor WITH ADMIN TRUE, SET FALSE, INHERIT FALSE", "roles", None),
+    ("GRANT crm_app TO pg_monitor WITH ADMIN TRUE, SET FALSE, INHERIT FALSE", "roles", None),
+    ("GRANT grafana_reader TO pg_monitor WITH ADMIN TRUE, SET FALSE, INHERIT FALSE", "roles", None),
 )  # fmt: skip
 
 

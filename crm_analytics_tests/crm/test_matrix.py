@@ -59,6 +59,21 @@ def test_every_table_is_classified(lab: attacks.Lab) -> None:
     assert tables - NOT_OURS == set(CLASSES) == set(manifest.CRM_TABLES)
 
 
+def test_every_private_table_is_guarded(lab: attacks.Lab) -> None:
+    """Every table of crm_private has both guards; one without could be emptied by whoever may write all data."""
+    tables = [
+        name
+        for (name,) in lab.connection.execute(
+            "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'crm_private'::regnamespace AND relkind IN ('r', 'p')"
+        )
+    ]
+    assert {"crm_private.migration_files", "crm_private.alembic_version"} <= set(tables)
+    wanted = manifest.expected()
+    for table in tables:
+        for guard in ("guard_rows", "guard_truncate"):
+            assert wanted.objects[f"trigger {table}.{guard}"]["enabled"] == "A"
+
+
 @pytest.mark.parametrize("table", sorted(CLASSES))
 def test_who_may_do_what(lab: attacks.Lab, table: str) -> None:
     """Each role can do exactly what its class says: a grant, policy or guard may allow no more and no less."""

@@ -2,7 +2,8 @@
 -- All databases of a server share roles, so creating them must be harmless when they exist.
 -- See docs/decisions/guards-by-role.md.
 
--- crm_rpc owns the RPCs and has the DML grants; crm_app may call them. Neither can log in.
+-- crm_rpc owns the RPCs and has the DML grants; crm_app may call them. Neither can log in. The members of crm_app are
+-- those that CRM_APP_MEMBERS names; `crm-analytics migrate crm` grants it to them.
 DO $$
 DECLARE
     v_role text;
@@ -36,13 +37,13 @@ BEGIN
         ) THEN
             RAISE EXCEPTION 'role % exists and % may not administer it', v_role, CURRENT_USER
                 USING HINT = format(
-                    'As a superuser: GRANT %I TO %I WITH ADMIN TRUE, SET FALSE, INHERIT FALSE;', v_role, CURRENT_USER
+                    'All CRM databases of a server have one owner. Migrate as that login, or use a server of its own. '
+                    'If no other database uses the role, as a superuser: '
+                    'GRANT %I TO %I WITH ADMIN TRUE, SET FALSE, INHERIT FALSE;',
+                    v_role, CURRENT_USER
                 );
         END IF;
     END LOOP;
-    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'service_role') THEN
-        GRANT crm_app TO service_role;
-    END IF;
 END
 $$;
 
@@ -96,9 +97,14 @@ BEGIN
                 CROSS JOIN aclexplode(t.attacl) x
                 WHERE t.attrelid = c.oid AND NOT t.attisdropped
             ) a
-            WHERE c.relkind IN ('r', 'S') AND (
-                c.relnamespace = 'crm_private'::regnamespace
+            WHERE c.relkind IN ('r', 'S', 'v') AND (
+                c.relnamespace IN (to_regnamespace('crm_private'), to_regnamespace('reporting'))
                 OR c.oid IN (SELECT crm_private.tables())
+                OR c.relkind = 'v' AND c.relowner = CURRENT_USER::regrole AND EXISTS (
+                    SELECT FROM pg_rewrite w
+                    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                    WHERE w.ev_class = c.oid AND d.refobjid IN (SELECT crm_private.tables())
+                )
                 OR c.oid IN (
                     SELECT d.objid
                     FROM pg_depend d
@@ -107,10 +113,10 @@ BEGIN
                 )
             )
             UNION ALL
-            SELECT 'SCHEMA', 'crm_private', a.grantee, n.nspowner
+            SELECT 'SCHEMA', n.nspname, a.grantee, n.nspowner
             FROM pg_namespace n
             CROSS JOIN aclexplode(n.nspacl) a
-            WHERE n.nspname = 'crm_private'
+            WHERE n.nspname IN ('crm_private', 'reporting')
         ) g
         LEFT JOIN pg_roles r ON r.oid = g.grantee
         WHERE g.grantee <> g.owner AND (r.rolname IS NULL OR r.rolname <> ALL (p_keep))
@@ -120,8 +126,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION crm_private.revoke_others IS
-    'Revokes every privilege on the CRM tables, their sequences and crm_private from all but the owner and these '
-    'roles.';
+    'Revokes every privilege on the CRM tables, their sequences and views, crm_private and reporting from all but the '
+    'owner and these roles.';
 
 CREATE FUNCTION crm_private.tables() RETURNS SETOF regclass
 LANGUAGE sql STABLE

@@ -49,8 +49,20 @@ FROM (
 WHERE r.id = o.id AND r.place = 1 AND o.order_code_key IS NULL AND r.key IS NOT NULL;
 
 CREATE TEMPORARY TABLE adopted_orders ON COMMIT DROP AS
-SELECT o.id FROM public.orders o
+SELECT o.id, o.status::text AS status FROM public.orders o
 WHERE NOT EXISTS (SELECT FROM public.order_status_events e WHERE e.order_id = o.id AND e.seq IS NOT NULL);
+
+-- what `--map-status` said; the old status stays in the event's notes
+DO $$
+BEGIN
+    IF to_regclass('crm_private.adopted_statuses') IS NOT NULL THEN
+        UPDATE public.orders o SET status = m.status::public.order_status_enum
+        FROM crm_private.adopted_statuses m, adopted_orders a
+        WHERE m.older = o.status::text AND a.id = o.id;
+        DROP TABLE crm_private.adopted_statuses;
+    END IF;
+END
+$$;
 
 UPDATE public.order_status_events e SET seq = n.place
 FROM (
@@ -60,8 +72,9 @@ FROM (
 WHERE n.id = e.id;
 
 -- one time for all that adoption writes
-INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, created_at)
-SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), coalesce(l.seq, 0) + 1, 'adopted', now()
+INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, notes, created_at)
+SELECT o.id, l.new_status, o.status::text, crm_private.system_user_id(), coalesce(l.seq, 0) + 1, 'adopted',
+    CASE WHEN a.status <> o.status::text THEN 'was ' || a.status END, now()
 FROM public.orders o JOIN adopted_orders a ON a.id = o.id
 LEFT JOIN LATERAL (
     SELECT e.new_status, e.seq FROM public.order_status_events e WHERE e.order_id = o.id ORDER BY e.seq DESC LIMIT 1
@@ -75,9 +88,66 @@ ORDER BY k.kind, k.key, c.created_at, c.id;
 -- a table with foreign keys still to check gets no triggers
 SET CONSTRAINTS public.customer_contacts_customer_id_fkey IMMEDIATE;
 
+-- Rows of an older audit_log and user_identity_map, which adoption set aside, as they were: in the payload, under
+-- `adopted`. Whatever their columns are; what is no user or no id here stays in the payload alone.
+DO $$
+DECLARE
+    v_row record;
+    v_map public.user_identity_map;
+BEGIN
+    IF to_regclass('crm_private.adopted_audit_log') IS NOT NULL THEN
+        INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
+        SELECT
+            coalesce(u.id, crm_private.system_user_id()), 'adopted', coalesce(r.row ->> 'entity', 'audit_log'),
+            CASE WHEN pg_input_is_valid(r.row ->> 'entity_id', 'uuid') THEN (r.row ->> 'entity_id')::uuid END,
+            jsonb_build_object('adopted', r.row), coalesce((r.row ->> 'created_at')::timestamptz, now())
+        FROM (SELECT to_jsonb(t) AS row FROM crm_private.adopted_audit_log t) r
+        LEFT JOIN public.users u ON u.id::text = r.row ->> 'actor_id'
+        ORDER BY (r.row ->> 'created_at')::timestamptz, r.row ->> 'id';
+        DROP TABLE crm_private.adopted_audit_log;
+    END IF;
+    IF to_regclass('crm_private.adopted_user_identity_map') IS NOT NULL THEN
+        FOR v_row IN
+            SELECT
+                r.row, u.id AS user_id, coalesce(crm_private.trimmed(r.row ->> 'provider'), 'adopted') AS provider,
+                crm_private.trimmed(
+                    coalesce(r.row ->> 'external_id', r.row ->> 'identity_id', r.row ->> 'auth_user_id')
+                ) AS external_id
+            FROM (SELECT to_jsonb(t) AS row FROM crm_private.adopted_user_identity_map t) r
+            LEFT JOIN public.users u ON u.id::text = coalesce(r.row ->> 'crm_user_id', r.row ->> 'user_id')
+            ORDER BY r.row ->> 'created_at', r.row::text
+        LOOP
+            v_map := NULL;
+            IF v_row.user_id IS NOT NULL AND v_row.external_id IS NOT NULL THEN
+                INSERT INTO public.user_identity_map (provider, external_id, crm_user_id, created_at)
+                VALUES (v_row.provider, v_row.external_id, v_row.user_id, now())
+                ON CONFLICT DO NOTHING RETURNING * INTO v_map;
+            END IF;
+            INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
+            VALUES (
+                crm_private.system_user_id(), CASE WHEN v_map.crm_user_id IS NULL THEN 'adopted' ELSE 'map_identity' END,
+                'user_identity_map', v_row.user_id,
+                jsonb_build_object('adopted', v_row.row) || CASE
+                    WHEN v_map.crm_user_id IS NULL THEN '{}' ELSE jsonb_build_object('row', to_jsonb(v_map))
+                END,
+                now()
+            );
+        END LOOP;
+        DROP TABLE crm_private.adopted_user_identity_map;
+    END IF;
+END
+$$;
+
 -- the audit trail starts with every existing row as it is after the fills
 INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
-SELECT crm_private.system_user_id(), 'adopt', a.entity, a.id, jsonb_build_object('row', a.row), now()
+SELECT
+    crm_private.system_user_id(), 'adopt', a.entity, a.id,
+    jsonb_build_object('row', a.row) || coalesce((
+        SELECT jsonb_build_object('notes', e.notes)
+        FROM public.order_status_events e
+        WHERE a.entity = 'orders' AND e.order_id = a.id AND e.reason = 'adopted' AND e.notes IS NOT NULL
+    ), '{}'),
+    now()
 FROM (
     SELECT 'users' AS entity, t.id, t.created_at, to_jsonb(t) AS row FROM public.users t
     UNION ALL SELECT 'customers', t.id, t.created_at, to_jsonb(t) FROM public.customers t
@@ -89,7 +159,9 @@ FROM (
     UNION ALL SELECT 'tasks', t.id, t.created_at, to_jsonb(t) FROM public.tasks t
     UNION ALL SELECT 'shipments', t.id, t.created_at, to_jsonb(t) FROM public.shipments t
 ) a
-WHERE NOT EXISTS (SELECT FROM public.audit_log l WHERE l.entity = a.entity AND l.entity_id = a.id)
+WHERE NOT EXISTS (
+    SELECT FROM public.audit_log l WHERE l.entity = a.entity AND l.entity_id = a.id AND l.action <> 'adopted'
+)
 ORDER BY a.created_at, a.entity, a.id;
 
 -- guard functions: with the caller's rights, so that current_user is the role that really writes ---------------
@@ -114,20 +186,29 @@ BEGIN
             CURRENT_USER = 'crm_rpc'
             OR CURRENT_USER = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = TG_RELID)
         )
+        WHEN 'record' THEN TG_OP <> 'DELETE'
+            AND CURRENT_USER = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = TG_RELID)
         ELSE false
     END;
     IF NOT v_allowed THEN
         RAISE EXCEPTION USING ERRCODE = '42501',
-            MESSAGE = format('%s on %s is refused: only the RPCs change its rows', TG_OP, TG_TABLE_NAME),
+            MESSAGE = format(
+                '%s on %s is refused: only %s change its rows', TG_OP, TG_TABLE_NAME,
+                CASE v_mode WHEN 'record' THEN 'migrations' ELSE 'the RPCs' END
+            ),
             DETAIL = jsonb_build_object(
                 'rule', 'guard', 'table', TG_TABLE_NAME, 'action', TG_OP, 'found', CURRENT_USER,
                 'accepted', CASE v_mode
                     WHEN 'owner_writes' THEN 'INSERT and UPDATE by the table owner, or the RPCs'
                     WHEN 'append_only' THEN 'INSERT by the RPCs, and the erasure of personal data'
+                    WHEN 'record' THEN 'INSERT and UPDATE by the table owner, that is by migrations'
                     ELSE 'the RPCs'
                 END
             )::text,
-            HINT = 'Call the RPC for this change, e.g. advance_order_status_safe for orders.status.';
+            HINT = CASE v_mode
+                WHEN 'record' THEN 'Run crm-analytics migrate crm as the tables'' owner.'
+                ELSE 'Call the RPC for this change, e.g. advance_order_status_safe for orders.status.'
+            END;
     END IF;
     IF TG_OP = 'DELETE' THEN
         RETURN OLD;
@@ -138,7 +219,7 @@ $$;
 COMMENT ON FUNCTION crm_private.guard_rows IS
     'Trigger: refuses (42501) INSERT, UPDATE and DELETE. Mode rpc: by anyone but crm_rpc; append_only: also UPDATE '
     'and DELETE by crm_rpc, except an UPDATE that erases personal data; owner_writes: lets the owner insert and '
-    'update.';
+    'update, too; record: only the owner, no DELETE.';
 
 CREATE FUNCTION crm_private.guard_truncate() RETURNS trigger
 LANGUAGE plpgsql SECURITY INVOKER
@@ -322,6 +403,29 @@ $$;
 COMMENT ON FUNCTION crm_private.count_version IS
     'Trigger: every change of a row gives it the next version, whoever makes it and whatever version they write.';
 
+-- Who may write which table, in one place. A table of crm_private that is not named here is the migrations' own record.
+CREATE FUNCTION crm_private.guarded_tables() RETURNS TABLE (tab regclass, mode text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.oid::regclass, coalesce(g.mode, 'record')
+    FROM pg_class c
+    LEFT JOIN (VALUES
+        ('public.users', 'owner_writes'), ('public.customers', 'owner_writes'),
+        ('public.leads', 'rpc'), ('public.orders', 'rpc'), ('public.payments', 'rpc'), ('public.documents', 'rpc'),
+        ('public.tasks', 'rpc'), ('public.shipments', 'rpc'), ('public.user_identity_map', 'rpc'),
+        ('public.order_status_transitions', 'rpc'), ('public.customer_contacts', 'rpc'),
+        ('public.payout_limits', 'rpc'), ('crm_private.idempotency_keys', 'rpc'),
+        ('crm_private.audit_numbering', 'rpc'), ('public.order_status_events', 'append_only'),
+        ('public.audit_log', 'append_only'), ('public.audit_positions', 'append_only'),
+        ('public.audit_seals', 'append_only'), ('public.customer_erasures', 'append_only')
+    ) AS g (name, mode) ON to_regclass(g.name) = c.oid
+    WHERE c.relkind IN ('r', 'p')
+        AND (c.oid IN (SELECT crm_private.tables()) OR c.relnamespace = 'crm_private'::regnamespace)
+$$;
+COMMENT ON FUNCTION crm_private.guarded_tables IS
+    'Every table of the CRM with the mode of its guard (see guard_rows): those in public, and all in crm_private.';
+
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
 -- triggers -----------------------------------------------------------------------------------------------------
@@ -332,20 +436,12 @@ DECLARE
 BEGIN
     FOR v_trigger IN
         SELECT
-            ('public.' || g.tab)::regclass AS tab, 'guard_rows' AS name, 'BEFORE INSERT OR UPDATE OR DELETE' AS event,
-            'ROW' AS level, format('guard_rows(%L)', g.mode) AS call
-        FROM (VALUES
-            ('users', 'owner_writes'), ('customers', 'owner_writes'),
-            ('leads', 'rpc'), ('orders', 'rpc'), ('payments', 'rpc'), ('documents', 'rpc'), ('tasks', 'rpc'),
-            ('shipments', 'rpc'), ('user_identity_map', 'rpc'), ('order_status_transitions', 'rpc'),
-            ('customer_contacts', 'rpc'),
-            ('payout_limits', 'rpc'),
-            ('order_status_events', 'append_only'), ('audit_log', 'append_only'), ('audit_positions', 'append_only'),
-            ('audit_seals', 'append_only'), ('customer_erasures', 'append_only')
-        ) AS g (tab, mode)
+            t.tab, 'guard_rows' AS name, 'BEFORE INSERT OR UPDATE OR DELETE' AS event, 'ROW' AS level,
+            format('guard_rows(%L)', t.mode) AS call
+        FROM crm_private.guarded_tables() t
         UNION ALL
-        SELECT t, 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'
-        FROM crm_private.tables() t
+        SELECT t.tab, 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'
+        FROM crm_private.guarded_tables() t
         UNION ALL
         SELECT
             ('public.' || a.tab)::regclass, 'require_actor', 'BEFORE INSERT OR UPDATE', 'ROW',
@@ -363,13 +459,6 @@ BEGIN
         VALUES
             ('public.payments'::regclass, 'payments_ledger', 'BEFORE INSERT OR UPDATE', 'ROW', 'payments_ledger()'),
             ('public.orders', 'order_numbers', 'BEFORE INSERT OR UPDATE', 'ROW', 'order_numbers()'),
-            (
-                'crm_private.idempotency_keys', 'guard_rows', 'BEFORE INSERT OR UPDATE OR DELETE', 'ROW',
-                'guard_rows(''rpc'')'
-            ),
-            (
-                'crm_private.idempotency_keys', 'guard_truncate', 'BEFORE TRUNCATE', 'STATEMENT', 'guard_truncate()'
-            ),
             (
                 'public.users', 'wait_for_calls', 'BEFORE UPDATE',
                 'ROW WHEN (OLD.active IS DISTINCT FROM NEW.active OR OLD.role IS DISTINCT FROM NEW.role)',
@@ -415,6 +504,13 @@ BEGIN
             v_table
         );
     END LOOP;
+    -- a role that gets a broad grant by mistake sees no rows here either
+    FOR v_table IN SELECT tab FROM crm_private.guarded_tables() EXCEPT SELECT crm_private.tables() LOOP
+        EXECUTE format('ALTER TABLE %1$s ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', v_table);
+        IF has_any_column_privilege('crm_rpc', v_table, 'SELECT, INSERT') THEN
+            EXECUTE format('CREATE POLICY crm_rpc_all ON %1$s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table);
+        END IF;
+    END LOOP;
 END
 $$;
 
@@ -432,8 +528,20 @@ BEGIN
             USING HINT = 'REVOKE crm_rpc FROM each of them.';
     END IF;
 
+    -- who made a role beforehand administers it for good, unless it is a superuser
+    SELECT string_agg(format('%s administers %s', r.rolname, m.roleid::regrole), '; ') INTO v_found
+    FROM pg_catalog.pg_auth_members m
+    JOIN pg_catalog.pg_roles r ON r.oid = m.member
+    WHERE m.roleid IN ('crm_rpc'::regrole, 'crm_app'::regrole) AND m.admin_option
+        AND NOT r.rolsuper AND r.rolname <> CURRENT_USER;
+    IF v_found IS NOT NULL THEN
+        RAISE EXCEPTION 'other logins can give the CRM''s roles away: %', v_found
+            USING HINT = 'As a superuser: REVOKE the role FROM each of them CASCADE. All CRM databases of a server have '
+                'one owner.';
+    END IF;
+
     SELECT string_agg(format('%s may %s %s', r.rolname, x.privilege, t.tab), '; ') INTO v_found
-    FROM crm_private.tables() AS t (tab)
+    FROM crm_private.guarded_tables() AS t
     CROSS JOIN pg_catalog.pg_roles r
     CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS x (privilege)
     -- the triggers refuse members of pg_write_all_data

@@ -72,11 +72,12 @@ FROM (
     FROM public.orders o
     WHERE o.status::text NOT IN ('closed', 'cancelled')
     UNION ALL
-    SELECT 'lead', l.status::text, array_position(enum_range(l.status), l.status),
+    -- named here as well: a restored dump prints these columns under other names otherwise, and would look changed
+    SELECT 'lead' AS entity, l.status::text AS status, array_position(enum_range(l.status), l.status) AS position,
         coalesce((
             SELECT max(u.created_at) FROM public.audit_log u
             WHERE u.entity = 'leads' AND u.entity_id = l.id AND u.action = 'status_change'
-        ), l.created_at)
+        ), l.created_at) AS since
     FROM public.leads l
     WHERE l.status::text NOT IN ('converted', 'rejected')
 ) a
@@ -197,6 +198,9 @@ SELECT pg_temp.describe('reporting.audit_entries', $$
     actor: CRM user who did it; NULL if the table owner wrote directly.
     sealed: Whether the hash chain covers it.
 $$);
+
+-- the owner's default privileges may have given the views to the web's roles, and a view shows its owner's rows
+SELECT crm_private.revoke_others(ARRAY['crm_rpc', 'crm_app', 'grafana_reader']);
 
 GRANT USAGE ON SCHEMA reporting TO grafana_reader;
 GRANT SELECT ON reporting.leads_by_month, reporting.orders_by_month, reporting.age_in_status, reporting.money_by_month,

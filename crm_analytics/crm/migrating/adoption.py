@@ -5,7 +5,8 @@ docs/decisions/adoption.md has the reasons.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from textwrap import indent
 from typing import Any
 
@@ -15,8 +16,9 @@ from crm_analytics.core.migrated_objects import remedy
 from crm_analytics.core.migrations import MigrationError, SqlFile, migration_files, record_applied
 from crm_analytics.core.wording import counted, listed
 from crm_analytics.crm.migrating.forms import form
+from crm_analytics.crm.migrating.legacy import fills, other_names, readable_tables, set_aside, statuses
 from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
-from crm_analytics.crm.schema.catalog import Manifest, collect, kind_of
+from crm_analytics.crm.schema.catalog import RPC_NAMES, Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
 
 #: What may act on the CRM's rows from outside the migrations, or has an RPC's name; `replace_legacy` drops it.
@@ -29,15 +31,104 @@ class AdoptionError(MigrationError):
     """The existing database differs from the baseline; the message is the diff, with the SQL that repairs it."""
 
 
-def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False) -> list[str]:
+@dataclass
+class Plan:
+    """What adoption would do with an existing database; `problems` is what keeps it from doing it."""
+
+    adopting: bool
+    problems: list[str] = field(default_factory=list)
+    #: what it does itself: a sentence and its SQL
+    steps: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    status_map: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Returns the whole plan in sentences, for people."""
+        return [
+            *(f"plan: {line}" for line, _ in self.steps),
+            *(f"plan: {line}" for line in self.findings),
+            *(f"in the way: {problem}" for problem in self.problems),
+        ]
+
+
+def plan(
+    connection: psycopg.Connection[Any],
+    *,
+    replace_legacy: bool = False,
+    status_map: Mapping[str, str] | None = None,
+) -> Plan:
+    """Compares a database that no migration has touched with the baseline. Reads only.
+
+    Args:
+        replace_legacy: as for `prepare`.
+        status_map: as for `prepare`.
+
+    Raises:
+        MigrationError: the database was migrated before, and has lost the record of it.
+    """
+    connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
+    everything = collect(connection, ADOPTED_KINDS, by_login=True)
+    _refuse_lost_record(everything)
+    renames = other_names(everything)
+    there = _relevant(everything)
+    found = replace(renames, found=there).settled()
+    adopting = not baseline().objects.keys().isdisjoint(found.objects)
+    wanted = _wanted(found) if adopting else Manifest({})
+    moved = readable_tables(everything) if adopting else []
+    comparison = diff(wanted, found)
+    legacy = {
+        d.object: found.removals[d.object] for d in comparison.differences if _is_legacy(d.object, found)
+    }
+    result = Plan(adopting, status_map=status_map or {})
+    result.problems = [_problem(d, wanted, found) for d in comparison.differences if d.object not in legacy]
+    result.problems += obstacles(connection, there, adopting, moved)
+    if legacy and not replace_legacy:
+        result.problems += [f"{key} is in the way\n    {removal}" for key, removal in legacy.items()]
+        result.problems.append("to let the migration drop what is in the way: --replace-legacy")
+    elif legacy:
+        result.steps += [(f"replaced {key}", removal) for key, removal in legacy.items()]
+    result.steps += [
+        (f"{new} renamed to {_short(old)}", renames.repair(old) or "") for old, new in renames.certain.items()
+    ]
+    result.steps += [(f"table public.{name} carried over", set_aside(name)) for name in moved]
+    if not adopting:
+        if status_map:
+            result.problems.append("--map-status is for orders of an existing database; this one has none")
+        return result
+    later = wanted.objects.keys() - baseline().objects.keys()
+    result.findings += [
+        *(f"allowed extra: {key}" for key in comparison.allowed_extras),
+        *(f"exists already: {key}" for key in sorted(later) if kind_of(key) == "column"),
+        *(
+            f"added later: {key}"
+            for key in expected().objects
+            if kind_of(key) == "label" and key not in found.objects
+        ),
+    ]
+    present = {key for key in everything.objects if kind_of(key) == "column"}
+    if not any(key.startswith(("table", "column")) for key in _missing(wanted, found)):
+        for blocks, line in statuses(connection, everything, result.status_map):
+            (result.problems if blocks else result.findings).append(line)
+        result.findings += [*_odd_rows(connection, present), *fills(connection, everything, moved)]
+    return result
+
+
+def prepare(
+    connection: psycopg.Connection[Any],
+    *,
+    replace_legacy: bool = False,
+    status_map: Mapping[str, str] | None = None,
+) -> list[str]:
     """Compares an existing database that no migration has touched with the baseline, and stamps it as version 0001.
 
     Runs inside the migration lock, in the caller's transaction. Leaves an empty database and a migrated one as they
-    are. Extra labels, columns and indexes may stay.
+    are. Extra labels, columns and indexes may stay. Columns with the requirements' names are renamed; an older
+    audit_log and user_identity_map are set aside, so that their rows can be carried over.
 
     Args:
         replace_legacy: drop functions with an RPC's name, and triggers, rules, policies and casts on the tables,
             instead of refusing them.
+        status_map: which status orders with an older status get.
 
     Returns:
         One line per finding; none for a database that is empty or migrated.
@@ -49,56 +140,52 @@ def prepare(connection: psycopg.Connection[Any], *, replace_legacy: bool = False
     first = migration_files("crm")[0]
     stamped = "SELECT FROM crm_private.migration_files WHERE version = %s"
     if connection.execute(stamped, [first.version]).fetchone() is not None:
+        if status_map:
+            raise AdoptionError(
+                "--map-status is for the adoption of a database; this one is migrated already"
+            )
         return []
-    connection.execute("SET LOCAL search_path = pg_catalog")  # so that every name is printed qualified
-    everything = collect(connection, ADOPTED_KINDS, by_login=True)
-    _refuse_lost_record(everything)
-    found = _relevant(everything)
-    adopting = not baseline().objects.keys().isdisjoint(found.objects)
-    wanted = _wanted(found) if adopting else Manifest({})
-    comparison = diff(wanted, found)
-    legacy = {
-        d.object: found.removals[d.object]
-        for d in comparison.differences
-        if kind_of(d.object) in _LEGACY and found.objects[d.object].get("parent") != "schema crm_private"
-    }
-    problems = [_problem(d, wanted, found) for d in comparison.differences if d.object not in legacy]
-    problems += obstacles(connection, found, adopting)
-    if legacy and not replace_legacy:
-        problems += [f"{key} is in the way\n    {removal}" for key, removal in legacy.items()]
-        problems.append("to let the migration drop what is in the way: --replace-legacy")
-    if problems:
+    made = plan(connection, replace_legacy=replace_legacy, status_map=status_map)
+    if made.problems:
+        renamed = [f"{line}\n    {sql}" for line, sql in made.steps if line.startswith("column ")]
         raise AdoptionError(
             "this database is not the CRM that the migrations start from. Nothing was changed. Found:\n"
-            + "\n".join(f"- {problem}" for problem in problems)
+            + "\n".join(f"- {problem}" for problem in (*renamed, *made.problems))
         )
-    _drop(connection, legacy)
-    replaced = [f"replaced {key}" for key in legacy]
-    if not adopting:
-        return replaced
+    for line, sql in made.steps:
+        _run(connection, line, sql)
+    if not made.adopting:
+        return [line for line, _ in made.steps]
     _stamp(connection, first)
-    later = wanted.objects.keys() - baseline().objects.keys()
+    if made.status_map:
+        _remember_statuses(connection, made.status_map)
     return [
         "adopted an existing database: its catalog equals the baseline",
-        *(f"allowed extra: {key}" for key in comparison.allowed_extras),
-        *(f"exists already: {key}" for key in sorted(later) if kind_of(key) == "column"),
-        *replaced,
-        *_odd_rows(connection),
+        *(line for line, _ in made.steps),
+        *(line for line in made.findings if not line.startswith("added later: ")),
     ]
 
 
-def refuse_lost_record(connection: psycopg.Connection[Any]) -> None:
-    """Refuses a database that has tables that only the migrations make, but no record of a migration. Reads only.
+def _is_legacy(key: str, found: Manifest) -> bool:
+    """Tells whether an object is one that `--replace-legacy` may drop: it acts on our rows, or has an RPC's name."""
+    if kind_of(key) == "function":
+        return key.startswith("function public.") and key.split("(")[0].rpartition(".")[2] in RPC_NAMES
+    return kind_of(key) in _LEGACY and found.objects[key].get("parent") != "schema crm_private"
 
-    Adoption would take it for an older application's, and ask to rename the migrations' own tables.
 
-    Raises:
-        MigrationError: the message says what is missing, and what to do.
-    """
-    _refuse_lost_record(collect(connection, ADOPTED_KINDS, by_login=True))
+def _missing(wanted: Manifest, found: Manifest) -> set[str]:
+    return wanted.objects.keys() - found.objects.keys()
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _refuse_lost_record(found: Manifest) -> None:
+    """Refuses a database that has tables that only the migrations make, but no record of a migration.
+
+    Adoption would take it for an older application's, and ask to rename the migrations' own tables.
+    """
     later = {
         key: facts
         for key, facts in expected().objects.items()
@@ -107,7 +194,10 @@ def _refuse_lost_record(found: Manifest) -> None:
     ours = [
         key
         for key in sorted(later.keys() - baseline().objects.keys())
-        if kind_of(key) == "table" and _columns(expected(), key) <= _columns(found, key)
+        # an older application's identities may have the same columns
+        if kind_of(key) == "table"
+        and key != "table public.user_identity_map"
+        and _columns(expected(), key) <= _columns(found, key)
     ]
     if not ours:
         return
@@ -131,11 +221,11 @@ def _columns(manifest: Manifest, table: str) -> set[tuple[str, str]]:
 
 
 def _relevant(found: Manifest) -> Manifest:
-    """Leaves out the migrations' own tables, and tables that the baseline lacks: their names are in the way."""
+    """Leaves out the migrations' own tables, and what only has a name that is in the way: preflight has it renamed."""
 
     def relevant(home: str) -> bool:
         other = home.startswith(("table public.", "type public.")) and home not in baseline().objects
-        return not other and home not in _BOOKKEEPING
+        return not other and home not in _BOOKKEEPING and " reporting." not in home
 
     objects = {key: facts for key, facts in found.objects.items() if relevant(facts.get("parent", key))}
     return replace(found, objects=objects)
@@ -150,6 +240,8 @@ def _wanted(found: Manifest) -> Manifest:
     }
     for key, facts in found.objects.items():
         kind, later = kind_of(key), expected().objects.get(key)
+        if key in objects and facts == later and kind in ("column", "constraint"):
+            objects[key] = facts  # as the migrations leave it: they do the same again
         if kind == "row_security":  # the migrations enable it; forced, it hides rows from their owner
             objects[key] = {**facts, "forced": False}
         elif later is None or key in objects:
@@ -170,20 +262,35 @@ def _problem(difference: Difference, wanted: Manifest, found: Manifest) -> str:
     return f"{problem}\n{indent(difference.repair, '    ')}"
 
 
-def _drop(connection: psycopg.Connection[Any], legacy: dict[str, str]) -> None:
-    for removal in legacy.values():
-        try:
-            connection.execute(removal.encode())
-        except psycopg.Error as error:
-            detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-            raise AdoptionError(
-                f"--replace-legacy cannot run {removal} {error.diag.message_primary}{detail}. Nothing was changed."
-                " Remove or change by hand what depends on it, then migrate again."
-            ) from error
+def _run(connection: psycopg.Connection[Any], line: str, sql: str) -> None:
+    try:
+        connection.execute(sql.encode())
+    except psycopg.Error as error:
+        detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+        by = "--replace-legacy" if line.startswith("replaced ") else "adoption"
+        raise AdoptionError(
+            f"{by} cannot run {sql} {error.diag.message_primary}{detail}. Nothing was changed."
+            " Remove or change by hand what depends on it, then migrate again."
+        ) from error
 
 
-def _odd_rows(connection: psycopg.Connection[Any]) -> list[str]:
+def _remember_statuses(connection: psycopg.Connection[Any], status_map: Mapping[str, str]) -> None:
+    """Leaves the map for 0050_guards.sql: labels that it needs are added by a file before."""
+    connection.execute(
+        "CREATE TABLE crm_private.adopted_statuses (older text PRIMARY KEY, status text NOT NULL)"
+    )
+    for older, status in status_map.items():
+        connection.execute("INSERT INTO crm_private.adopted_statuses VALUES (%s, %s)", [older, status])
+
+
+def _odd_rows(connection: psycopg.Connection[Any], columns: Collection[str]) -> list[str]:
     """Reports rows that are adopted, but whose new columns the migrations leave empty."""
+    needed = {
+        "column public.payments.external_reference", "column public.orders.final_price_eur",
+        "column public.orders.order_code",
+    }
+    if not needed <= set(columns):
+        return []
     reference, code = form("reference_key", "external_reference"), form("order_code_key", "order_code")
     row = connection.execute(
         f"""

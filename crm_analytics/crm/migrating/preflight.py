@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -37,18 +37,24 @@ _FILLED = (
 )
 
 
-def obstacles(connection: psycopg.Connection[Any], found: Manifest, adopting: bool) -> list[str]:
+def obstacles(
+    connection: psycopg.Connection[Any],
+    found: Manifest,
+    adopting: bool,
+    moved: Sequence[str] = (),
+) -> list[str]:
     """Returns a sentence with its remedy for everything that a migration file would trip over.
 
     Args:
         found: the catalog of the connected database.
         adopting: whether it has the baseline's objects; their names may then be taken.
+        moved: tables that adoption takes out of the way, with their indexes.
     """
     if wrong := list(_encoding(connection)):
         return wrong  # the checks of values need it
     return [
         *_owner(connection),
-        *_taken_names(connection, adopting),
+        *_taken_names(connection, adopting, moved),
         *_columns(connection, found),
         *_values(connection, found),
     ]
@@ -81,7 +87,7 @@ def _owner(connection: psycopg.Connection[Any]) -> Iterator[str]:
         )
 
 
-def _taken_names(connection: psycopg.Connection[Any], adopting: bool) -> Iterator[str]:
+def _taken_names(connection: psycopg.Connection[Any], adopting: bool, moved: Sequence[str]) -> Iterator[str]:
     """Finds relations and schemas with the names of those that the migrations create."""
     names = [
         key.rpartition(".")[2]
@@ -97,19 +103,35 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool) -> Iterato
         """
         SELECT concat_ws(' on ', lower(kind) || ' public.' || quote_ident(name), on_table),
             format('ALTER %%s public.%%I RENAME TO %%I', kind, name, name || '_legacy')
+                || coalesce('; REVOKE ALL ON public.' || quote_ident(name || '_legacy') || ' FROM ' || readers, '')
         FROM (
-            SELECT c.relname AS name, x.indrelid::regclass AS on_table, CASE c.relkind WHEN 'i' THEN 'INDEX'
+            SELECT c.relname AS name, x.indrelid::regclass AS on_table, (
+                SELECT string_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                    ELSE quote_ident(pg_get_userbyid(a.grantee)) END, ', ')
+                FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner AND c.relkind IN ('r', 'v', 'm', 'p', 'f')
+            ) AS readers, CASE c.relkind WHEN 'i' THEN 'INDEX'
                 WHEN 'I' THEN 'INDEX' WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
                 WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END AS kind
             FROM pg_class c LEFT JOIN pg_index x ON x.indexrelid = c.oid
             WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(names)s)
+              AND coalesce(x.indrelid, c.oid) <> ALL (%(moved)s::text[]::regclass[])
+              -- the comparison has a key of the CRM's own tables dropped
+              AND NOT EXISTS (SELECT FROM pg_constraint k
+                WHERE k.conindid = c.oid AND k.conrelid::regclass::text = ANY (%(ours)s))
         ) taken
         UNION ALL
         SELECT 'schema ' || nspname, format('ALTER SCHEMA %%I RENAME TO %%I', nspname, nspname || '_legacy')
         FROM pg_namespace WHERE nspname = ANY (%(schemas)s)
         ORDER BY 1
         """,
-        {"names": names, "schemas": list(SCHEMAS)},
+        {
+            "names": names,
+            "schemas": list(SCHEMAS),
+            "moved": [f"public.{name}" for name in moved],
+            "ours": [
+                key.partition(" ")[2] for key in baseline().objects if adopting and kind_of(key) == "table"
+            ],
+        },
     ):
         yield f"{what} exists, and the migrations create something of this name\n    {rename};"
 

@@ -24,7 +24,7 @@ def scratch_database(version: int = 18) -> Iterator[psycopg.Connection[Any]]:
     with tempfile.TemporaryDirectory(prefix="crm_scratch_") as folder:
         server = EmbeddedPostgres(Path(folder), version, {"fsync": "off", "shared_buffers": "64MB"}).start()
         try:
-            migrate_crm(server.url("crm"))
+            migrate_crm(server.url("crm"), prove=False)  # the committed manifest may be older
             with psycopg.connect(server.url("crm"), autocommit=True) as connection:
                 yield connection
         finally:

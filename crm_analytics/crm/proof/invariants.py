@@ -488,6 +488,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         SELECT DISTINCT l.entity_id::text AS id, format('%s is gone', l.entity) AS detail
         FROM public.audit_log l
         WHERE l.entity IN ({", ".join(f"'{table}'" for table in AUDITED_TABLES)}) AND l.entity_id IS NOT NULL
+          AND l.action <> 'adopted'  -- an older application could delete rows
           AND NOT EXISTS (SELECT FROM ({_BUSINESS_ROWS}) r WHERE r.entity = l.entity AND r.id = l.entity_id)
         """,
     ),

@@ -10,6 +10,8 @@ from crm_analytics.crm.schema.catalog import kind_of
 
 #: Roles whose grants must be exactly the expected ones; other roles may read, and nothing more.
 CRM_ROLES = ("$owner", "crm_rpc", "crm_app", "PUBLIC")
+#: Supabase's roles of requests from the web.
+WEB_ROLES = ("anon", "authenticated")
 
 #: Defaults that run nothing of anyone's: constants of built-in types, the clock, a random uuid.
 _HARMLESS_DEFAULT = re.compile(
@@ -54,19 +56,36 @@ def _grant(target: str, grantee: str, privilege: str) -> str | None:
         harmless = grantee not in ("crm_rpc", "crm_app") and (grantee, privilege) != ("PUBLIC", "CREATE")
     elif grantee in CRM_ROLES or kind_of(target) == "function":
         harmless = False
+    elif kind_of(target) == "view":  # it shows its owner's rows, whoever asks
+        harmless = privilege == "SELECT" and grantee not in WEB_ROLES
     else:
         harmless = privilege == "SELECT" or (privilege == "USAGE" and kind_of(target) == "schema")
     return None if harmless else ""
 
 
 def _member(facts: Mapping[str, Any]) -> str | None:
-    if facts["role"] == "crm_app" and facts["member"] != "crm_rpc":
-        if facts["web"]:
-            return f"{' and '.join(facts['web'])} could call the RPCs in any user's name"
-        return None  # which servers may call the RPCs is the deployment's choice
-    # PostgreSQL gives a CREATEROLE login, not a superuser, an admin-only membership that cannot be revoked;
-    # without SET and INHERIT it opens nothing.
-    admin_only = (facts["role"], facts["member"]) == ("crm_rpc", "$owner") and not (
-        facts["inherit"] or facts["set"]
-    )
-    return None if admin_only else ""
+    """Judges a membership. PostgreSQL does not keep who made a role; but a maker who is no superuser administers it."""
+    role, member = facts["role"], facts["member"]
+    trusted = member == "$owner" or facts["superuser"]
+    becomes = facts["inherit"] or facts["set"]
+    match role:
+        case "crm_rpc" if member != "crm_app":
+            if becomes:
+                return "a member of crm_rpc passes every guard"
+            # PostgreSQL gives a CREATEROLE login, not a superuser, an admin-only membership that cannot be revoked;
+            # without SET and INHERIT it opens nothing.
+            return None if trusted else "who administers crm_rpc can become it, and passes every guard"
+        case "crm_app" if member != "crm_rpc":
+            if facts["web"] and becomes:
+                return f"{' and '.join(facts['web'])} could call the RPCs in any user's name"
+            if facts["admin"] and not trusted:
+                return "who administers crm_app lets anyone call the RPCs"
+            if becomes and not facts["named"] and not facts["superuser"]:
+                return "CRM_APP_MEMBERS does not name it"
+            return None
+        case "grafana_reader":
+            if facts["admin"] and not trusted and not facts["named"]:
+                return "who administers grafana_reader can log in as it"
+            return None  # who else reads the reports is the deployment's choice
+        case _:
+            return ""

@@ -15,6 +15,8 @@ from typing import Any
 
 import psycopg
 
+from crm_analytics.core.settings import Settings, settings
+
 #: The CRM's tables in `public`; each has a guard trigger.
 CRM_TABLES = (
     "audit_log",
@@ -92,16 +94,13 @@ TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"
 #: Kinds whose objects are rows: data by their nature, guards by their effect.
 ROWS_OF = {"transition": TRANSITIONS, "payout_limit": PAYOUT_LIMITS}
-#: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names.
+#: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names. Views
+#: belong to it wherever they are, if they read the CRM's relations or call its routines, by way of others, too; and so do
+#: routines that run as the owner, or as someone who may call the RPCs.
 _SCOPE = """
-WITH owner AS (
-    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'crm_private'
+WITH RECURSIVE owner AS (
+    SELECT r.oid, quote_ident(r.rolname) AS name FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'crm_private'
     WHERE CASE WHEN %(by_login)s THEN r.rolname = current_user ELSE r.oid = n.nspowner END
-), scope AS (
-    SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name, format('table %%I.%%I', n.nspname, c.relname) AS key
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE (n.nspname = 'crm_private' AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
-       OR (n.nspname = 'public' AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))
 ), routines AS (
     SELECT p.*, n.nspname,
         format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
@@ -109,6 +108,26 @@ WITH owner AS (
     WHERE n.nspname = 'crm_private'
        OR (n.nspname = 'public' AND p.proname = ANY (%(rpcs)s))
        OR p.proowner = to_regrole('crm_rpc')
+       OR (p.prosecdef AND p.oid >= 16384 AND (p.proowner = (SELECT oid FROM owner)
+           OR (NOT (SELECT rolsuper FROM pg_roles WHERE oid = p.proowner)
+               AND pg_has_role(p.proowner, to_regrole('crm_app')::oid, 'USAGE'))))
+), by_name AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (n.nspname IN ('crm_private', 'reporting')
+        OR (n.nspname = 'public' AND c.relname = ANY (%(tables)s)))
+), touching AS (
+    SELECT r.ev_class AS oid FROM pg_depend d
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+    WHERE (d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM by_name))
+       OR (d.refclassid = 'pg_proc'::regclass AND d.refobjid IN (SELECT oid FROM routines))
+    UNION
+    SELECT r.ev_class FROM touching t JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+), scope AS (
+    SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name, format('%%s %%I.%%I',
+        CASE WHEN c.relkind IN ('v', 'm') THEN 'view' ELSE 'table' END, n.nspname, c.relname) AS key
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid IN (SELECT oid FROM by_name) OR (c.relkind IN ('v', 'm') AND c.oid IN (SELECT oid FROM touching))
 ), sequences AS (
     SELECT * FROM (
         SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS name, (
@@ -137,9 +156,9 @@ _SECTIONS: Mapping[str, str] = {
     "table": f"""
         SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'kind', relkind, 'persistence', relpersistence),
             NULL,
-            format('DROP %%s %%s; -- it is not part of the CRM: look at it first', CASE relkind WHEN 'v' THEN 'VIEW'
-                WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, name)
-        FROM scope""",
+            format('DROP %%s %%s; -- it is not part of the CRM: look at it first',
+                CASE relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, name)
+        FROM scope WHERE relkind NOT IN ('v', 'm')""",
     "type": f"""
         SELECT format('%%I.%%I', n.nspname, t.typname), jsonb_build_object('owner', {_role("t.typowner")}),
             format('CREATE TYPE %%I.%%I AS ENUM (%%s);', n.nspname, t.typname, (
@@ -192,7 +211,10 @@ _SECTIONS: Mapping[str, str] = {
                     SELECT jsonb_agg(quote_ident(a.attname) ORDER BY k.place)
                     FROM unnest(c.conkey) WITH ORDINALITY AS k (number, place)
                     JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.number),
-                'references', nullif(c.confrelid, 0)::regclass::text, 'system_triggers', (
+                'references', nullif(c.confrelid, 0)::regclass::text, 'index', (
+                    SELECT jsonb_build_object('unique', x.indisunique, 'immediate', x.indimmediate,
+                        'usable', x.indisvalid AND x.indisready AND x.indislive)
+                    FROM pg_index x WHERE x.indexrelid = c.conindid AND c.contype IN ('p', 'u', 'x')), 'system_triggers', (
                     SELECT jsonb_agg(DISTINCT t.tgenabled)
                     FROM pg_trigger t WHERE t.tgconstraint = c.oid AND t.tgisinternal)),
             format('ALTER TABLE %%s DROP CONSTRAINT IF EXISTS %%I; ALTER TABLE %%1$s ADD CONSTRAINT %%2$I %%3$s;',
@@ -219,17 +241,37 @@ _SECTIONS: Mapping[str, str] = {
                     ELSE format(' COMMENT ON TRIGGER %%I ON %%s IS %%L;', t.tgname, s.name,
                         obj_description(t.oid, 'pg_trigger')) END,
             format('DROP TRIGGER %%I ON %%s;', t.tgname, s.name)
-        FROM scope s JOIN pg_trigger t ON t.tgrelid = s.oid WHERE NOT t.tgisinternal""",
+        FROM scope s JOIN pg_trigger t ON t.tgrelid = s.oid WHERE NOT t.tgisinternal
+        UNION ALL
+        SELECT t.tgrelid::regclass || '.' || quote_ident(t.tgname), jsonb_build_object(
+                'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled),
+            NULL, format('DROP TRIGGER %%I ON %%s;', t.tgname, t.tgrelid::regclass)
+        FROM pg_trigger t
+        WHERE NOT t.tgisinternal AND t.tgfoid IN (SELECT oid FROM routines) AND t.tgrelid NOT IN (SELECT oid FROM scope)""",
     "rule": """
         SELECT s.name || '.' || quote_ident(r.rulename), jsonb_build_object('parent', s.key,
                 'definition', pg_get_ruledef(r.oid), 'enabled', r.ev_enabled),
             pg_get_ruledef(r.oid),
             format('DROP RULE %%I ON %%s;', r.rulename, s.name)
-        FROM scope s JOIN pg_rewrite r ON r.ev_class = s.oid WHERE r.rulename <> '_RETURN'""",
-    "view": """
-        SELECT s.name, jsonb_build_object('parent', s.key, 'definition', pg_get_viewdef(s.oid)),
-            format('CREATE OR REPLACE VIEW %%s AS %%s', s.name, pg_get_viewdef(s.oid)),
-            NULL
+        FROM scope s JOIN pg_rewrite r ON r.ev_class = s.oid WHERE r.rulename <> '_RETURN'
+        UNION ALL
+        SELECT r.ev_class::regclass || '.' || quote_ident(r.rulename), jsonb_build_object(
+                'definition', pg_get_ruledef(r.oid), 'enabled', r.ev_enabled),
+            NULL, format('DROP RULE %%I ON %%s;', r.rulename, r.ev_class::regclass)
+        FROM pg_rewrite r
+        WHERE r.rulename <> '_RETURN' AND r.ev_class NOT IN (SELECT oid FROM scope) AND EXISTS (
+            SELECT FROM pg_depend d WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM scope))""",
+    "view": f"""
+        SELECT s.name, jsonb_build_object('owner', {_role("s.relowner")}, 'kind', s.relkind,
+                'options', (SELECT jsonb_agg(o ORDER BY o) FROM unnest(s.reloptions) AS o),
+                'source', encode(sha256(convert_to(pg_get_viewdef(s.oid), 'UTF8')), 'hex'), 'columns', (
+                    SELECT jsonb_agg(format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum)
+                    FROM pg_attribute a WHERE a.attrelid = s.oid AND a.attnum > 0)),
+            format('CREATE OR REPLACE VIEW %%s%%s AS%%s', s.name,
+                ' WITH (' || array_to_string(s.reloptions, ', ') || ')', E'\n' || pg_get_viewdef(s.oid)),
+            format('DROP %%s IF EXISTS %%s CASCADE; -- it is not part of the CRM: look at it first',
+                CASE s.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END, s.name)
         FROM scope s WHERE s.relkind IN ('v', 'm')""",
     "inheritance": """
         SELECT c.oid::regclass || ' inherits ' || p.oid::regclass, jsonb_build_object('parent', coalesce(
@@ -268,6 +310,12 @@ _SECTIONS: Mapping[str, str] = {
         FROM routines""",
     "sequence": f"""
         SELECT name, jsonb_build_object('owner', {_role("relowner")}, 'increment', q.seqincrement, 'cycle', q.seqcycle,
+                -- whoever may write all data may set a sequence to its end, and then every RPC fails
+                'has_room', CASE WHEN has_sequence_privilege(sequences.oid, 'USAGE, SELECT')
+                    THEN coalesce(pg_sequence_last_value(sequences.oid), 0) < q.seqmax / 2 END, 'column', (
+                    SELECT quote_ident(a.attname) FROM pg_depend d JOIN pg_attribute a
+                        ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = sequences.oid AND d.deptype IN ('a', 'i')),
                 'parent', coalesce(parent, 'schema crm_private'), 'identity', EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = sequences.oid AND d.deptype = 'i')),
             NULL,
@@ -306,7 +354,7 @@ _SECTIONS: Mapping[str, str] = {
             FROM routines r, aclexplode(coalesce(r.proacl, acldefault('f', r.proowner))) a
             UNION SELECT 'schema ' || n.nspname, NULL, NULL, {_role("a.grantee")}, a.privilege_type, a.is_grantable
             FROM pg_namespace n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
-            WHERE n.nspname = 'crm_private' OR (n.nspname = 'public' AND (a.privilege_type = 'CREATE'
+            WHERE n.nspname IN ('crm_private', 'reporting') OR (n.nspname = 'public' AND (a.privilege_type = 'CREATE'
                 OR a.grantee IN (to_regrole('crm_rpc'), to_regrole('crm_app'))) AND a.grantee <> n.nspowner
                 AND a.grantee IS DISTINCT FROM (SELECT oid FROM owner))
         ) g
@@ -316,13 +364,14 @@ _SECTIONS: Mapping[str, str] = {
         SELECT rolname::text, jsonb_build_object('superuser', rolsuper, 'inherit', rolinherit,
                 'create_role', rolcreaterole, 'create_database', rolcreatedb, 'login', rolcanlogin,
                 'replication', rolreplication,
+                -- Grafana's role has settings of its own, which only its maker may set (server.sql)
                 'bypass_row_security', rolbypassrls, 'settings', (SELECT jsonb_agg(c ORDER BY c)
                     FROM pg_db_role_setting s, unnest(s.setconfig) AS c
-                    WHERE s.setrole = r.oid
+                    WHERE s.setrole = r.oid AND r.rolname <> 'grafana_reader'
                       AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))),
             NULL,
             format('ALTER ROLE %%I RESET ALL; ALTER ROLE %%1$I IN DATABASE %%I RESET ALL;', rolname, current_database())
-        FROM pg_roles r WHERE rolname IN ('crm_rpc', 'crm_app')""",
+        FROM pg_roles r WHERE rolname IN ('crm_rpc', 'crm_app', 'grafana_reader')""",
     "setting": """
         -- what changes the meaning of our functions' text, or keeps the RPCs from running
         SELECT split_part(c, '=', 1),
@@ -338,7 +387,8 @@ _SECTIONS: Mapping[str, str] = {
             'local_preload_libraries', 'check_function_bodies', 'quote_all_identifiers'))""",
     "member": f"""
         SELECT role || ' <- ' || member || ' granted by ' || grantor, jsonb_build_object('role', role, 'member', member,
-                'grantor', grantor, 'inherit', bool_or(inherit_option), 'set', bool_or(set_option), 'web', web),
+                'grantor', grantor, 'inherit', bool_or(inherit_option), 'set', bool_or(set_option),
+                'admin', bool_or(admin_option), 'superuser', superuser, 'named', named, 'web', web),
             NULL,
             concat_ws(E'\\n', format('REVOKE %%s FROM %%s GRANTED BY %%s CASCADE;', role, login, login_grantor),
                 (SELECT string_agg(
@@ -347,19 +397,87 @@ _SECTIONS: Mapping[str, str] = {
         FROM (
             SELECT quote_ident(pg_get_userbyid(m.roleid)) AS role, {_role("m.member")} AS member,
                 {_role("m.grantor")} AS grantor, quote_ident(pg_get_userbyid(m.member)) AS login,
-                quote_ident(pg_get_userbyid(m.grantor)) AS login_grantor, m.inherit_option, m.set_option, (
+                quote_ident(pg_get_userbyid(m.grantor)) AS login_grantor, m.inherit_option, m.set_option,
+                m.admin_option, l.rolsuper AS superuser, CASE pg_get_userbyid(m.roleid)
+                    WHEN 'crm_app' THEN l.rolname = ANY (%(app_members)s)
+                    WHEN 'grafana_reader' THEN l.rolname = ANY (%(reader_admins)s) ELSE false END AS named, (
                     SELECT jsonb_agg(r.rolname ORDER BY r.rolname) FROM pg_roles r
                     WHERE r.rolname IN ('anon', 'authenticated') AND pg_has_role(r.oid, m.member, 'MEMBER')) AS web
-            FROM pg_auth_members m
+            FROM pg_auth_members m JOIN pg_roles l ON l.oid = m.member
             WHERE 'crm_rpc' IN (pg_get_userbyid(m.roleid), pg_get_userbyid(m.member))
                OR 'crm_app' IN (pg_get_userbyid(m.roleid), pg_get_userbyid(m.member))
-        ) m GROUP BY role, member, grantor, login, login_grantor, web""",
+               OR 'grafana_reader' = pg_get_userbyid(m.roleid)
+        ) m GROUP BY role, member, grantor, login, login_grantor, superuser, named, web""",
     "possession": """
         SELECT pg_describe_object(d.classid, d.objid, d.objsubid), '{}'::jsonb, NULL, NULL
         FROM pg_shdepend d
         WHERE d.deptype = 'o' AND d.refclassid = 'pg_authid'::regclass AND d.refobjid = to_regrole('crm_rpc')
           AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
           AND d.classid <> 'pg_proc'::regclass""",
+    "maintain": f"""
+        -- a rule instead of grants, because the privilege is new in 17: nobody has it but the owner
+        SELECT s.key || ' to ' || {_role("a.grantee")}, '{{}}'::jsonb, NULL, format('REVOKE MAINTAIN ON %%s FROM %%s CASCADE;',
+            s.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+        FROM scope s, aclexplode(s.relacl) a WHERE a.privilege_type = 'MAINTAIN' AND a.grantee <> s.relowner
+        UNION
+        SELECT 'pg_maintain to ' || quote_ident(r.rolname), '{{}}'::jsonb, NULL, format(
+            'REVOKE pg_maintain FROM %%I GRANTED BY %%I CASCADE;', r.rolname, pg_get_userbyid(m.grantor))
+        FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+        WHERE m.roleid = to_regrole('pg_maintain') AND NOT r.rolsuper AND r.oid <> (SELECT oid FROM owner)""",
+    "event_trigger": f"""
+        -- they run with the rights of whoever changes the schema: at a migration, the owner's
+        SELECT quote_ident(e.evtname), jsonb_build_object('owner', {_role("e.evtowner")}, 'event', e.evtevent,
+                'tags', to_jsonb(e.evttags), 'enabled', e.evtenabled, 'function', p.oid::regprocedure::text,
+                'function_owner', {_role("p.proowner")}, 'source', encode(sha256(convert_to(p.prosrc, 'UTF8')), 'hex')),
+            NULL, format('DROP EVENT TRIGGER %%I;', e.evtname)
+        FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid""",
+    "publication": f"""
+        SELECT format('%%I of %%s', p.pubname, s.name), jsonb_build_object('owner', {_role("p.pubowner")}), NULL,
+            CASE WHEN p.puballtables THEN format('DROP PUBLICATION IF EXISTS %%I; -- it publishes every table', p.pubname)
+                WHEN r.prrelid IS NOT NULL THEN format('ALTER PUBLICATION %%I DROP TABLE %%s;', p.pubname, s.name)
+                -- once per schema: the second time there is nothing left to drop
+                ELSE format('DO $drop$ BEGIN ALTER PUBLICATION %%I DROP TABLES IN SCHEMA %%s; '
+                    'EXCEPTION WHEN undefined_object THEN NULL; END $drop$;', p.pubname, s.relnamespace::regnamespace) END
+        FROM pg_publication p JOIN scope s ON s.relkind IN ('r', 'p')
+        LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = s.oid
+        LEFT JOIN pg_publication_namespace n ON n.pnpubid = p.oid AND n.pnnspid = s.relnamespace
+        WHERE p.puballtables OR r.oid IS NOT NULL OR n.oid IS NOT NULL""",
+    "subscription": f"""
+        SELECT format('%%I into %%s', u.subname, s.name), jsonb_build_object('owner', {_role("u.subowner")}), NULL,
+            format('ALTER SUBSCRIPTION %%I DISABLE; -- then look at it, and drop it', u.subname)
+        FROM pg_subscription_rel r JOIN pg_subscription u ON u.oid = r.srsubid JOIN scope s ON s.oid = r.srrelid""",
+    "reference": """
+        SELECT c.conrelid::regclass || '.' || quote_ident(c.conname),
+            jsonb_build_object('source', pg_get_constraintdef(c.oid)), NULL,
+            format('ALTER TABLE %%s DROP CONSTRAINT %%I;', c.conrelid::regclass, c.conname)
+        FROM pg_constraint c
+        WHERE c.contype = 'f' AND c.confrelid IN (SELECT oid FROM scope) AND c.conrelid NOT IN (SELECT oid FROM scope)""",
+    "exposed": """
+        -- tables that a web API serves to anyone, because nothing chooses the rows
+        SELECT name, jsonb_build_object('to', jsonb_agg(grantee ORDER BY grantee)), NULL,
+            format('REVOKE ALL ON %%s FROM %%s; -- or: ALTER TABLE %%1$s ENABLE ROW LEVEL SECURITY;',
+                name, string_agg(grantee, ', ' ORDER BY grantee))
+        FROM (
+            SELECT DISTINCT c.oid::regclass::text AS name,
+                CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS grantee
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
+            WHERE c.relkind IN ('r', 'p', 'f', 'm') AND NOT c.relrowsecurity AND c.oid NOT IN (SELECT oid FROM scope)
+              AND (n.nspname = 'public' OR n.nspname IN (
+                SELECT btrim(x) FROM pg_db_role_setting s, unnest(s.setconfig) AS e,
+                    unnest(string_to_array(split_part(e, '=', 2), ',')) AS x
+                WHERE s.setrole = to_regrole('authenticator') AND e LIKE 'pgrst.db_schemas=%%'))
+              AND NOT EXISTS (SELECT FROM pg_depend d
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+        ) t WHERE grantee IN ('PUBLIC', 'anon', 'authenticated') GROUP BY name""",
+    "parameter": """
+        SELECT parname || ' to ' || grantee, '{}'::jsonb, NULL,
+            format('REVOKE ALL ON PARAMETER %%s FROM %%s CASCADE;', parname, grantee)
+        FROM (
+            SELECT DISTINCT p.parname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS grantee
+            FROM pg_parameter_acl p CROSS JOIN LATERAL aclexplode(p.paracl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+            WHERE r.rolsuper IS NOT TRUE AND p.parname IN ('session_replication_role', 'allow_system_table_mods',
+                'session_preload_libraries', 'shared_preload_libraries', 'dynamic_library_path', 'ignore_system_indexes')
+        ) g""",
     "transition": f"""
         SELECT from_status || ' -> ' || to_status, jsonb_build_object('required_role', required_role),
             format('INSERT INTO {TRANSITIONS} (from_status, to_status, required_role)'
@@ -374,6 +492,15 @@ _SECTIONS: Mapping[str, str] = {
         FROM ONLY {PAYOUT_LIMITS}""",
 }
 
+_STRAYS = """
+SELECT format('%%I.%%I', n.nspname, c.relname),
+    jsonb_agg(jsonb_build_array(quote_ident(a.attname), format_type(a.atttypid, a.atttypmod)))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relkind IN ('r', 'p') AND c.oid NOT IN (SELECT oid FROM by_name) AND a.attnum > 0 AND NOT a.attisdropped
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND c.relpersistence <> 't'
+GROUP BY n.nspname, c.relname
+"""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -384,6 +511,8 @@ class Manifest:
     #: Of the database that was read, not committed: SQL that removes an object, and the quoted name of `$owner`.
     removals: Mapping[str, str] = field(default_factory=dict)
     owner: str = "CURRENT_USER"
+    #: Tables that are not the CRM's by name, with their columns and types: one of them may be ours, renamed.
+    strays: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Hashes the facts alone: equal on every deployment that has what the migrations lead to."""
@@ -407,19 +536,27 @@ def kind_of(key: str) -> str:
 
 
 def collect(
-    connection: psycopg.Connection[Any], kinds: Collection[str] | None = None, *, by_login: bool = False
+    connection: psycopg.Connection[Any],
+    kinds: Collection[str] | None = None,
+    *,
+    by_login: bool = False,
+    config: Settings | None = None,
 ) -> Manifest:
     """Reads the manifest of the connected database, or its objects of some kinds. Leaves no setting behind.
 
     Args:
         kinds: which kinds; all by default.
         by_login: whether `$owner` is the login of this connection, not the owner of crm_private.
+        config: the settings that name the members of crm_app; the environment's by default.
 
     Raises:
         psycopg.Error: if a catalog cannot be read.
     """
     objects, definitions, removals = dict[str, Any](), dict[str, str](), dict[str, str]()
+    config = config or settings()
     parameters = {
+        "app_members": list(config.crm_app_member_names),
+        "reader_admins": [login for login in (config.login("analytics"),) if login],
         "tables": list(CRM_TABLES),
         "types": list(CRM_TYPES),
         "rpcs": [*RPC_NAMES, *READ_NAMES],
@@ -439,7 +576,11 @@ def collect(
                 if removal is not None:
                     removals[key] = removal
         owner = connection.execute(_SCOPE + "SELECT name FROM owner", parameters).fetchone()
-    return Manifest(objects, definitions, removals, *(owner or ()))
+        strays = {
+            f"table {name}": frozenset(map(tuple, columns))
+            for name, columns in connection.execute(_SCOPE + _STRAYS, parameters)
+        }
+    return Manifest(objects, definitions, removals, owner[0] if owner else "CURRENT_USER", strays)
 
 
 def _exists(connection: psycopg.Connection[Any], relation: str) -> bool:

@@ -7,7 +7,7 @@ columns, enum labels, plain indexes, readers) is an allowed extra: it is reporte
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from crm_analytics.core.migrations import migration_files
+from crm_analytics.core.settings import Settings
 from crm_analytics.crm.schema.allowed_extras import objection
 from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect, kind_of
+from crm_analytics.crm.schema.renames import Renames
 from crm_analytics.crm.schema.repairs import Repairs
 
 #: Passed on, beside what is defined here.
@@ -26,10 +28,13 @@ __all__ = ["CRM_TABLES", "RPC_NAMES", "Manifest", "collect"]
 
 MANIFEST_FILE = Path(__file__).with_name("manifest.json")
 BASELINE_FILE = Path(__file__).with_name("baseline.json")
+#: What a platform or a deployment has beyond the migrations although it touches the CRM: by object, the facts that it
+#: must have (owner and hash of its source above all), any of several, and why it may stay.
+ALLOWED_FILE = Path(__file__).with_name("allowed_objects.json")
 #: What adoption compares, by kind.
 ADOPTED_KINDS = (
     "table", "type", "column", "constraint", "index", "inheritance", "label", "sequence", "row_security", "trigger",
-    "rule", "policy", "cast", "function",
+    "rule", "policy", "cast", "function", "view", "event_trigger", "publication", "subscription", "reference", "exposed",
 )  # fmt: skip
 
 
@@ -69,7 +74,9 @@ GUARDS: Mapping[str, str] = {
     "constraints": "Primary, foreign and unique keys and CHECKs.",
     "unique_indexes": "Indexes that keep references, emails and numbers unique.",
     "columns": "Tables, columns, defaults, sequences, enum labels, ownership, inheritance.",
-    "roles": "Attributes and memberships of crm_rpc and crm_app: a member of crm_rpc passes every guard.",
+    "roles": "Attributes, members and administrators of crm_rpc, crm_app, grafana_reader: crm_rpc passes every guard.",
+    "views": "Views over CRM tables: those of the migrations, unchanged, and no others.",
+    "surface": "What else touches CRM objects or runs as their owner: event triggers, publications, foreign keys, open tables.",
     "settings": "Settings of the database or of all roles that change what the functions mean.",
     "transitions": "The table of legal order status transitions.",
     "payout_limits": "The table of payouts that need no admin, in currencies that are not the order's.",
@@ -77,7 +84,8 @@ GUARDS: Mapping[str, str] = {
 
 _GUARD_OF_KIND = {
     "table": "columns", "column": "columns", "sequence": "columns", "label": "columns", "inheritance": "columns",
-    "view": "columns", "type": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
+    "view": "views", "event_trigger": "surface", "publication": "surface", "subscription": "surface",
+    "reference": "surface", "exposed": "surface", "parameter": "settings", "maintain": "table_grants", "type": "columns", "possession": "roles", "constraint": "constraints", "index": "unique_indexes",
     "policy": "row_security", "cast": "functions", "setting": "settings", "row_security": "row_security",
     "function": "functions", "role": "roles", "member": "roles", "transition": "transitions",
     "payout_limit": "payout_limits",
@@ -96,6 +104,15 @@ def expected() -> Manifest:
 
 
 @cache
+def allowed_objects() -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Returns the committed allow-list: by object, the facts that it may have."""
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in json.loads(ALLOWED_FILE.read_text(encoding="utf-8")):
+        entries.setdefault(entry["object"], []).append(entry["facts"])
+    return entries
+
+
+@cache
 def baseline() -> Manifest:
     """Returns the committed manifest of a database that has the baseline alone (`ADOPTED_KINDS` of it)."""
     return _read(BASELINE_FILE)
@@ -106,7 +123,23 @@ def diff(wanted: Manifest, found: Manifest) -> Comparison:
 
     The differences are in the order in which to run their repairs.
     """
-    repairs = Repairs(wanted, found)
+    renames = Renames.between(wanted, found)
+    settled = renames.settled()
+    repairs = Repairs(wanted, settled)
+
+    def repair(key: str) -> str:
+        if (sql := renames.repair(key)) is not None:
+            return sql
+        after = renames.after(key)
+        if wanted.objects.get(after) == settled.objects.get(after):
+            return "-- goes with a rename above"
+        sql = repairs.sql(after)
+        return renames.suggestion(key, sql) or sql
+
+    def rank(difference: Difference) -> tuple[int, int]:
+        key = difference.object
+        return (-1, 0) if renames.repair(key) is not None else repairs.rank(renames.after(key))
+
     differences: list[Difference] = []
     extras: list[str] = []
     for key in sorted({*wanted.objects, *found.objects}):
@@ -115,9 +148,13 @@ def diff(wanted: Manifest, found: Manifest) -> Comparison:
             continue
         if have is None:
             problem = f"{key} is missing"
+            if key in renames.certain:
+                problem += f"; {renames.certain[key]} has its form"
         elif want is None:
             reason = objection(key, have)
-            if reason is None:
+            if reason is None and renames.present(key):
+                continue
+            if reason is None or _is_allowed(key, have):
                 extras.append(key)
                 continue
             problem = f"{key} is not expected here" + (f": {reason}" if reason else "")
@@ -127,18 +164,33 @@ def diff(wanted: Manifest, found: Manifest) -> Comparison:
                 for fact in sorted({*want, *have})
                 if want.get(fact) != have.get(fact)
             )
-        differences.append(Difference(key, guard_of(key), problem, repairs.sql(key)))
-    differences.sort(key=lambda difference: repairs.rank(difference.object))
+        differences.append(Difference(key, guard_of(key), problem, repair(key)))
+    differences.sort(key=rank)
     return Comparison(tuple(differences), tuple(extras))
 
 
-def compare(connection: psycopg.Connection[Any], kinds: Collection[str] | None = None) -> Comparison:
-    """Compares the connected database (or its objects of some kinds) with the committed manifest."""
+def compare(
+    connection: psycopg.Connection[Any],
+    kinds: Collection[str] | None = None,
+    config: Settings | None = None,
+) -> Comparison:
+    """Compares the connected database (or its objects of some kinds) with the committed manifest.
+
+    Args:
+        config: the settings that name the members of crm_app; the environment's by default.
+    """
     wanted = expected()
     if kinds is not None:
         objects = {key: facts for key, facts in wanted.objects.items() if kind_of(key) in kinds}
         wanted = Manifest(objects, wanted.definitions)
-    return diff(wanted, collect(connection, kinds))
+    return diff(wanted, collect(connection, kinds, config=config))
+
+
+def _is_allowed(key: str, have: Mapping[str, Any]) -> bool:
+    """Tells whether the allow-list names the object as it is, or the object that it belongs to."""
+    if have.get("parent") in allowed_objects():
+        return True
+    return any(facts.items() <= have.items() for facts in allowed_objects().get(key, ()))
 
 
 def guard_of(key: str) -> str:

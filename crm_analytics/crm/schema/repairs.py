@@ -6,6 +6,7 @@ repeated: another repair may have put the same object right already.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ _NO_LONGER = "REVOKE crm_rpc FROM CURRENT_USER;"
 #: The order of repairs: first remove what is unwanted (functions last of all), then build from the ground up.
 #: A kind with `+` means unwanted objects of that kind.
 _ORDER = (
-    "role", "setting", "member", "trigger+", "rule+", "policy+", "constraint+", "index+", "inheritance", "column+",
+    "event_trigger", "role", "setting", "parameter", "member", "maintain", "publication", "subscription", "reference",
+    "exposed", "trigger+", "rule+", "policy+", "constraint+", "index+", "inheritance", "column+",
     "overload+", "view+", "table+", "sequence+", "possession", "table", "schema grant", "sequence", "type", "label",
     "column", "key", "function", "index", "constraint", "trigger", "rule", "view", "policy", "row_security", "grant+",
     "grant", "transition", "payout_limit", "cast+", "function+",
@@ -39,8 +41,8 @@ class Repairs:
     wanted: Manifest
     found: Manifest
 
-    def rank(self, key: str) -> int:
-        """Returns the place of an object's repair in the order in which to run them."""
+    def rank(self, key: str) -> tuple[int, int]:
+        """Returns the place of an object's repair in the order in which to run them; a view follows those that it reads."""
         kind, wanted = kind_of(key), key in self.wanted.objects
         facts = self.wanted.objects[key] if wanted else self.found.objects[key]
         if kind == "grant" and facts["parent"].startswith("schema "):
@@ -48,12 +50,10 @@ class Repairs:
         elif not wanted:
             if kind == "function" and self._overloads(key):
                 kind = "overload"
-            elif kind == "table" and facts["kind"] in ("v", "m"):
-                kind = "view"
             kind = f"{kind}+" if f"{kind}+" in _ORDER else kind
         elif kind == "constraint" and facts["kind"] in "pu":
             kind = "key"
-        return _ORDER.index(kind)
+        return _ORDER.index(kind), len(self._read_by(key)) if kind == "view" else 0
 
     def sql(self, key: str) -> str:
         """Returns the SQL that puts an object right, or a comment where another repair or a backup has to."""
@@ -96,6 +96,34 @@ class Repairs:
         if have["persistence"] != want["persistence"]:
             steps.append(f"ALTER TABLE {name} SET LOGGED;")
         return "\n".join(steps)
+
+    def _view(self, key: str, want: Facts, have: Facts) -> str:
+        if not want or not have:
+            return self._plain(key)
+        name, create = _name(key), self.wanted.definitions[key]
+        if have["kind"] == want["kind"] and have["columns"] == want["columns"]:
+            steps = [] if have["owner"] == want["owner"] else [self._new_owner(key, want, have)]
+            if have["options"]:
+                steps.append(
+                    f"ALTER VIEW {name} RESET ({', '.join(o.split('=')[0] for o in have['options'])});"
+                )
+            return "\n".join([*steps, create])
+        kind = "MATERIALIZED VIEW" if have["kind"] == "m" else "VIEW"
+        steps = [f"DROP {kind} IF EXISTS {name} CASCADE;"]
+        # the views that read it go with it
+        readers = [other for other in self._views() if key in self._read_by(other)]
+        for view in sorted([key, *readers], key=self.rank):
+            steps += [self.wanted.definitions[view], *map(self._grant_of, self._grants(view))]
+        return "\n".join(steps)
+
+    def _views(self) -> list[str]:
+        return [key for key in self.wanted.objects if kind_of(key) == "view"]
+
+    def _read_by(self, view: str) -> set[str]:
+        """Returns the views of the manifest that a view reads, by way of others, too."""
+        text = self.wanted.definitions.get(view, "")
+        direct = {k for k in self._views() if k != view and re.search(rf"\b{re.escape(_name(k))}\b", text)}
+        return direct.union(*(self._read_by(other) for other in direct))
 
     def _type(self, key: str, want: Facts, have: Facts) -> str:
         return self._new_owner(key, want, have) if want and have else self._plain(key)
@@ -147,11 +175,9 @@ class Repairs:
         steps = []
         if not have:
             steps.append(f"CREATE SEQUENCE {name};")
-            if name == "crm_private.order_code_seq":
-                steps.append(
-                    f"SELECT setval('{name}', (SELECT coalesce(max("
-                    "substring(order_code FROM '^B[0-9]{4}-([0-9]{6,15})$')::bigint), 0) + 1 FROM public.orders), false);"
-                )
+        if not have or not have["has_room"]:
+            steps += _next_number(name, want)
+        if not have:
             steps.append(f"ALTER SEQUENCE {name} OWNER TO {self._who(want['owner'])};")
         elif have["owner"] != want["owner"]:
             steps += [self._new_owner(key, want, have), *map(self._grant_of, self._grants(key))]
@@ -233,11 +259,15 @@ class Repairs:
             steps = [f"REVOKE GRANT OPTION FOR {_privilege(want)} FROM {self._who(want['grantee'])} CASCADE;"]
         else:
             steps = [self._grant_of(want)]
+            if want["parent"].startswith("schema "):
+                steps.insert(0, f"CREATE SCHEMA IF NOT EXISTS {_name(want['parent'])};")
         if self.wanted.objects.get((want or have)["parent"], {}).get("owner") == "crm_rpc":
             return _transaction(_by_crm_rpc(steps))
         return "\n".join(steps)
 
     def _role(self, key: str, want: Facts, have: Facts) -> str:
+        if not want:
+            return self._plain(key)
         name = _name(key)
         # only what differs: NOSUPERUSER and the like take a superuser
         now = have or {**dict.fromkeys(_ROLE_WORDS, False), "inherit": True, "settings": None}
@@ -272,6 +302,17 @@ class Repairs:
     _payout_limit = _transition
 
 
+def _next_number(name: str, want: Facts) -> list[str]:
+    """Sets a sequence to the first number that is free."""
+    if name == "crm_private.order_code_seq":
+        used, table = "substring(order_code FROM '^B[0-9]{4}-([0-9]{6,15})$')::bigint", "public.orders"
+    elif want["column"]:
+        used, table = want["column"], _name(want["parent"])
+    else:
+        return []
+    return [f"SELECT setval('{name}', (SELECT coalesce(max({used}), 0) + 1 FROM {table}), false);"]
+
+
 def writer_repair(writer: Mapping[str, Any]) -> str:
     """Returns SQL that takes from a role of `manifest.unexpected_writers` what lets it write."""
     role, steps = writer["role"], []
@@ -293,7 +334,7 @@ def _name(key: str) -> str:
 
 def _on(key: str) -> str:
     """Names an object as SQL does: `TABLE public.orders`."""
-    return f"{kind_of(key).upper()} {_name(key)}"
+    return f"{'TABLE' if kind_of(key) == 'view' else kind_of(key).upper()} {_name(key)}"
 
 
 def _privilege(grant: Facts) -> str:

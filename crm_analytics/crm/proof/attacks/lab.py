@@ -74,6 +74,11 @@ def register(
     ATTACKS[name or family] = Attack(name or family, family, description, tuple(guards), run)
 
 
+def qualified(table: str) -> str:
+    """Returns a table's name with its schema, which is public where none is given."""
+    return table if "." in table else f"public.{table}"
+
+
 class Lab:
     """A scratch database with a row in every table, where attacks are tried and rolled back."""
 
@@ -177,22 +182,22 @@ class Lab:
                 AND (attgenerated = '' OR %(generated)s) AND (attidentity = '' OR %(identity)s)
             ORDER BY attnum
             """
-        values = {"table": f"public.{table}", "identity": identity, "generated": generated}
+        values = {"table": qualified(table), "identity": identity, "generated": generated}
         return [name for (name,) in self.connection.execute(query, values)]
 
     def writes(
         self, table: str, actions: Sequence[str] = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
     ) -> list[str]:
         """Returns statements that write a table in every way: default values, a copy, each column, all rows."""
-        columns = self.columns(table)
+        columns, home = self.columns(table), qualified(table)
         names = ", ".join(columns)
         statements = {
             "INSERT": [
-                f"INSERT INTO public.{table} DEFAULT VALUES",
-                f"INSERT INTO public.{table} ({names}) SELECT {names} FROM public.{table}",
+                f"INSERT INTO {home} DEFAULT VALUES",
+                f"INSERT INTO {home} ({names}) SELECT {names} FROM {home}",
             ],
-            "UPDATE": [f"UPDATE public.{table} SET {column} = {column}" for column in columns],
-            "DELETE": [f"DELETE FROM public.{table}"],
-            "TRUNCATE": [f"TRUNCATE public.{table} CASCADE"],
+            "UPDATE": [f"UPDATE {home} SET {column} = {column}" for column in columns],
+            "DELETE": [f"DELETE FROM {home}"],
+            "TRUNCATE": [f"TRUNCATE {home} CASCADE"],
         }
         return [statement for action in actions for statement in statements[action]]

@@ -25,6 +25,22 @@ def becomes_crm_rpc(lab: Lab) -> None:
 
 
 @attack("roles")
+def administers_a_role(lab: Lab) -> None:
+    """Looks for a login that can give crm_rpc, crm_app or grafana_reader to itself, and for members of crm_app."""
+    found = lab.run(
+        """
+        SELECT string_agg(concat_ws(' ', r.rolname, CASE WHEN m.admin_option THEN 'administers' ELSE 'holds' END,
+            m.roleid::regrole), ', ')
+        FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+        WHERE NOT r.rolsuper AND r.rolname <> current_user AND (
+            m.roleid IN ('crm_rpc'::regrole, 'crm_app'::regrole, 'grafana_reader'::regrole) AND m.admin_option
+            OR m.roleid = 'crm_app'::regrole AND (m.inherit_option OR m.set_option))
+        """
+    )
+    lab.expect(found, None, "logins that can take the CRM's roles")
+
+
+@attack("roles")
 def role_attributes(lab: Lab) -> None:
     """Looks for a crm_rpc or crm_app that can log in, skip row security or create roles, or is a superuser."""
     strong = lab.run(

@@ -149,6 +149,36 @@ def edits_as_an_erasure(lab: Lab) -> None:
         lab.run("UPDATE public.audit_positions SET salt = NULL WHERE salt IS NOT NULL")
 
 
+@attack("triggers_elsewhere", "row_security", "table_grants")
+def reaches_private_tables(lab: Lab) -> None:
+    """Writes or empties tables of crm_private, the record of migrations among them, as a role that may write all data."""
+    writer, reader = f"{lab.stranger()}_writer", lab.stranger()
+    lab.run(f"CREATE ROLE {writer} BYPASSRLS IN ROLE pg_write_all_data, pg_read_all_data")
+    lab.run(f"GRANT USAGE ON SCHEMA crm_private TO {reader}")
+    for key, facts in expected().objects.items():
+        if not key.startswith("table crm_private.") or facts["kind"] != "r":
+            continue
+        table = key.removeprefix("table ")
+        filled = lab.run(f"SELECT EXISTS (SELECT FROM {table})")
+        changes = ("UPDATE", "DELETE") if filled else ()
+        migrations_only = "'record'" in expected().definitions[f"trigger {table}.guard_rows"]
+        for _ in lab.replication_roles():
+            lab.refused(lab.writes(table, ("INSERT", *changes)), writer, saying="is refused")
+            if migrations_only:
+                lab.refused(lab.writes(table, ("DELETE",)), saying="is refused")
+        lab.run(f"GRANT ALL ON {table} TO {reader}, crm_rpc")
+        for _ in lab.replication_roles():
+            lab.refused(
+                lab.writes(table, ("TRUNCATE",)), "crm_rpc", saying=f"TRUNCATE on {table.split('.')[1]} is"
+            )
+        if migrations_only:
+            lab.refused([f"INSERT INTO {table} DEFAULT VALUES"], "crm_rpc", saying="is refused")
+        with lab.role(reader):
+            lab.expect(
+                lab.run(f"SELECT count(*) FROM {table}"), 0, f"rows of {table} that a mere grant shows"
+            )
+
+
 @attack("triggers_{}", on=ACTOR_COLUMNS)
 def row_without_actor(lab: Lab, table: str) -> None:
     """Inserts a row without its actor, or changes who made a row, as a faulty RPC would."""
