@@ -37,6 +37,7 @@ class CrmClient(RpcCaller):
         customer_comment: str | None = None,
         estimated_budget_eur: int | None = None,
         user_id: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates a lead with status new, and finds or creates its customer."""
         return self._call("create_lead_safe", locals())
@@ -68,6 +69,7 @@ class CrmClient(RpcCaller):
         bike_snapshot: Json | None = None,
         commission_eur: Money | None = None,
         assigned_manager: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an order with status created and its first event, from a lead or for a customer."""
         return self._call("create_order_safe", locals())
@@ -89,6 +91,7 @@ class CrmClient(RpcCaller):
         bike_snapshot: Json | None = None,
         customer_comment: str | None = None,
         user_id: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates a guest's order in one call: lead, customer (found or created) and order, all or nothing."""
         return self._call("quick_order_safe", locals())
@@ -104,6 +107,7 @@ class CrmClient(RpcCaller):
         external_reference: str | None,
         user_id: UUID | None,
         lead_id: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an order that is paid at once: books the client's completed payment of its total, all or nothing."""
         return self._call("checkout_order_safe", locals())
@@ -121,6 +125,7 @@ class CrmClient(RpcCaller):
         external_reference: str | None = None,
         related_payment_id: UUID | None = None,
         user_id: UUID | None = None,
+        reason: str | None = None,
     ) -> CrmResult:
         """Books an incoming or outgoing payment of an order, once per external reference, and moves the order according to its client money."""
         return self._call("record_generic_payment_safe", locals())
@@ -135,6 +140,17 @@ class CrmClient(RpcCaller):
     ) -> CrmResult:
         """Moves a payment: planned to pending, planned or pending to completed, failed or cancelled."""
         return self._call("update_payment_status_safe", locals())
+
+    def reverse_payment_safe(
+        self,
+        *,
+        payment_id: UUID,
+        reason: str,
+        user_id: UUID | None,
+        rebook_order_id: UUID | None = None,
+    ) -> CrmResult:
+        """Takes back a completed payment that was booked by mistake, and can book it on the right order in the same call."""
+        return self._call("reverse_payment_safe", locals())
 
     def advance_order_status_safe(
         self,
@@ -157,6 +173,7 @@ class CrmClient(RpcCaller):
         uploaded_by: UUID,
         order_id: UUID | None = None,
         lead_id: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Attaches an uploaded file to an order or a lead."""
         return self._call("attach_document_safe", locals())
@@ -195,6 +212,7 @@ class CrmClient(RpcCaller):
         description: str | None = None,
         assignee_id: UUID | None = None,
         due_at: datetime | None = None,
+        idempotency_key: str | None = None,
     ) -> CrmResult:
         """Creates an open task, for an order, a lead or neither."""
         return self._call("create_task_safe", locals())
@@ -248,10 +266,11 @@ class CrmClient(RpcCaller):
         commission_eur: Money | None = None,
         total_amount: Money | None = None,
         currency: str | None = None,
+        reason: str | None = None,
         expected_version: int | None = None,
         clear: tuple[str, ...] | None = None,
     ) -> CrmResult:
-        """Changes an order's manager, items, bike, commission, total or currency; never its status."""
+        """Changes an order's manager, items, bike, commission, total or currency."""
         return self._call("update_order_safe", locals())
 
     def update_lead_safe(
@@ -365,6 +384,16 @@ class CrmClient(RpcCaller):
     ) -> CrmResult:
         """Takes an identity provider's account from its CRM user."""
         return self._call("unmap_identity_safe", locals())
+
+    def erase_customer_safe(
+        self,
+        *,
+        customer_id: UUID,
+        user_id: UUID | None,
+        reason: str,
+    ) -> CrmResult:
+        """Erases a customer's personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the rows and from the audit trail."""
+        return self._call("erase_customer_safe", locals())
 
     def find_customers_by_phone(
         self,
