@@ -43,7 +43,7 @@ def test_an_audit_row_names_its_origin(crm: Connection, crm_url: str, login: str
     [(user, address, application, transaction)] = rows(
         crm,
         'SELECT DISTINCT "session_user", client_address::text, application_name, transaction_id::text::bigint'
-        " FROM public.audit_log WHERE entity IN ('leads', 'customers')",
+        " FROM public.audit_log WHERE entity IN ('leads', 'customers', 'customer_contacts')",
     )
     assert (user, address, application) == (login, "127.0.0.1/32", "the shop")
     assert 0 < transaction < value(crm, "SELECT pg_current_xact_id()::text::bigint")
@@ -56,7 +56,7 @@ def test_members_of_crm_app_are_expected_however_indirect(crm: Connection, crm_u
     assert _unexpected(crm, "") == ()
     crm.execute(f"DROP ROLE {login}_group")
     [example] = _unexpected(crm, "")
-    assert example.startswith(f"{login}: 2 audit rows since")
+    assert example.startswith(f"{login}: 3 audit rows since")
     assert "create of leads, from 127.0.0.1/32 (the shop)" in example
     assert _unexpected(crm, f"another, {login}") == ()
 

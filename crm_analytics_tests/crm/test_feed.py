@@ -30,7 +30,7 @@ KILLS = 50
 
 
 def lead(connection: Connection, name: str) -> None:
-    CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"@{name}")
+    CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"the desk of {name}")
 
 
 def test_changes_come_in_the_order_of_their_positions(crm: Connection) -> None:

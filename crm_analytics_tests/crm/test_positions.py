@@ -30,7 +30,7 @@ def other(crm_url: str) -> Iterator[Connection]:
 
 
 def lead(connection: Connection, name: str = "Olga") -> None:
-    CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"@{name}")
+    CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"the desk of {name}")
 
 
 def number(connection: Connection, everything: bool = False) -> tuple[int, int]:

@@ -55,7 +55,9 @@ def in_postgres(server: EmbeddedPostgres, line: str, folder: Path) -> subprocess
 
 
 def stack_on(server: EmbeddedPostgres, folder: Path, secrets: dict[str, str]) -> LocalStack:
-    return LocalStack(folder, secrets, int(str(conninfo_to_dict(server.url("postgres"))["port"])))
+    # the demo calls the RPCs as the owner
+    environment = {**secrets, "CRM_EXPECTED_LOGINS": "crm_owner"}
+    return LocalStack(folder, environment, int(str(conninfo_to_dict(server.url("postgres"))["port"])))
 
 
 def login(server: EmbeddedPostgres, role: str, password: str, database: str) -> psycopg.Connection:

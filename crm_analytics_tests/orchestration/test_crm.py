@@ -168,6 +168,7 @@ def test_tampered_rows_turn_their_invariants_red(url: str, instance: dg.DagsterI
             " WHERE a.entity = 'customers' AND a.entity_id = c.id AND c.full_name = 'Forged';"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER guard_rows;"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER guard_truncate;"
+            " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER claim_written_contacts;"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER audit_owner_write; COMMIT"
         )
     assert red(run("crm_invariants", url, instance)) == set()
@@ -190,7 +191,7 @@ def test_a_rewritten_chain_does_not_match_the_published_head(
         connection.execute("ALTER TABLE public.audit_seals DISABLE TRIGGER USER")
         connection.execute("ALTER TABLE public.audit_log DISABLE TRIGGER USER")
         connection.execute("DELETE FROM public.audit_seals")
-        connection.execute("UPDATE public.audit_log SET \"session_user\" = 'another login'")
+        connection.execute("UPDATE public.audit_log SET application_name = 'another one'")
         connection.execute("SELECT crm_private.seal_audit_safe()")
     assert red(run("crm_invariants", url, instance)) == {checks.PUBLISHED_HEAD}
 
