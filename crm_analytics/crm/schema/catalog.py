@@ -83,12 +83,13 @@ RPC_NAMES = (
 )
 #: The views that applications read.
 CRM_VIEWS = ("order_balance", "order_timeline", "customer_overview", "open_tasks")
-#: The searches that applications call.
+#: Functions that applications call to read, and which change nothing.
 READ_NAMES = (
     "find_customers_by_phone",
     "find_customers_by_email",
     "find_customers_by_name",
     "find_orders_by_code",
+    "changes_after",
 )
 TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"

@@ -60,6 +60,7 @@ _BY_A_USER = (
     "reverse_payment_safe(%(mistake)s, 'x', {user})",
     "erase_customer_safe(%(customer)s, {user}, 'asked')",
 )
+_ERASED = "(SELECT customer_id FROM public.leads WHERE id = %(forgotten)s)"
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
 _NO_TOTALS = ("'NaN'", "'Infinity'", "0", "-1", "10.001")
 _NO_ITEMS = tuple(
@@ -255,6 +256,17 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 "advance_lead_status_safe(%(open_lead)s, 'converted', %(admin)s)",
             ],
             "42501": moves("paid", "manager", "cancelled"),
+        },
+    ),
+    (
+        "erased_customer_comes_back",
+        ("functions",),
+        "Gives a customer whose personal data was erased a name again, or merges another one into them.",
+        {
+            "PT409": [
+                f"update_customer_safe({_ERASED}, %(manager)s, p_full_name => 'Known again')",
+                f"merge_customers_safe(%(customer)s, {_ERASED}, %(admin)s, 'one person')",
+            ]
         },
     ),
     (

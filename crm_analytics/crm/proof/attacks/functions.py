@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from crm_analytics.crm.proof.attacks.lab import Lab, attack
 from crm_analytics.crm.proof.attacks.legitimate import work_a_day
-from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES
+from crm_analytics.crm.schema.catalog import CRM_TABLES, READ_NAMES, RPC_NAMES
 
 _TRAP = (
     "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a planted function ran' USING ERRCODE = 'XX999'; END $$"
 )
 
 
-@attack("function_grants", on=RPC_NAMES)
+@attack("function_grants", on=(*RPC_NAMES, *READ_NAMES))
 def stranger_calls(lab: Lab, rpc: str) -> None:
     """Calls the function as a role that is not crm_app."""
     nulls, granted = lab.connection.execute(
@@ -73,6 +73,7 @@ def hostile_search_path(lab: Lab) -> None:
             lab.run(f"CREATE DOMAIN pg_temp.{type_name} AS pg_catalog.{type_name} CHECK (false)")
         work_a_day(lab)
         lab.run("RESET ROLE")
+        lab.run("SELECT crm_private.number_changes()")
         lab.run("SELECT crm_private.seal_audit_safe()")
         lab.run("INSERT INTO public.users (name) VALUES ('traced by a trigger')")
         lab.run(
@@ -91,6 +92,6 @@ def rpcs_run_as_crm_rpc(lab: Lab) -> None:
             AND NOT coalesce(prosecdef AND proowner = 'crm_rpc'::regrole
                 AND 'search_path=pg_catalog, pg_temp' = ANY (proconfig), false)
         """,
-        rpcs=list(RPC_NAMES),
+        rpcs=[*RPC_NAMES, *READ_NAMES],
     )
     lab.expect(wrong, None, "RPCs that are not SECURITY DEFINER as crm_rpc with a pinned search_path")

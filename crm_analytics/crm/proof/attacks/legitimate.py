@@ -137,6 +137,10 @@ def app_reads(lab: Lab) -> None:
         count = lab.run(query)
         with lab.role("crm_app"):
             lab.expect(lab.run(query), count or "some", f"rows of {table} for crm_app")
+    with lab.role("crm_app"):
+        lab.expect(
+            lab.run("SELECT count(*) FROM public.changes_after(0, 3)"), 3, "changes in the feed for crm_app"
+        )
 
 
 @attack("functions", "function_grants", "columns", "row_security")
