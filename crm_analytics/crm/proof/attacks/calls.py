@@ -26,7 +26,9 @@ def payment(
 
 def moves(order: str, user: str, *statuses: str) -> list[str]:
     """Returns the calls by which a user tries to give an order these statuses."""
-    return [f"advance_order_status_safe(%({order})s, '{status}', %({user})s)" for status in statuses]
+    return [
+        f"advance_order_status_safe(%({order})s, '{status}', %({user})s, 'a reason')" for status in statuses
+    ]
 
 
 def assignments(assignee: str) -> list[str]:
@@ -210,6 +212,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 payment(amount="999", order="paid", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="fresh", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="paid", method="cash", reference="'  attack-1 '"),
+                """checkout_order_safe(NULL, '["other"]', 1000, 'EUR', 'card', 'attack-1', %(manager)s, %(lead)s)""",
             ]
         },
     ),

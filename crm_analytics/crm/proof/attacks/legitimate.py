@@ -26,8 +26,9 @@ _QUICK_ORDER = (
     " p_idempotency_key => 'day-2')"
 )
 _WRONG_ORDER = payment(amount="5", order="order", method="card", reference="'day-4'")
+_CHECKOUT = """checkout_order_safe(%(customer)s, '[{"model": "City", "qty": 2}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)"""
 #: Calls that are repeated at the end of the day, and whose result they must return again.
-_REPEATED = {"rest": _PAID_BY_CARD, "order": _ORDER, "quick": _QUICK_ORDER}
+_REPEATED = {"rest": _PAID_BY_CARD, "order": _ORDER, "quick": _QUICK_ORDER, "checkout": _CHECKOUT}
 #: Every RPC at least once, and an order all its way, with the names under which later calls know the rows.
 _DAY = (
     ("", "resolve_crm_user('attack', 'm')"),
@@ -71,10 +72,7 @@ _DAY = (
     ("", "reverse_payment_safe(%(wrong)s, 'wrong order', %(admin)s, %(raised)s)"),
     ("", "update_order_safe(%(raised)s, %(admin)s, p_total_amount => 20, p_reason => 'a bell')"),
     ("", "update_order_safe(%(raised)s, %(admin)s, p_total_amount => 5, p_reason => 'no bell')"),
-    (
-        "",
-        """checkout_order_safe(%(customer)s, '[{"model": "City", "qty": 2}]', 80, 'EUR', 'online_cashbox', 'day-3', %(manager)s)""",
-    ),
+    ("checkout", _CHECKOUT),
     ("user", "create_user_safe('New', 'new@example.com', 'manager', %(admin)s)"),
     ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
     ("", "map_identity_safe('attack', 'new', %(user)s, %(admin)s)"),
@@ -127,6 +125,19 @@ def working_day(lab: Lab) -> None:
     """Does what the application does every day: it must work as crm_app, and must reach the rows."""
     with lab.role("crm_app"):
         work_a_day(lab)
+
+
+@attack("payout_limits", "row_security", "table_grants", "functions")
+def raised_payout_limit(lab: Lab) -> None:
+    """Raises a payout limit as a migration does: managers then pay out in that currency as much, and no cent more."""
+    limits = "public.payout_limits"
+    lab.run(f"ALTER TABLE {limits} DISABLE TRIGGER guard_rows")
+    lab.run(f"UPDATE {limits} SET manager_limit = 50 WHERE currency = 'USD'")
+    lab.run(f"ALTER TABLE {limits} ENABLE ALWAYS TRIGGER guard_rows")
+    with lab.role("crm_app"):
+        lab.run(f"SELECT public.{payment(TO_SUPPLIER, '50', order='paid', currency='USD')}")
+        beyond = payment(TO_SUPPLIER, "0.01", order="paid", currency="USD")
+        lab.refused([f"SELECT public.{beyond}"], "crm_app")
 
 
 @attack("row_security", "table_grants")
