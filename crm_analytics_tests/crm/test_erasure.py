@@ -37,7 +37,7 @@ def customer(crm: Connection, client: CrmClient, manager: UUID, admin: UUID) -> 
         delivery_details={"street": "Hidden Lane 8"},
     )  # fmt: skip
     order = client.create_order_safe(
-        customer_id=None, lead_id=lead.id, items=[{"model": "Gravel 54"}], total_amount=100, currency="EUR",
+        customer_id=None, lead_id=lead.id, items=[{"model": "Gravel 54", "qty": 1}], total_amount=100, currency="EUR",
         user_id=manager,
     )  # fmt: skip
     pay(client, order, manager, 100, "psp-77", method="card")

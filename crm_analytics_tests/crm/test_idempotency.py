@@ -18,19 +18,19 @@ Call = Callable[..., CrmResult]
 #: Each call that takes a key: its arguments, and others that make it a different call.
 CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "create_order_safe": (
-        {"total_amount": Decimal("10.50"), "currency": "EUR", "items": [{"model": "A"}], "order_code": "K-1"},
+        {"total_amount": Decimal("10.50"), "currency": "EUR", "items": [{"model": "A", "qty": 1}], "order_code": "K-1"},
         {"total_amount": 11, "currency": "USD", "items": [], "order_code": "K-2", "commission_eur": 1,
          "bike_url": "https://example.com", "bike_snapshot": {"size": 1}, "assigned_manager": "manager"},
     ),
     "quick_order_safe": (
-        {"source": "site", "full_name": "Olga", "items": [{"model": "A"}], "total_amount": Decimal("10.50"),
+        {"source": "site", "full_name": "Olga", "items": [{"model": "A", "qty": 1}], "total_amount": Decimal("10.50"),
          "currency": "EUR", "phone": "5550100"},
         {"source": "app", "full_name": "Ivan", "items": [], "total_amount": 11, "currency": "USD", "phone": "5550101",
          "email": "a@example.com", "contact": "c", "country": "DE", "preferred_channel": "email",
          "bike_url": "https://example.com", "bike_snapshot": {"size": 1}, "customer_comment": "x"},
     ),
     "checkout_order_safe": (
-        {"items": [{"model": "A"}], "total_amount": Decimal("10.50"), "currency": "EUR", "method": "cash",
+        {"items": [{"model": "A", "qty": 1}], "total_amount": Decimal("10.50"), "currency": "EUR", "method": "cash",
          "external_reference": None},
         {"items": [], "total_amount": 11, "currency": "USD", "method": "bank_transfer", "external_reference": "r-1"},
     ),

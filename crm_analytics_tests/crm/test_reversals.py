@@ -348,7 +348,7 @@ def test_a_repeated_checkout_finds_its_payment_on_the_right_order(
 ) -> None:
     """A checkout whose payment was moved is still repeated safely: it returns its order and the new payment."""
     wanted: dict[str, Any] = {
-        "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A"}], "total_amount": 10,
+        "customer_id": UUID(order.data["customer_id"]), "items": [{"model": "A", "qty": 1}], "total_amount": 10,
         "currency": "EUR", "method": "card", "external_reference": "c-1", "user_id": manager, "idempotency_key": "k-1",
     }  # fmt: skip
     first = client.checkout_order_safe(**wanted)

@@ -513,7 +513,7 @@ class Crm(RuleBasedStateMachine):
         order=orders | st.just(UNKNOWN),
         total=st.sampled_from((None, "50", "100", "250.50", "400", "1000")),
         currency=st.sampled_from((None, None, "EUR", "USD")),
-        items=st.sampled_from((None, None, [{"model": "Road"}])),
+        items=st.sampled_from((None, None, [{"model": "Road", "qty": 1}])),
         who=st.sampled_from(("admin", "admin", "manager", "nobody")),
         reason=st.sampled_from(REASONS),
     )

@@ -151,7 +151,7 @@ BEGIN
     FOREACH v_table IN ARRAY ARRAY[
         'users', 'customers', 'leads', 'orders', 'payments', 'documents', 'tasks', 'shipments'
     ] LOOP
-        EXECUTE format('ALTER TABLE public.%I ADD COLUMN version integer NOT NULL DEFAULT 1', v_table);
+        EXECUTE format('ALTER TABLE public.%I ADD COLUMN IF NOT EXISTS version integer NOT NULL DEFAULT 1', v_table);
         EXECUTE format(
             'COMMENT ON COLUMN public.%I.version IS %L', v_table,
             '1, and one more with every change of the row; p_expected_version is compared with it.'

@@ -166,7 +166,7 @@ GRANT UPDATE (file_url) ON public.documents TO crm_rpc;
 GRANT UPDATE (key) ON public.customer_contacts TO crm_rpc;
 GRANT SELECT, UPDATE ON crm_private.audit_numbering TO crm_rpc;
 GRANT SELECT ON public.order_status_transitions, public.payout_limits TO crm_rpc;
-GRANT SELECT, INSERT, UPDATE (result_id) ON crm_private.idempotency_keys TO crm_rpc;
+GRANT SELECT, INSERT, UPDATE (result_id, salt, request_hash) ON crm_private.idempotency_keys TO crm_rpc;
 -- crm_app may only read the tables: 0050 grants that together with the policies.
 
 -- Creating functions as crm_rpc ------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ AS $$
     SELECT v.tab, v.col, v.class
     FROM (VALUES
         -- null: erased to NULL; mark: to [erased], because the column is required; key: likewise, with the row's id,
-        -- because it is unique; words: to [erased], unless the RPCs wrote it; payload: by the classes of the row that it shows; keep: not personal, or needed
+        -- because it is unique; words: to [erased], unless the RPCs wrote it; payload: by the classes of the row that
+        -- it shows; keep: not personal, or needed
         ('customers', 'full_name', 'mark'),
         ('customers', 'phone', 'null'),
         ('customers', 'email', 'null'),
@@ -26,6 +27,7 @@ AS $$
         ('leads', 'bike_snapshot', 'keep'),
         -- items, amounts and references stay, so that a call that is repeated finds its first result
         ('orders', 'order_code', 'keep'),
+        ('orders', 'order_code_key', 'keep'),
         ('orders', 'items', 'keep'),
         ('orders', 'bike_url', 'keep'),
         ('orders', 'bike_snapshot', 'keep'),
@@ -52,6 +54,10 @@ AS $$
         ('audit_positions', 'payload_hash', 'keep'),
         ('audit_seals', 'previous_hash', 'keep'),
         ('audit_seals', 'hash', 'keep'),
+        ('idempotency_keys', 'function', 'keep'),
+        ('idempotency_keys', 'key', 'keep'),
+        ('idempotency_keys', 'salt', 'null'),
+        ('idempotency_keys', 'request_hash', 'null'),
         -- people of the business, not customers
         ('users', 'name', 'keep'),
         ('users', 'email', 'keep'),
@@ -73,7 +79,7 @@ AS $$
         WHEN p_value IS NULL OR p_value = 'null' OR p_class = 'keep' THEN p_value
         WHEN p_class = 'null' THEN 'null'::jsonb
         WHEN p_class = 'words'
-            AND p_value #>> '{}' IN ('created', 'payment', 'adopted') THEN p_value
+            AND p_value #>> '{}' IN ('created', 'payment', 'total_changed', 'adopted') THEN p_value
         WHEN p_class = 'key' THEN to_jsonb('[erased] ' || p_id)
         ELSE '"[erased]"'::jsonb
     END
@@ -228,6 +234,11 @@ BEGIN
             WHERE t.order_id = ANY (v_orders) OR t.lead_id = ANY (v_leads)
     ) r
     WHERE jsonb_typeof(r.ids) = 'array';
+    -- without its hash, a key answers every repeated call with the first result
+    UPDATE crm_private.idempotency_keys k SET salt = NULL, request_hash = NULL
+    WHERE k.salt IS NOT NULL AND k.result_id IN (
+        SELECT i::uuid FROM jsonb_each(v_related) r CROSS JOIN jsonb_array_elements_text(r.value) i
+    );
     FOR v_row IN
         SELECT e.row || jsonb_build_object('entity', r.entity)
         FROM jsonb_each(v_related) AS r (entity, ids)
@@ -282,10 +293,10 @@ $$;
 COMMENT ON FUNCTION public.erase_customer_safe IS
     E'Erases a customer''s personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the '
     'rows and from the audit trail.\n'
-    'Rules: all customers who were merged with this one are erased, too; admins only, with a reason, which stays and must not name the person; items, amounts, references, '
-    'statuses and times stay; each row that changes appears in the change feed as erased; repeating an erasure erases '
-    'what was written since; the register of erasures is published '
-    'with the seals, so that it can be repeated after a restore.\n'
+    'Rules: all customers who were merged with this one are erased, too; admins only, with a reason, which stays and '
+    'must not name the person; items, amounts, references, statuses and times stay; each row that changes appears in '
+    'the change feed as erased; repeating an erasure erases what was written since; the register of erasures is '
+    'published with the seals, so that it can be repeated after a restore.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 customer or reason missing; PT404 no such customer.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);

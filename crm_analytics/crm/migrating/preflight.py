@@ -137,8 +137,8 @@ def _taken_names(connection: psycopg.Connection[Any], adopting: bool, moved: Seq
 
 
 def takes_the_place(facts: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
-    """Tells whether a column takes the place of a generated one, or is generated where none is expected."""
-    return bool(facts["generated"] or later["generated"]) and facts != later
+    """Tells whether a column takes the place of one that the migrations fill (generated or NOT NULL), or is generated."""
+    return bool(facts["generated"] or later["generated"] or later["not_null"]) and facts != later
 
 
 def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[str]:
@@ -148,15 +148,11 @@ def _columns(connection: psycopg.Connection[Any], found: Manifest) -> Iterator[s
         if kind_of(key) != "column" or later is None or key in baseline().objects:
             continue
         table, _, column = key.removeprefix("column ").rpartition(".")
-        # versions are counted from the migration on
-        counted = table.startswith("public.") and column == "version"
-        if (
-            takes_the_place(facts, later)
-            or counted
-            or (f"{table}.{column}".removeprefix("public.") in _FILLED
+        if takes_the_place(facts, later) or (
+            f"{table}.{column}".removeprefix("public.") in _FILLED
             and connection.execute(
                 f"SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1".encode()
-            ).rowcount)
+            ).rowcount
         ):
             rename = f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_legacy;"
             # harmless under the new name too; a virtual column is dropped, for it has no values

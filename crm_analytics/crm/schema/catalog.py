@@ -295,8 +295,8 @@ _SECTIONS: Mapping[str, str] = {
                     WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
                 (SELECT string_agg(CASE o WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(o)) END, ', ')
                     FROM unnest(p.polroles) AS o))
-                || coalesce(format(' USING (%%s)', pg_get_expr(p.polqual, p.polrelid)), '')
-                || coalesce(format(' WITH CHECK (%%s)', pg_get_expr(p.polwithcheck, p.polrelid)), '') || ';',
+                || coalesce(' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
+                || coalesce(' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '') || ';',
             format('DROP POLICY %%I ON %%s;', p.polname, s.name)
         FROM scope s JOIN pg_policy p ON p.polrelid = s.oid""",
     "function": f"""
@@ -335,8 +335,8 @@ _SECTIONS: Mapping[str, str] = {
             format('ALTER TYPE %%I.%%I ADD VALUE IF NOT EXISTS %%L;', n.nspname, t.typname, e.enumlabel),
             NULL
         FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace
-        WHERE n.nspname IN ('public', 'crm_private')
-          AND EXISTS (SELECT FROM scope s JOIN pg_attribute a ON a.attrelid = s.oid WHERE a.atttypid = t.oid)""",
+        WHERE (n.nspname = 'public' AND t.typname = ANY (%(types)s)) OR (n.nspname IN ('public', 'crm_private')
+          AND EXISTS (SELECT FROM scope s JOIN pg_attribute a ON a.attrelid = s.oid WHERE a.atttypid = t.oid))""",
     "grant": f"""
         SELECT coalesce('column ' || g.table_name || '.' || g.column_name, g.parent)
                 || ' to ' || g.grantee || ': ' || g.privilege_type,

@@ -212,7 +212,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
                 payment(amount="999", order="paid", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="fresh", method="card", reference="'attack-1'"),
                 payment(amount="1000", order="paid", method="cash", reference="'  attack-1 '"),
-                """checkout_order_safe(NULL, '["other"]', 1000, 'EUR', 'card', 'attack-1', %(manager)s, %(lead)s)""",
+                """checkout_order_safe(NULL, '[{"model": "other", "qty": 1}]', 1000, 'EUR', 'card', 'attack-1', %(manager)s, %(lead)s)""",
             ]
         },
     ),
