@@ -33,12 +33,17 @@ CROSS JOIN LATERAL (
         coalesce(sum(p.amount) FILTER (WHERE p.what = 'payout' AND p.done), 0) AS paid_out,
         coalesce(sum(p.amount) FILTER (WHERE p.what = 'payout' AND NOT p.done), 0) AS payouts_open
     FROM (
+        -- as crm_private.client_money and payouts count: a reversal takes away, and so does money back from a supplier
         SELECT
-            b.amount, b.status = 'completed' AS done,
+            CASE WHEN (b.direction = 'incoming') = (b.role = 'client_payment') THEN b.amount ELSE -b.amount END
+                AS amount,
+            b.status = 'completed' AS done,
             CASE
-                WHEN b.role = 'client_payment' AND b.direction = 'incoming' THEN 'client'
-                WHEN b.role = 'refund' AND b.direction = 'outgoing' THEN 'refund'
-                WHEN b.direction = 'outgoing' AND b.role <> 'client_payment' THEN 'payout'
+                WHEN b.role = 'client_payment' AND (b.direction = 'incoming') = (b.reverses IS NULL) THEN 'client'
+                WHEN b.role = 'refund' AND (b.direction = 'outgoing') = (b.reverses IS NULL) THEN 'refund'
+                WHEN b.role = 'supplier_payment' AND (b.direction = 'outgoing' OR b.status = 'completed') THEN 'payout'
+                WHEN b.role IN ('shipping_payment', 'commission')
+                    AND (b.direction = 'outgoing') = (b.reverses IS NULL) THEN 'payout'
             END AS what
         FROM public.payments b
         WHERE b.order_id = o.id AND b.currency = o.currency AND b.amount <> 'NaN'
@@ -113,7 +118,7 @@ CROSS JOIN LATERAL (
         FROM public.orders x
         JOIN public.payments p ON p.order_id = x.id AND p.currency = x.currency
         WHERE x.customer_id = c.id AND p.status = 'completed' AND p.role IN ('client_payment', 'refund')
-            AND p.amount <> 'NaN'
+            AND p.amount <> 'NaN' AND ((p.direction = 'incoming') = (p.role = 'client_payment')) = (p.reverses IS NULL)
         GROUP BY p.currency
     ) h
 ) m;

@@ -163,8 +163,10 @@ CREATE VIEW reporting.client_money_by_month AS
 SELECT m.*, sum(m.client_paid - m.refunded - m.paid_out) OVER (PARTITION BY m.currency ORDER BY m.month) AS held
 FROM (
     SELECT date_trunc('month', p.created_at AT TIME ZONE 'UTC')::date AS month, p.currency::text AS currency,
-        coalesce(sum(p.amount) FILTER (WHERE p.role::text = 'client_payment'), 0) AS client_paid,
-        coalesce(sum(p.amount) FILTER (WHERE p.role::text = 'refund'), 0) AS refunded,
+        coalesce(sum(CASE p.direction::text WHEN 'incoming' THEN p.amount ELSE -p.amount END)
+            FILTER (WHERE p.role::text = 'client_payment'), 0) AS client_paid,
+        coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
+            FILTER (WHERE p.role::text = 'refund'), 0) AS refunded,
         coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
             FILTER (WHERE p.role::text NOT IN ('client_payment', 'refund')), 0) AS paid_out
     FROM public.payments p
@@ -176,8 +178,8 @@ COMMENT ON VIEW reporting.client_money_by_month IS
 SELECT pg_temp.describe('reporting.client_money_by_month', $$
     month: First day of the month.
     currency: Currency; nothing is converted.
-    client_paid: Completed client payments.
-    refunded: Completed refunds.
+    client_paid: Completed client payments, less those reversed in the month.
+    refunded: Completed refunds, less those reversed in the month.
     paid_out: Completed payments to suppliers, for shipping and commissions, less what came back.
     held: What is left at the end of the month of all money until then.
 $$);

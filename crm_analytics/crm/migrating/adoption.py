@@ -286,7 +286,8 @@ def _remember_statuses(connection: psycopg.Connection[Any], status_map: Mapping[
 def _odd_rows(connection: psycopg.Connection[Any], columns: Collection[str]) -> list[str]:
     """Reports rows that are adopted, but whose new columns the migrations leave empty."""
     needed = {
-        "column public.payments.external_reference", "column public.orders.final_price_eur",
+        "column public.payments.external_reference",
+        "column public.orders.final_price_eur",
         "column public.orders.order_code",
     }
     if not needed <= set(columns):
