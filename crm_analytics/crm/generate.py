@@ -145,6 +145,7 @@ class CrmClient(RpcCaller):
 '''
 
 _PYTHON_TYPES = {
+    "bigint": "int",
     "boolean": "bool",
     "date": "date",
     "integer": "int",
@@ -255,19 +256,20 @@ class Read:
 
     def section(self) -> str:
         """Returns the read's section of the reference page."""
+        comment = self.comment.replace("\n", "\n\n")
         if self.arguments:
             call = ", ".join(f"{argument.name} {argument.type}" for argument in self.arguments)
             columns = ", ".join(f"`{name}`" for name, _ in self.columns)
-            return f"## {self.name}\n\n`{self.name}({call})`: {self.comment}\n\nColumns: {columns}\n"
+            return f"## {self.name}\n\n`{self.name}({call})`: {comment}\n\nColumns: {columns}\n"
         rows = "\n".join(f"| `{name}` | `{type_}` |" for name, type_ in self.columns)
-        return f"## {self.name}\n\n{self.comment}\n\n| column | type |\n|---|---|\n{rows}\n"
+        return f"## {self.name}\n\n{comment}\n\n| column | type |\n|---|---|\n{rows}\n"
 
     def method(self) -> str:
         """Returns the search as a method of the client."""
         parameters = "".join(argument.parameter() for argument in self.arguments)
         return (
             f"    def {self.name}(\n        self,\n        *,\n{parameters}    ) -> list[dict[str, Any]]:\n"
-            f'        """{self.comment}"""\n        return self._rows("{self.name}", locals())\n'
+            f'        """{self.comment.splitlines()[0]}"""\n        return self._rows("{self.name}", locals())\n'
         )
 
 
@@ -285,7 +287,7 @@ def reads(connection: psycopg.Connection[Any]) -> list[Read]:
     )
     searches = connection.execute(
         """
-        SELECT p.proname::text, p.proargnames, p.pronargs, p.proallargtypes::regtype[]::text[],
+        SELECT p.proname::text, p.proargnames, p.pronargs, p.pronargdefaults, p.proallargtypes::regtype[]::text[],
             obj_description(p.oid, 'pg_proc')
         FROM pg_proc p
         WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY (%s)
@@ -302,13 +304,13 @@ def reads(connection: psycopg.Connection[Any]) -> list[Read]:
             Read(
                 name,
                 tuple(
-                    Argument(argument, type_, False, False)
-                    for argument, type_ in zip(names[:given], types[:given], strict=True)
+                    Argument(argument, type_, number >= given - defaults, False)
+                    for number, (argument, type_) in enumerate(zip(names[:given], types[:given], strict=True))
                 ),
                 tuple(zip(names[given:], types[given:], strict=True)),
                 comment,
             )
-            for name, names, given, types, comment in searches
+            for name, names, given, defaults, types, comment in searches
         ),
     ]
 

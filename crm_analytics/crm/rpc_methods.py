@@ -426,3 +426,12 @@ class CrmClient(RpcCaller):
     ) -> list[dict[str, Any]]:
         """Finds orders whose number begins with this text, regardless of case; at most 50, in the order of their numbers."""
         return self._rows("find_orders_by_code", locals())
+
+    def changes_after(
+        self,
+        *,
+        after: int,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns the changes after a position, in the order of their positions, which have no gaps."""
+        return self._rows("changes_after", locals())

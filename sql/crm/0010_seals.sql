@@ -268,7 +268,8 @@ BEGIN
     IF p_after IS NULL OR p_after < 0 THEN
         PERFORM crm_private.invalid('p_after', p_after::text, 'the last position that was read, or 0');
     END IF;
-    IF p_limit IS NULL OR p_limit NOT BETWEEN 1 AND 10000 THEN
+    p_limit := coalesce(p_limit, 1000);
+    IF p_limit NOT BETWEEN 1 AND 10000 THEN
         PERFORM crm_private.invalid('p_limit', p_limit::text, 'from 1 to 10000');
     END IF;
     RETURN QUERY

@@ -125,7 +125,8 @@ BEGIN
             END IF;
             INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
             VALUES (
-                crm_private.system_user_id(), CASE WHEN v_map.crm_user_id IS NULL THEN 'adopted' ELSE 'map_identity' END,
+                crm_private.system_user_id(),
+                CASE WHEN v_map.crm_user_id IS NULL THEN 'adopted' ELSE 'map_identity' END,
                 'user_identity_map', v_row.user_id,
                 jsonb_build_object('adopted', v_row.row) || CASE
                     WHEN v_map.crm_user_id IS NULL THEN '{}' ELSE jsonb_build_object('row', to_jsonb(v_map))
@@ -508,7 +509,9 @@ BEGIN
     FOR v_table IN SELECT tab FROM crm_private.guarded_tables() EXCEPT SELECT crm_private.tables() LOOP
         EXECUTE format('ALTER TABLE %1$s ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', v_table);
         IF has_any_column_privilege('crm_rpc', v_table, 'SELECT, INSERT') THEN
-            EXECUTE format('CREATE POLICY crm_rpc_all ON %1$s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table);
+            EXECUTE format(
+                'CREATE POLICY crm_rpc_all ON %1$s FOR ALL TO crm_rpc USING (true) WITH CHECK (true)', v_table
+            );
         END IF;
     END LOOP;
 END

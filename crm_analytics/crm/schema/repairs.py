@@ -58,7 +58,8 @@ class Repairs:
     def sql(self, key: str) -> str:
         """Returns the SQL that puts an object right, or a comment where another repair or a backup has to."""
         want, have = self.wanted.objects.get(key, {}), self.found.objects.get(key, {})
-        parent = (want or have).get("parent", f"table {TRANSITIONS}" if kind_of(key) == "transition" else "")
+        rows_of = ROWS_OF.get(kind_of(key))
+        parent = (want or have).get("parent", f"table {rows_of}" if rows_of else "")
         if parent in self.found.objects and parent not in self.wanted.objects:
             return f"-- goes with {parent}"
         if parent in self.wanted.objects and parent not in self.found.objects and kind_of(parent) == "table":
