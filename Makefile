@@ -39,6 +39,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --nocolor sql
+	$(BIN)/python -m crm_analytics_tests.crm.spot
 
 test: lint
 	PG=$(PG) $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)

@@ -26,6 +26,8 @@ from crm_analytics.core.wording import counted
 
 #: Where each database keeps its version table and checksums.
 VERSION_SCHEMA = {"analytics": "analytics", "crm": "crm_private"}
+#: While a migration runs: whoever may create objects in another schema must not give a name in a file another meaning.
+SEARCH_PATH = "pg_catalog, pg_temp"
 #: Seconds to wait for another migration.
 LOCK_PATIENCE = 300
 SERVER_FILE = "server.sql"
@@ -124,12 +126,14 @@ def migrate(
             raise MigrationError(
                 f"PostgreSQL {guard.info.server_version // 10000} is too old: 16 is the minimum"
             )
+        guard.execute(f"SET search_path = {SEARCH_PATH}")
         _take_lock(guard, report)
         apply_server_part(guard, database, report)
         state = _status(_recorded(guard, database, files), files)
         prepare_bookkeeping(guard, database)
         if before is not None:
             with psycopg.connect(url) as connection:
+                connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}")
                 before(connection)
         if state.pending:
             _apply(database, url, files, report)
@@ -169,7 +173,8 @@ def script(database: str, after: str | None = None) -> str:
     """Returns the server's part and every migration after version `after` (all by default), for review or psql."""
     files = [file for file in migration_files(database) if after is None or file.version > after]
     texts = [(SERVER_FILE, _server_part(database)), *((file.name, file.text()) for file in files)]
-    return "\n".join(f"-- {name}\nBEGIN;\n{text.rstrip()}\nCOMMIT;\n" for name, text in texts)
+    begin = f"BEGIN;\nSET LOCAL search_path = {SEARCH_PATH};"
+    return "\n".join(f"-- {name}\n{begin}\n{text.rstrip()}\nCOMMIT;\n" for name, text in texts)
 
 
 def apply_server_part(
@@ -186,7 +191,7 @@ def apply_server_part(
 
     connection.add_notice_handler(warn)
     try:
-        connection.execute(_server_part(database).encode())
+        connection.execute(f"SET LOCAL search_path = {SEARCH_PATH};\n{_server_part(database)}".encode())
     except psycopg.Error as error:
         raise MigrationError(f"{database}/{SERVER_FILE}: {error}") from error
     finally:
@@ -219,8 +224,22 @@ def _take_lock(connection: psycopg.Connection[Any], report: Callable[[str], None
 
 
 def prepare_bookkeeping(connection: psycopg.Connection[Any], database: str) -> None:
-    """Creates the record of applied files, if there is none."""
+    """Creates the record of applied files, if there is none.
+
+    Raises:
+        MigrationError: if another role made its schema beforehand.
+    """
     schema = VERSION_SCHEMA[database]
+    squatter = connection.execute(
+        "SELECT nspowner::regrole::text, current_user::regrole::text FROM pg_namespace WHERE nspname = %s"
+        " AND nspowner <> current_user::regrole AND to_regclass(%s) IS NULL",
+        [schema, f"{schema}.migration_files"],
+    ).fetchone()
+    if squatter:
+        raise MigrationError(
+            f"the schema {schema} belongs to {squatter[0]}, who could replace what is in it. As an administrator: "
+            f"ALTER SCHEMA {schema} OWNER TO {squatter[1]};"
+        )
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     connection.execute(
         f"""
@@ -292,6 +311,7 @@ def _apply(database: str, url: str, files: list[SqlFile], report: Callable[[str]
     from crm_analytics.core.alembic_files import run_pending
 
     def run(connection: psycopg.Connection[Any], file: SqlFile) -> None:
+        connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}")
         if database == "analytics":
             _hold_refreshes(connection)
         # psycopg takes a whole file in one go

@@ -110,6 +110,43 @@ def test_other_timezone_is_refused(new_database: Callable[..., str]) -> None:
         migrations.migrate("analytics", url=url, config=Settings(business_timezone="Europe/Berlin"))
 
 
+@pytest.mark.parametrize(("database", "schema"), [("crm", "crm_private"), ("analytics", "analytics")])
+def test_schema_that_another_role_made_beforehand_is_refused(
+    new_database: Callable[..., str], database: str, schema: str
+) -> None:
+    """Whoever owns the migrations' schema could replace what is in it, so its maker must be the migrating login."""
+    url = new_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        role = f"squatter_{connection.info.dbname}"
+        connection.execute(f"CREATE ROLE {role}; CREATE SCHEMA {schema} AUTHORIZATION {role}")
+        try:
+            with pytest.raises(migrations.MigrationError, match=f"{schema} belongs to {role}"):
+                migrations.migrate(database, url=url)
+            connection.execute(f"ALTER SCHEMA {schema} OWNER TO CURRENT_USER")
+            migrations.migrate(database, url=url)
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("database", ["crm", "analytics"])
+def test_nobody_gives_the_migrations_names_another_meaning(
+    new_database: Callable[..., str], database: str
+) -> None:
+    """Functions of a schema that comes first in the database's search_path are not called while migrations run."""
+    url = new_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA trap")
+        for name, arguments in (("lower", "text"), ("format", "text, VARIADIC text[]"), ("now", "")):
+            connection.execute(
+                f"CREATE FUNCTION trap.{name}({arguments}) RETURNS text LANGUAGE plpgsql IMMUTABLE"
+                " AS $$ BEGIN RAISE EXCEPTION 'the trap ran'; END $$"
+            )
+        connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET search_path = trap, pg_catalog, public"
+        )
+    assert migrations.migrate(database, url=url).pending == ()
+
+
 def test_failed_file_leaves_nothing_and_names_itself(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,20 @@
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = '30s';
 
-CREATE SCHEMA IF NOT EXISTS crm_private;
+-- The migrator has made the schema already, for its version table; psql (migrate --sql) has not. Whoever else owns it
+-- could replace the functions in it.
+DO $$
+BEGIN
+    IF to_regnamespace('crm_private') IS NULL THEN
+        CREATE SCHEMA crm_private;
+    ELSIF to_regnamespace('crm_private') NOT IN (SELECT oid FROM pg_namespace WHERE nspowner = CURRENT_USER::regrole)
+    THEN
+        RAISE EXCEPTION 'the schema crm_private belongs to another role than %, which could replace what is in it',
+            CURRENT_USER
+            USING HINT = format('As an administrator: ALTER SCHEMA crm_private OWNER TO %I;', CURRENT_USER);
+    END IF;
+END
+$$;
 
 -- helpers that indexes need -------------------------------------------------------------------------
 -- No function has a backslash in a plain literal: its meaning depends on standard_conforming_strings, which any calling

@@ -1,5 +1,7 @@
 -- Helpers that the RPCs share: each rule is written here once. They run with the caller's rights, so that they can do
--- nothing unless an RPC calls them, and with its search_path: a SET of their own would cost a tenth of a call.
+-- nothing unless an RPC calls them.
+-- No search_path: only crm_rpc may execute them, inside an RPC and with its path; a SET of their own costs a tenth of a
+-- call.
 
 CREATE FUNCTION crm_private.refuse(p_sqlstate text, p_message text, p_detail jsonb, p_hint text) RETURNS void
 LANGUAGE plpgsql

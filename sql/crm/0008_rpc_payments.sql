@@ -1,6 +1,7 @@
 -- RPCs for payments: the ledger, its rules, and its effects on orders.
 
 -- The rules for booking a payment and for changing its status. They run with the caller's rights.
+-- No search_path: they are helpers like those of 0005.
 
 CREATE FUNCTION crm_private.check_reference_given(
     p_direction text, p_method text, p_status text, p_reference text

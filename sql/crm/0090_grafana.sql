@@ -6,7 +6,10 @@ COMMENT ON SCHEMA reporting IS
     'What dashboards show of the CRM: counts, sums and audit entries without customers'' data.';
 
 -- comments the columns of a view, one "    column: meaning" per line
-CREATE FUNCTION pg_temp.describe(relation regclass, meanings text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION pg_temp.describe(relation regclass, meanings text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     meaning text[];
 BEGIN
@@ -17,6 +20,7 @@ END $$;
 
 -- A dashboard's time range begins and ends at midnights of the viewer's time zone, which isn't known here: only that
 -- zones are up to 14 hours ahead of UTC or 12 behind it, in steps of 15 minutes.
+-- No search_path: the reader's query, in which PostgreSQL inlines them, runs with the reader's rights.
 CREATE FUNCTION reporting.first_month(p_from timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS $$
     SELECT date_trunc(
         'month',
