@@ -7,7 +7,6 @@ constant or function here, SQL takes these:
 - `analytics:source_names`: while names of new sources are noted (analytics.note_source_names)
 - `analytics:channel_rules`: while channels' rules and names are checked against the others
   (analytics.one_channel_per_shared_rule, analytics.one_spelling_per_name)
-- `crm:checkout:<reference>`: while a checkout looks for an earlier one with its payment reference
 """
 
 from __future__ import annotations

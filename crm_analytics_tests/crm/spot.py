@@ -19,7 +19,9 @@ from crm_analytics.core.migrations import SEARCH_PATH, migration_files
 REASON = re.compile(r"^-- No search_path: \S", re.MULTILINE)
 _HEAD = re.compile(r"^CREATE FUNCTION .*?(?=AS \$|^RETURN\b|^BEGIN ATOMIC)", re.MULTILINE | re.DOTALL)
 #: A variable with a table's row type. The parser knows no tables, and takes an assignment to a field only of a record.
-_ROW = re.compile(r"^( +v_\w+) public\.\w+(?=;| :=)", re.MULTILINE)
+_ROW = re.compile(r"^( +v_\w+) (?:public|crm_private)\.\w+(?=;| :=)", re.MULTILINE)
+#: A body in standard SQL is parsed when the function is made, so no search_path changes its meaning; pgspot knows none.
+_ATOMIC = re.compile(r"^CREATE FUNCTION (?:(?!^CREATE ).)*?^BEGIN ATOMIC$.*?^END;$", re.MULTILINE | re.DOTALL)
 _FIXED = f"SET search_path = {SEARCH_PATH}"
 
 
@@ -32,7 +34,9 @@ def as_called(text: str) -> str:
         excused = reason is not None and reason.start() < head.start()
         return f"{head[0]}{_FIXED}\n" if plain and excused else head[0]
 
-    return _ROW.sub(r"\1 record", _HEAD.sub(with_path, text))
+    text = _ROW.sub(r"\1 record", _HEAD.sub(with_path, _ATOMIC.sub("", text)))
+    # the parser's printer forgets the quotes of this name
+    return text.replace('"position"', "place")
 
 
 def findings(texts: dict[str, str]) -> Iterator[str]:

@@ -33,7 +33,3 @@ GRANT crm_rpc, crm_app TO crm_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 
 REVOKE ALL ON DATABASE analytics, crm, dagster, postgres, template1 FROM PUBLIC;
 GRANT CONNECT ON DATABASE analytics, crm TO grafana_reader;
-
--- The RPCs run as crm_rpc, and use this lock so that two calls about one customer wait for each other.
-\connect crm
-GRANT EXECUTE ON FUNCTION pg_advisory_xact_lock(bigint) TO crm_rpc;

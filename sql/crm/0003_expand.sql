@@ -24,7 +24,7 @@ $$;
 -- No function has a backslash in a plain literal: its meaning depends on standard_conforming_strings, which any calling
 -- session may set.
 
--- Those without a SET clause name everything with its schema instead, so that PostgreSQL can inline them.
+-- No search_path: PostgreSQL inlines those without a SET clause, which name everything with its schema instead.
 
 CREATE FUNCTION crm_private.blank_characters() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

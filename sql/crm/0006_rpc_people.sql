@@ -1,5 +1,6 @@
 -- RPCs for CRM users and their identities. Whatever changes a user calls crm_private.lock_user before it reads its
 -- actor.
+-- No search_path: the helpers here are like those of 0005.
 
 CREATE FUNCTION crm_private.map_identity(
     p_provider text, p_external_id text, p_crm_user_id uuid, p_actor uuid, p_by text

@@ -1,6 +1,7 @@
 -- RPCs for the work on an order: documents, tasks, shipments.
 
 -- The rules that replacing and withdrawing a document share. They run with the caller's rights.
+-- No search_path: they are helpers like those of 0005.
 
 CREATE FUNCTION crm_private.locked_document(p_document_id uuid) RETURNS public.documents
 LANGUAGE plpgsql

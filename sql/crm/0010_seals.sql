@@ -1,5 +1,6 @@
 -- The audit trail: where its rows come from, their order (positions), the hash chain over them (seals), and the change
 -- feed: docs/decisions/audit-seals.md.
+-- No search_path: the helpers here are like those of 0005.
 
 -- the origin of audit rows -------------------------------------------------------------------------------------
 

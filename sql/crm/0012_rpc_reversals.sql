@@ -1,4 +1,5 @@
 -- The RPC that takes back a payment that was booked by mistake, and books it on the right order.
+-- No search_path: the helpers here are like those of 0005.
 
 CREATE FUNCTION crm_private.check_covered(p_order public.orders) RETURNS void
 LANGUAGE plpgsql

@@ -1,5 +1,6 @@
 -- Erasure: takes a customer's personal data out of the rows and out of the audit trail, and leaves the business as it
 -- was. What is personal is listed once, here: docs/decisions/erasure.md.
+-- No search_path: the helpers here are like those of 0005.
 
 -- Every text, jsonb and inet column of the CRM stands in this list; a test fails for one that is missing.
 CREATE FUNCTION crm_private.data_classes() RETURNS TABLE (tab text, col text, class text)
