@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
+from crm_analytics.crm import Busy, Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics.crm.feed import changes_after
 from crm_analytics.crm.proof import audit_seals, invariants
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
 #: What the customer below told us; none of it may be found after an erasure.
@@ -251,11 +254,43 @@ def test_concurrent_writers_leave_nothing_behind(
         other.execute("BEGIN")
         CrmClient(other).create_task_safe(title="Olga at the counter", created_by=admin, order_id=order)
         eraser.execute("SET lock_timeout = '200ms'")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
+        with pytest.raises(Busy):
             erase(CrmClient(eraser), customer, admin)
         other.execute("COMMIT")
     erase(client, customer, admin)
     assert "Olga at the counter" not in everything(crm)
+
+
+def test_a_lead_that_waited_for_an_erasure_is_a_new_customers(
+    crm: Connection, crm_url: str, customer: UUID, admin: UUID
+) -> None:
+    """A form with the contact of a customer who is being erased makes a new customer; the erased one stays empty."""
+    phone = value(crm, "SELECT phone FROM public.customers WHERE id = %s", customer)
+    assert phone is not None
+    with (
+        psycopg.connect(crm_url, autocommit=True) as eraser,
+        psycopg.connect(crm_url, autocommit=True) as form,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        eraser.execute("BEGIN")
+        erase(CrmClient(eraser), customer, admin)
+        waiting = pool.submit(
+            CrmClient(form).create_lead_safe,
+            source="site",
+            full_name="Olga",
+            phone=phone,
+            email="new@example.com",
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not value(
+            crm, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", form.info.backend_pid
+        ):
+            assert time.monotonic() < deadline and not waiting.done()
+        eraser.execute("COMMIT")
+        lead = waiting.result(timeout=PATIENCE)
+    assert lead.data["customer_id"] != str(customer)
+    assert rows(crm, "SELECT phone, email FROM public.customers WHERE id = %s", customer) == [(None, None)]
+    assert {name: r.examples for name, r in invariants.check(crm).items() if not r.holds} == {}
 
 
 # -- the list --------------------------------------------------------------------------------------------

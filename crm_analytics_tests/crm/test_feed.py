@@ -59,7 +59,7 @@ def test_the_feed_only_reads(crm: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "limit", "field"), [(None, 5, "p_after"), (-1, 5, "p_after"), (0, 0, "p_limit"), (0, 10001, "p_limit"), (0, None, "p_limit")]
+    ("after", "limit", "field"), [(None, 5, "p_after"), (-1, 5, "p_after"), (0, 0, "p_limit"), (0, 10001, "p_limit")]
 )  # fmt: skip
 def test_other_arguments_are_refused(
     crm: Connection, after: int | None, limit: int | None, field: str

@@ -45,8 +45,14 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "reverse_payment_safe": ("reverse_payment_safe(%(part)s, 'R', %(actor)s)",),
     "advance_order_status_safe": ("advance_order_status_safe(%(fresh)s, 'cancelled', %(actor)s)",),
     "attach_document_safe": ("attach_document_safe('invoice', 's3://x', %(actor)s, %(fresh)s)",),
-    "replace_document_safe": ("replace_document_safe(%(current)s, 's3://y', %(actor)s)",),
-    "withdraw_document_safe": ("withdraw_document_safe(%(current)s, %(actor)s, 'R')",),
+    "replace_document_safe": (
+        "replace_document_safe(%(current)s, 's3://y', %(actor)s)",
+        "replace_document_safe(%(leads_document)s, 's3://y', %(actor)s)",
+    ),
+    "withdraw_document_safe": (
+        "withdraw_document_safe(%(current)s, %(actor)s, 'R')",
+        "withdraw_document_safe(%(leads_document)s, %(actor)s, 'R')",
+    ),
     "create_task_safe": ("create_task_safe('R', %(actor)s, %(fresh)s, p_assignee_id => %(manager)s)",),
     "update_task_safe": ("update_task_safe(%(task)s, %(actor)s, true)",),
     "upsert_shipment_safe": ("upsert_shipment_safe(%(paid)s, %(actor)s, %(shipment)s, p_status => 'lost')",),
@@ -57,6 +63,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
         "update_customer_safe(%(customer)s, %(actor)s, p_phone => '+1 202 555 0100')",
     ),
     "merge_customers_safe": ("merge_customers_safe(%(customer)s, %(other_customer)s, %(actor)s, 'R')",),
+    "erase_customer_safe": ("erase_customer_safe(%(customer)s, %(actor)s, 'R')",),
     "create_user_safe": ("create_user_safe('R', 'race@example.com', 'manager', %(actor)s)",),
     "update_user_safe": ("update_user_safe(%(manager)s, %(actor)s, 'R', 'race@example.com')",),
     "set_user_active_safe": ("set_user_active_safe(%(manager)s, false, %(actor)s)",),
@@ -82,7 +89,7 @@ TAKEN: Mapping[str, str] = {
 #: RPCs that a manager may not call, at least as in `CALLS`.
 FOR_ADMINS = (
     "merge_customers_safe", "create_user_safe", "update_user_safe", "set_user_active_safe", "set_user_role_safe",
-    "map_identity_safe", "unmap_identity_safe", "reverse_payment_safe",
+    "map_identity_safe", "unmap_identity_safe", "reverse_payment_safe", "erase_customer_safe",
 )  # fmt: skip
 #: What no other call can hold: rows that the call itself has just made, numbers that it generates, and keys that belong
 #: to a row of its locked order.
@@ -114,7 +121,7 @@ def waits(connection: Connection) -> dict[str, set[str]]:
         )
     }
     # numbers within a locked order, and the owner's audit and seals: nobody waits for them
-    unique -= {"order_status_events", "audit_seals"}
+    unique -= {"order_status_events", "audit_seals", "audit_positions"}
     # a document is locked before it is replaced
     unique -= {"documents"}
 
@@ -158,6 +165,10 @@ class Lab:
             )
             sample |= lab.play(
                 [
+                    (
+                        "leads_document",
+                        "attach_document_safe('passport', 's3://l', %(admin)s, NULL, %(open_lead)s)",
+                    ),
                     (
                         "bare",
                         _BOOK.replace("'completed', 'race'", "'planned'").replace("%(actor)s", "%(admin)s"),

@@ -408,8 +408,8 @@ def surface_mutations() -> Iterator[Mutation]:
     yield Mutation(
         "surface",
         "the collation of a column",
-        'ALTER TABLE public.orders ALTER COLUMN order_code TYPE text COLLATE "C"',
-        "column public.orders.order_code",
+        'ALTER TABLE public.orders ALTER COLUMN bike_url TYPE text COLLATE "C"',
+        "column public.orders.bike_url",
         "SELECT 1 FROM pg_attribute WHERE attcollation = '\"C\"'::regcollation AND attrelid = 'public.orders'::regclass",
     )
     yield Mutation(

@@ -41,7 +41,7 @@ class Rows:
         self.people = people
         self._newest: dict[str, deque[UUID]] = {
             kind: deque(maxlen=8)
-            for kind in ("customers", "leads", "orders", "payments", "tasks", "shipments")
+            for kind in ("customers", "leads", "orders", "payments", "documents", "tasks", "shipments")
         }
         self._lock = threading.Lock()
 
@@ -145,6 +145,15 @@ class Calls:
                 "document_type": "photo", "storage_url": "s3://x", "uploaded_by": self.who, "order_id": some("orders"),
                 "lead_id": some("leads"),
             },
+            "replace_document_safe": lambda: {
+                "document_id": some("documents"), "storage_url": "s3://y", "user_id": self.who,
+            },
+            "withdraw_document_safe": lambda: {
+                "document_id": some("documents"), "user_id": self.who, "reason": "r",
+            },
+            "erase_customer_safe": lambda: {
+                "customer_id": some("customers"), "user_id": self.who, "reason": "r",
+            },
             "create_task_safe": lambda: {
                 "title": "t", "created_by": self.who, "order_id": some("orders"), "lead_id": some("leads"),
                 "assignee_id": one_of(None, self.who),
@@ -199,7 +208,7 @@ class Calls:
 _MADE = {
     "create_lead_safe": "leads", "create_order_safe": "orders", "quick_order_safe": "orders",
     "checkout_order_safe": "orders", "record_generic_payment_safe": "payments", "create_task_safe": "tasks",
-    "upsert_shipment_safe": "shipments",
+    "upsert_shipment_safe": "shipments", "attach_document_safe": "documents", "replace_document_safe": "documents",
 }  # fmt: skip
 
 

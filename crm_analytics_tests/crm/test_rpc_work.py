@@ -364,7 +364,8 @@ def test_client_has_every_rpc(crm: Connection) -> None:
         name: set(arguments)
         for name, arguments in rows(
             crm,
-            "SELECT proname, proargnames FROM pg_proc WHERE proowner = 'crm_rpc'::regrole AND pronamespace = 'public'::regnamespace",
+            "SELECT proname, proargnames FROM pg_proc WHERE proowner = 'crm_rpc'::regrole"
+            " AND pronamespace = 'public'::regnamespace AND provolatile = 'v'",
         )
     }
     methods = {name: getattr(CrmClient, name) for name in dir(CrmClient) if not name.startswith("_")}

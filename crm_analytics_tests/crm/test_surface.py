@@ -99,7 +99,7 @@ PLANTED = {
         "CREATE ROLE keeper; GRANT pg_maintain TO keeper", "table_grants", ("maintain pg_maintain to keeper",), since=17
     ),
     "a column's collation": Planted(
-        "ALTER TABLE public.orders ALTER COLUMN order_code TYPE text COLLATE \"C\"", "columns", ("column public.orders.order_code",)
+        "ALTER TABLE public.orders ALTER COLUMN bike_url TYPE text COLLATE \"C\"", "columns", ("column public.orders.bike_url",)
     ),
     "a key without a valid index": Planted(
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'public.orders_order_code_key'::regclass",

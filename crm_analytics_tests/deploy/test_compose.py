@@ -73,6 +73,8 @@ def test_no_secret_has_a_default(raw):
     assert {name for name, value in example.items() if not value} == {
         *SECRETS,
         "ALERT_WEBHOOK_URL",
+        "CRM_APP_MEMBERS",
+        "CRM_EXPECTED_LOGINS",
         "DAGSTER_URL",
         "DAGSTER_WEBSERVER_PATH_PREFIX",
     }

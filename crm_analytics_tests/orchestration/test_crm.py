@@ -168,6 +168,7 @@ def test_tampered_rows_turn_their_invariants_red(url: str, instance: dg.DagsterI
             " WHERE a.entity = 'customers' AND a.entity_id = c.id AND c.full_name = 'Forged';"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER guard_rows;"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER guard_truncate;"
+            " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER row_version;"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER claim_written_contacts;"
             " ALTER TABLE public.customers ENABLE ALWAYS TRIGGER audit_owner_write; COMMIT"
         )

@@ -31,6 +31,7 @@ DECLARE
     v_new_id uuid := gen_random_uuid();
     v_told text := concat_ws(', ', v_contact, v_phone, v_email);
     v_found_id uuid;
+    v_erased_id uuid;
     v_holder uuid;
     v_kind text;
     v_key text;
@@ -67,13 +68,23 @@ BEGIN
     -- Contacts first, and in a fixed order: of two calls with the same contact one waits for the other, and finds its
     -- customer.
     SET CONSTRAINTS public.customer_contacts_customer_id_fkey DEFERRED;
-    FOR v_kind, v_key IN
-        SELECT c.kind, c.key FROM crm_private.contacts(v_phone, v_email, v_contact, v_channel) c
     LOOP
-        v_holder := crm_private.claim_contact(v_kind, v_key, v_new_id);
-        IF v_holder <> v_new_id AND (v_found_id IS NULL OR v_kind = 'phone') THEN
-            v_found_id := v_holder;
-        END IF;
+        v_found_id := NULL;
+        FOR v_kind, v_key IN
+            SELECT c.kind, c.key FROM crm_private.contacts(v_phone, v_email, v_contact, v_channel) c
+        LOOP
+            v_holder := crm_private.claim_contact(v_kind, v_key, v_new_id);
+            IF v_holder <> v_new_id AND (v_found_id IS NULL OR v_kind = 'phone') THEN
+                v_found_id := v_holder;
+            END IF;
+        END LOOP;
+        EXIT WHEN v_found_id IS NULL;
+        v_customer := crm_private.customer('p_contact', v_found_id);
+        EXIT WHEN v_customer.id = v_erased_id OR NOT EXISTS (
+            SELECT FROM public.customer_erasures e WHERE e.customer_id = v_customer.id
+        );
+        -- erased while this call waited: the contact is free again
+        v_erased_id := v_customer.id;
     END LOOP;
     v_phone := coalesce(v_phone, CASE crm_private.contact_kind(v_contact) WHEN 'phone' THEN v_contact END);
     v_email := coalesce(
@@ -89,7 +100,6 @@ BEGIN
         RETURNING * INTO v_customer;
         PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
     ELSE
-        v_customer := crm_private.customer('p_contact', v_found_id);
         -- what the customer has not told before is kept
         UPDATE public.customer_contacts c SET customer_id = v_customer.id WHERE c.id = ANY (v_new_contacts);
         v_phone_is_new := v_customer.phone IS NULL AND EXISTS (

@@ -512,7 +512,7 @@ DECLARE
     );
     v_reference text := crm_private.reference('p_external_reference', p_external_reference);
     v_key text := crm_private.reference_key(v_reference);
-    v_reason text := crm_private.trimmed(p_reason);
+    v_reason text := crm_private.note('p_reason', p_reason);
     v_money_back boolean := v_role = 'supplier_payment' AND v_direction = 'incoming';
     v_order public.orders;
     v_payment public.payments;

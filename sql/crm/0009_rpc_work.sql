@@ -16,12 +16,14 @@ BEGIN
     IF v_document.order_id IS NOT NULL THEN
         PERFORM crm_private.locked_order(v_document.order_id);
     END IF;
+    -- an erasure locks the lead before its documents
+    PERFORM FROM public.leads l WHERE l.id = v_document.lead_id FOR KEY SHARE;
     SELECT * INTO STRICT v_document FROM public.documents d WHERE d.id = p_document_id FOR NO KEY UPDATE;
     RETURN v_document;
 END
 $$;
 COMMENT ON FUNCTION crm_private.locked_document IS
-    'Returns the document, locked after its order until the transaction ends; PT404 if there is none.';
+    'Returns the document, locked after its order and its lead until the transaction ends; PT404 if there is none.';
 
 CREATE FUNCTION crm_private.require_current_document(p_document public.documents) RETURNS void
 LANGUAGE plpgsql

@@ -211,14 +211,16 @@ BEGIN
             NULL;
         END;
     END LOOP;
-    SELECT coalesce(array_agg(l.id), '{}') INTO v_leads
-    FROM (SELECT l.id FROM public.leads l WHERE l.customer_id = ANY (v_customers) ORDER BY l.id FOR UPDATE) l;
+    -- Orders before leads, as calls do that create something for both; no other call has both while the customer is
+    -- locked. An order's lock keeps everybody from writing to it, a lead's must keep foreign keys away, too.
+    v_leads := ARRAY(SELECT l.id FROM public.leads l WHERE l.customer_id = ANY (v_customers) ORDER BY l.id);
     SELECT coalesce(array_agg(o.id), '{}') INTO v_orders
     FROM (
         SELECT o.id FROM public.orders o
         WHERE o.customer_id = ANY (v_customers) OR o.lead_id = ANY (v_leads)
-        ORDER BY o.id FOR UPDATE
+        ORDER BY o.id FOR NO KEY UPDATE
     ) o;
+    PERFORM FROM public.leads l WHERE l.id = ANY (v_leads) ORDER BY l.id FOR UPDATE;
     -- every audit row gets the hash of what it says now, before that is erased
     PERFORM crm_private.number_changes(p_search_all => true);
     SELECT jsonb_object_agg(r.entity, r.ids) INTO v_related

@@ -81,7 +81,9 @@ def plan(
     }
     result = Plan(adopting, status_map=status_map or {})
     result.problems = [_problem(d, wanted, found) for d in comparison.differences if d.object not in legacy]
-    result.problems += obstacles(connection, there, adopting, moved)
+    # what gets another name is in nobody's way
+    staying = {key: facts for key, facts in there.objects.items() if not renames.present(key)}
+    result.problems += obstacles(connection, replace(there, objects=staying), adopting, moved)
     if legacy and not replace_legacy:
         result.problems += [f"{key} is in the way\n    {removal}" for key, removal in legacy.items()]
         result.problems.append("to let the migration drop what is in the way: --replace-legacy")

@@ -607,7 +607,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         """
         SELECT 'audit row ' || l.id AS id, format('%s of %s, written %s', l.action, l.entity, l.created_at) AS detail
         FROM public.audit_log l
-        WHERE l.created_at < clock_timestamp() - interval '3 hours'
+        WHERE l.created_at < clock_timestamp() - interval '3 hours' AND l.action <> 'adopted'
           AND NOT EXISTS (SELECT FROM public.audit_positions p WHERE p.audit_id = l.id)
         UNION ALL
         SELECT 'prepared transaction ' || x.gid, format('of %s, prepared %s', x.owner, x.prepared)

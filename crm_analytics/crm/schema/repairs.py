@@ -99,8 +99,10 @@ class Repairs:
         return "\n".join(steps)
 
     def _view(self, key: str, want: Facts, have: Facts) -> str:
-        if not want or not have:
+        if not want:
             return self._plain(key)
+        if not have:
+            return self._made_view(key)
         name, create = _name(key), self.wanted.definitions[key]
         if have["kind"] == want["kind"] and have["columns"] == want["columns"]:
             steps = [] if have["owner"] == want["owner"] else [self._new_owner(key, want, have)]
@@ -114,8 +116,13 @@ class Repairs:
         # the views that read it go with it
         readers = [other for other in self._views() if key in self._read_by(other)]
         for view in sorted([key, *readers], key=self.rank):
-            steps += [self.wanted.definitions[view], *map(self._grant_of, self._grants(view))]
+            steps += [self._made_view(view), *map(self._grant_of, self._grants(view))]
         return "\n".join(steps)
+
+    def _made_view(self, key: str) -> str:
+        """Returns the SQL that makes a view, whoever runs it."""
+        owner = self._who(self.wanted.objects[key]["owner"])
+        return f"{self.wanted.definitions[key]}\nALTER VIEW {_name(key)} OWNER TO {owner};"
 
     def _views(self) -> list[str]:
         return [key for key in self.wanted.objects if kind_of(key) == "view"]
