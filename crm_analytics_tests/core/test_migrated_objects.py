@@ -208,7 +208,7 @@ def test_crm_without_its_tables_is_refused(new_database: Callable[..., str]) -> 
     execute(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     message = refusal("crm", url)
     assert (
-        "missing: table public.audit_log (0003_expand.sql), table public.audit_seals (0003_expand.sql),"
+        "missing: table public.audit_log (0003_expand.sql), table public.audit_positions (0003_expand.sql),"
         in message
     )
     assert "13 more" in message and "restore the whole backup" in message
@@ -223,7 +223,7 @@ def test_crm_without_its_record_is_not_adopted(new_database: Callable[..., str])
     execute(url, "DROP SCHEMA crm_private CASCADE")
     message = refusal("crm", url)
     assert LOST in message and "objects with it: " in message
-    assert "table public.audit_log, table public.audit_seals" in message
+    assert "table public.audit_log, table public.audit_positions" in message
     assert "rename" not in message.lower()
 
 

@@ -1,4 +1,7 @@
-"""A process that consumes the change feed until it is killed: `python -m … SOURCE TARGET`. For test_feed.py."""
+"""A process for test_feed.py that consumes the change feed until it is killed.
+
+`python -m crm_analytics_tests.crm.feed_consumer SOURCE TARGET`
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ READABLE_ANALYTICS = {
 }  # fmt: skip
 READABLE_CRM = {
     "reporting.leads_by_month", "reporting.orders_by_month", "reporting.age_in_status",
-    "reporting.money_by_month", "reporting.audit_entries",
+    "reporting.money_by_month", "reporting.funnel_by_month_and_source", "reporting.client_money_by_month",
+    "reporting.audit_entries",
 }  # fmt: skip
 
 RELATIONS = """

@@ -234,8 +234,8 @@ COMMENT ON FUNCTION public.create_task_safe IS
     'Rules: any active user; the assignee, if given, is active; a repeated p_idempotency_key with the same arguments '
     'returns the first task as it is now, with duplicate true.\n'
     'Errors: 42501 creator unknown or inactive; PT422 title blank or too long, description too long, due time '
-    'infinite, idempotency key not accepted; PT404 no such order, lead or assignee; PT409 idempotency key of other arguments, '
-    'assignee inactive.';
+    'infinite, idempotency key not accepted; PT404 no such order, lead or assignee; PT409 idempotency key of other '
+    'arguments, assignee inactive.';
 
 CREATE FUNCTION public.update_task_safe(
     p_task_id uuid, p_user_id uuid, p_completed boolean DEFAULT NULL, p_title text DEFAULT NULL,

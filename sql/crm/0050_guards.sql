@@ -540,8 +540,8 @@ BEGIN
         AND NOT r.rolsuper AND r.rolname <> CURRENT_USER;
     IF v_found IS NOT NULL THEN
         RAISE EXCEPTION 'other logins can give the CRM''s roles away: %', v_found
-            USING HINT = 'As a superuser: REVOKE the role FROM each of them CASCADE. All CRM databases of a server have '
-                'one owner.';
+            USING HINT = 'As a superuser: REVOKE the role FROM each of them CASCADE. All CRM databases of a server '
+                'have one owner.';
     END IF;
 
     SELECT string_agg(format('%s may %s %s', r.rolname, x.privilege, t.tab), '; ') INTO v_found

@@ -5,7 +5,10 @@ DO $$
 DECLARE
     v_table regclass;
 BEGIN
-    IF EXISTS (SELECT FROM public.customers) OR EXISTS (SELECT FROM public.leads) OR EXISTS (SELECT FROM public.orders) THEN
+    IF EXISTS (SELECT FROM public.customers)
+        OR EXISTS (SELECT FROM public.leads)
+        OR EXISTS (SELECT FROM public.orders)
+    THEN
         RAISE EXCEPTION 'this CRM database has rows, which a restore would replace'
             USING HINT = 'Restore into a new database: create it, then crm-analytics migrate crm.';
     END IF;

@@ -78,6 +78,25 @@ def rows_against_constraints(lab: Lab, table: str) -> None:
         _copy_of_a_row_is_refused(lab, table, constraint, own, values)
 
 
+@attack("constraints")
+def rows_against_private_keys(lab: Lab) -> None:
+    """Inserts rows that keys and CHECKs of the RPCs' private tables must refuse, with the triggers out of the way."""
+    numbering, keys = "crm_private.audit_numbering", "crm_private.idempotency_keys"
+    with lab.role(None):
+        lab.run(f"ALTER TABLE {numbering} DISABLE TRIGGER USER")
+        lab.run(f"ALTER TABLE {keys} DISABLE TRIGGER USER")
+        for insert, sqlstate, constraint in (
+            (f"INSERT INTO {numbering} (only_row) VALUES (true)", "23505", "audit_numbering_pkey"),
+            (f"INSERT INTO {numbering} (only_row) VALUES (false)", "23514", "audit_numbering_only_row_check"),
+            (
+                f"INSERT INTO {keys} (function, key) SELECT function, key FROM {keys}",
+                "23505",
+                "idempotency_keys_pkey",
+            ),
+        ):
+            lab.refused([insert], None, (sqlstate,), constraint)
+
+
 def _plain(columns: list[str]) -> list[str]:
     """Returns names without the quotes that SQL needs for some of them."""
     return [column.strip('"') for column in columns]

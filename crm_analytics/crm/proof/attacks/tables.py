@@ -164,8 +164,8 @@ def reaches_private_tables(lab: Lab) -> None:
         migrations_only = "'record'" in expected().definitions[f"trigger {table}.guard_rows"]
         for _ in lab.replication_roles():
             lab.refused(lab.writes(table, ("INSERT", *changes)), writer, saying="is refused")
-            if migrations_only:
-                lab.refused(lab.writes(table, ("DELETE",)), saying="is refused")
+            by_owner = ("DELETE",) if migrations_only else ("INSERT", *changes)
+            lab.refused(lab.writes(table, by_owner), saying="is refused")
         lab.run(f"GRANT ALL ON {table} TO {reader}, crm_rpc")
         for _ in lab.replication_roles():
             lab.refused(
