@@ -51,9 +51,9 @@ class Rows:
             if row not in self._newest[kind]:
                 self._newest[kind].append(row)
 
-    def any(self, kind: str, random: Random) -> UUID | None:
+    def any(self, kind: str, dice: Random) -> UUID | None:
         with self._lock:
-            return random.choice(self._newest[kind]) if self._newest[kind] else None
+            return dice.choice(self._newest[kind]) if self._newest[kind] else None
 
 
 class Calls:
@@ -213,15 +213,15 @@ _MADE = {
 
 
 def _client(url: str, rows: Rows, name: str, count: int, ended: Counter[str]) -> None:
-    random = chance.generator(name)
-    calls = Calls(rows, random)
+    dice = chance.generator(name)
+    calls = Calls(rows, dice)
     arguments = calls.arguments()
     names = sorted(arguments)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET ROLE crm_app")
         client = CrmClient(connection)
         for _ in range(count):
-            rpc = random.choice(names)
+            rpc = dice.choice(names)
             try:
                 answer = getattr(client, rpc)(**arguments[rpc]())
             except CrmError as refused:

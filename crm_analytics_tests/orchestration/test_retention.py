@@ -82,7 +82,7 @@ def test_old_runs_of_checks_leave_nothing_behind(crm: Platform, storage: psycopg
         age(storage, run_id, 10)
     assert all((output_folder(crm.settings) / run_id).is_dir() for run_id in old)
     whole = rows(storage, old[-1])
-    assert whole["asset_check_executions"] == 26 and whole["event_logs"] > 50
+    assert whole["asset_check_executions"] == 33 and whole["event_logs"] > 50
     # the latest results of every check are in the last run, old as it is
     assert prune_check_runs(crm.settings, days=7) == 4
     assert [rows(storage, run_id) for run_id in old] == [dict.fromkeys(whole, 0)] * 4 + [whole]
