@@ -61,6 +61,8 @@ _EXAMPLES: dict[str, Any] = {
 _EXAMPLES_OF: dict[str, dict[str, Any]] = {
     "record_generic_payment_safe": {"p_role": "client_payment"},
     "reverse_payment_safe": {"p_reason": "booked on the wrong order"},
+    "withdraw_document_safe": {"p_reason": "the wrong file"},
+    "erase_customer_safe": {"p_reason": "asked by letter"},
     "create_user_safe": {"p_role": "manager"},
     "set_user_role_safe": {"p_role": "manager"},
     "advance_lead_status_safe": {"p_new_status": "in_progress"},
@@ -116,14 +118,14 @@ exceptions in the last column (`crm_analytics.crm.errors`):
 | `57014` | 500 | the call took longer than `statement_timeout`, or was canceled | repeat it later | `Busy` |
 | `25001` | 500 | the transaction runs above READ COMMITTED, where it would not see what it waited for | start it with `ISOLATION LEVEL READ COMMITTED` | `WrongIsolation` |
 
-A call that is not answered (a lost connection) may have been carried out. Repeat it with the same
-`p_external_reference`: a payment is booked only once.
+A call that is not answered (a lost connection) may have been carried out. Repeat it with the same `p_external_reference` or
+`p_idempotency_key`: it is carried out only once.
 
 The functions believe the caller about `p_user_id`, so only trusted servers hold the role `crm_app`.
 
-Identifiers (references, order and tracking numbers, e-mail addresses, phones, accounts) have at most 255 characters.
-`found` shows the first 200 characters of a long argument. Notes, comments, reasons and every other text have at most
-16 KiB; items, snapshots and carriers' answers at most 256 KiB of JSON. Items are a list of objects with `model` (text)
+Identifiers (references, idempotency keys, order and tracking numbers, e-mail addresses, phones, accounts) have at most
+255 characters, and file addresses 2,048 bytes. `found` shows the first 200 characters of a long argument. Notes,
+comments, reasons and every other text have at most 16 KiB; items, snapshots and carriers' answers at most 256 KiB of JSON. Items are a list of objects with `model` (text)
 and `qty` (a whole number, 1 or more), and whatever else you keep: `[{"model": "Road 54", "qty": 1, "color": "blue"}]`.
 """
 
@@ -162,8 +164,8 @@ _READS = """\
 # Reads
 
 `crm_app` may read the tables, and these views and searches, which PostgREST offers like tables and functions
-(`GET /order_balance?order_id=eq.…`, `GET /rpc/find_customers_by_name?p_prefix=olga`). They run with the caller's rights.
-The client has the searches as methods that return rows.
+(`GET /order_balance?order_id=eq.…`, `GET /rpc/find_customers_by_name?p_prefix=olga`). They run with the caller's rights
+(`changes_after` with those of `crm_rpc`). The client has the searches as methods that return rows.
 """
 _WORDS = """\
 # Words

@@ -392,7 +392,7 @@ class CrmClient(RpcCaller):
         user_id: UUID | None,
         reason: str,
     ) -> CrmResult:
-        """Erases a customer's personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the rows and from the audit trail."""
+        """Erases a customer's personal data: name, contacts, addresses, notes, comments, tasks, file addresses, carriers' answers, from the rows and from the audit trail."""
         return self._call("erase_customer_safe", locals())
 
     def find_customers_by_phone(

@@ -15,6 +15,24 @@ COMMENT ON FUNCTION crm_private.refuse IS
 
 -- actors and roles -----------------------------------------------------------------------------------------
 
+CREATE FUNCTION crm_private.require_read_committed(p_what text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM crm_private.refuse(
+            '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(current_setting('transaction_isolation'))),
+            jsonb_build_object(
+                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
+            ),
+            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION crm_private.require_read_committed IS
+    'Refuses (25001) a transaction whose snapshot may be older than the lock that it has just waited for.';
+
 CREATE FUNCTION crm_private.actor(
     p_user_id uuid, p_or_system boolean DEFAULT false, p_assignee uuid DEFAULT NULL
 ) RETURNS public.users
@@ -24,15 +42,7 @@ DECLARE
     v_user public.users;
 BEGIN
     -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM crm_private.refuse(
-            '25001', 'the RPCs run at READ COMMITTED, not at ' || upper(current_setting('transaction_isolation')),
-            jsonb_build_object(
-                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
-            ),
-            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
-        );
-    END IF;
+    PERFORM crm_private.require_read_committed('the RPCs run');
     IF p_assignee < p_user_id THEN
         PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
     END IF;
@@ -257,13 +267,19 @@ COMMENT ON FUNCTION crm_private.reference IS
     'Returns the trimmed reference (a payment''s, an order number, an idempotency key), NULL if none is given; PT422 '
     'if it is too long or has white space or invisible characters inside.';
 
+CREATE FUNCTION crm_private.is_email(p_text text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$ SELECT p_text ~ replace('^[^@<>]+@[^@<>]+$', '<>', crm_private.blank_characters()) $$;
+COMMENT ON FUNCTION crm_private.is_email IS
+    'Tells whether a text is an e-mail address: one @, something on both sides of it, no white space.';
+
 CREATE FUNCTION crm_private.email(p_field text, p_value text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_email text := crm_private.folded_email(crm_private.short_text(p_field, p_value));
 BEGIN
-    IF v_email !~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN
+    IF NOT crm_private.is_email(v_email) THEN
         PERFORM crm_private.invalid(p_field, p_value, 'an e-mail address');
     END IF;
     RETURN v_email;
@@ -291,7 +307,7 @@ LANGUAGE sql IMMUTABLE
 AS $$
     SELECT CASE
         WHEN length(p_text) > 255 THEN NULL
-        WHEN p_text ~ '^[^@[:space:]]+@[^@[:space:]]+$' THEN 'email'
+        WHEN crm_private.is_email(p_text) THEN 'email'
         WHEN length(crm_private.phone_digits(p_text)) >= 7 AND regexp_replace(
             normalize(p_text, NFKC), '([дД][оО][бБ]|[eE][xX][tT])[. :]*[0-9]+$', ''
         ) ~ '^[0-9 ()+./-]+$' THEN 'phone'
@@ -307,8 +323,7 @@ CREATE FUNCTION crm_private.contacts(
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    -- ASCII only: other letters have other rules in other locales
-    v_text text := lower(p_text COLLATE "C");
+    v_text text := crm_private.ascii_folded(p_text);
     v_in_link text := substring(
         v_text FROM '^(?:https?://)?(?:www[.])?(?:t|telegram)[.]me/([a-z][a-z0-9_]*)/?(?:[?].*)?$'
     );
@@ -327,7 +342,7 @@ BEGIN
     -- adopted customers have other texts in these columns, too
     WHERE length(c.key) <= 255 AND CASE c.kind
         WHEN 'phone' THEN length(c.key) >= 5
-        WHEN 'email' THEN c.key ~ '^[^@[:space:]]+@[^@[:space:]]+$'
+        WHEN 'email' THEN crm_private.is_email(c.key)
         ELSE true
     END
     ORDER BY c.kind COLLATE "C", c.key COLLATE "C";
@@ -424,8 +439,9 @@ DECLARE
     v_address text := crm_private.required_text(p_field, p_value);
 BEGIN
     -- a path has no scheme (a colon before the first slash), and does not start with //, which browsers take for a host
-    IF octet_length(v_address) > 2048 OR v_address ~ '[[:cntrl:]]'
-        OR NOT (v_address ~* '^(https|s3)://[^/[:space:]]' OR v_address ~ '^/?[^/:]+(/|$)')
+    IF octet_length(v_address) > 2048
+        OR replace(v_address, ' ', '') ~ replace('[<>]', '<>', crm_private.blank_characters())
+        OR NOT (v_address ~* '^(https|s3)://[^/ ]' OR v_address ~ '^/?[^/:]+(/|$)')
     THEN
         PERFORM crm_private.invalid(
             p_field, v_address, 'an address that starts with https:// or s3://, or a path; at most 2048 bytes'
@@ -620,6 +636,12 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.assignee_active IS 'Refuses to assign work to an inactive user: PT409.';
 
+CREATE FUNCTION crm_private.salt() RETURNS bytea
+LANGUAGE sql VOLATILE
+AS $$ SELECT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) $$;
+COMMENT ON FUNCTION crm_private.salt IS
+    '32 bytes, of which 244 bits are random: what keeps a hash of personal data from being guessed.';
+
 -- repeated calls ---------------------------------------------------------------------------------------------
 
 CREATE FUNCTION crm_private.first_result(p_function text, p_key text, p_request jsonb) RETURNS uuid
@@ -633,7 +655,7 @@ BEGIN
     IF v_key IS NULL THEN
         RETURN NULL;
     END IF;
-    v_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+    v_salt := crm_private.salt();
     -- if the same call comes twice at once, the second waits here until the first has committed
     INSERT INTO crm_private.idempotency_keys (function, key, salt, request_hash)
     VALUES (p_function, v_key, v_salt, sha256(v_salt || convert_to(p_request::text, 'UTF8')))

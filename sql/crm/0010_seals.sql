@@ -96,24 +96,6 @@ $$;
 COMMENT ON FUNCTION crm_private.broken_seals IS
     'Returns the seals that no longer match the audit rows or each other. Only reads.';
 
-CREATE FUNCTION crm_private.require_read_committed(p_what text) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM crm_private.refuse(
-            '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(current_setting('transaction_isolation'))),
-            jsonb_build_object(
-                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
-            ),
-            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
-        );
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION crm_private.require_read_committed IS
-    'Refuses (25001) a transaction whose snapshot may be older than the lock that it has just waited for.';
-
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);
 
 GRANT crm_rpc TO CURRENT_USER WITH SET TRUE, INHERIT FALSE;  -- noqa: PRS
@@ -153,9 +135,7 @@ BEGIN
         last_position + row_number() OVER (ORDER BY r.id), r.id, r.salt,
         crm_private.payload_hash(r.salt, r.payload, r.client_address)
     FROM (
-        -- two random uuids are 32 bytes, of which 244 bits are random
-        SELECT
-            a.id, a.payload, a.client_address, uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) AS salt
+        SELECT a.id, a.payload, a.client_address, crm_private.salt() AS salt
         FROM public.audit_log a
         WHERE a.id > v_floor
             AND NOT EXISTS (SELECT FROM public.audit_positions p WHERE p.audit_id = a.id AND p.audit_id > v_floor)

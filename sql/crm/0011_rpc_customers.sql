@@ -48,9 +48,12 @@ BEGIN
     PERFORM crm_private.required_id('p_customer_id', p_customer_id);
     SET CONSTRAINTS public.customer_contacts_customer_id_fkey DEFERRED;
     FOR v_kind, v_key IN SELECT c.kind, c.key FROM crm_private.contacts(v_phone, v_email) c LOOP
-        PERFORM crm_private.claim_contact(v_kind, v_key, v_new_id);
-        -- held against another edit that takes the contact over
-        PERFORM FROM public.customer_contacts c WHERE c.kind = v_kind AND c.key = v_key FOR NO KEY UPDATE;
+        LOOP
+            PERFORM crm_private.claim_contact(v_kind, v_key, v_new_id);
+            -- held against another edit that takes the contact over; gone if its customer was erased meanwhile
+            PERFORM FROM public.customer_contacts c WHERE c.kind = v_kind AND c.key = v_key FOR NO KEY UPDATE;
+            EXIT WHEN FOUND;
+        END LOOP;
     END LOOP;
     v_old := crm_private.customer('p_customer_id', p_customer_id);
     SELECT * INTO STRICT v_old FROM public.customers c WHERE c.id = v_old.id FOR NO KEY UPDATE;

@@ -109,6 +109,10 @@ BEGIN
         IF v_payload ? 'row' THEN
             v_payload := jsonb_set(v_payload, '{row}', crm_private.erased_row(p_row ->> 'entity', v_payload -> 'row'));
         END IF;
+        -- a row of the audit log before adoption, whatever its columns are
+        IF v_payload ? 'adopted' THEN
+            v_payload := jsonb_set(v_payload, '{adopted}', '"[erased]"');
+        END IF;
         FOR v_class IN
             SELECT c.col FROM crm_private.data_classes() c
             WHERE c.tab = p_row ->> 'entity' AND c.class <> 'keep' AND v_payload -> 'changes' ? c.col
@@ -263,7 +267,9 @@ BEGIN
         UPDATE public.audit_log a SET
             payload = crm_private.erased_row('audit_log', to_jsonb(a)) -> 'payload', client_address = NULL
         FROM public.audit_positions p
-        WHERE p.audit_id = a.id AND v_related -> a.entity ? a.entity_id::text AND a.action <> 'erased'
+        -- before adoption, entities may have had other names
+        WHERE p.audit_id = a.id AND (v_related -> a.entity ? a.entity_id::text OR a.action = 'adopted')
+            AND a.action <> 'erased'
             AND a.entity_id = ANY (ARRAY(
                 SELECT i::uuid FROM jsonb_each(v_related) r CROSS JOIN jsonb_array_elements_text(r.value) i
             ))
@@ -294,12 +300,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.erase_customer_safe IS
-    E'Erases a customer''s personal data: name, contacts, addresses, notes, comments, tasks, file addresses, from the '
-    'rows and from the audit trail.\n'
+    E'Erases a customer''s personal data: name, contacts, addresses, notes, comments, tasks, file addresses, carriers'' '
+    'answers, from the rows and from the audit trail.\n'
     'Rules: all customers who were merged with this one are erased, too; admins only, with a reason, which stays and '
-    'must not name the person; items, amounts, references, statuses and times stay; each row that changes appears in '
-    'the change feed as erased; repeating an erasure erases what was written since; the register of erasures is '
-    'published with the seals, so that it can be repeated after a restore.\n'
+    'must not name the person; items, amounts, references, statuses and times stay; changed rows, except events, appear '
+    'in the change feed as erased, and audit_rows of the customer''s change names the older changes that were emptied, '
+    'by their audit_id; an idempotency key loses its arguments'' hash, and answers any arguments with the first result '
+    'from then on; repeating an erasure erases what was written since; the register of erasures is published with the '
+    'seals, so that it can be repeated after a restore.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 customer or reason missing; PT404 no such customer.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);

@@ -126,7 +126,7 @@ BEGIN
             INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload, created_at)
             VALUES (
                 crm_private.system_user_id(),
-                CASE WHEN v_map.crm_user_id IS NULL THEN 'adopted' ELSE 'map_identity' END,
+                CASE WHEN v_map.crm_user_id IS NULL THEN 'adopted' ELSE 'adopt' END,
                 'user_identity_map', v_row.user_id,
                 jsonb_build_object('adopted', v_row.row) || CASE
                     WHEN v_map.crm_user_id IS NULL THEN '{}' ELSE jsonb_build_object('row', to_jsonb(v_map))

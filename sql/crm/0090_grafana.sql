@@ -172,7 +172,8 @@ FROM (
         coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
             FILTER (WHERE p.role::text = 'refund'), 0) AS refunded,
         coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
-            FILTER (WHERE p.role::text NOT IN ('client_payment', 'refund')), 0) AS paid_out
+            FILTER (WHERE p.role::text = 'supplier_payment' OR p.role::text IN ('shipping_payment', 'commission')
+                AND (p.direction::text = 'outgoing') = (p.reverses IS NULL)), 0) AS paid_out
     FROM public.payments p
     WHERE p.status::text = 'completed' AND p.amount <> 'NaN' AND isfinite(p.created_at)
     GROUP BY 1, 2
