@@ -138,9 +138,11 @@ def verify_restore(file: TextIO | None, repeat_erasures: bool) -> None:
     Compares with what was published last. Reads only, except with --repeat-erasures. Exit code 1 if anything is amiss.
     """
     from crm_analytics.core.database import connect
+    from crm_analytics.core.migrations import require_migrated
     from crm_analytics.core.settings import settings
     from crm_analytics.crm.proof import restored
 
+    require_migrated("crm")
     elsewhere: restored.Published | None
     if file is not None:
         try:
@@ -148,9 +150,11 @@ def verify_restore(file: TextIO | None, repeat_erasures: bool) -> None:
         except ValueError as error:
             raise click.ClickException(f"{file.name}: {error}") from error
     else:
+        from crm_analytics.cli.databases import require_storage
         from crm_analytics.orchestration.crm.assets import last_published
         from crm_analytics.orchestration.instance import open_instance
 
+        require_storage(settings())
         with open_instance(settings()) as instance:
             elsewhere = last_published(instance)
     amiss = False

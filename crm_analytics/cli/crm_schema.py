@@ -42,9 +42,9 @@ def migrate(
         if status.version is None:
             with psycopg.connect(url) as connection:
                 connection.read_only = True
-                refuse_strangers(connection, settings())
                 for line in plan(connection, replace_legacy=replace_legacy, status_map=status_map).lines():
                     echo(line)
+                refuse_strangers(connection, settings())
         if status.pending:
             echo(f"pending: {', '.join(status.pending)}. Run: crm-analytics migrate crm")
             return 1

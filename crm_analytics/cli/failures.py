@@ -7,13 +7,17 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from crm_analytics.cli.terminal import errors
-from crm_analytics.core import migrations
+from crm_analytics.core import locks, migrations
 
 SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
     migrations.NotMigrated: "not migrated",
+    migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
+    locks.LockHeld: "busy",
+    psycopg.errors.LockNotAvailable: "busy",
+    psycopg.errors.QueryCanceled: "took too long",
     psycopg.OperationalError: "no connection to the database",
     psycopg.Error: "the database refused",
 }

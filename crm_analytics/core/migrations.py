@@ -38,6 +38,10 @@ class MigrationError(Exception):
     """Raised when a migration must not or cannot run; the message names the remedy."""
 
 
+class DriftError(MigrationError):
+    """Raised when all migrations ran, but the database is not what they lead to; the message is the difference."""
+
+
 class NotMigrated(MigrationError):
     """Raised when a database lacks migrations; the message names the command to type."""
 

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     dagster_postgres_url: str | None = None
     crm_expected_logins: str = Field(
         default_factory=_default_expected_logins,
-        description="logins that may call the CRM's RPCs besides the members of crm_app, separated by commas",
+        description="logins whose calls of the CRM's RPCs are expected besides those of crm_app's members, separated by commas",
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)

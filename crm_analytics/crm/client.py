@@ -31,7 +31,7 @@ class CrmResult:
 
     @property
     def duplicate(self) -> bool:
-        """Tells whether a payment or checkout repeated an earlier one and changed nothing."""
+        """Tells whether the call repeated an earlier one, by its reference or idempotency key, and changed nothing."""
         return bool(self.data.get("duplicate", False))
 
 

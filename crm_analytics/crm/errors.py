@@ -1,6 +1,6 @@
 """Turns the database errors by which a call of the CRM's RPCs fails into exceptions.
 
-Two tell whether to repeat the call: `Busy` may be repeated as it is, every other one fails again.
+`Busy` alone may be repeated as it is; for every other one, something must change first.
 """
 
 from __future__ import annotations

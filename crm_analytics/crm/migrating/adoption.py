@@ -18,7 +18,7 @@ from crm_analytics.core.wording import counted, listed
 from crm_analytics.crm.migrating.forms import form
 from crm_analytics.crm.migrating.legacy import fills, other_names, readable_tables, set_aside, statuses
 from crm_analytics.crm.migrating.preflight import obstacles, takes_the_place
-from crm_analytics.crm.schema.catalog import RPC_NAMES, Manifest, collect, kind_of
+from crm_analytics.crm.schema.catalog import READ_NAMES, RPC_NAMES, Manifest, collect, kind_of
 from crm_analytics.crm.schema.manifest import ADOPTED_KINDS, Difference, baseline, diff, expected
 
 #: What may act on the CRM's rows from outside the migrations, or has an RPC's name; `replace_legacy` drops it.
@@ -171,7 +171,10 @@ def prepare(
 def _is_legacy(key: str, found: Manifest) -> bool:
     """Tells whether an object is one that `--replace-legacy` may drop: it acts on our rows, or has an RPC's name."""
     if kind_of(key) == "function":
-        return key.startswith("function public.") and key.split("(")[0].rpartition(".")[2] in RPC_NAMES
+        return key.startswith("function public.") and key.split("(")[0].rpartition(".")[2] in (
+            *RPC_NAMES,
+            *READ_NAMES,
+        )
     return kind_of(key) in _LEGACY and found.objects[key].get("parent") != "schema crm_private"
 
 

@@ -5,6 +5,7 @@ Adoption moves such a table to crm_private; 0050_guards.sql carries its rows ove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ READABLE = {
     "audit_log": (("action",), ("entity",), ("created_at",)),
     "user_identity_map": (("external_id", "identity_id", "auth_user_id"), ("crm_user_id", "user_id")),
 }
-_SIMPLE = ("text", "character varying", "uuid", "timestamp with time zone", "timestamp without time zone")
+_SIMPLE = ("text", "character varying", "uuid")
+#: For created_at, which 0050_guards.sql casts.
+_TIMES = ("timestamp with time zone", "timestamp without time zone")
 ORDER_STATUS = "type public.order_status_enum"
 
 
@@ -58,7 +61,8 @@ def readable_tables(found: Manifest) -> list[str]:
 
 
 def _is_simple(found: Manifest, column: str) -> bool:
-    return column in found.objects and found.objects[column]["type"].split("(")[0] in _SIMPLE
+    types = _TIMES if column.endswith(".created_at") else _SIMPLE
+    return column in found.objects and re.sub(r"\(\d+\)", "", found.objects[column]["type"]) in types
 
 
 def set_aside(name: str) -> str:
@@ -78,7 +82,11 @@ def read_status_map(file: Path) -> dict[str, str]:
     """
     statuses: dict[str, str] = {}
     known = [label for label in _labels(expected()) if label]
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MigrationError(f"{file} is not UTF-8 ({error}): save it as UTF-8") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         older, equals, status = (part.strip() for part in line.partition("="))

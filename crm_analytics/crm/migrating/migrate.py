@@ -8,15 +8,11 @@ from typing import Any
 import psycopg
 
 from crm_analytics.core.database import database_url
-from crm_analytics.core.migrations import MigrationError, Status, migrate
+from crm_analytics.core.migrations import SEARCH_PATH, DriftError, Status, migrate
 from crm_analytics.core.settings import Settings, settings
 from crm_analytics.crm.migrating.adoption import prepare, shared_contacts
 from crm_analytics.crm.migrating.server_roles import grant_members, refuse_strangers
 from crm_analytics.crm.schema.drift import drift
-
-
-class DriftError(MigrationError):
-    """The migrations ran, but the database is not what they lead to; the message is the difference."""
 
 
 def migrate_crm(
@@ -55,6 +51,7 @@ def migrate_crm(
 
     status = migrate("crm", url=url, before=adopt, report=report, config=config)
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"SET search_path = {SEARCH_PATH}")
         grant_members(connection, config)
         if findings:
             for line in shared_contacts(connection):

@@ -20,7 +20,7 @@ from crm_analytics.crm.errors import CrmError
 from crm_analytics.crm.proof import invariants
 from crm_analytics.crm.proof.audit_seals import head_is_in_chain
 from crm_analytics.crm.rpc_methods import CrmClient
-from crm_analytics.crm.schema import manifest
+from crm_analytics.crm.schema.drift import drift
 
 #: The reason of an erasure that runs again.
 REPEATED = "repeated after a restore"
@@ -96,12 +96,7 @@ def verify(connection: psycopg.Connection[Any], elsewhere: Published | None) -> 
         connection: in autocommit.
         elsewhere: what was published last; without it only the database itself can be verified.
     """
-    comparison = manifest.compare(connection)
-    drift = [f"{difference.problem}\n{difference.repair}" for difference in comparison.differences]
-    writers = [
-        f"{w['role_name']} can write {w['table_name']}" for w in manifest.unexpected_writers(connection)
-    ]
-    yield Finding("drift", "the catalog equals the manifest", (*drift, *writers))
+    yield Finding("drift", "the catalog equals the manifest", drift(connection).problems)
 
     results = invariants.check(connection)
     broken = [
@@ -137,7 +132,7 @@ def verify(connection: psycopg.Connection[Any], elsewhere: Published | None) -> 
         lost.append(
             f"the published head {elsewhere.head} (position {elsewhere.last_position}) is not in the chain: the backup "
             f"is older than it, and what was written up to it is lost, or audit_seals was rewritten. After a known "
-            "restore, seal again: crm-analytics crm seal"
+            "restore, materialize crm/audit_seals, which publishes the new head"
         )
     yield Finding("published head", "the published head is in the chain", tuple(lost))
     missing = missing_erasures(connection, elsewhere)

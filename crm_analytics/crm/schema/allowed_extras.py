@@ -69,7 +69,7 @@ def _member(facts: Mapping[str, Any]) -> str | None:
     trusted = member == "$owner" or facts["superuser"]
     becomes = facts["inherit"] or facts["set"]
     match role:
-        case "crm_rpc" if member != "crm_app":
+        case "crm_rpc":
             if becomes:
                 return "a member of crm_rpc passes every guard"
             # PostgreSQL gives a CREATEROLE login, not a superuser, an admin-only membership that cannot be revoked;

@@ -563,7 +563,7 @@ def collect(
         "rpcs": [*RPC_NAMES, *READ_NAMES],
         "by_login": by_login,
     }
-    with _plain_names(connection):
+    with plain_names(connection):
         for kind, query in _SECTIONS.items():
             if kinds is not None and kind not in kinds:
                 continue
@@ -589,7 +589,7 @@ def _exists(connection: psycopg.Connection[Any], relation: str) -> bool:
 
 
 @contextmanager
-def _plain_names(connection: psycopg.Connection[Any]) -> Iterator[None]:
+def plain_names(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Empties the search_path inside, so that the catalog functions qualify every name that they print."""
     with connection.transaction():
         row = connection.execute("SELECT current_setting('search_path')").fetchone()

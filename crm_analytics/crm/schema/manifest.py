@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from crm_analytics.core.migrations import migration_files
 from crm_analytics.core.settings import Settings
 from crm_analytics.crm.schema.allowed_extras import objection
-from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect, kind_of
+from crm_analytics.crm.schema.catalog import CRM_TABLES, RPC_NAMES, Manifest, collect, kind_of, plain_names
 from crm_analytics.crm.schema.renames import Renames
 from crm_analytics.crm.schema.repairs import Repairs
 
@@ -244,7 +244,7 @@ def unexpected_writers(connection: psycopg.Connection[Any]) -> list[dict[str, An
     Grants alone do not tell: a role may inherit the privilege, or have it on one column. `through` names the roles
     that hold it; `repairs.writer_repair` takes it away.
     """
-    with connection.cursor(row_factory=dict_row) as cursor:
+    with plain_names(connection), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(_WRITERS, {"tables": list(CRM_TABLES)}).fetchall()
 
 

@@ -196,6 +196,8 @@ def _rewritten(old: str, new: str, found: Manifest) -> Callable[[str, Facts], tu
                     key = f"transition {' -> '.join(ends)}"
                 elif home == "public.user_role_enum" and facts.get("required_role") == now[1:-1]:
                     facts = {**facts, "required_role": before[1:-1]}
+            elif key == f"payout_limit {now[1:-1]}" and home == "public.currency_enum":
+                key = f"payout_limit {before[1:-1]}"
             return (old if key == new else key), facts
 
         return labels

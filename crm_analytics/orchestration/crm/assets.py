@@ -4,6 +4,7 @@ What a seal publishes is in the metadata of its materialization, that is in Dags
 """
 
 import dagster as dg
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 
 from crm_analytics.core.database import database_url
 from crm_analytics.crm.migrating.migrate import migrate_crm
@@ -35,7 +36,8 @@ def crm_schema(
     context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
 ) -> dg.MaterializeResult[None]:
     """Migrates the CRM, and records its version, files and manifest hash."""
-    status = migrate_crm(database_url("crm", crm_database.settings), report=context.log.info)
+    settings = crm_database.settings
+    status = migrate_crm(database_url("crm", settings), report=context.log.info, config=settings)
     with crm_database.connection() as connection:
         found = manifest.collect(connection)
     return dg.MaterializeResult(
@@ -62,9 +64,24 @@ def crm_schema(
         "restore."
     ),
 )
-def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.MaterializeResult[None]:
-    """Seals the audit log, and publishes the head of the chain and the register of erasures."""
+def crm_audit_seals(
+    context: dg.AssetExecutionContext, crm_database: dg.ResourceParam[CrmDatabase]
+) -> dg.MaterializeResult[None]:
+    """Seals the audit log, and publishes the head of the chain and the register of erasures.
+
+    On schedule it publishes nothing over a head that is no longer in the chain: that and the register of erasures are
+    the evidence of what happened. A person who knows (a restore) materializes the asset by hand.
+    """
+    by_schedule = SCHEDULE_NAME_TAG in context.run.tags
+    last = last_published(context.instance) if by_schedule else None
     with crm_database.connection() as connection:
+        if last and last.head and not audit_seals.head_is_in_chain(connection, last.head):
+            raise dg.Failure(
+                f"the published head {last.head} is not in the chain, so nothing is published over it: see the check "
+                "published_head_is_in_chain. After a known restore run `crm-analytics crm verify-restore`, then "
+                "materialize crm/audit_seals by hand.",
+                allow_retries=False,
+            )
         seal = audit_seals.seal(connection)
         now = published(connection)
     return dg.MaterializeResult(
@@ -80,10 +97,12 @@ def crm_audit_seals(crm_database: dg.ResourceParam[CrmDatabase]) -> dg.Materiali
 
 def last_published(instance: dg.DagsterInstance) -> Published | None:
     """Returns what the newest materialization of crm/audit_seals published; None if there is none."""
-    event = instance.get_latest_materialization_event(SEALS_KEY)
-    if event is None or event.asset_materialization is None:
-        return None
-    return Published.from_json(str(event.asset_materialization.metadata[PUBLISHED].value))
+    # one that somebody reported by hand has none
+    for record in instance.fetch_materializations(SEALS_KEY, limit=100).records:
+        made = record.asset_materialization
+        if made and PUBLISHED in made.metadata:
+            return Published.from_json(str(made.metadata[PUBLISHED].value))
+    return None
 
 
 crm_assets = [crm_schema, crm_audit_seals]

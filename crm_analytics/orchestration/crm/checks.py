@@ -74,7 +74,7 @@ def crm_guard_checks(
     def verdicts() -> dict[str, Verdict]:
         with crm_database.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
-            comparison = manifest.compare(connection)
+            comparison = manifest.compare(connection, config=crm_database.settings)
             writers = manifest.unexpected_writers(connection)
         passed, metadata = _drift(comparison.differences)
         return {
@@ -94,7 +94,7 @@ def crm_invariant_checks(
 
     def verdicts() -> dict[str, Verdict]:
         with crm_database.connection() as connection:
-            results = invariants.check(connection)
+            results = invariants.check(connection, expected_logins=crm_database.settings.crm_expected_logins)
             head = _published_head(context.instance, connection)
         return {**{invariant_check(name): _invariant(r) for name, r in results.items()}, PUBLISHED_HEAD: head}
 
