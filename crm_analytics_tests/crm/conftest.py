@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from crm_analytics.crm import CrmClient, CrmResult
+from crm_analytics_tests.conftest import PATIENCE
 
 Connection = psycopg.Connection[Any]
 
@@ -82,6 +85,17 @@ def order(client: CrmClient, manager: UUID) -> CrmResult:
         phone="+1 555 010 0100",
         user_id=manager,
     )
+
+
+def wait_for_lock(watcher: Connection, session: Connection, call: Future[Any]) -> None:
+    """Returns when a session waits for a lock, with a call that is not done."""
+    deadline = time.monotonic() + PATIENCE
+    while not value(
+        watcher,
+        "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s",
+        session.info.backend_pid,
+    ):
+        assert time.monotonic() < deadline and not call.done()
 
 
 def pay(

@@ -34,9 +34,14 @@ def as_called(text: str) -> str:
         excused = reason is not None and reason.start() < head.start()
         return f"{head[0]}{_FIXED}\n" if plain and excused else head[0]
 
-    text = _ROW.sub(r"\1 record", _HEAD.sub(with_path, _ATOMIC.sub("", text)))
+    text = _ROW.sub(r"\1 record", _HEAD.sub(with_path, _ATOMIC.sub(_none_of_its_own, text)))
     # the parser's printer forgets the quotes of this name
     return text.replace('"position"', "place")
+
+
+def _none_of_its_own(atomic: re.Match[str]) -> str:
+    """Returns a function in standard SQL only if it runs as its owner, which such a body does not make safe."""
+    return atomic[0] if "SECURITY DEFINER" in atomic[0] else ""
 
 
 def findings(texts: dict[str, str]) -> Iterator[str]:

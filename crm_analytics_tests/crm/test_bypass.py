@@ -204,7 +204,7 @@ def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, mana
 UNSAFE_FUNCTIONS = (
     "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
     " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
-    " AND prosqlbody IS NULL AND oid <> to_regprocedure('crm_private.trimmed(text)')"
+    " AND oid <> to_regprocedure('crm_private.trimmed(text)')"
     " AND (prosqlbody IS NULL OR prosecdef)"  # parsed when it was made, and with the caller's rights
     " AND (prosecdef OR prorettype = 'trigger'::regtype OR proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) a"
     "  WHERE a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (proowner, 'crm_rpc'::regrole)))"
@@ -256,7 +256,7 @@ def test_impossible_amounts(
 
 @pytest.mark.usefixtures("state")
 def test_append_only_for_the_rpcs_too(full: Connection) -> None:
-    """Even crm_rpc cannot change events, audit rows or seals; a faulty RPC could otherwise rewrite history."""
+    """Even crm_rpc cannot change events, audit rows, positions, seals or erasures; a faulty RPC could otherwise rewrite history."""
     full.execute("SET ROLE crm_rpc")
     for table, column in APPEND_ONLY.items():
         for statement in (f"UPDATE public.{table} SET {column} = {column}", f"DELETE FROM public.{table}"):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from crm_analytics.crm import Busy, Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
+from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics.crm.feed import changes_after
 from crm_analytics.crm.proof import audit_seals, invariants
 from crm_analytics_tests.conftest import PATIENCE
-from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+from crm_analytics_tests.crm.conftest import Connection, pay, rows, value, wait_for_lock
 
 #: What the customer below told us; none of it may be found after an erasure.
 SECRETS = (
@@ -243,21 +242,21 @@ def test_only_admins_with_a_reason_erase(
 
 
 def test_concurrent_writers_leave_nothing_behind(
-    crm: Connection, crm_url: str, client: CrmClient, customer: UUID, admin: UUID
+    crm: Connection, crm_url: str, customer: UUID, admin: UUID
 ) -> None:
-    """A call that writes to the customer's order makes the erasure wait, which then erases what it wrote."""
+    """A call that writes to the customer's order makes the erasure wait, which goes on then, and erases what it wrote."""
     order = value(crm, "SELECT id FROM public.orders WHERE customer_id = %s", customer)
     with (
         psycopg.connect(crm_url, autocommit=True) as other,
         psycopg.connect(crm_url, autocommit=True) as eraser,
+        ThreadPoolExecutor(1) as pool,
     ):
         other.execute("BEGIN")
         CrmClient(other).create_task_safe(title="Olga at the counter", created_by=admin, order_id=order)
-        eraser.execute("SET lock_timeout = '200ms'")
-        with pytest.raises(Busy):
-            erase(CrmClient(eraser), customer, admin)
+        waiting = pool.submit(erase, CrmClient(eraser), customer, admin)
+        wait_for_lock(crm, eraser, waiting)
         other.execute("COMMIT")
-    erase(client, customer, admin)
+        waiting.result(timeout=PATIENCE)
     assert "Olga at the counter" not in everything(crm)
 
 
@@ -281,15 +280,56 @@ def test_a_lead_that_waited_for_an_erasure_is_a_new_customers(
             phone=phone,
             email="new@example.com",
         )
-        deadline = time.monotonic() + PATIENCE
-        while not value(
-            crm, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", form.info.backend_pid
-        ):
-            assert time.monotonic() < deadline and not waiting.done()
+        wait_for_lock(crm, form, waiting)
         eraser.execute("COMMIT")
         lead = waiting.result(timeout=PATIENCE)
     assert lead.data["customer_id"] != str(customer)
     assert rows(crm, "SELECT phone, email FROM public.customers WHERE id = %s", customer) == [(None, None)]
+    assert {name: r.examples for name, r in invariants.check(crm).items() if not r.holds} == {}
+
+
+def test_an_edit_that_waited_for_an_erasure_has_its_contact(
+    crm: Connection, crm_url: str, client: CrmClient, customer: UUID, admin: UUID
+) -> None:
+    """A customer who gets the phone of one who is being erased has it afterwards, and is found by it."""
+    phone = value(crm, "SELECT phone FROM public.customers WHERE id = %s", customer)
+    other = value(crm, "SELECT id FROM public.customers WHERE full_name = 'Ivan Other'")
+    with (
+        psycopg.connect(crm_url, autocommit=True) as eraser,
+        psycopg.connect(crm_url, autocommit=True) as editor,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        eraser.execute("BEGIN")
+        # as far as an erasure gets before it changes the contact
+        eraser.execute("SELECT FROM public.customer_contacts WHERE customer_id = %s FOR UPDATE", [customer])
+        waiting = pool.submit(
+            CrmClient(editor).update_customer_safe, customer_id=other, user_id=admin, phone=phone
+        )
+        wait_for_lock(crm, editor, waiting)
+        erase(CrmClient(eraser), customer, admin)
+        eraser.execute("COMMIT")
+        waiting.result(timeout=PATIENCE)
+    found = client.create_lead_safe(source="site", full_name="Ivan", phone=phone)
+    assert found.data["customer_id"] == str(other)
+    assert {name: r.examples for name, r in invariants.check(crm).items() if not r.holds} == {}
+
+
+def test_rows_of_an_older_audit_log_are_emptied(
+    crm: Connection, client: CrmClient, customer: UUID, admin: UUID
+) -> None:
+    """A row that adoption carried over has the customer's data under columns of its own, and loses all of it."""
+    crm.execute("ALTER TABLE public.audit_log DISABLE TRIGGER guard_rows")
+    crm.execute(
+        "INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload) VALUES"
+        " (%s, 'adopted', 'Client', %s, '{\"adopted\": {\"before\": \"Olga Private\"}}')",
+        [admin, customer],
+    )
+    crm.execute("ALTER TABLE public.audit_log ENABLE ALWAYS TRIGGER guard_rows")
+    erase(client, customer, admin)
+    assert value(crm, "SELECT payload FROM public.audit_log WHERE action = 'adopted'") == {
+        "adopted": "[erased]"
+    }
+    assert "Olga Private" not in everything(crm)
     assert {name: r.examples for name, r in invariants.check(crm).items() if not r.holds} == {}
 
 
@@ -327,7 +367,7 @@ def test_every_key_of_a_payload_is_known(
     """What actions add to an audit row's payload is either erased or known to be harmless."""
     erase(client, customer, admin)
     keys = {key for (key,) in rows(crm, "SELECT DISTINCT jsonb_object_keys(payload) FROM public.audit_log")}
-    erased = {"row", "changes", "notes", "reason"}
+    erased = {"row", "changes", "notes", "reason", "adopted"}
     harmless = {"old", "new", "payment_id", "order_id", "by", "audit_rows", "merged_into"}
     assert erased <= keys <= erased | harmless
 

@@ -21,6 +21,7 @@ from crm_analytics.crm import CrmClient, Invalid
 from crm_analytics.crm.errors import from_database
 from crm_analytics.crm.feed import PLACES, Change, FeedRewoundError, changes_after, consume
 from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.crm.proof import invariants
 from crm_analytics_tests import chance
 from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
 from crm_analytics_tests.crm import feed_consumer
@@ -216,6 +217,9 @@ def test_every_change_once_though_killed_dumped_and_restored(
         connection.execute("BEGIN")
         lead(connection, "prepared")
         connection.execute("PREPARE TRANSACTION 'a payment provider'")
+        unnumbered = next(i.query for i in invariants.INVARIANTS if i.name == "changes_are_numbered")
+        named = connection.execute(unnumbered.replace("3 hours", "0 seconds").encode()).fetchall()
+        assert "prepared transaction a payment provider" in {id_ for id_, _ in named}
         _kill_consumers(first.url("crm"), target, KILLS // 2, chances)
         business.stop()
         # committed last, with the smallest ids, and not numbered before the dump

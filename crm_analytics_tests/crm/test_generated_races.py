@@ -232,7 +232,7 @@ def test_no_locking_rpc_is_missing(lab: Lab) -> None:
     assert set(CALLS) == set(RPC_NAMES)
     found = {wait for of_rpc in waits(lab.watcher).values() for wait in of_rpc}
     assert {wait.removeprefix("unique ") for wait in found if wait.startswith("unique ")} == set(HOLDERS)
-    assert {"row customers", "row orders", "row leads", "row payments", "row tasks"} & found
+    assert {"row customers", "row orders", "row leads", "row tasks"} <= found
 
 
 @pytest.mark.parametrize("rpc", RPC_NAMES)
@@ -280,6 +280,7 @@ def test_it_ends_as_if_one_came_first(new_database: Callable[..., str], rpc: str
     cancelled = "advance_order_status_safe({}, 'cancelled', %(admin)s)"
     with ThreadPoolExecutor(2) as pool:
         lab = Lab(new_database("crm"), pool)
+        tried = 0
         for call in CALLS[rpc]:
             for first in (call, cancelled.format("%(fresh)s"), cancelled.format("%(paid)s")):
                 with lab.open(lab.watcher):
@@ -293,9 +294,14 @@ def test_it_ends_as_if_one_came_first(new_database: Callable[..., str], rpc: str
                         waited = lab.waits_for(lab.caller, lab.holder, calling)
                         lab.holder.execute(end)
                         found = calling.result(PATIENCE)
-                        if end == "COMMIT" and waited:
-                            assert found == serial, f"{call} beside {first}: {found}, after it {serial}"
+                        if end == "COMMIT":
+                            tried += 1
+                            # one that did not wait had another answer, and must fit all the same
+                            assert found == serial or not waited, (
+                                f"{call} beside {first}: {found}, after it {serial}"
+                            )
                             lab.caller.execute("ROLLBACK" if found != "ok" else "COMMIT")
+        assert tried
         broken = {name: r.examples for name, r in invariants.check(lab.watcher).items() if not r.holds}
         assert broken == {}
         lab.close()

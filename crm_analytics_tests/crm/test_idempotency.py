@@ -68,7 +68,7 @@ TABLES = (
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
     return crm_in_transaction
 
 

@@ -223,7 +223,7 @@ def test_under_load_every_row_is_numbered_once(crm_url: str, crm: Connection) ->
     assert invariants.check(crm)["positions_have_no_gap"].holds
 
 
-def test_old_writers_and_prepared_transactions_are_named(crm: Connection, other: Connection) -> None:
+def test_old_writers_are_named(crm: Connection, other: Connection) -> None:
     """A transaction that writes for hours is named with its login, because its rows can't be numbered."""
     other.execute("SET application_name = 'stuck'; BEGIN")
     lead(other, "early")

@@ -119,7 +119,7 @@ def test_no_collation_changes_the_rule(crm_in_transaction: Connection) -> None:
 
 @pytest.mark.parametrize("function", ["trimmed", "reference_key", "order_code_key"])
 def test_the_rule_is_inlined(crm_in_transaction: Connection, function: str) -> None:
-    """The rule is one expression that PostgreSQL inlines, so that a trigger's WHEN clause can have it for nothing."""
+    """The rule is one expression that PostgreSQL inlines, so that calls and guards have it for nothing."""
     plan = rows(
         crm_in_transaction,
         f"EXPLAIN (VERBOSE) SELECT crm_private.{function}(external_reference) FROM public.payments",

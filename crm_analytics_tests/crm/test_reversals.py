@@ -20,7 +20,7 @@ PAYOUTS = ("supplier_payment", "shipping_payment", "commission")
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
     return crm_in_transaction
 
 

@@ -18,7 +18,7 @@ TOO_LONG = "x" * 256
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
     return crm_in_transaction
 
 

@@ -21,7 +21,7 @@ SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
 
 @pytest.fixture
 def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection and no clock."""
+    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
     return crm_in_transaction
 
 

@@ -20,6 +20,13 @@ REASON = "-- No search_path: only RPCs call it.\n"
         (HELPER + REASON, "PS005"),
         (REASON + HELPER.replace("IMMUTABLE", "IMMUTABLE SECURITY DEFINER"), "PS003"),
         (REASON + HELPER.replace("IMMUTABLE", "IMMUTABLE SET search_path = public"), "PS005"),
+        (
+            REASON
+            + HELPER.replace("IMMUTABLE", "SECURITY DEFINER")
+            .replace("AS $$", "BEGIN ATOMIC\n")
+            .replace("$$;", ";\nEND;"),
+            "",
+        ),
         ("CREATE SCHEMA IF NOT EXISTS crm_private;", "PS010"),
         (REASON + "CREATE OR REPLACE" + HELPER.removeprefix("CREATE"), "PS002"),
     ],

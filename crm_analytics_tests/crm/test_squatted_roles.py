@@ -11,9 +11,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.core.migrations import MigrationError, migration_files
+from crm_analytics.core.migrations import DriftError, MigrationError, migration_files
 from crm_analytics.core.settings import Settings
-from crm_analytics.crm.migrating.migrate import DriftError, migrate_crm
+from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PG_VERSION
 from crm_analytics_tests.crm.conftest import Connection, rows, value

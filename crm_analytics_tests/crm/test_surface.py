@@ -17,7 +17,6 @@ from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PG_VERSION
-from crm_analytics_tests.crm.conftest import rows
 
 Connection = psycopg.Connection[Any]
 
@@ -152,12 +151,10 @@ PLANTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", PLANTED)
+@pytest.mark.parametrize("what", [what for what, planted in PLANTED.items() if planted.since <= PG_VERSION])
 def test_what_touches_the_crm_is_found_and_its_remedy_removes_it(crm: Connection, what: str) -> None:
     """Whatever reads, writes or runs beside the manifest is red, and the shown SQL takes it away in one round."""
     planted = PLANTED[what]
-    if planted.since > PG_VERSION:
-        return
     with crm.transaction(force_rollback=True):
         crm.execute(planted.sql.encode())
         found = manifest.compare(crm).differences
@@ -280,10 +277,8 @@ def test_the_committed_allow_list_names_owner_and_source() -> None:
                 assert facts["function_owner"], key
 
 
-def test_the_checks_read_no_private_rows(crm: Connection) -> None:
+def test_the_comparison_only_reads(crm: Connection) -> None:
     """The whole comparison changes nothing, so that it may run every five minutes in production."""
-    before = rows(crm, "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables")
     with crm.transaction():
         crm.execute("SET TRANSACTION READ ONLY")
         assert manifest.compare(crm).differences == ()
-    assert rows(crm, "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables") == before

@@ -79,6 +79,8 @@ def test_every_baseline_column_is_written_by_an_rpc_or_frozen_for_a_reason(
     written = set()
     for name, facts in columns.items():
         table, column = name.split(".")
+        if "(" in (facts["default"] or ""):
+            continue  # a computed default looks like a written value
         old = [row[0] for row in admins_own] if table == "users" else []
         if rows(
             crm,
@@ -86,7 +88,7 @@ def test_every_baseline_column_is_written_by_an_rpc_or_frozen_for_a_reason(
             old,
         ):
             written.add(name)
-    assert sorted(set(columns) - written - set(FROZEN)) == []
+    assert sorted(set(columns) - written) == sorted(FROZEN)
 
 
 def test_carriers_answer_is_kept_with_its_time(crm: Connection, client: CrmClient, admin: UUID) -> None:

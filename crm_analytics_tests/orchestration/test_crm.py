@@ -194,7 +194,20 @@ def test_a_rewritten_chain_does_not_match_the_published_head(
         connection.execute("DELETE FROM public.audit_seals")
         connection.execute("UPDATE public.audit_log SET application_name = 'another one'")
         connection.execute("SELECT crm_private.seal_audit_safe()")
+    # the hourly seal publishes nothing over the evidence
+    scheduled = (
+        definitions(url)
+        .resolve_job_def("crm_seal")
+        .execute_in_process(
+            instance=instance, tags={"dagster/schedule_name": "crm_seal_schedule"}, raise_on_error=False
+        )
+    )
+    assert not scheduled.success
+    assert "is not in the chain" in str(scheduled.all_events)
     assert red(run("crm_invariants", url, instance)) == {checks.PUBLISHED_HEAD}
+    # a person who knows what happened does
+    run("crm_seal", url, instance)
+    assert red(run("crm_invariants", url, instance)) == set()
 
 
 def test_checks_that_cannot_run_fail_with_the_reason(
