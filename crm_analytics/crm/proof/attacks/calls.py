@@ -61,6 +61,7 @@ _BY_A_USER = (
     "unmap_identity_safe('attack', 'm', {user})",
     "reverse_payment_safe(%(mistake)s, 'x', {user})",
     "erase_customer_safe(%(customer)s, {user}, 'asked')",
+    "whoami({user})",
 )
 _ERASED = "(SELECT customer_id FROM public.leads WHERE id = %(forgotten)s)"
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
