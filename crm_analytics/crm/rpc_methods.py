@@ -137,6 +137,7 @@ class CrmClient(RpcCaller):
         new_status: str,
         user_id: UUID | None,
         external_reference: str | None = None,
+        expected_version: int | None = None,
     ) -> CrmResult:
         """Moves a payment: planned to pending, planned or pending to completed, failed or cancelled."""
         return self._call("update_payment_status_safe", locals())

@@ -584,7 +584,7 @@ BEGIN
                 v_new.id, 'paid', v_actor.id, 'total_changed', v_reason,
                 jsonb_build_object('total_amount', v_new.total_amount)
             );
-            v_new.status := 'paid';
+            SELECT * INTO STRICT v_new FROM public.orders o WHERE o.id = v_old.id;
         END IF;
     END IF;
     RETURN jsonb_build_object(
@@ -652,7 +652,8 @@ BEGIN
         '{}'::jsonb
     );
     RETURN jsonb_build_object(
-        'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status
+        'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status,
+        'version', (SELECT o.version FROM public.orders o WHERE o.id = v_order.id)
     );
 END
 $$;

@@ -331,6 +331,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
             "PT409": [
                 "update_task_safe(%(task)s, %(manager)s, true, p_expected_version => 99)",
                 "update_lead_safe(%(open_lead)s, %(manager)s, p_expected_version => 99)",
+                "update_payment_status_safe(%(planned)s, 'completed', %(manager)s, p_expected_version => 99)",
             ],
             "PT422": [
                 "update_task_safe(%(task)s, %(manager)s, p_clear => '{title}')",
