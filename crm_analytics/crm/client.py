@@ -53,6 +53,10 @@ class RpcCaller:
         [data] = self._answers("SELECT {}({})::pg_catalog.text", function, arguments)
         return CrmResult(UUID(data["id"]), data)
 
+    def _row(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        [row] = self._rows(function, arguments)
+        return row
+
     def _rows(self, function: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         return self._answers(
             "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM {}({}) r", function, arguments

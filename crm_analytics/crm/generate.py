@@ -165,7 +165,8 @@ _READS = """\
 
 `crm_app` may read the tables, and these views and searches, which PostgREST offers like tables and functions
 (`GET /order_balance?order_id=eq.…`, `GET /rpc/find_customers_by_name?p_prefix=olga`). They run with the caller's rights
-(`changes_after` with those of `crm_rpc`). The client has the searches as methods that return rows.
+(`changes_after` and `whoami` with those of `crm_rpc`). The client has the functions as methods that return rows, and
+`whoami` as one that returns an object, as PostgREST does.
 """
 _WORDS = """\
 # Words
@@ -249,12 +250,13 @@ class Rpc:
 
 @dataclass(frozen=True)
 class Read:
-    """One view or search: its arguments (none: a view), what it returns by column, and its SQL comment."""
+    """One view or function: its arguments (none: a view), what it returns by column, and its SQL comment."""
 
     name: str
     arguments: tuple[Argument, ...]
     columns: tuple[tuple[str, str], ...]
     comment: str
+    one_row: bool = False
 
     def section(self) -> str:
         """Returns the read's section of the reference page."""
@@ -267,16 +269,17 @@ class Read:
         return f"## {self.name}\n\n{comment}\n\n| column | type |\n|---|---|\n{rows}\n"
 
     def method(self) -> str:
-        """Returns the search as a method of the client."""
+        """Returns the function as a method of the client."""
         parameters = "".join(argument.parameter() for argument in self.arguments)
+        result, call = ("dict[str, Any]", "_row") if self.one_row else ("list[dict[str, Any]]", "_rows")
         return (
-            f"    def {self.name}(\n        self,\n        *,\n{parameters}    ) -> list[dict[str, Any]]:\n"
-            f'        """{self.comment.splitlines()[0]}"""\n        return self._rows("{self.name}", locals())\n'
+            f"    def {self.name}(\n        self,\n        *,\n{parameters}    ) -> {result}:\n"
+            f'        """{self.comment.splitlines()[0]}"""\n        return self.{call}("{self.name}", locals())\n'
         )
 
 
 def reads(connection: psycopg.Connection[Any]) -> list[Read]:
-    """Returns the views, then the searches."""
+    """Returns the views, then the functions."""
     views = connection.execute(
         """
         SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum),
@@ -287,10 +290,10 @@ def reads(connection: psycopg.Connection[Any]) -> list[Read]:
         """,
         [list(CRM_VIEWS)] * 2,
     )
-    searches = connection.execute(
+    functions = connection.execute(
         """
         SELECT p.proname::text, p.proargnames, p.pronargs, p.pronargdefaults, p.proallargtypes::regtype[]::text[],
-            obj_description(p.oid, 'pg_proc')
+            obj_description(p.oid, 'pg_proc'), NOT p.proretset
         FROM pg_proc p
         WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY (%s)
         ORDER BY array_position(%s, p.proname::text)
@@ -311,8 +314,9 @@ def reads(connection: psycopg.Connection[Any]) -> list[Read]:
                 ),
                 tuple(zip(names[given:], types[given:], strict=True)),
                 comment,
+                one_row,
             )
-            for name, names, given, defaults, types, comment in searches
+            for name, names, given, defaults, types, comment, one_row in functions
         ),
     ]
 
@@ -392,8 +396,8 @@ def page(connection: psycopg.Connection[Any]) -> str:
 
 def client(connection: psycopg.Connection[Any]) -> str:
     """Returns the text of rpc_methods.py."""
-    searches = [read.method() for read in reads(connection) if read.arguments]
-    return "\n".join([_CLIENT, *(rpc.method() for rpc in rpcs(connection)), *searches])
+    functions = [read.method() for read in reads(connection) if read.arguments]
+    return "\n".join([_CLIENT, *(rpc.method() for rpc in rpcs(connection)), *functions])
 
 
 def write(connection: psycopg.Connection[Any]) -> tuple[Path, ...]:

@@ -137,6 +137,7 @@ class CrmClient(RpcCaller):
         new_status: str,
         user_id: UUID | None,
         external_reference: str | None = None,
+        expected_version: int | None = None,
     ) -> CrmResult:
         """Moves a payment: planned to pending, planned or pending to completed, failed or cancelled."""
         return self._call("update_payment_status_safe", locals())
@@ -435,3 +436,12 @@ class CrmClient(RpcCaller):
     ) -> list[dict[str, Any]]:
         """Returns the changes after a position, in the order of their positions, which have no gaps."""
         return self._rows("changes_after", locals())
+
+    def whoami(
+        self,
+        *,
+        user_id: UUID | None,
+        order_id: UUID | None = None,
+    ) -> dict[str, Any]:
+        """Returns the acting user, and with p_order_id the order's status and the transitions that this user may make on it now."""
+        return self._row("whoami", locals())

@@ -110,6 +110,7 @@ class _Business:
         for month in range(1, months + 1):
             for number in range(1, ORDERS_PER_MONTH + 1):
                 self._client(month, number)
+        self._rare_calls()
         self.crm.create_lead_safe(source=f"{MARKER}-{self.seed}", full_name="Demo Marker", contact="demo")
 
     def _person(self, name: str, role: str) -> UUID:
@@ -269,6 +270,68 @@ class _Business:
             self._refused(advance, new_status="closed", user_id=manager)
         else:
             advance(new_status="closed", user_id=self.admin)
+
+    def _rare_calls(self) -> None:
+        """One client's two orders, with what people seldom need: each of these calls once."""
+        crm, done = self.crm, self.done
+        manager, colleague = self.managers
+        form = partial(
+            crm.quick_order_safe,
+            source="landing page",
+            full_name="Rita Repeat",
+            email=f"rita.repeat.{self.seed}@example.com",
+            currency="EUR",
+        )
+        city = partial(
+            form,
+            items=[{"model": "City 52", "qty": 1}],
+            total_amount=Decimal(690),
+            idempotency_key=f"form-{self.seed}",
+        )
+        order = city().id
+        cargo = form(items=[{"model": "Cargo", "qty": 1}], total_amount=Decimal(3900)).id
+        # The browser sends the form again.
+        assert city().duplicate
+        done["leads"] += 2
+        done["orders"] += 2
+        done["repeated forms"] += 1
+
+        edit = partial(crm.update_order_safe, order_id=order)
+        seen = edit(user_id=manager, commission_eur=Decimal(60)).data["version"]
+        edit(user_id=manager, assigned_manager=manager, expected_version=seen)
+        self._refused(edit, user_id=colleague, assigned_manager=colleague, expected_version=seen)
+        done["outdated edits"] += 1
+        edit(user_id=manager, clear=("commission_eur",))
+        done["cleared fields"] += 1
+
+        pay = partial(
+            crm.record_generic_payment_safe,
+            direction="incoming",
+            role="client_payment",
+            amount=Decimal(690),
+            currency="EUR",
+            user_id=manager,
+        )
+        transfer = pay(order_id=cargo, method="bank_transfer", external_reference=self._reference())
+        crm.reverse_payment_safe(
+            payment_id=transfer.id,
+            reason="booked on the wrong order",
+            user_id=self.admin,
+            rebook_order_id=order,
+        )
+        done["rebooked payments"] += 1
+        cash = pay(order_id=order, method="cash")
+        done["client payments"] += 2
+        crm.reverse_payment_safe(payment_id=cash.id, reason="there was no cash", user_id=self.admin)
+        done["reversed payments"] += 1
+
+        # What the application shows as buttons, each order's only one: delivery, and cancellation.
+        for ready in (order, cargo):
+            [button] = crm.whoami(user_id=manager, order_id=ready)["transitions"]
+            crm.advance_order_status_safe(
+                order_id=ready, new_status=button["to_status"], user_id=manager, reason="asked by the client"
+            )
+            done["offered transitions"] += 1
 
     def _reference(self) -> str:
         """Returns the payment provider's next reference."""

@@ -29,6 +29,7 @@ def _main(source_url: str, target_url: str) -> None:
         psycopg.connect(source_url, autocommit=True) as source,
         psycopg.connect(target_url, autocommit=True) as target,
     ):
+        source.execute("SET ROLE crm_app")
         print("ready", flush=True)
         while True:
             if not consume(source, target, "test", apply, limit=50):

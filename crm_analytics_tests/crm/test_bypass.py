@@ -199,12 +199,10 @@ def test_domain_in_pg_temp(crm_url: str, crm: Connection, order: CrmResult, mana
 
 
 #: Functions without a fixed search_path that run as another role, in a trigger, or for any role but crm_rpc and the
-#: owner. The RPCs' helpers need none: only crm_rpc may execute them, inside an RPC and with its search_path. Nor does
-#: crm_private.trimmed, which names everything with its schema so that it can be inlined; searches call it, too.
+#: owner. The RPCs' helpers need none: only crm_rpc may execute them, inside an RPC and with its search_path.
 UNSAFE_FUNCTIONS = (
     "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, 'crm_private'::regnamespace)"
     " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
-    " AND oid <> to_regprocedure('crm_private.trimmed(text)')"
     " AND (prosqlbody IS NULL OR prosecdef)"  # parsed when it was made, and with the caller's rights
     " AND (prosecdef OR prorettype = 'trigger'::regtype OR proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) a"
     "  WHERE a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (proowner, 'crm_rpc'::regrole)))"

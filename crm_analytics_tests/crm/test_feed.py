@@ -30,24 +30,32 @@ from crm_analytics_tests.crm.conftest import Connection, rows, value
 KILLS = 50
 
 
+@pytest.fixture
+def app(crm: Connection, crm_url: str) -> Iterator[Connection]:
+    """Opens another connection, as the application's role, which is whose consumers read the feed."""
+    with psycopg.connect(crm_url, autocommit=True) as connection:
+        connection.execute("SET ROLE crm_app")
+        yield connection
+
+
 def lead(connection: Connection, name: str) -> None:
     CrmClient(connection).create_lead_safe(source="site", full_name=name, contact=f"the desk of {name}")
 
 
-def test_changes_come_in_the_order_of_their_positions(crm: Connection) -> None:
+def test_changes_come_in_the_order_of_their_positions(crm: Connection, app: Connection) -> None:
     """The feed has each change with its payload, in order, from any position on; numbering makes it visible."""
     crm.execute("SELECT crm_private.number_changes()")
-    lead(crm, "olga")
-    assert [c.position for c in changes_after(crm, 0, 10)] == [1]
+    lead(app, "olga")
+    assert [c.position for c in changes_after(app, 0, 10)] == [1]
     crm.execute("SELECT crm_private.number_changes()")
-    found = changes_after(crm, 1, 10)
+    found = changes_after(app, 1, 10)
     assert [(c.position, c.action, c.entity) for c in found] == [
         (2, "create", "customers"),
         (3, "create", "leads"),
     ]
     assert found[0].payload["row"]["full_name"] == "olga"
-    assert [c.position for c in changes_after(crm, 1, 1)] == [2]
-    assert changes_after(crm, 3, 10) == []
+    assert [c.position for c in changes_after(app, 1, 1)] == [2]
+    assert changes_after(app, 3, 10) == []
 
 
 def test_the_feed_only_reads(crm: Connection) -> None:
@@ -63,18 +71,18 @@ def test_the_feed_only_reads(crm: Connection) -> None:
     ("after", "limit", "field"), [(None, 5, "p_after"), (-1, 5, "p_after"), (0, 0, "p_limit"), (0, 10001, "p_limit")]
 )  # fmt: skip
 def test_other_arguments_are_refused(
-    crm: Connection, after: int | None, limit: int | None, field: str
+    app: Connection, after: int | None, limit: int | None, field: str
 ) -> None:
     """A position below 0 or a limit out of range is PT422, naming the argument."""
     with pytest.raises(psycopg.Error) as refused:
-        crm.execute("SELECT * FROM public.changes_after(%s, %s)", [after, limit])
+        app.execute("SELECT * FROM public.changes_after(%s, %s)", [after, limit])
     known = from_database(refused.value)
     assert isinstance(known, Invalid)
     assert known.detail["field"] == field
 
 
 def test_a_consumer_keeps_its_place_with_its_effects(
-    crm: Connection, new_database: Callable[..., str]
+    crm: Connection, app: Connection, new_database: Callable[..., str]
 ) -> None:
     """What a failed application wrote is gone with the place, so the next attempt applies the same changes once."""
     lead(crm, "olga")
@@ -92,11 +100,11 @@ def test_a_consumer_keeps_its_place_with_its_effects(
         target.execute(PLACES.encode())
         target.execute(feed_consumer.TABLE)
         with pytest.raises(ConnectionError):
-            consume(crm, target, "a", fail_at_the_last)
+            consume(app, target, "a", fail_at_the_last)
         assert value(target, "SELECT count(*) FROM applied") == 0
-        assert consume(crm, target, "a", apply, limit=2) == 2
-        assert consume(crm, target, "a", apply, limit=2) == 1
-        assert consume(crm, target, "a", apply) == 0
+        assert consume(app, target, "a", apply, limit=2) == 2
+        assert consume(app, target, "a", apply, limit=2) == 1
+        assert consume(app, target, "a", apply) == 0
         assert rows(target, "SELECT position FROM applied") == [(1,), (2,), (3,)]
 
 

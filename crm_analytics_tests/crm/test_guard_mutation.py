@@ -175,8 +175,6 @@ def grant_mutations() -> Iterator[Mutation]:
             continue
         if what.startswith("function public.") and grantee == "crm_rpc" and not _calls_another(what):
             continue  # the owner's own EXECUTE: only an RPC that another RPC calls needs it
-        if what.startswith("function crm_private.trimmed(") and grantee == "crm_app":
-            continue  # inlined into what the searches call, and in this session planned before as another role
         kind, name = what.split(" ", 1)
         target = f"{'TABLE' if kind == 'view' else kind.upper()} {name}"
         if kind == "column":

@@ -34,35 +34,39 @@ def post(crm: Connection, function: str, body: str) -> Any:
     """Does what `POST /rpc/<function>` does with a JSON body: finds the function by its keys, and calls it by name.
 
     PostgREST turns the body into a record of the arguments' types (`json_to_record`) and passes its columns with
-    named notation; what the body does not name is left to its default.
+    named notation; what the body does not name is left to its default. What is not VOLATILE is called in a read-only
+    transaction, and can be called by GET, too.
     """
     keys = set(json.loads(body))
     candidates = rows(
         crm,
         "SELECT proargnames[1:pronargs], (SELECT array_agg(format_type(t, NULL) ORDER BY n)"
-        " FROM unnest(proargtypes) WITH ORDINALITY AS a(t, n)), pronargs - pronargdefaults, proretset FROM pg_proc"
+        " FROM unnest(proargtypes) WITH ORDINALITY AS a(t, n)), pronargs - pronargdefaults, proretset,"
+        " proargmodes && '{o,t}' IS TRUE, provolatile = 'v' FROM pg_proc"
         " WHERE pronamespace = 'public'::regnamespace AND proname = %s",
         function,
     )
     found = [
-        (dict(zip(names, types, strict=True)), is_set)
-        for names, types, required, is_set in candidates
+        (dict(zip(names, types, strict=True)), is_set, has_columns, writes)
+        for names, types, required, is_set, has_columns, writes in candidates
         if set(names[:required]) <= keys <= set(names)
     ]
     if len(found) != 1:
         raise NoFunction(function, keys)
-    [(arguments, is_set)] = found
+    [(arguments, is_set, has_columns, writes)] = found
     names = [name for name in arguments if name in keys]
     record = ", ".join(f'"{name}" {arguments[name]}' for name in names)
     named = ", ".join(f'"{name}" := pgrst_body."{name}"' for name in names)
-    result = "row_to_json(pgrst_call.*)" if is_set else "pgrst_call.pgrst_scalar"
+    result = "row_to_json(pgrst_call.*)" if has_columns else "pgrst_call.pgrst_scalar"
     call = (
         f'SELECT * FROM "public"."{function}"({named})'
-        if is_set
+        if has_columns
         else f'SELECT "public"."{function}"({named}) pgrst_scalar'
     )
     try:
         with crm.transaction():
+            if not writes:
+                crm.execute("SET TRANSACTION READ ONLY")
             crm.execute("SET LOCAL ROLE crm_app")
             crm.execute("SET LOCAL search_path = public")
             answers = rows(
@@ -213,3 +217,23 @@ def test_searches(crm: Connection, order: CrmResult) -> None:
     assert found["full_name"] == "Olga Example"
     with pytest.raises(NoFunction):
         post(crm, "find_customers_by_name", "{}")
+
+
+def test_whoami(crm: Connection, order: CrmResult, manager: UUID) -> None:
+    """whoami is one object, not a list; who asks without p_order_id gets no transitions; refusals have their status."""
+    body = {"p_user_id": manager, "p_order_id": order.id}
+    actor = {"id": str(manager), "name": "Max", "role": "manager", "active": True}
+    cancelled, awaiting = (
+        {"to_status": status, "required_role": "manager", "reason_required": False}
+        for status in ("cancelled", "awaiting_payment")
+    )
+    assert post(crm, "whoami", text(body)) == {
+        **actor, "order_id": str(order.id), "order_status": "created", "transitions": [awaiting, cancelled],
+    }  # fmt: skip
+    assert post(crm, "whoami", text({"p_user_id": manager})) == {
+        **actor, "order_id": None, "order_status": None, "transitions": None,
+    }  # fmt: skip
+    for changed, status in (({"p_user_id": uuid4()}, 403), ({"p_order_id": uuid4()}, 404)):
+        with pytest.raises(Refused) as refused:
+            post(crm, "whoami", text({**body, **changed}))
+        assert refused.value.status == status

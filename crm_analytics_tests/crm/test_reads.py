@@ -181,6 +181,35 @@ def test_typed_client_reads(client: CrmClient, order: CrmResult) -> None:
     assert found["total_amount"] == Decimal(1000)
 
 
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+def test_every_read_only_reads(
+    crm: Connection, crm_url: str, client: CrmClient, order: CrmResult, manager: UUID, isolation: str
+) -> None:
+    """Every view and function finds its rows as crm_app in a read-only transaction: by GET, and on a replica.
+
+    In a session that was never anybody else: what another role has planned would stay planned, missing rights or not.
+    """
+    client.create_lead_safe(source="s", full_name="Ann", email="ann@example.com")
+    client.create_task_safe(title="Pack", created_by=manager)
+    crm.execute("SELECT crm_private.number_changes()")
+    given: dict[str, tuple[Any, ...]] = {
+        "find_customers_by_phone": ("+1 555 010 0100",),
+        "find_customers_by_email": ("ann@example.com",),
+        "find_customers_by_name": ("olga",),
+        "find_orders_by_code": (order.data["order_code"],),
+        "changes_after": (0, 1),
+        "whoami": (manager, order.id),
+    }
+    assert set(given) == set(READ_NAMES)
+    with psycopg.connect(crm_url, autocommit=True, options="-c role=crm_app") as app:
+        app.execute(f"BEGIN ISOLATION LEVEL {isolation} READ ONLY".encode())
+        for name, arguments in given.items():
+            places = ", ".join(["%s"] * len(arguments))
+            assert len(rows(app, f"SELECT * FROM public.{name}({places})", *arguments)) == 1, name
+        for name in CRM_VIEWS:
+            assert rows(app, f"SELECT * FROM public.{name}"), name
+
+
 @pytest.fixture(scope="module")
 def crowded(new_database: Callable[..., str]) -> Iterator[Connection]:
     """A database with 10,000 customers, leads, orders, payments and tasks, written past the guards."""
@@ -276,7 +305,7 @@ def test_reads_find_their_rows_by_an_index(crowded: Connection, query: str, inde
 def test_reads_are_for_the_application_alone(crm: Connection) -> None:
     """Only crm_app may read the views and run the searches; default privileges would open them to the browser's roles.
 
-    The change feed, which runs as crm_rpc, is the owner's too, like every RPC.
+    The change feed and whoami, which run as crm_rpc, are the owner's too, like every RPC.
     """
     for name in CRM_VIEWS:
         assert rows(
@@ -294,7 +323,7 @@ def test_reads_are_for_the_application_alone(crm: Connection) -> None:
             "SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END"
             " FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = %s::regproc AND a.grantee <> p.proowner",
             f"public.{name}",
-        ) == ([("crm_app",), ("postgres",)] if name == "changes_after" else [("crm_app",)])
+        ) == ([("crm_app",), ("postgres",)] if name in ("changes_after", "whoami") else [("crm_app",)])
 
 
 def test_a_stranger_sees_nothing(crm: Connection, order: CrmResult) -> None:

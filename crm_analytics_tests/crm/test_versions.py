@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from psycopg.types.json import Json
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Invalid
 from crm_analytics.crm.generate import rpcs
 from crm_analytics.crm.proof.attacks.tables import VERSIONED
-from crm_analytics_tests.crm.conftest import Connection, value
+from crm_analytics_tests.crm.conftest import Connection, pay, value
 
 #: Every call that takes p_expected_version, with the table of the row, and what else it needs.
 EDITS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,6 +30,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "replace_document_safe": ("documents", {"storage_url": "x"}),
     "withdraw_document_safe": ("documents", {"reason": "x"}),
     "update_user_safe": ("users", {"name": "x"}),
+    "update_payment_status_safe": ("payments", {"new_status": "pending"}),
 }
 #: A value of every field that can be cleared, in the order in which a call would give it.
 CLEARABLE: dict[str, dict[str, Any]] = {
@@ -82,6 +84,7 @@ def rows_by_table(
         "tasks": {"task_id": task.id},
         "shipments": {"shipment_id": parcel.id, "order_id": order.id},
         "documents": {"document_id": document.id},
+        "payments": {"payment_id": pay(client, order, manager, 10, status="planned").id},
         "users": {"crm_user_id": manager},
     }
 
@@ -92,7 +95,7 @@ def test_every_call_that_changes_a_named_row_is_here(crm: Connection) -> None:
     assert {name for name, names in arguments.items() if "p_expected_version" in names} == set(EDITS)
     assert {name for name, names in arguments.items() if name.startswith(("update_", "upsert_"))} <= {
         name for name, names in arguments.items() if "p_expected_version" in names
-    } | {"update_payment_status_safe"}
+    }
     assert (
         {name for name, names in arguments.items() if "p_clear" in names} == set(CLEARABLE) == set(REQUIRED)
     )
@@ -118,11 +121,42 @@ def test_an_edit_of_a_changed_row_is_refused(
     assert f"version {version}, expected {version + 1}" in refused.value.message
     assert value(crm, "SELECT max(id) FROM public.audit_log") == before
     answer = call(**names, **given, user_id=admin, expected_version=version)
-    if name not in ("replace_document_safe", "advance_order_status_safe"):
+    if name != "replace_document_safe":
         assert answer.data["version"] == version + 1
         assert value(crm, f"SELECT version FROM public.{table} WHERE id = %s", row) == version + 1
-    elif name == "advance_order_status_safe":
-        assert value(crm, f"SELECT version FROM public.{table} WHERE id = %s", row) > version
+
+
+def test_a_repeat_is_answered_whatever_its_version(
+    client: CrmClient, order: CrmResult, manager: UUID
+) -> None:
+    """A repeated payment status with the version of the first call is a duplicate, not a conflict: it was delivered twice."""
+    payment = pay(client, order, manager, 10, status="planned")
+    move = partial(
+        client.update_payment_status_safe,
+        payment_id=payment.id,
+        new_status="completed",
+        user_id=manager,
+        external_reference="r-1",
+        expected_version=1,
+    )
+    first, again = move(), move()
+    assert (first.duplicate, first.data["version"]) == (False, 2)
+    assert (again.duplicate, again.data["version"]) == (True, 2)
+    # a reference that the payment does not have is no repeat
+    with pytest.raises(Conflict) as refused:
+        move(external_reference="r-2")
+    assert refused.value.detail["rule"] == "version"
+
+
+def test_the_version_after_two_changes_in_one_call(
+    client: CrmClient, order: CrmResult, manager: UUID, admin: UUID
+) -> None:
+    """An edit that also makes the order paid returns the version after both changes, which the next edit can expect."""
+    pay(client, order, manager, 600)
+    edit = partial(client.update_order_safe, order_id=order.id, user_id=admin)
+    lowered = edit(total_amount=600, reason="a scratch")
+    assert lowered.data["status"] == "paid"
+    edit(commission_eur=1, expected_version=lowered.data["version"])
 
 
 @pytest.mark.parametrize("table", VERSIONED)
@@ -203,25 +237,32 @@ def test_what_cannot_be_cleared(
     call(**names, user_id=admin, clear=())
 
 
-def test_the_version_is_read_after_the_lock(
-    crm_url: str,
-) -> None:
+def _task(client: CrmClient, person: UUID) -> tuple[Callable[..., CrmResult], tuple[dict[str, Any], ...]]:
+    task = client.create_task_safe(title="t", created_by=person)
+    return partial(CrmClient.update_task_safe, task_id=task.id), ({"title": "a"}, {"title": "b"})
+
+
+def _payment(client: CrmClient, person: UUID) -> tuple[Callable[..., CrmResult], tuple[dict[str, Any], ...]]:
+    order = client.quick_order_safe(
+        source="s", full_name="n", items=[], total_amount=10, currency="EUR", phone="555 0142", user_id=person
+    )
+    payment = pay(client, order, person, 10, status="planned")
+    move = partial(CrmClient.update_payment_status_safe, payment_id=payment.id)
+    return move, ({"new_status": "pending"}, {"new_status": "cancelled"})
+
+
+@pytest.mark.parametrize("edited", [_task, _payment])
+def test_the_version_is_read_after_the_lock(crm_url: str, edited: Callable[..., Any]) -> None:
     """Of two who edit what both have read, the second waits for the first, and is then refused."""
     url = crm_url
     with psycopg.connect(url, autocommit=True) as setup:
         person = value(setup, "INSERT INTO public.users (name) VALUES ('Max') RETURNING id")
-        task = CrmClient(setup).create_task_safe(title="t", created_by=person).id
+        edit, (one, other) = edited(CrmClient(setup), person)
         with psycopg.connect(url) as first, psycopg.connect(url, autocommit=True) as second:
             first.execute("SELECT")
-            CrmClient(first).update_task_safe(task_id=task, user_id=person, title="a", expected_version=1)
+            edit(CrmClient(first), user_id=person, expected_version=1, **one)
             with ThreadPoolExecutor(1) as pool:
-                waiting = pool.submit(
-                    CrmClient(second).update_task_safe,
-                    task_id=task,
-                    user_id=person,
-                    title="b",
-                    expected_version=1,
-                )
+                waiting = pool.submit(edit, CrmClient(second), user_id=person, expected_version=1, **other)
                 while not value(
                     setup, "SELECT cardinality(pg_blocking_pids(%s)) > 0", second.info.backend_pid
                 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import psycopg
 
@@ -12,6 +13,12 @@ COUNTS = (
     "SELECT (SELECT count(*) FROM public.leads), (SELECT count(*) FROM public.orders),"
     " (SELECT count(*) FROM public.payments), (SELECT sum(amount) FROM public.payments),"
     " (SELECT count(*) FROM public.audit_log)"
+)
+#: The orders of the client with the rare calls, and what they hold.
+RARE = (
+    "SELECT o.status::text, o.total_amount, o.commission_eur, b.held FROM public.orders o"
+    " JOIN public.order_balance b ON b.order_id = o.id JOIN public.customers c ON c.id = o.customer_id"
+    " WHERE c.full_name = 'Rita Repeat' ORDER BY o.status::text"
 )
 
 
@@ -41,7 +48,8 @@ def test_a_second_call_adds_nothing_and_the_same_seed_plays_the_same(
 
 def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> None:
     """Rows of every kind, refusals and statuses are played; the demo's checks must not run on empty tables."""
-    summary = play(new_database("crm"), months=2, seed=1)
+    url = new_database("crm")
+    summary = play(url, months=2, seed=1)
     kinds = {
         "leads",
         "orders",
@@ -53,6 +61,12 @@ def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> N
         "replaced documents",
         "tasks",
         "shipments",
+        "repeated forms",
+        "outdated edits",
+        "cleared fields",
+        "rebooked payments",
+        "reversed payments",
+        "offered transitions",
     }
     assert set(summary.done) == kinds
     assert set(summary.refused) == {"42501", "PT409"}
@@ -62,3 +76,10 @@ def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> N
     text = summary.text()
     assert f"{summary.done['orders']} orders" in text
     assert f"{summary.refused['PT409']} with PT409" in text
+    once = ("repeated forms", "outdated edits", "cleared fields", "rebooked payments", "reversed payments")
+    assert [summary.done[kind] for kind in once] == [1] * 5
+    with psycopg.connect(url) as connection:
+        assert connection.execute(RARE).fetchall() == [
+            ("cancelled", Decimal(3900), None, Decimal(0)),
+            ("in_delivery", Decimal(690), None, Decimal(690)),
+        ]

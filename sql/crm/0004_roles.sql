@@ -63,7 +63,7 @@ BEGIN
                 'upsert_shipment_safe', 'update_order_safe', 'update_lead_safe', 'update_customer_safe',
                 'merge_customers_safe', 'create_user_safe', 'update_user_safe', 'set_user_active_safe',
                 'set_user_role_safe', 'map_identity_safe', 'unmap_identity_safe', 'reverse_payment_safe',
-                'changes_after', 'erase_customer_safe', 'find_customers_by_phone', 'find_customers_by_email',
+                'changes_after', 'whoami', 'erase_customer_safe', 'find_customers_by_phone', 'find_customers_by_email',
                 'find_customers_by_name', 'find_orders_by_code'
             )
     LOOP

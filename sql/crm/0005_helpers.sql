@@ -33,6 +33,21 @@ $$;
 COMMENT ON FUNCTION crm_private.require_read_committed IS
     'Refuses (25001) a transaction whose snapshot may be older than the lock that it has just waited for.';
 
+CREATE FUNCTION crm_private.not_an_actor(p_user_id uuid) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM crm_private.refuse(
+        '42501', 'the actor is not an active CRM user',
+        jsonb_build_object(
+            'rule', 'actor', 'field', 'p_user_id', 'found', p_user_id, 'accepted', 'id of an active row of users'
+        ),
+        'Pass the id that resolve_crm_user returned for the acting person.'
+    );
+END
+$$;
+COMMENT ON FUNCTION crm_private.not_an_actor IS 'Refuses (42501) an actor who is not an active user.';
+
 CREATE FUNCTION crm_private.actor(
     p_user_id uuid, p_or_system boolean DEFAULT false, p_assignee uuid DEFAULT NULL
 ) RETURNS public.users
@@ -53,13 +68,7 @@ BEGIN
         AND (u.active OR p_user_id IS NULL)
     FOR KEY SHARE;
     IF NOT FOUND THEN
-        PERFORM crm_private.refuse(
-            '42501', 'the actor is not an active CRM user',
-            jsonb_build_object(
-                'rule', 'actor', 'field', 'p_user_id', 'found', p_user_id, 'accepted', 'id of an active row of users'
-            ),
-            'Pass the id that resolve_crm_user returned for the acting person.'
-        );
+        PERFORM crm_private.not_an_actor(p_user_id);
     END IF;
     IF p_assignee > v_user.id THEN
         PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
@@ -892,5 +901,59 @@ $$;
 COMMENT ON FUNCTION crm_private.check_total IS
     'Refuses (PT409) a total below what was refunded or paid out (open refunds and payouts included), and another '
     'currency while there is client money, or an open client payment or refund, in the old one.';
+
+-- an order's way ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION crm_private.order_moves(p_order public.orders) RETURNS TABLE (
+    to_status public.order_status_enum, required_role public.user_role_enum, reason_required boolean, rule text,
+    what text, detail jsonb
+)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_transition public.order_status_transitions;
+    v_money record;
+BEGIN
+    FOR v_transition IN
+        SELECT * FROM public.order_status_transitions t WHERE t.from_status = p_order.status
+    LOOP
+        to_status := v_transition.to_status;
+        required_role := v_transition.required_role;
+        reason_required := false;
+        rule := 'role';
+        what := format('moving an order from %s to %s', p_order.status, to_status);
+        detail := '{}';
+        -- in every currency: adopted client money may be in another one than the order, which may have none
+        IF to_status = 'cancelled' AND required_role <> 'admin' AND EXISTS (
+            SELECT FROM public.payments p
+            WHERE p.order_id = p_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
+                AND (p.role::text, p.direction::text, p.reverses IS NULL) IN (
+                    ('client_payment', 'incoming', true), ('client_payment', 'outgoing', false),
+                    ('refund', 'outgoing', true), ('refund', 'incoming', false)
+                )
+            GROUP BY p.currency HAVING sum(CASE p.direction WHEN 'outgoing' THEN -p.amount ELSE p.amount END) > 0
+        ) THEN
+            required_role := 'admin';
+            what := 'canceling an order that holds client money';
+        ELSIF to_status = 'in_delivery' THEN
+            SELECT * INTO v_money FROM crm_private.client_money(p_order);
+            IF NOT coalesce(v_money.paid - v_money.refunded >= p_order.total_amount, false) THEN
+                required_role := 'admin';
+                reason_required := true;
+                rule := 'delivery_after_payment';
+                what := 'delivering an order that is not fully paid';
+                detail := jsonb_build_object(
+                    'id', p_order.id, 'total_amount', p_order.total_amount,
+                    'client_paid', v_money.paid - v_money.refunded, 'currency', p_order.currency
+                );
+            END IF;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION crm_private.order_moves IS
+    'Returns where people may move an order from its status, by order_status_transitions and its client money: the '
+    'role that it needs (manager means every active user), whether it needs a reason, and what a refusal says.';
 
 SELECT crm_private.close_functions('crm_private', ARRAY['crm_rpc']);

@@ -124,6 +124,57 @@ COMMENT ON FUNCTION public.resolve_crm_user IS
     'Errors: PT422 provider or external id blank or too long, p_email not an address; 42501 user unknown or '
     'inactive.';
 
+CREATE FUNCTION public.whoami(
+    p_user_id uuid, p_order_id uuid DEFAULT NULL, OUT id uuid, OUT name text, OUT role text, OUT active boolean,
+    OUT order_id uuid, OUT order_status text, OUT transitions jsonb
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_user public.users;
+    v_order public.orders;
+BEGIN
+    -- not crm_private.actor: its lock is for calls that change something, and no replica could take it
+    SELECT * INTO v_user FROM public.users u WHERE u.id = p_user_id AND u.active;
+    IF NOT FOUND THEN
+        PERFORM crm_private.not_an_actor(p_user_id);
+    END IF;
+    id := v_user.id;
+    name := v_user.name;
+    role := v_user.role;
+    active := v_user.active;
+    IF p_order_id IS NOT NULL THEN
+        SELECT * INTO v_order FROM public.orders o WHERE o.id = p_order_id;
+        IF NOT FOUND THEN
+            PERFORM crm_private.not_found('orders', 'p_order_id', p_order_id);
+        END IF;
+        order_id := v_order.id;
+        order_status := v_order.status;
+        SELECT coalesce(
+            jsonb_agg(
+                jsonb_build_object(
+                    'to_status', m.to_status, 'required_role', m.required_role, 'reason_required', m.reason_required
+                )
+                ORDER BY m.to_status
+            ),
+            '[]'
+        )
+        INTO transitions
+        FROM crm_private.order_moves(v_order) m
+        WHERE m.required_role <> 'admin' OR v_user.role = 'admin';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.whoami IS
+    E'Returns the acting user, and with p_order_id the order''s status and the transitions that this user may make on it '
+    'now.\n'
+    'Rules: those of advance_order_status_safe; each transition is an object with to_status, required_role (manager '
+    'means every active user) and reason_required; without p_order_id they are NULL. It only reads, so that it can be '
+    'called by GET and on a replica; it locks nothing, so that the call that follows may still be refused, if somebody '
+    'else was faster.\n'
+    'Errors: 42501 p_user_id missing, unknown or inactive; PT404 no such order.';
+
 CREATE FUNCTION public.create_user_safe(p_name text, p_email text, p_role text, p_user_id uuid) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -584,7 +584,7 @@ BEGIN
                 v_new.id, 'paid', v_actor.id, 'total_changed', v_reason,
                 jsonb_build_object('total_amount', v_new.total_amount)
             );
-            v_new.status := 'paid';
+            SELECT * INTO STRICT v_new FROM public.orders o WHERE o.id = v_old.id;
         END IF;
     END IF;
     RETURN jsonb_build_object(
@@ -620,23 +620,20 @@ DECLARE
     v_reason text := crm_private.note('p_reason', p_reason);
     v_notes text := crm_private.note('p_notes', p_notes);
     v_order public.orders;
-    v_money record;
-    v_required_role public.user_role_enum;
+    v_move record;
 BEGIN
     PERFORM crm_private.required_id('p_order_id', p_order_id);
     v_order := crm_private.locked_order(p_order_id);
     PERFORM crm_private.check_version('orders', v_order.id, v_order.version, p_expected_version);
-    SELECT t.required_role INTO v_required_role FROM public.order_status_transitions t
-    WHERE t.from_status = v_order.status AND t.to_status::text = v_new_status;
+    SELECT * INTO v_move FROM crm_private.order_moves(v_order) m WHERE m.to_status::text = v_new_status;
     IF NOT FOUND THEN
         PERFORM crm_private.conflict(
             'order_transition', format('an order cannot go from %s to %s', v_order.status, v_new_status),
             jsonb_build_object(
                 'field', 'p_new_status', 'found', v_new_status, 'from', v_order.status, 'id', v_order.id,
                 'accepted', (
-                    SELECT coalesce(jsonb_agg(t.to_status ORDER BY t.to_status), '[]')
-                    FROM public.order_status_transitions t
-                    WHERE t.from_status = v_order.status
+                    SELECT coalesce(jsonb_agg(m.to_status ORDER BY m.to_status), '[]')
+                    FROM crm_private.order_moves(v_order) m
                 )
             ),
             CASE v_new_status
@@ -645,41 +642,18 @@ BEGIN
             END
         );
     END IF;
-    IF v_required_role = 'admin' THEN
-        PERFORM crm_private.require_admin(
-            v_actor, format('moving an order from %s to %s', v_order.status, v_new_status)
-        );
-    END IF;
-    -- in every currency: adopted client money may be in another one than the order, which may have none
-    IF v_new_status = 'cancelled' AND EXISTS (
-        SELECT FROM public.payments p
-        WHERE p.order_id = v_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
-            AND (p.role::text, p.direction::text, p.reverses IS NULL) IN (
-                ('client_payment', 'incoming', true), ('client_payment', 'outgoing', false),
-                ('refund', 'outgoing', true), ('refund', 'incoming', false)
-            )
-        GROUP BY p.currency HAVING sum(CASE p.direction WHEN 'outgoing' THEN -p.amount ELSE p.amount END) > 0
-    ) THEN
-        PERFORM crm_private.require_admin(v_actor, 'canceling an order that holds client money');
-    END IF;
-    IF v_new_status = 'in_delivery' THEN
-        SELECT * INTO v_money FROM crm_private.client_money(v_order);
-        IF NOT coalesce(v_money.paid - v_money.refunded >= v_order.total_amount, false) THEN
-            PERFORM crm_private.require_admin_with_reason(
-                v_actor, v_reason, 'delivery_after_payment', 'delivering an order that is not fully paid',
-                jsonb_build_object(
-                    'id', v_order.id, 'total_amount', v_order.total_amount,
-                    'client_paid', v_money.paid - v_money.refunded, 'currency', v_order.currency
-                )
-            );
-        END IF;
+    IF v_move.reason_required THEN
+        PERFORM crm_private.require_admin_with_reason(v_actor, v_reason, v_move.rule, v_move.what, v_move.detail);
+    ELSIF v_move.required_role = 'admin' THEN
+        PERFORM crm_private.require_admin(v_actor, v_move.what);
     END IF;
     PERFORM crm_private.set_order_status(
         v_order.id, v_new_status::public.order_status_enum, v_actor.id, v_reason, v_notes,
         '{}'::jsonb
     );
     RETURN jsonb_build_object(
-        'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status
+        'id', v_order.id, 'order_code', v_order.order_code, 'old_status', v_order.status, 'status', v_new_status,
+        'version', (SELECT o.version FROM public.orders o WHERE o.id = v_order.id)
     );
 END
 $$;

@@ -266,7 +266,8 @@ COMMENT ON FUNCTION crm_private.apply_payment IS
     'at a partial payment; returns the call''s result.';
 
 CREATE FUNCTION crm_private.move_payment(
-    p_order public.orders, p_payment public.payments, p_new_status text, p_reference text, p_actor public.users
+    p_order public.orders, p_payment public.payments, p_new_status text, p_reference text, p_actor public.users,
+    p_expected_version integer DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql
 AS $$
@@ -276,11 +277,13 @@ DECLARE
     v_accepted jsonb;
     v_payment public.payments;
 BEGIN
-    IF p_payment.status::text = p_new_status THEN
-        IF p_reference IS NULL OR v_key = crm_private.reference_key(v_stored) THEN
-            RETURN crm_private.repeated_payment(p_payment);
-        END IF;
-    ELSE
+    IF p_payment.status::text = p_new_status
+        AND (p_reference IS NULL OR v_key = crm_private.reference_key(v_stored))
+    THEN
+        RETURN crm_private.repeated_payment(p_payment);
+    END IF;
+    PERFORM crm_private.check_version('payments', p_payment.id, p_payment.version, p_expected_version);
+    IF p_payment.status::text <> p_new_status THEN
         v_accepted := CASE p_payment.status::text
             WHEN 'planned' THEN '["pending", "completed", "failed", "cancelled"]'
             WHEN 'pending' THEN '["completed", "failed", "cancelled"]'
@@ -627,7 +630,8 @@ COMMENT ON FUNCTION public.record_generic_payment_safe IS
     'related payment of another order, money back that was not paid out.';
 
 CREATE FUNCTION public.update_payment_status_safe(
-    p_payment_id uuid, p_new_status text, p_user_id uuid, p_external_reference text DEFAULT NULL
+    p_payment_id uuid, p_new_status text, p_user_id uuid, p_external_reference text DEFAULT NULL,
+    p_expected_version integer DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -638,6 +642,7 @@ DECLARE
     v_reference text := crm_private.reference('p_external_reference', p_external_reference);
     v_order public.orders;
     v_payment public.payments;
+    v_result jsonb;
 BEGIN
     PERFORM crm_private.required_id('p_payment_id', p_payment_id);
     v_payment := crm_private.payment_of_order(p_payment_id);
@@ -647,20 +652,26 @@ BEGIN
     IF v_payment.role = 'refund' THEN
         PERFORM crm_private.require_admin(v_actor, 'changing a refund');
     END IF;
-    RETURN crm_private.move_payment(v_order, v_payment, v_new_status, v_reference, v_actor);
+    v_result := crm_private.move_payment(
+        v_order, v_payment, v_new_status, v_reference, v_actor, p_expected_version
+    );
+    RETURN v_result || jsonb_build_object(
+        'version', (SELECT p.version FROM public.payments p WHERE p.id = p_payment_id)
+    );
 END
 $$;
 COMMENT ON FUNCTION public.update_payment_status_safe IS
     E'Moves a payment: planned to pending, planned or pending to completed, failed or cancelled.\n'
     'Rules: those of record_generic_payment_safe apply to pending and completed, with the same effects on the '
     'order, but the limit of payouts is checked only when they are booked; a repeat with the status that the payment '
-    'has, and its reference or none, returns it with duplicate true; only admins change refunds; a first reference can '
+    'has, and its reference or none, returns it with duplicate true, whatever p_expected_version; only admins change refunds; a first reference can '
     'be added to an open payment, also with the status that it has, but never changed; an adopted payment whose '
     'reference belongs to an older one, or has invisible characters inside, is never completed; failed and cancelled '
     'are possible whatever the order''s status.\n'
     'Errors: 42501 actor unknown or inactive, refund by a non-admin; PT422 unknown status, reference missing or not '
     'accepted; PT404 no such payment; PT409 transition not allowed, other reference or reference taken, order closed '
-    'or cancelled, payout without client money, refund above what was paid.';
+    'or cancelled, payout without client money, refund above what was paid, payment changed since '
+    'p_expected_version.';
 
 CREATE FUNCTION public.checkout_order_safe(
     p_customer_id uuid, p_items jsonb, p_total_amount numeric, p_currency text, p_method text,

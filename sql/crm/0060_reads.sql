@@ -253,7 +253,7 @@ END
 $$;
 
 -- what the searches call with the caller's rights
-GRANT EXECUTE ON FUNCTION crm_private.phone_digits, crm_private.folded_email, crm_private.trimmed TO crm_app;
+GRANT EXECUTE ON FUNCTION crm_private.phone_digits, crm_private.folded_email TO crm_app;
 
 -- words --------------------------------------------------------------------------------------------------------
 -- The requirements use other words than the tables, for the same things; docs/crm-rpc.md lists them from here.

@@ -90,6 +90,7 @@ READ_NAMES = (
     "find_customers_by_name",
     "find_orders_by_code",
     "changes_after",
+    "whoami",
 )
 TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"

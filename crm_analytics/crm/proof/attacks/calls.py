@@ -61,6 +61,7 @@ _BY_A_USER = (
     "unmap_identity_safe('attack', 'm', {user})",
     "reverse_payment_safe(%(mistake)s, 'x', {user})",
     "erase_customer_safe(%(customer)s, {user}, 'asked')",
+    "whoami({user})",
 )
 _ERASED = "(SELECT customer_id FROM public.leads WHERE id = %(forgotten)s)"
 _NO_AMOUNTS = ("'NaN'", "'Infinity'", "'-Infinity'", "0", "-1", "0.001", "NULL")
@@ -330,6 +331,7 @@ REFUSED_CALLS: tuple[tuple[str, tuple[str, ...], str, Mapping[str, Sequence[str]
             "PT409": [
                 "update_task_safe(%(task)s, %(manager)s, true, p_expected_version => 99)",
                 "update_lead_safe(%(open_lead)s, %(manager)s, p_expected_version => 99)",
+                "update_payment_status_safe(%(planned)s, 'completed', %(manager)s, p_expected_version => 99)",
             ],
             "PT422": [
                 "update_task_safe(%(task)s, %(manager)s, p_clear => '{title}')",

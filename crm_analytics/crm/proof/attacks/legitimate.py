@@ -156,7 +156,7 @@ def app_reads(lab: Lab) -> None:
 
 @attack("functions", "function_grants", "columns", "row_security")
 def app_searches(lab: Lab) -> None:
-    """Reads the views and searches as crm_app, which must find the rows."""
+    """Reads the views and searches as crm_app, which must find the rows, and asks whoami, which knows only active users."""
     number = lab.run("SELECT order_code FROM public.orders WHERE id = %(fresh)s")
     with lab.role("crm_app"):
         for view in CRM_VIEWS:
@@ -171,6 +171,10 @@ def app_searches(lab: Lab) -> None:
         ):
             found = lab.run(f"SELECT count(*) FROM public.find_{search}(%(given)s)", given=given)
             lab.expect(found, 1, f"rows that find_{search} finds for crm_app")
+        moves = lab.run("SELECT jsonb_array_length(transitions) FROM public.whoami(%(manager)s, %(fresh)s)")
+        lab.expect(moves, 2, "transitions of a new order for a manager")
+    # The message, because a call that may not refuse ends with the same SQLSTATE.
+    lab.refused(["SELECT FROM public.whoami(%(left)s)"], "crm_app", saying="not an active CRM user")
 
 
 @attack("functions", "function_grants", "table_grants", "row_security")
