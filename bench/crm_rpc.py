@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -18,7 +22,8 @@ from bench.cost import Cost, by_turns
 from bench.environment import Environment
 from bench.table import BenchRow
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
-from crm_analytics.crm.migrating.migrate import migrate_crm
+from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics.crm.proof import audit_seals
 
 CLIENTS = 8
 ORDERS = 8_000
@@ -29,6 +34,8 @@ SECONDS = 5
 #: More references than a client uses in a round.
 PER_ROUND = 10_000_000
 SECTION = "CRM RPCs"
+#: The commit before reads, feed, versions, reversals and erasure came, whose rate is to be beaten with all of them.
+BEFORE = "2685d58b84d8afb61d57ce82f3a568016db589e5"
 
 #: Inserts the same row, as durably, into a table of the same shape (columns, defaults, checks, indexes, foreign keys).
 #: The difference is what the RPC adds: rules, guards, events and audit.
@@ -74,17 +81,64 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     """
     server, every = environment.server, 20 * CLIENTS
     calls = max(1, round(CALLS * environment.scale) // every) * every
-    with _database(server) as url:
-        paid, bare = by_turns(
+    with (
+        _sources(BEFORE) as older,
+        _database(server, "bench_crm_before", older) as before_url,
+        _database(server) as url,
+    ):
+        paid, before, bare = by_turns(
             partial(_call, environment, url, _DISTINCT_ORDERS, count(0, PER_ROUND)),
+            partial(_call, environment, before_url, _DISTINCT_ORDERS, count(0, PER_ROUND)),
             partial(_call, environment, url, _BARE_INSERT, count(0, PER_ROUND)),
         )
+        yield BenchRow(
+            SECTION, f"record_generic_payment_safe, {CLIENTS} clients on distinct orders", 1 / paid.seconds, "calls/s",
+            f"the same at commit {BEFORE[:7]}, before the second round", 1 / before.seconds, 1,
+            higher_is_better=True, note=f"server CPU {paid.server * 1000:.2f} : {before.server * 1000:.2f} ms a call",
+        )  # fmt: skip
         yield BenchRow(
             SECTION, f"record_generic_payment_safe, {CLIENTS} clients on distinct orders", 1 / paid.seconds, "calls/s",
             f"bare INSERT of the same row, same indexes and foreign keys, {CLIENTS} clients", 1 / bare.seconds, 0.25,
             higher_is_better=True, note=f"server CPU {paid.server * 1000:.2f} : {bare.server * 1000:.2f} ms a call",
         )  # fmt: skip
+        yield _sealed_meanwhile(server, url)
         yield _repeated(server, url, calls)
+
+
+def _sealed_meanwhile(server: EmbeddedPostgres, url: str) -> BenchRow:
+    """Seals the audit log while clients pay, and beside a transaction that wrote to it and stays open."""
+    unsealed = (
+        "SELECT count(*) FROM public.audit_log l WHERE id <= %s AND NOT EXISTS (SELECT FROM public.audit_positions p"
+        ' WHERE p.audit_id = l.id AND p."position" <= (SELECT max(last_position) FROM public.audit_seals))'
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url) as idle,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        idle.execute("SELECT public.create_lead_safe('bench', 'Idle', p_contact => 'idle')")
+        highest = connection.execute("SELECT max(id) FROM public.audit_log").fetchone()
+        arguments = ["-T", str(SECONDS), "-D", f"i={5 * PER_ROUND}", "-l", "--log-prefix", f"{folder}/calls"]
+        paying = pool.submit(_pgbench, server, url, _DISTINCT_ORDERS, arguments)
+        time.sleep(SECONDS / 4)
+        start = time.perf_counter()
+        sealed = audit_seals.seal(connection)["row_count"]
+        seconds = time.perf_counter() - start
+        assert not paying.done(), "nobody paid until the end of the sealing"
+        paying.result()
+        left = connection.execute(unsealed, highest).fetchone()
+        assert left == (0,), f"{left} older changes were not sealed"
+        idle.rollback()
+        slowest = max(
+            int(line.split()[2]) / 1e6
+            for file in Path(folder).iterdir()
+            for line in file.read_text().splitlines()
+        )
+    return BenchRow(
+        SECTION, f"slowest of all payments while {sealed:,} changes are sealed, with an idle transaction open", slowest * 1000,
+        "ms", "the sealing, for which nobody waits", seconds * 1000, 0.5,
+    )  # fmt: skip
 
 
 def _repeated(server: EmbeddedPostgres, url: str, calls: int) -> BenchRow:
@@ -125,20 +179,38 @@ def _repeated(server: EmbeddedPostgres, url: str, calls: int) -> BenchRow:
 
 
 @contextmanager
-def _database(server: EmbeddedPostgres) -> Iterator[str]:
-    name = "bench_crm"
+def _sources(commit: str) -> Iterator[Path]:
+    """Yields a folder with the sources of an older commit, from the history of the clone."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "-C", str(PROJECT_DIR), "archive", commit, "crm_analytics", "sql", "pyproject.toml"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        if archive.returncode:
+            raise AssertionError(
+                f"commit {commit} is not here, so its rate can't be measured; clone with the whole history: "
+                f"{archive.stderr.decode().strip()}"
+            )
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        yield Path(folder)
+
+
+@contextmanager
+def _database(
+    server: EmbeddedPostgres, name: str = "bench_crm", sources: Path = PROJECT_DIR
+) -> Iterator[str]:
+    """Yields the URL of a CRM database with orders to pay for, migrated by the code of the sources."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         admin.execute(f"CREATE DATABASE {name}")
         try:
             url = server.url(name)
-            migrate_crm(url)
+            subprocess.run(
+                [sys.executable, "-c", "import sys; from crm_analytics.crm.migrating.migrate import migrate_crm; migrate_crm(sys.argv[1])", url],
+                cwd=sources, check=True,
+            )  # fmt: skip
             with psycopg.connect(url) as connection:
-                connection.execute(
-                    "CREATE TABLE bench_bare (LIKE public.payments INCLUDING ALL,"
-                    " FOREIGN KEY (order_id) REFERENCES public.orders, FOREIGN KEY (created_by) REFERENCES public.users,"
-                    " FOREIGN KEY (related_payment_id) REFERENCES bench_bare)"
-                )
+                make_bare_table(connection)
                 connection.execute(
                     "INSERT INTO public.users (name, email, role) VALUES ('Bench', 'bench@example.com', 'admin')"
                 )
@@ -163,6 +235,17 @@ def _database(server: EmbeddedPostgres) -> Iterator[str]:
             yield url
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def make_bare_table(connection: psycopg.Connection[Any]) -> None:
+    """Makes bench_bare: the payments' columns, defaults, checks, indexes and foreign keys, without their triggers."""
+    connection.execute("CREATE TABLE bench_bare (LIKE public.payments INCLUDING ALL)")
+    foreign_keys = connection.execute(
+        "SELECT replace(pg_get_constraintdef(oid), 'REFERENCES payments(', 'REFERENCES bench_bare(') FROM pg_constraint"
+        " WHERE conrelid = 'public.payments'::regclass AND contype = 'f'"
+    ).fetchall()
+    for (definition,) in foreign_keys:
+        connection.execute(f"ALTER TABLE bench_bare ADD {definition}".encode())
 
 
 def _call(environment: Environment, url: str, script: str, starts: Iterator[int]) -> Cost:

@@ -39,6 +39,12 @@ NOTHING_TO_LOOK_UP = ("payments_ledger", "order_numbers", "require_actor", "audi
 #: Functions and a trigger that only make others wait. Their tests are at the end, because one transaction cannot wait
 #: for itself.
 WAITS = ("lock_user", "wait_for_calls")
+#: What lets the RPCs pass without calling the guard, and an operator that looks the same and lets everybody pass.
+BY_OTHERS = "CURRENT_USER <> 'crm_rpc'::name"
+FOREIGN_OPERATOR = (
+    "CREATE FUNCTION public.never(name, name) RETURNS boolean LANGUAGE sql AS 'SELECT false';"
+    " CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = name, FUNCTION = public.never); "
+)
 #: Functions that are not emptied: the first two are for migrations only, and the third has a test of its own at the end,
 #: because an attack runs in a transaction, whose isolation is given.
 NOT_EMPTIED = ("close_functions", "revoke_others", "require_read_committed", *WAITS)
@@ -109,6 +115,12 @@ def trigger_mutations() -> Iterator[Mutation]:
             weaker.append(("argument owner_writes", definition.replace("'record'", "'owner_writes'")))
         if "'rpc'" in definition:
             weaker.append(("argument owner_writes", definition.replace("'rpc'", "'owner_writes'")))
+        if BY_OTHERS in definition:
+            foreign = BY_OTHERS.replace("<>", "OPERATOR(public.<>)")
+            weaker.append(
+                ("with a foreign operator", FOREIGN_OPERATOR + definition.replace(BY_OTHERS, foreign))
+            )
+            weaker.append(("never", definition.replace(BY_OTHERS, "false")))
         for what, changed in weaker:
             assert changed != definition, (key, what)
             yield Mutation("triggers", f"{_name(key)} {what}", changed, key)

@@ -276,7 +276,7 @@ def test_eight_clients_at_once(new_database: Callable[..., str]) -> None:
         assert read(
             connection,
             "SELECT b.order_id FROM public.orders o JOIN public.order_balance b ON b.order_id = o.id"
-            " CROSS JOIN LATERAL crm_private.client_money(o) m"
+            " CROSS JOIN LATERAL crm_private.client_money(o.id, o.currency) m"
             " WHERE (b.client_paid, b.refunded, b.refunds_open, b.paid_out + b.payouts_open)"
             " IS DISTINCT FROM (m.paid, m.refunded, m.refunds_open, crm_private.payouts(o.id, o.currency))",
         ) == []  # fmt: skip

@@ -416,9 +416,11 @@ CREATE INDEX idx_orders_customer ON public.orders USING btree (customer_id);
 CREATE INDEX idx_orders_lead ON public.orders USING btree (lead_id);
 ALTER TABLE public.orders ADD CONSTRAINT orders_order_code_key_key UNIQUE (order_code_key);
 ALTER TABLE public.payments ADD CONSTRAINT payments_reference_key_key UNIQUE (reference_key);
-ALTER TABLE public.payments ADD CONSTRAINT payments_reverses_key UNIQUE (reverses);
-ALTER TABLE public.payments ADD CONSTRAINT payments_rebooks_key UNIQUE (rebooks);
-CREATE INDEX idx_payments_related ON public.payments USING btree (related_payment_id);
+-- without the payments that have none, who would all wait for the same page
+CREATE UNIQUE INDEX payments_reverses_key ON public.payments USING btree (reverses) WHERE reverses IS NOT NULL;
+CREATE UNIQUE INDEX payments_rebooks_key ON public.payments USING btree (rebooks) WHERE rebooks IS NOT NULL;
+CREATE INDEX idx_payments_related ON public.payments USING btree (related_payment_id)
+WHERE related_payment_id IS NOT NULL;
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_order_seq_key UNIQUE (order_id, seq);
 ALTER TABLE public.order_status_events ADD CONSTRAINT order_status_events_seq_check CHECK (seq > 0);
 ALTER TABLE public.documents ADD CONSTRAINT documents_replaces_key UNIQUE (replaces);

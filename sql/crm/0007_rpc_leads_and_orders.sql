@@ -578,7 +578,7 @@ BEGIN
     );
     -- the client has paid the new total already: the one way to paid besides payments
     IF v_new.status IN ('created', 'awaiting_payment') AND v_new.total_amount IS DISTINCT FROM v_old.total_amount THEN
-        SELECT * INTO v_money FROM crm_private.client_money(v_new);
+        SELECT * INTO v_money FROM crm_private.client_money(v_new.id, v_new.currency);
         IF v_money.paid - v_money.refunded >= v_new.total_amount THEN
             PERFORM crm_private.set_order_status(
                 v_new.id, 'paid', v_actor.id, 'total_changed', v_reason,

@@ -22,6 +22,19 @@ $$;
 COMMENT ON FUNCTION crm_private.check_reference_given IS
     'Refuses (PT422) a completed incoming payment by online_cashbox or card without a reference.';
 
+CREATE FUNCTION crm_private.payment_facts(p_payment public.payments) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN jsonb_build_object(
+        'order_id', p_payment.order_id, 'direction', p_payment.direction, 'role', p_payment.role,
+        'method', p_payment.method, 'amount', p_payment.amount, 'currency', p_payment.currency,
+        'related_payment_id', p_payment.related_payment_id
+    );
+END
+$$;
+COMMENT ON FUNCTION crm_private.payment_facts IS 'Returns what a repeated payment must have in common with the first.';
+
 CREATE FUNCTION crm_private.refuse_different_repeat(p_payment public.payments, p_wanted jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -123,7 +136,7 @@ BEGIN
     IF p_payment.direction = 'incoming' OR p_status IN ('failed', 'cancelled') AND p_payment.role = 'refund' THEN
         RETURN;
     END IF;
-    SELECT * INTO v_money FROM crm_private.client_money(p_order);
+    SELECT * INTO v_money FROM crm_private.client_money(p_order.id, p_order.currency);
     IF p_payment.role = 'refund' THEN
         -- an open refund that is being completed is already counted
         IF v_money.refunded + v_money.refunds_open + (
@@ -206,16 +219,14 @@ COMMENT ON FUNCTION crm_private.check_money_back IS
 CREATE FUNCTION crm_private.payment_result(
     p_payment public.payments, p_duplicate boolean, p_order public.orders, p_client_paid numeric
 ) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE sql STABLE
 AS $$
-BEGIN
-    RETURN jsonb_build_object(
+    SELECT jsonb_build_object(
         'id', p_payment.id, 'duplicate', p_duplicate, 'order_id', p_payment.order_id,
         'payment_status', p_payment.status, 'order_status', p_order.status, 'total_amount', p_order.total_amount,
         'currency', p_order.currency, 'client_paid', p_client_paid,
         'overpaid', greatest(p_client_paid - p_order.total_amount, 0)
-    );
-END
+    )
 $$;
 COMMENT ON FUNCTION crm_private.payment_result IS
     'Returns the result of the payment RPCs: the payment and the state of the order (client_paid is net of '
@@ -226,11 +237,11 @@ LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_order public.orders;
-    v_money record;
+    v_net numeric;
 BEGIN
     SELECT * INTO v_order FROM public.orders o WHERE o.id = p_payment.order_id;
-    SELECT * INTO v_money FROM crm_private.client_money(v_order);
-    RETURN crm_private.payment_result(p_payment, true, v_order, v_money.paid - v_money.refunded);
+    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(v_order.id, v_order.currency) m;
+    RETURN crm_private.payment_result(p_payment, true, v_order, v_net);
 END
 $$;
 COMMENT ON FUNCTION crm_private.repeated_payment IS
@@ -241,15 +252,16 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     v_order public.orders := p_order;
-    v_money record;
+    v_net numeric;
 BEGIN
-    SELECT * INTO v_money FROM crm_private.client_money(p_order);
+    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(p_order.id, p_order.currency) m;
     -- a reversed refund is client money again
     IF p_payment.status = 'completed' AND p_order.status IN ('created', 'awaiting_payment')
-        AND (p_payment.role::text, p_payment.reverses IS NULL) IN (('client_payment', true), ('refund', false))
+        AND p_payment.role IN ('client_payment', 'refund')
+        AND (p_payment.role = 'client_payment') = (p_payment.reverses IS NULL)
     THEN
         v_order.status := CASE
-            WHEN v_money.paid - v_money.refunded >= p_order.total_amount THEN 'paid'
+            WHEN v_net >= p_order.total_amount THEN 'paid'
             ELSE 'awaiting_payment'
         END;
         IF v_order.status <> p_order.status THEN
@@ -258,7 +270,7 @@ BEGIN
             );
         END IF;
     END IF;
-    RETURN crm_private.payment_result(p_payment, false, v_order, v_money.paid - v_money.refunded);
+    RETURN crm_private.payment_result(p_payment, false, v_order, v_net);
 END
 $$;
 COMMENT ON FUNCTION crm_private.apply_payment IS
@@ -505,34 +517,52 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id);
-    v_direction text := crm_private.label('p_direction', p_direction, 'public.payment_direction_enum', true);
-    v_role text := crm_private.label('p_role', p_role, 'public.payment_role_enum', true);
-    v_method text := crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
     v_amount numeric := crm_private.amount('p_amount', p_amount);
-    v_currency text := crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-    v_status text := coalesce(
-        crm_private.label('p_status', p_status, 'public.payment_status_enum', false), 'completed'
-    );
+    v_status text := coalesce(p_status, 'completed');
     v_reference text := crm_private.reference('p_external_reference', p_external_reference);
     v_key text := crm_private.reference_key(v_reference);
     v_reason text := crm_private.note('p_reason', p_reason);
-    v_money_back boolean := v_role = 'supplier_payment' AND v_direction = 'incoming';
     v_order public.orders;
+    v_new public.payments;
     v_payment public.payments;
     v_related public.payments;
-    v_wanted jsonb;
 BEGIN
-    PERFORM crm_private.required_id('p_order_id', p_order_id);
-    IF v_role = 'client_payment' AND v_direction <> 'incoming' THEN
-        PERFORM crm_private.invalid('p_direction', v_direction, 'incoming for client_payment');
-    ELSIF v_role = 'refund' AND v_direction <> 'outgoing' THEN
-        PERFORM crm_private.invalid('p_direction', v_direction, 'outgoing for refund');
-    ELSIF v_money_back AND p_related_payment_id IS NULL THEN
+    -- Helpers that only refuse are called when they will: calls that nobody needs take a third of a payment's time.
+    IF (
+        pg_input_is_valid(p_direction, 'public.payment_direction_enum')
+        AND pg_input_is_valid(p_role, 'public.payment_role_enum')
+        AND pg_input_is_valid(p_method, 'public.payment_method_enum')
+        AND pg_input_is_valid(p_currency, 'public.currency_enum')
+        AND pg_input_is_valid(v_status, 'public.payment_status_enum')
+        AND p_order_id IS NOT NULL
+    ) IS NOT TRUE THEN
+        PERFORM crm_private.label('p_direction', p_direction, 'public.payment_direction_enum', true);
+        PERFORM crm_private.label('p_role', p_role, 'public.payment_role_enum', true);
+        PERFORM crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
+        PERFORM crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
+        PERFORM crm_private.label('p_status', v_status, 'public.payment_status_enum', true);
+        PERFORM crm_private.required_id('p_order_id', p_order_id);
+    END IF;
+    v_new.order_id := p_order_id;
+    v_new.direction := p_direction;
+    v_new.role := p_role;
+    v_new.method := p_method;
+    v_new.amount := v_amount;
+    v_new.currency := p_currency;
+    v_new.status := v_status;
+    v_new.related_payment_id := p_related_payment_id;
+    IF v_new.role = 'client_payment' AND v_new.direction <> 'incoming' THEN
+        PERFORM crm_private.invalid('p_direction', p_direction, 'incoming for client_payment');
+    ELSIF v_new.role = 'refund' AND v_new.direction <> 'outgoing' THEN
+        PERFORM crm_private.invalid('p_direction', p_direction, 'outgoing for refund');
+    ELSIF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' AND p_related_payment_id IS NULL THEN
         PERFORM crm_private.invalid(
             'p_related_payment_id', NULL, 'the supplier payment that the money comes back from'
         );
     END IF;
-    PERFORM crm_private.check_reference_given(v_direction, v_method, v_status, v_reference);
+    IF v_reference IS NULL THEN
+        PERFORM crm_private.check_reference_given(p_direction, p_method, v_status, v_reference);
+    END IF;
     v_order := crm_private.locked_order(p_order_id);
     IF p_related_payment_id IS NOT NULL THEN
         SELECT * INTO v_related FROM public.payments p WHERE p.id = p_related_payment_id;
@@ -540,31 +570,25 @@ BEGIN
             PERFORM crm_private.not_found('payments', 'p_related_payment_id', p_related_payment_id);
         END IF;
     END IF;
-    IF v_role = 'refund' THEN
+    IF v_new.role = 'refund' THEN
         PERFORM crm_private.require_admin(v_actor, 'a refund');
     END IF;
-    v_wanted := jsonb_build_object(
-        'order_id', p_order_id, 'direction', v_direction, 'role', v_role, 'method', v_method, 'amount', v_amount,
-        'currency', v_currency, 'related_payment_id', p_related_payment_id
-    );
 
-    IF v_key IS NOT NULL THEN
-        SELECT * INTO v_payment FROM public.payments p WHERE p.reference_key = v_key;
-        IF FOUND THEN
-            PERFORM crm_private.refuse_different_repeat(v_payment, v_wanted);
-            IF v_status = 'completed' AND v_payment.status IN ('failed', 'cancelled') THEN
-                PERFORM crm_private.conflict(
-                    'reference_taken', 'this external reference belongs to a payment that is ' || v_payment.status,
-                    jsonb_build_object(
-                        'field', 'status', 'found', v_status, 'accepted', v_payment.status, 'id', v_payment.id
-                    ),
-                    'That payment is final. Use a new reference for a new attempt.'
-                );
-            ELSIF v_status = 'completed' AND v_payment.status <> 'completed' THEN
-                RETURN crm_private.move_payment(v_order, v_payment, v_status, v_reference, v_actor);
-            END IF;
-            RETURN crm_private.repeated_payment(v_payment);
+    IF EXISTS (SELECT FROM public.payments p WHERE p.reference_key = v_key) THEN
+        SELECT * INTO STRICT v_payment FROM public.payments p WHERE p.reference_key = v_key;
+        PERFORM crm_private.refuse_different_repeat(v_payment, crm_private.payment_facts(v_new));
+        IF v_status = 'completed' AND v_payment.status IN ('failed', 'cancelled') THEN
+            PERFORM crm_private.conflict(
+                'reference_taken', 'this external reference belongs to a payment that is ' || v_payment.status,
+                jsonb_build_object(
+                    'field', 'status', 'found', v_status, 'accepted', v_payment.status, 'id', v_payment.id
+                ),
+                'That payment is final. Use a new reference for a new attempt.'
+            );
+        ELSIF v_status = 'completed' AND v_payment.status <> 'completed' THEN
+            RETURN crm_private.move_payment(v_order, v_payment, v_status, v_reference, v_actor);
         END IF;
+        RETURN crm_private.repeated_payment(v_payment);
     END IF;
 
     IF v_related.order_id IS DISTINCT FROM p_order_id AND p_related_payment_id IS NOT NULL THEN
@@ -576,14 +600,12 @@ BEGIN
             'Relate payments of one order only.'
         );
     END IF;
-    v_payment.order_id := p_order_id;
-    v_payment.direction := v_direction;
-    v_payment.role := v_role;
-    v_payment.amount := v_amount;
-    v_payment.currency := v_currency;
-    PERFORM crm_private.check_payment_state(v_order, v_payment, v_status, v_actor, v_reason);
-    IF v_money_back THEN
-        PERFORM crm_private.check_money_back(v_payment, v_related);
+    -- a client may always pay for an order in its currency
+    IF v_new.role <> 'client_payment' OR v_new.currency IS DISTINCT FROM v_order.currency THEN
+        PERFORM crm_private.check_payment_state(v_order, v_new, v_status, v_actor, v_reason);
+        IF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' THEN
+            PERFORM crm_private.check_money_back(v_new, v_related);
+        END IF;
     END IF;
 
     INSERT INTO public.payments (
@@ -591,20 +613,19 @@ BEGIN
         related_payment_id, created_by
     )
     VALUES (
-        p_order_id, v_direction::public.payment_direction_enum, v_role::public.payment_role_enum,
-        v_method::public.payment_method_enum, v_amount, v_currency::public.currency_enum,
-        v_status::public.payment_status_enum, v_reference, v_key, p_related_payment_id, v_actor.id
+        v_new.order_id, v_new.direction, v_new.role, v_new.method, v_new.amount, v_new.currency, v_new.status,
+        v_reference, v_key, v_new.related_payment_id, v_actor.id
     )
     ON CONFLICT (reference_key) DO NOTHING RETURNING * INTO v_payment;
     IF NOT FOUND THEN
         -- booked on another order a moment ago, so with other facts; only a new statement sees it
         SELECT * INTO STRICT v_payment FROM public.payments p WHERE p.reference_key = v_key;
-        PERFORM crm_private.refuse_different_repeat(v_payment, v_wanted);
+        PERFORM crm_private.refuse_different_repeat(v_payment, crm_private.payment_facts(v_new));
         RETURN crm_private.repeated_payment(v_payment);
     END IF;
     PERFORM crm_private.audit(
         v_actor.id, 'create', 'payments', v_payment.id, to_jsonb(v_payment),
-        jsonb_strip_nulls(jsonb_build_object('reason', v_reason))
+        CASE WHEN v_reason IS NULL THEN '{}' ELSE jsonb_build_object('reason', v_reason) END
     );
     RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
 END

@@ -8,7 +8,7 @@ DECLARE
     v_money record;
     v_other jsonb;
 BEGIN
-    SELECT * INTO v_money FROM crm_private.client_money(p_order);
+    SELECT * INTO v_money FROM crm_private.client_money(p_order.id, p_order.currency);
     SELECT jsonb_object_agg(c.currency, c.payouts) INTO v_other
     FROM (
         SELECT p.currency, crm_private.payouts(p_order.id, p.currency) AS payouts
