@@ -236,6 +236,22 @@ def test_a_merged_customer_stands_for_the_other(
     assert intact(crm)
 
 
+def test_contacts_of_a_merged_customer_change_hands(
+    crm: Connection, client: CrmClient, manager: UUID, admin: UUID
+) -> None:
+    """They are earlier contacts of the one who remains: a third customer may get them, and keeps them if one is erased."""
+    remains, merged, third = (lead(client, phone=f"+1 202 555 010{n}") for n in range(3))
+    merge(client, merged, remains, admin)
+    client.update_customer_safe(customer_id=third, user_id=manager, phone="+1 202 555 0101")
+    assert lead(client, phone="+1 202 555 0101") == third
+    assert intact(crm)
+    client.erase_customer_safe(customer_id=remains, user_id=admin, reason="asked by letter")
+    assert lead(client, phone="+1 202 555 0101") == third
+    assert intact(crm)
+    client.erase_customer_safe(customer_id=third, user_id=admin, reason="asked by letter")
+    assert intact(crm)
+
+
 def test_merge_rules(crm: Connection, client: CrmClient, manager: UUID, admin: UUID) -> None:
     """Merges are an admin's, with a reason, repeatable, and never lead two ways."""
     first, second, third = (lead(client, phone=f"+1 202 555 010{n}") for n in range(3))

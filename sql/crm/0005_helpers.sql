@@ -56,7 +56,8 @@ AS $$
 DECLARE
     v_user public.users;
 BEGIN
-    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
+    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for. Asked
+    -- here, too, because a helper is called only when it will refuse: this is the path of every call.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM crm_private.require_read_committed('the RPCs run');
     END IF;

@@ -118,25 +118,26 @@ _CHANGED_COLUMNS = """
                THEN (n.value #>> '{}')::timestamptz IS DISTINCT FROM (i.value #>> '{}')::timestamptz
                ELSE n.value <> i.value END"""
 
-#: The contacts in customers' own columns, by the form in which they are compared, with the customer who must have them.
-#: Texts that are no phone or address, which only adopted rows have, belong to nobody.
+#: The contacts in the columns of customers who were not merged, by the form in which they are compared. Those of merged
+#: ones are earlier contacts of somebody else. Texts that are no phone or address, which only adopted rows have, belong to
+#: nobody.
 _CONTACTS = """
-    SELECT id, coalesce(merged_into, id) AS holder, 'email' AS kind,
+    SELECT id, 'email' AS kind,
         lower(regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g')) AS key
     FROM public.customers
-    WHERE regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g') ~ '^[^@[:space:]]+@[^@[:space:]]+$'
+    WHERE merged_into IS NULL AND regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g') ~ '^[^@[:space:]]+@[^@[:space:]]+$'
         AND length(email) <= 255
     UNION ALL
-    SELECT id, coalesce(merged_into, id), 'phone', CASE
+    SELECT id, 'phone', CASE
         WHEN international THEN digits
         WHEN digits ~ '^8[0-9]{10}$' THEN '7' || substr(digits, 2)
         ELSE digits END
     FROM (
-        SELECT id, merged_into, before ~ '^[^0-9+]*([+]|00)' AS international,
+        SELECT id, before ~ '^[^0-9+]*([+]|00)' AS international,
             regexp_replace(regexp_replace(before, '[^0-9]', '', 'g'), CASE
                 WHEN before ~ '^[^0-9]*00' THEN '^00' ELSE '^$' END, '') AS digits
         FROM (SELECT *, split_part(regexp_replace(phone, '[дД][оО][бБ]|[eE][xX][tT]', '|'), '|', 1) AS before
-              FROM public.customers) c
+              FROM public.customers WHERE merged_into IS NULL) c
     ) phone
     WHERE length(digits) BETWEEN 5 AND 255"""
 
@@ -560,12 +561,12 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "contacts_agree_with_customers",
-        "the phone and e-mail address of every customer lead to that customer, or to the one it was merged into",
+        "the phone and e-mail address of every customer who was not merged lead to that customer",
         f"""
         SELECT c.id::text, format('%s %s belongs to %s', c.kind, c.key, coalesce(k.customer_id::text, 'nobody'))
             AS detail
         FROM ({_CONTACTS}) c LEFT JOIN public.customer_contacts k ON k.kind = c.kind AND k.key = c.key
-        WHERE k.customer_id IS DISTINCT FROM c.holder
+        WHERE k.customer_id IS DISTINCT FROM c.id
           -- Adopted customers may share a contact: the oldest has it.
           AND NOT (k.customer_id IS NOT NULL AND EXISTS (
               SELECT FROM adopted a WHERE a.entity = 'customers' AND a.entity_id = c.id)
