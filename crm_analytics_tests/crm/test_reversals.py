@@ -9,19 +9,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
-from crm_analytics.crm.proof import invariants
-from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+from crm_analytics_tests.crm.conftest import Connection, broken_invariants, pay, rows, value
+
+pytestmark = pytest.mark.rolled_back
 
 REFUND: dict[str, Any] = {"direction": "outgoing", "role": "refund"}
 SUPPLIER: dict[str, Any] = {"direction": "outgoing", "role": "supplier_payment"}
 BACK: dict[str, Any] = {"direction": "incoming", "role": "supplier_payment"}
 PAYOUTS = ("supplier_payment", "shipping_payment", "commission")
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 @pytest.fixture
@@ -43,11 +38,6 @@ def reverse(client: CrmClient, payment: CrmResult, admin: UUID, rebook: CrmResul
         user_id=admin,
         rebook_order_id=rebook.id if rebook else None,
     )
-
-
-def broken(crm: Connection) -> dict[str, Any]:
-    """Returns the invariants that do not hold, inside the test's transaction."""
-    return {name: r.examples for name, r in invariants.evaluate(crm).items() if not r.holds}
 
 
 # -- payouts ----------------------------------------------------------------------------------------------------
@@ -85,7 +75,7 @@ def test_payouts_stay_within_the_client_money(
     pay(client, order, admin, 400, **REFUND)
     planned = value(crm, "SELECT id FROM public.payments WHERE status = 'planned'")
     client.update_payment_status_safe(payment_id=planned, new_status="completed", user_id=manager)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_payouts_in_another_currency_have_a_limit(
@@ -107,7 +97,7 @@ def test_payouts_in_another_currency_have_a_limit(
         pay(client, order, manager, 41, **SUPPLIER, currency="USD")
     assert (refused.value.detail["payouts"], refused.value.detail["limit"]) == (60, 100)
     pay(client, order, manager, 40, **SUPPLIER, currency="USD")
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 # -- money back from a supplier ---------------------------------------------------------------------------------
@@ -132,7 +122,7 @@ def test_money_back_from_a_supplier(
     client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=admin)
     second = value(crm, "SELECT id FROM public.payments WHERE amount = 300 AND direction = 'outgoing'")
     pay(client, order, manager, 300, **BACK, related_payment_id=second)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_money_comes_back_only_from_a_payout(
@@ -194,7 +184,7 @@ def test_reversal_subtracts_everywhere(
     again = reverse(client, payment, admin)
     assert (again.id, again.duplicate) == (done.id, True)
     # no client money: no admin needed
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_who_may_reverse_what(
@@ -266,7 +256,7 @@ def test_a_reversed_refund_is_client_money_again(
     done = reverse(client, refund, admin)
     assert (done.data["order_status"], done.data["client_paid"]) == ("paid", 1000)
     assert status(crm, order) == "paid"
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 @pytest.mark.parametrize("flow", [SUPPLIER, {"direction": "incoming", "role": "commission"}, REFUND])
@@ -279,7 +269,7 @@ def test_what_else_is_reversed(
     client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=admin)
     reverse(client, payment, admin)
     assert rows(crm, "SELECT money_in, money_out FROM reporting.money_by_month") == [(100, 0)]
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 # -- booking again on the right order ---------------------------------------------------------------------------
@@ -308,7 +298,7 @@ def test_rebooking_moves_payment_and_reference(
     assert (repeat.id, repeat.duplicate, repeat.data["rebooked"]["id"]) == (done.id, True, new["id"])
     with pytest.raises(Conflict):
         reverse(client, payment, admin)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_rebooking_twice(
@@ -325,7 +315,7 @@ def test_rebooking_twice(
     )
     found = {str(pay(client, where, manager, 5, "r-1").id) for where in (order, other, third)}
     assert found == {done.data["rebooked"]["id"]}
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_rebooking_is_all_or_nothing(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -17,8 +14,7 @@ from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PG_VERSION
-
-Connection = psycopg.Connection[Any]
+from crm_analytics_tests.crm.conftest import Connection, run_repairs
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +157,7 @@ def test_what_touches_the_crm_is_found_and_its_remedy_removes_it(crm: Connection
         assert set(planted.objects) <= {d.object for d in found}
         assert planted.guard in {d.guard for d in found if d.object in planted.objects}
         crm.execute("SET LOCAL search_path = pg_catalog")
-        for difference in found:
-            crm.execute(difference.repair.replace("BEGIN;", "").replace("COMMIT;", "").encode())
-        assert [d.problem for d in manifest.compare(crm).differences] == []
+        run_repairs(crm, found)
 
 
 HARMLESS = (
@@ -226,43 +220,36 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "allowed_objects", lambda: entries)
 
 
-def test_a_platform_like_supabase_is_clean_by_its_allow_list(allow: None) -> None:
+def test_a_platform_like_supabase_is_clean_by_its_allow_list(
+    own_server: EmbeddedPostgres, allow: None
+) -> None:
     """A platform's own objects pass by owner and source; the same names with another source or owner are red."""
-    with tempfile.TemporaryDirectory(prefix="supabase_") as folder:
-        server = EmbeddedPostgres(Path(folder), PG_VERSION, {"fsync": "off"}).start()
-        try:
-            with psycopg.connect(server.url("crm"), autocommit=True) as boss:
-                boss.execute(
-                    "CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'; ALTER DATABASE crm OWNER TO platform"
-                )
-                boss.execute(SUPABASE_LIKE.encode())
-                assert (
-                    migrate_crm(make_conninfo(server.url("crm"), user="platform", password="x")).pending == ()
-                )
-                found = manifest.compare(boss)
-                assert found.differences == ()
-                assert {
-                    "event_trigger pgrst_ddl_watch",
-                    "function pgbouncer.get_auth(p_usename text)",
-                } <= set(found.allowed_extras)
-                changes = {
-                    "CREATE OR REPLACE FUNCTION extensions.pgrst_ddl_watch() RETURNS event_trigger LANGUAGE plpgsql AS"
-                    " 'BEGIN DELETE FROM public.orders; END'": {"event_trigger pgrst_ddl_watch"},
-                    "ALTER EVENT TRIGGER pgrst_ddl_watch OWNER TO postgres": {
-                        "event_trigger pgrst_ddl_watch"
-                    },
-                    "CREATE OR REPLACE FUNCTION pgbouncer.get_auth(p_usename text) RETURNS text LANGUAGE sql"
-                    " SECURITY DEFINER AS 'SELECT 2::text'": {"function pgbouncer.get_auth(p_usename text)"},
-                    "ALTER PUBLICATION supabase_realtime ADD TABLE public.orders": {
-                        "publication supabase_realtime of public.orders"
-                    },
-                }
-                for statement, objects in changes.items():
-                    with boss.transaction(force_rollback=True):
-                        boss.execute(statement.encode())
-                        assert {d.object for d in manifest.compare(boss).differences} == objects, statement
-        finally:
-            server.release()
+    with psycopg.connect(own_server.url("crm"), autocommit=True) as boss:
+        boss.execute(
+            "CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'; ALTER DATABASE crm OWNER TO platform"
+        )
+        boss.execute(SUPABASE_LIKE.encode())
+        assert migrate_crm(make_conninfo(own_server.url("crm"), user="platform", password="x")).pending == ()
+        found = manifest.compare(boss)
+        assert found.differences == ()
+        assert {
+            "event_trigger pgrst_ddl_watch",
+            "function pgbouncer.get_auth(p_usename text)",
+        } <= set(found.allowed_extras)
+        changes = {
+            "CREATE OR REPLACE FUNCTION extensions.pgrst_ddl_watch() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " 'BEGIN DELETE FROM public.orders; END'": {"event_trigger pgrst_ddl_watch"},
+            "ALTER EVENT TRIGGER pgrst_ddl_watch OWNER TO postgres": {"event_trigger pgrst_ddl_watch"},
+            "CREATE OR REPLACE FUNCTION pgbouncer.get_auth(p_usename text) RETURNS text LANGUAGE sql"
+            " SECURITY DEFINER AS 'SELECT 2::text'": {"function pgbouncer.get_auth(p_usename text)"},
+            "ALTER PUBLICATION supabase_realtime ADD TABLE public.orders": {
+                "publication supabase_realtime of public.orders"
+            },
+        }
+        for statement, objects in changes.items():
+            with boss.transaction(force_rollback=True):
+                boss.execute(statement.encode())
+                assert {d.object for d in manifest.compare(boss).differences} == objects, statement
 
 
 def test_the_committed_allow_list_names_owner_and_source() -> None:
