@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
+from crm_analytics.crm.proof import invariants
 from crm_analytics_tests.crm.conftest import Connection, broken_invariants, pay, rows, value
 
 pytestmark = pytest.mark.rolled_back
@@ -98,6 +99,30 @@ def test_payouts_in_another_currency_have_a_limit(
     assert (refused.value.detail["payouts"], refused.value.detail["limit"]) == (60, 100)
     pay(client, order, manager, 40, **SUPPLIER, currency="USD")
     assert broken_invariants(crm) == {}
+
+
+@pytest.mark.parametrize("later", [0, 1000])
+def test_a_payout_is_judged_by_the_limit_that_it_was_booked_under(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, later: int
+) -> None:
+    """A limit that is lowered later turns no honest payout red, and one that is raised no wrong payout green."""
+
+    def limit(amount: int) -> None:
+        crm.execute(
+            "ALTER TABLE public.payout_limits DISABLE TRIGGER guard_rows;"
+            f"UPDATE public.payout_limits SET manager_limit = {amount} WHERE currency = 'USD';"
+            "ALTER TABLE public.payout_limits ENABLE ALWAYS TRIGGER guard_rows".encode()
+        )
+
+    pay(client, order, manager, 500)
+    limit(100)
+    honest = pay(client, order, manager, 100, **SUPPLIER, currency="USD")
+    limit(later)
+    assert broken_invariants(crm) == {}
+    crm.execute("ALTER TABLE public.payments DISABLE TRIGGER USER")
+    crm.execute("UPDATE public.payments SET amount = 101 WHERE id = %s", [honest.id])
+    name = "payouts_within_client_money"
+    assert invariants.evaluate(crm, frozenset({name}))[name].offenders == 1
 
 
 # -- money back from a supplier ---------------------------------------------------------------------------------

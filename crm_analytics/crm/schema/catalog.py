@@ -448,8 +448,11 @@ _SECTIONS: Mapping[str, str] = {
         LEFT JOIN pg_publication_namespace n ON n.pnpubid = p.oid AND n.pnnspid = s.relnamespace
         WHERE p.puballtables OR r.oid IS NOT NULL OR n.oid IS NOT NULL""",
     "subscription": f"""
+        -- without its slot, which may be out of reach; once per subscription: the second time there is nothing left to drop
         SELECT format('%%I into %%s', u.subname, s.name), jsonb_build_object('owner', {_role("u.subowner")}), NULL,
-            format('ALTER SUBSCRIPTION %%I DISABLE; -- then look at it, and drop it', u.subname)
+            format('DO $drop$ BEGIN ALTER SUBSCRIPTION %%1$I DISABLE; ALTER SUBSCRIPTION %%1$I SET (slot_name = NONE); '
+                'DROP SUBSCRIPTION %%1$I; EXCEPTION WHEN undefined_object THEN NULL; END $drop$; '
+                '-- its slot stays on the publisher: drop it there', u.subname)
         FROM pg_subscription_rel r JOIN pg_subscription u ON u.oid = r.srsubid JOIN scope s ON s.oid = r.srrelid""",
     "reference": """
         SELECT c.conrelid::regclass || '.' || quote_ident(c.conname),
