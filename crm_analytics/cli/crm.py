@@ -200,7 +200,8 @@ def play(months: int, seed: int) -> None:
     from crm_analytics.demo import crm_activity
 
     require_migrated("crm")
-    click.echo(crm_activity.play(database_url("crm"), months=months, seed=seed).text())
+    played = crm_activity.play(database_url("crm"), months=months, seed=seed, report=click.echo)
+    click.echo(played.text())
 
 
 @crm.command("manifest")

@@ -62,7 +62,7 @@ def _run_crm(config: Settings, console: Console) -> bool:
     """Does some months of bicycle business through the RPCs, then proves every guard in runs that the UI shows."""
     from crm_analytics.demo.crm_activity import play
 
-    console.print(play(database_url("crm", config)).text(), highlight=False)
+    console.print(play(database_url("crm", config), report=console.print).text(), highlight=False)
     passed, failed = 0, []
     with console.status("proving the guards"):
         for job in ("crm_deploy", "crm_seal", "crm_invariants"):

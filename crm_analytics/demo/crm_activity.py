@@ -17,6 +17,8 @@ from crm_analytics.core import locks
 from crm_analytics.crm import CrmClient, CrmError
 
 ORDERS_PER_MONTH = 60
+#: Seconds that one demo waits for another.
+PATIENCE = 300
 #: Source of a played seed's last lead, by which a second call recognizes that it has nothing to do.
 MARKER = "demo"
 
@@ -65,31 +67,46 @@ class Summary:
         return "\n".join([*lines, f"orders: {statuses}"])
 
 
-def play(url: str, months: int = 3, seed: int = 1) -> Summary:
+def play(
+    url: str, months: int = 3, seed: int = 1, report: Callable[[str], None] = lambda line: None
+) -> Summary:
     """Plays months of business into a migrated CRM database; the same seed is never played twice.
 
     All rows carry the present time, because the RPCs let no caller choose when something happened.
 
+    Args:
+        report: receives who is at it already, if somebody is.
+
     Raises:
+        LockHeld: if another demo did not end in time; the message names its session.
         psycopg.Error: if the database cannot be reached or is not migrated.
     """
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         # A second call at the same time waits, and then finds what the first has played.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [locks.DEMO_ACTIVITY])
-        summary = Summary()
-        played = connection.execute(
-            "SELECT FROM public.leads WHERE source = %s LIMIT 1", [f"{MARKER}-{seed}"]
+        locks.take(
+            connection,
+            locks.DEMO_ACTIVITY,
+            PATIENCE,
+            lambda who: report(f"waiting for another demo: {who}"),
         )
-        if played.fetchone() is None:
-            _Business(connection, seed, summary).run(months)
-        else:
-            summary.already_played = True
-        summary.orders_by_status = dict(
-            connection.execute(
-                "SELECT status::text, count(*) FROM public.orders GROUP BY status ORDER BY status"
-            ).fetchall()
-        )
-        return summary
+        with connection.transaction():
+            return _played(connection, months, seed)
+
+
+def _played(connection: psycopg.Connection[Any], months: int, seed: int) -> Summary:
+    """Plays a seed that was not played yet, and returns what the database has then."""
+    summary = Summary()
+    played = connection.execute("SELECT FROM public.leads WHERE source = %s LIMIT 1", [f"{MARKER}-{seed}"])
+    if played.fetchone() is None:
+        _Business(connection, seed, summary).run(months)
+    else:
+        summary.already_played = True
+    summary.orders_by_status = dict(
+        connection.execute(
+            "SELECT status::text, count(*) FROM public.orders GROUP BY status ORDER BY status"
+        ).fetchall()
+    )
+    return summary
 
 
 class _Business:

@@ -1,18 +1,26 @@
-"""Fixtures of the CRM tests: a migrated database per test, a client on it, and the people who act."""
+"""Fixtures of the CRM tests: a migrated database per test, a client on it, the people who act, and a second server."""
 
 from __future__ import annotations
 
+import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
+from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm import CrmClient, CrmResult
-from crm_analytics_tests.conftest import PATIENCE
+from crm_analytics.crm.proof import invariants
+from crm_analytics.crm.schema import manifest
+from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
 
 Connection = psycopg.Connection[Any]
 
@@ -23,13 +31,6 @@ def crm_url(new_database: Callable[..., str]) -> str:
     return new_database("crm")
 
 
-@pytest.fixture
-def crm(crm_url: str) -> Iterator[Connection]:
-    """Opens an autocommit connection to a fresh, migrated CRM database, as its owner (a superuser)."""
-    with psycopg.connect(crm_url, autocommit=True) as connection:
-        yield connection
-
-
 @pytest.fixture(scope="session")
 def shared_crm_url(new_database: Callable[..., str]) -> str:
     """Returns the URL of one migrated database, for tests that leave nothing behind."""
@@ -37,12 +38,81 @@ def shared_crm_url(new_database: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def crm_in_transaction(shared_crm_url: str) -> Iterator[Connection]:
-    """Opens a connection in a transaction that is rolled back, for tests that need no second one."""
-    with psycopg.connect(shared_crm_url, autocommit=True) as connection:
-        connection.execute("BEGIN")
+def crm(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """Opens an autocommit connection to a fresh, migrated CRM database, as its owner (a superuser).
+
+    A test marked `rolled_back` needs no second connection: it gets a transaction on a shared database, which is much
+    faster.
+    """
+    rolled_back = request.node.get_closest_marker("rolled_back") is not None
+    url = request.getfixturevalue("shared_crm_url" if rolled_back else "crm_url")
+    with psycopg.connect(url, autocommit=True) as connection:
+        if rolled_back:
+            connection.execute("BEGIN")
         yield connection
-        connection.execute("ROLLBACK")
+        if rolled_back:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
+def new_server(version: int = PG_VERSION) -> Iterator[EmbeddedPostgres]:
+    """Starts a server with the databases that a state folder has; it is gone afterwards."""
+    options = {
+        "fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB", "max_prepared_transactions": "5",
+        "wal_level": "logical",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="crm_tests_") as folder:
+        server = EmbeddedPostgres(Path(folder), version, options).start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            server.release()
+
+
+@pytest.fixture(scope="session")
+def second_server() -> Iterator[EmbeddedPostgres]:
+    """Starts one more server for all tests about roles, which belong to a whole server; `own_server` lends it."""
+    with new_server() as server:
+        yield server
+
+
+@contextmanager
+def lent(server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    """Lends a server with an empty database `crm`, and takes the databases and roles away that are there afterwards."""
+    try:
+        yield server
+    finally:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            for (name,) in rows(
+                connection,
+                "SELECT quote_ident(datname) FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'",
+            ):
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+            connection.execute("CREATE DATABASE crm")
+            roles = [
+                name
+                for (name,) in rows(
+                    connection, "SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384"
+                )
+            ]
+            if roles:
+                connection.execute(f"DROP OWNED BY {', '.join(roles)}".encode())
+                connection.execute(f"DROP ROLE {', '.join(roles)}".encode())
+
+
+@pytest.fixture
+def own_server(second_server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    """Lends the second server to one test: nobody else sees its roles."""
+    with lent(second_server) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def module_server(second_server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    """Lends the second server to the tests of a module."""
+    with lent(second_server) as server:
+        yield server
 
 
 @pytest.fixture
@@ -128,3 +198,32 @@ def rows(connection: Connection, query: str, *parameters: Any) -> list[tuple[Any
 def value(connection: Connection, query: str, *parameters: Any) -> Any:
     """Returns the single value of a query."""
     return rows(connection, query, *parameters)[0][0]
+
+
+def broken_invariants(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """Returns examples for each invariant that does not hold; in a transaction, of what that one has written, too."""
+    idle = connection.info.transaction_status == TransactionStatus.IDLE
+    found = (invariants.check if idle else invariants.evaluate)(connection)
+    return {name: result.examples for name, result in found.items() if not result.holds}
+
+
+def run_repairs(connection: Connection, found: Sequence[manifest.Difference]) -> None:
+    """Runs the SQL that the drift check shows, and asserts that nothing is left to repair.
+
+    In a transaction, which the test rolls back, the SQL runs without its own BEGIN and COMMIT.
+    """
+    in_transaction = connection.info.transaction_status != TransactionStatus.IDLE
+    for difference in found:
+        repair = difference.repair
+        if in_transaction:
+            repair = re.sub(r"^(BEGIN|COMMIT);$", "", repair, flags=re.M)
+        try:
+            connection.execute(repair.encode())
+        except psycopg.Error as error:
+            raise AssertionError(f"{difference.problem}\n{difference.repair}\n{error}") from error
+    assert [f"{d.problem} {d.repair}" for d in manifest.compare(connection).differences] == []
+
+
+def shown_statements(message: str) -> list[str]:
+    """Returns the SQL that a refusal shows: its indented lines."""
+    return [line.strip() for line in message.splitlines() if line.startswith("    ")]

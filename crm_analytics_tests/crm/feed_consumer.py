@@ -1,12 +1,9 @@
-"""A process for test_feed.py that consumes the change feed until it is killed.
-
-`python -m crm_analytics_tests.crm.feed_consumer SOURCE TARGET`
-"""
+"""What a process of test_feed.py does until it is killed: it consumes the change feed."""
 
 from __future__ import annotations
 
-import sys
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 import psycopg
@@ -24,17 +21,14 @@ def apply(target: psycopg.Connection[Any], change: Change) -> None:
     time.sleep(0.001)
 
 
-def _main(source_url: str, target_url: str) -> None:
+def consume_until_killed(source_url: str, target_url: str, ready: Connection) -> None:
+    """Says when it begins."""
     with (
         psycopg.connect(source_url, autocommit=True) as source,
         psycopg.connect(target_url, autocommit=True) as target,
     ):
         source.execute("SET ROLE crm_app")
-        print("ready", flush=True)
+        ready.send("ready")
         while True:
             if not consume(source, target, "test", apply, limit=50):
                 time.sleep(0.01)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

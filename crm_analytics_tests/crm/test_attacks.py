@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from crm_analytics.crm.migrating.scratch_database import scratch_database
 from crm_analytics.crm.proof import attacks
 from crm_analytics.crm.schema.catalog import RPC_NAMES
 from crm_analytics.crm.schema.manifest import GUARDS
 from crm_analytics_tests.conftest import PG_VERSION
+from crm_analytics_tests.crm.conftest import Connection
 
 
 def test_every_attack_is_tried_on_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,16 +24,15 @@ def test_every_attack_is_tried_on_a_server_of_its_own(monkeypatch: pytest.Monkey
     assert [f"{outcome.attack.name}: {outcome.detail}" for outcome in outcomes if not outcome.held] == []
 
 
-def test_an_attack_that_cannot_be_tried_is_not_held() -> None:
+def test_an_attack_that_cannot_be_tried_is_not_held(crm: Connection) -> None:
     """An attack that ends with another error is reported; a misspelled table would otherwise count as a guard."""
-    with scratch_database(PG_VERSION) as connection:
-        lab = attacks.prepare(connection)
-        broken = attacks.Attack("x", "x", "", (), lambda lab: lab.run("SELECT FROM public.no_such_table"))
-        outcome = lab.try_(broken)
-        assert not outcome.held
-        assert "could not be tried" in outcome.detail
-        allowed = attacks.Attack("y", "y", "", (), lambda lab: lab.refused(["SELECT 1"]))
-        assert "succeeded" in lab.try_(allowed).detail
+    lab = attacks.prepare(crm)
+    broken = attacks.Attack("x", "x", "", (), lambda lab: lab.run("SELECT FROM public.no_such_table"))
+    outcome = lab.try_(broken)
+    assert not outcome.held
+    assert "could not be tried" in outcome.detail
+    allowed = attacks.Attack("y", "y", "", (), lambda lab: lab.refused(["SELECT 1"]))
+    assert "succeeded" in lab.try_(allowed).detail
 
 
 def test_attacks_name_known_guards_and_reach_all_that_can_be_attacked() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,33 +14,16 @@ from crm_analytics.crm import CrmClient
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import invariants
 from crm_analytics.crm.schema import manifest
-from crm_analytics_tests.conftest import PG_VERSION
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
 
 _NAME = "logins_are_expected"
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedPostgres]:
-    """Starts a server of its own: members of crm_app that are there for good would be drift to other tests."""
-    with tempfile.TemporaryDirectory(prefix="origin_") as folder:
-        server = EmbeddedPostgres(
-            Path(folder), PG_VERSION, {"fsync": "off", "shared_buffers": "32MB"}
-        ).start()
-        try:
-            yield server
-        finally:
-            server.release()
-
-
 @pytest.fixture
-def crm_url(own_server: EmbeddedPostgres, request: pytest.FixtureRequest) -> str:
-    """Returns the URL of a fresh, migrated CRM database of the test's name."""
-    name = request.node.name[:60]
-    with psycopg.connect(own_server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    migrate_crm(own_server.url(name))
-    return own_server.url(name)
+def crm_url(own_server: EmbeddedPostgres) -> str:
+    """Returns the URL of a fresh, migrated CRM database; members of crm_app are drift to the other tests' databases."""
+    migrate_crm(own_server.url("crm"))
+    return own_server.url("crm")
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ from crm_analytics.crm.feed import PLACES, Change, FeedRewoundError, changes_aft
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import invariants
 from crm_analytics_tests import chance
-from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
+from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.crm import feed_consumer
-from crm_analytics_tests.crm.conftest import Connection, rows, value
+from crm_analytics_tests.crm.conftest import Connection, new_server, rows, value
 
 KILLS = 50
 
@@ -132,17 +132,10 @@ def test_a_consumer_notices_a_source_that_was_rewound(
 
 
 @pytest.fixture
-def servers() -> Iterator[list[EmbeddedPostgres]]:
-    """Starts two servers of their own: one to begin on, and a young one to restore into."""
-    with tempfile.TemporaryDirectory(prefix="crm_feed_") as folder:
-        options = {"fsync": "off", "shared_buffers": "32MB", "max_prepared_transactions": "5"}
-        started = [
-            EmbeddedPostgres(Path(folder) / n, PG_VERSION, options).start() for n in ("first", "second")
-        ]
-        yield started
-        for server in started:
-            server.stop()
-            server.release()
+def young_server() -> Iterator[EmbeddedPostgres]:
+    """Starts a server to restore into, whose transactions are numbered from the start again."""
+    with new_server() as server:
+        yield server
 
 
 class Business:
@@ -180,16 +173,25 @@ class Business:
         self.pool.shutdown()
 
 
+#: Starts consumers by forking a process that has imported what they need.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([feed_consumer.__name__])
+
+
 def _kill_consumers(source: str, target: str, times: int, chances: Random) -> None:
     """Starts the consumer and kills it at a random moment, so many times."""
     for _ in range(times):
-        with subprocess.Popen(
-            [sys.executable, "-m", feed_consumer.__name__, source, target], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(chances.random() * 0.3)
-            process.kill()
+        receiver, sender = _PROCESSES.Pipe(duplex=False)
+        consumer = _PROCESSES.Process(
+            target=feed_consumer.consume_until_killed, args=(source, target, sender)
+        )
+        consumer.start()
+        sender.close()
+        assert receiver.recv() == "ready"
+        time.sleep(chances.random() * 0.3)
+        consumer.kill()
+        consumer.join(PATIENCE)
+        assert consumer.exitcode == -signal.SIGKILL
 
 
 def _dump_and_restore(old: EmbeddedPostgres, new: EmbeddedPostgres, folder: Path) -> None:
@@ -209,10 +211,13 @@ def _dump_and_restore(old: EmbeddedPostgres, new: EmbeddedPostgres, folder: Path
 
 @pytest.mark.random
 def test_every_change_once_though_killed_dumped_and_restored(
-    servers: list[EmbeddedPostgres], new_database: Callable[..., str], tmp_path: Path
+    own_server: EmbeddedPostgres,
+    young_server: EmbeddedPostgres,
+    new_database: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     """A consumer killed fifty times applies each change once: out of order, rolled back, prepared, dumped, restored."""
-    first, second = servers
+    first, second = own_server, young_server
     migrate_crm(first.url("crm"))
     target = new_database()
     with psycopg.connect(target, autocommit=True) as connection:

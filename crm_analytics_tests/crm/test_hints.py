@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from crm_analytics.crm.schema.catalog import RPC_NAMES
 from crm_analytics_tests.crm.conftest import Connection, rows
 
@@ -26,12 +28,9 @@ def texts(crm: Connection) -> dict[str, str]:
     }
 
 
-def test_every_call_that_a_hint_names_exists(crm_in_transaction: Connection) -> None:
+@pytest.mark.rolled_back
+def test_every_call_that_a_hint_names_exists(crm: Connection) -> None:
     """A hint or comment names only RPCs, by their right names, so that whoever reads it can call them."""
-    named = {
-        (function, call)
-        for function, text in texts(crm_in_transaction).items()
-        for call in _NAMED.findall(text)
-    }
+    named = {(function, call) for function, text in texts(crm).items() for call in _NAMED.findall(text)}
     assert len({call for _, call in named}) > 8
     assert sorted((f, c) for f, c in named if c not in RPC_NAMES and c not in _INTERNAL) == []

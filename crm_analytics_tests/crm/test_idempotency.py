@@ -13,6 +13,8 @@ import pytest
 from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics_tests.crm.conftest import Connection, add_user, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 Call = Callable[..., CrmResult]
 
 #: Each call that takes a key: its arguments, and others that make it a different call.
@@ -64,12 +66,6 @@ TABLES = (
     "order_status_events",
     "audit_log",
 )
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from crm_analytics.crm import Conflict, CrmClient, CrmResult, Invalid
 from crm_analytics.crm.generate import rpcs
 from crm_analytics_tests.crm.conftest import Connection, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 KIB = 1024
 #: Arguments of the type text whose rule is another one: labels, identifiers, and what has a rule of its own.
 SHORT_TEXTS = {
@@ -25,12 +27,6 @@ LABELS = {
     "p_currency", "p_direction", "p_document_type", "p_method", "p_new_status", "p_preferred_channel", "p_role",
     "p_status",
 }  # fmt: skip
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster."""
-    return crm_in_transaction
 
 
 @pytest.fixture

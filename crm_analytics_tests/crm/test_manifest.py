@@ -6,10 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -20,9 +17,7 @@ from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
 from crm_analytics.crm.schema.catalog import CRM_TYPES
-from crm_analytics_tests.conftest import PG_VERSION
-
-Connection = psycopg.Connection[Any]
+from crm_analytics_tests.crm.conftest import Connection, run_repairs
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +76,24 @@ def test_a_database_that_is_not_migrated_differs(new_database: Callable[..., str
     assert len(found.differences) > 600
 
 
-def test_the_login_does_not_matter() -> None:
+def test_the_login_does_not_matter(own_server: EmbeddedPostgres) -> None:
     """An owner without superuser rights, with Supabase's roles and default grants, has the same manifest as a superuser."""
-    with tempfile.TemporaryDirectory(prefix="owner_") as folder:
-        server = EmbeddedPostgres(Path(folder), PG_VERSION, {"fsync": "off"}).start()
-        try:
-            with psycopg.connect(server.url("crm"), autocommit=True) as connection:
-                connection.execute(
-                    "CREATE ROLE anon; CREATE ROLE authenticated; CREATE ROLE service_role BYPASSRLS"
-                )
-                connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
-                connection.execute("GRANT service_role TO platform WITH ADMIN OPTION")
-                connection.execute("ALTER DATABASE crm OWNER TO platform")
-                for what in ("TABLES", "FUNCTIONS", "SEQUENCES"):
-                    connection.execute(
-                        f"ALTER DEFAULT PRIVILEGES FOR ROLE platform GRANT ALL ON {what} TO anon, authenticated, service_role"
-                    )
-            login = make_conninfo(server.url("crm"), user="platform", password="x")
-            migrate_crm(login)
-            with psycopg.connect(login, autocommit=True) as connection:
-                found = manifest.compare(connection)
-                assert [difference.problem for difference in found.differences] == []
-                assert manifest.unexpected_writers(connection) == []
-                assert {key.split(" ")[0] for key in found.allowed_extras} <= {"member"}
-        finally:
-            server.release()
+    with psycopg.connect(own_server.url("crm"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE anon; CREATE ROLE authenticated; CREATE ROLE service_role BYPASSRLS")
+        connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
+        connection.execute("GRANT service_role TO platform WITH ADMIN OPTION")
+        connection.execute("ALTER DATABASE crm OWNER TO platform")
+        for what in ("TABLES", "FUNCTIONS", "SEQUENCES"):
+            connection.execute(
+                f"ALTER DEFAULT PRIVILEGES FOR ROLE platform GRANT ALL ON {what} TO anon, authenticated, service_role"
+            )
+    login = make_conninfo(own_server.url("crm"), user="platform", password="x")
+    migrate_crm(login)
+    with psycopg.connect(login, autocommit=True) as connection:
+        found = manifest.compare(connection)
+        assert [difference.problem for difference in found.differences] == []
+        assert manifest.unexpected_writers(connection) == []
+        assert {key.split(" ")[0] for key in found.allowed_extras} <= {"member"}
 
 
 ALLOWED_EXTRAS = (
@@ -195,8 +183,7 @@ def test_a_broken_guard_is_named_and_its_repair_repairs_it(
             assert [difference.object for difference in found] == [key]
         for difference in found:
             assert difference.object in difference.problem
-            crm.execute(difference.repair.encode())
-        assert manifest.compare(crm).differences == ()
+        run_repairs(crm, found)
 
 
 FUNCTION = "public.advance_order_status_safe(uuid, text, uuid, text, text, integer)"
@@ -226,9 +213,7 @@ def test_a_changed_function_or_row_is_repaired_by_what_the_check_shows(
         connection.execute(statement)
         found = manifest.compare(connection).differences
         assert found
-        for difference in found:
-            connection.execute(difference.repair.encode())
-        assert [difference.problem for difference in manifest.compare(connection).differences] == []
+        run_repairs(connection, found)
 
 
 def test_roles_that_can_write_are_found_however_they_got_it(crm: Connection) -> None:

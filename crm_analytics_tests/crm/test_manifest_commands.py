@@ -45,6 +45,24 @@ def test_check_names_what_drifted_and_its_repair(new_database: Callable[..., str
     assert "crm_app can UPDATE public.tasks" in text
 
 
+def test_a_migration_that_ends_in_drift_fails_with_the_difference(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command itself exits with 1 and prints the difference and its repair; a deployment would go on otherwise."""
+    url = new_database("crm")
+    monkeypatch.setenv("CRM_DATABASE_URL", url)
+    assert CliRunner().invoke(main, ["migrate", "crm"]).exit_code == 0
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE public.orders DISABLE TRIGGER guard_rows")
+    done = CliRunner().invoke(main, ["migrate", "crm"])
+    assert done.exit_code == 1
+    printed = " ".join(done.output.split())
+    assert printed.startswith("migrated, but drifted: ")
+    assert "trigger public.orders.guard_rows: enabled is D, expected A" in printed
+    assert "ENABLE ALWAYS TRIGGER guard_rows" in printed
+    assert "Traceback" not in printed
+
+
 def test_the_first_admin_is_created_once(
     new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

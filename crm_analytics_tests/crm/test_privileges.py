@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,7 +15,6 @@ from crm_analytics.core.migrations import MigrationError
 from crm_analytics.crm import CrmClient, Forbidden
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
-from crm_analytics_tests.conftest import PG_VERSION
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 from crm_analytics_tests.crm.test_adoption import SEED_SCHEMA
 
@@ -45,21 +42,15 @@ def service_role_is_named() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def hosted() -> Iterator[EmbeddedPostgres]:
-    """Starts a server with the web roles and a plain owner; its own, because roles belong to the whole server."""
-    with tempfile.TemporaryDirectory(prefix="crm_hosted_") as folder:
-        handle = EmbeddedPostgres(
-            Path(folder), PG_VERSION, {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
-        ).start()
-        with psycopg.connect(handle.url("postgres"), autocommit=True) as connection:
-            connection.execute(
-                "CREATE ROLE anon NOLOGIN; CREATE ROLE authenticated NOLOGIN; CREATE ROLE service_role NOLOGIN BYPASSRLS;"
-                "CREATE ROLE app_owner LOGIN CREATEROLE PASSWORD 'test';"
-                "CREATE ROLE writer NOLOGIN"
-            )
-        yield handle
-        handle.stop()
-        handle.release()
+def hosted(module_server: EmbeddedPostgres) -> EmbeddedPostgres:
+    """Returns a server with the web roles and a plain owner."""
+    with psycopg.connect(module_server.url("postgres"), autocommit=True) as connection:
+        connection.execute(
+            "CREATE ROLE anon NOLOGIN; CREATE ROLE authenticated NOLOGIN; CREATE ROLE service_role NOLOGIN BYPASSRLS;"
+            "CREATE ROLE app_owner LOGIN CREATEROLE PASSWORD 'test';"
+            "CREATE ROLE writer NOLOGIN"
+        )
+    return module_server
 
 
 def owner_url(hosted: EmbeddedPostgres, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +40,7 @@ SAMPLES = (
 SPACES = (0xA0, 0x2003, 0x202F, 0x205F, 0x3000)
 
 
+@cache
 def blanks() -> set[int]:
     """Returns the code points that must be listed, by Python's own Unicode database."""
     by_category = {
@@ -66,9 +68,10 @@ def key(text: str) -> str | None:
     return None if not bare or inside or "  " in bare else bare
 
 
-def test_the_list_is_complete(crm_in_transaction: Connection) -> None:
+@pytest.mark.rolled_back
+def test_the_list_is_complete(crm: Connection) -> None:
     """The one list has every blank and invisible character, and the invariants' copy is equal."""
-    ranges = value(crm_in_transaction, "SELECT crm_private.blank_characters()")
+    ranges = value(crm, "SELECT crm_private.blank_characters()")
     assert ranges == invariants.BLANKS
     found, wanted = listed(ranges), blanks()
     # U+FFF9 to U+FFFB are format characters; unassigned ones between the listed may be there
@@ -101,11 +104,12 @@ def test_comparable_form(compared: Callable[[str], tuple[Any, ...]], text: str) 
     assert compared(text) == (wanted, text.strip(invisible) or None, folded, folded)
 
 
-def test_no_collation_changes_the_rule(crm_in_transaction: Connection) -> None:
+@pytest.mark.rolled_back
+def test_no_collation_changes_the_rule(crm: Connection) -> None:
     """References and numbers compare equally under every collation of the server but ICU's, which it may lack; some fold more letters."""
     text = " \u00a0I\u0130-Ä1\u2028 "
     collations = rows(
-        crm_in_transaction,
+        crm,
         "SELECT oid::regcollation::text FROM pg_collation WHERE collencoding IN (-1, 6) AND collprovider NOT IN ('d', 'i')",
     )
     assert len(collations) > 2
@@ -114,14 +118,15 @@ def test_no_collation_changes_the_rule(crm_in_transaction: Connection) -> None:
             f"SELECT crm_private.reference_key(%s COLLATE {collation}),"
             f" crm_private.order_code_key(%s COLLATE {collation})"
         )
-        assert rows(crm_in_transaction, query, text, text) == [("I\u0130-Ä1", "i\u0130-Ä1")], collation
+        assert rows(crm, query, text, text) == [("I\u0130-Ä1", "i\u0130-Ä1")], collation
 
 
 @pytest.mark.parametrize("function", ["trimmed", "reference_key", "order_code_key"])
-def test_the_rule_is_inlined(crm_in_transaction: Connection, function: str) -> None:
+@pytest.mark.rolled_back
+def test_the_rule_is_inlined(crm: Connection, function: str) -> None:
     """The rule is one expression that PostgreSQL inlines, so that calls and guards have it for nothing."""
     plan = rows(
-        crm_in_transaction,
+        crm,
         f"EXPLAIN (VERBOSE) SELECT crm_private.{function}(external_reference) FROM public.payments",
     )
     assert "crm_private." not in "\n".join(line for (line,) in plan)

@@ -23,12 +23,11 @@ from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.proof import audit_seals, restored
 from crm_analytics.demo.crm_activity import play
 from crm_analytics_tests.conftest import PG_VERSION
-from crm_analytics_tests.crm.conftest import add_user, value
+from crm_analytics_tests.crm.conftest import add_user, lent, new_server, value
 
 OWNER = "shop_owner"
 #: From which version to which: the same one, and the upgrade.
 VERSIONS = [(PG_VERSION, PG_VERSION), *([(16, 18)] if PG_VERSION == 18 else [])]
-OPTIONS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
 
 
 @dataclass
@@ -69,61 +68,67 @@ def as_owner(url: str) -> str:
     return make_conninfo(url, user=OWNER, password="test")
 
 
+@pytest.fixture(scope="module")
+def target_server() -> Iterator[EmbeddedPostgres]:
+    """Starts a server to restore into: younger than the others, so its transactions have smaller numbers."""
+    with new_server() as server:
+        yield server
+
+
 @pytest.fixture(scope="module", params=VERSIONS, ids=lambda versions: "{}_to_{}".format(*versions))
-def backup(request: pytest.FixtureRequest) -> Iterator[Backup]:
+def backup(
+    request: pytest.FixtureRequest, second_server: EmbeddedPostgres, target_server: EmbeddedPostgres
+) -> Iterator[Backup]:
     """Plays a business whose owner is no superuser, dumps it in each way, and erases a customer afterwards."""
-    old, new = request.param
-    with tempfile.TemporaryDirectory(prefix="crm_restores_") as name:
+    old, _ = request.param
+    with (
+        tempfile.TemporaryDirectory(prefix="crm_restores_") as name,
+        lent(second_server) if old == PG_VERSION else new_server(old) as source,
+        lent(target_server) as target,
+    ):
         folder = Path(name)
-        source = EmbeddedPostgres(folder / "source", old, OPTIONS).start()
-        target = EmbeddedPostgres(folder / "target", new, OPTIONS).start()
-        try:
-            with psycopg.connect(source.url("postgres"), autocommit=True) as connection:
-                connection.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD 'test'")
-                connection.execute(f"ALTER DATABASE crm OWNER TO {OWNER}")
-            url = as_owner(source.url("crm"))
-            migrate_crm(url)
-            play(url, months=1)
-            with psycopg.connect(url, autocommit=True) as connection:
-                admin = add_user(connection, "Ada", "admin")
-                client = CrmClient(connection)
-                first, second = (
-                    UUID(
-                        client.create_lead_safe(source="site", full_name=name, contact=f"@{name}").data[
-                            "customer_id"
-                        ]
-                    )
-                    for name in ("olga", "ivan")
+        with psycopg.connect(source.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD 'test'")
+            connection.execute(f"ALTER DATABASE crm OWNER TO {OWNER}")
+        url = as_owner(source.url("crm"))
+        migrate_crm(url)
+        play(url, months=1)
+        with psycopg.connect(url, autocommit=True) as connection:
+            admin = add_user(connection, "Ada", "admin")
+            client = CrmClient(connection)
+            first, second = (
+                UUID(
+                    client.create_lead_safe(source="site", full_name=name, contact=f"@{name}").data[
+                        "customer_id"
+                    ]
                 )
-                client.erase_customer_safe(customer_id=first, user_id=admin, reason="asked")
-                audit_seals.seal(connection)
-                then = restored.published(connection)
-                # neither numbered nor sealed when the dump is made
-                client.create_lead_safe(source="site", full_name="late", contact="@late")
-            backup = Backup(folder, target, then, then, second)
-            backup.run("pg_dump", "-Fc", "-f", backup.file("full"), source.url("crm"))
-            backup.run("pg_dump", "--data-only", "-f", backup.file("data.sql"), url)
-            backup.run(
-                "pg_dumpall",
-                "--roles-only",
-                "--no-role-passwords",
-                "-f",
-                backup.file("roles.sql"),
-                "-d",
-                source.url("postgres"),
+                for name in ("olga", "ivan")
             )
-            backup.run("psql", "-q", "-f", backup.file("roles.sql"), target.url("postgres"))
-            with psycopg.connect(target.url("postgres"), autocommit=True) as connection:
-                connection.execute(f"ALTER ROLE {OWNER} PASSWORD 'test'")
-            with psycopg.connect(url, autocommit=True) as connection:
-                CrmClient(connection).erase_customer_safe(customer_id=second, user_id=admin, reason="asked")
-                audit_seals.seal(connection)
-                backup.later = restored.published(connection)
-            yield backup
-        finally:
-            for server in (source, target):
-                server.stop()
-                server.release()
+            client.erase_customer_safe(customer_id=first, user_id=admin, reason="asked")
+            audit_seals.seal(connection)
+            then = restored.published(connection)
+            # neither numbered nor sealed when the dump is made
+            client.create_lead_safe(source="site", full_name="late", contact="@late")
+        backup = Backup(folder, target, then, then, second)
+        backup.run("pg_dump", "-Fc", "-f", backup.file("full"), source.url("crm"))
+        backup.run("pg_dump", "--data-only", "-f", backup.file("data.sql"), url)
+        backup.run(
+            "pg_dumpall",
+            "--roles-only",
+            "--no-role-passwords",
+            "-f",
+            backup.file("roles.sql"),
+            "-d",
+            source.url("postgres"),
+        )
+        backup.run("psql", "-q", "-f", backup.file("roles.sql"), target.url("postgres"))
+        with psycopg.connect(target.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"ALTER ROLE {OWNER} PASSWORD 'test'")
+        with psycopg.connect(url, autocommit=True) as connection:
+            CrmClient(connection).erase_customer_safe(customer_id=second, user_id=admin, reason="asked")
+            audit_seals.seal(connection)
+            backup.later = restored.published(connection)
+        yield backup
 
 
 @pytest.fixture(autouse=True)

@@ -10,18 +10,14 @@ import pytest
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics.crm.proof import invariants
-from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
+from crm_analytics_tests.crm.conftest import Connection, broken_invariants, pay, rows, value
+
+pytestmark = pytest.mark.rolled_back
 
 REFUND: dict[str, Any] = {"direction": "outgoing", "role": "refund"}
 SUPPLIER: dict[str, Any] = {"direction": "outgoing", "role": "supplier_payment"}
 BACK: dict[str, Any] = {"direction": "incoming", "role": "supplier_payment"}
 PAYOUTS = ("supplier_payment", "shipping_payment", "commission")
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 @pytest.fixture
@@ -43,11 +39,6 @@ def reverse(client: CrmClient, payment: CrmResult, admin: UUID, rebook: CrmResul
         user_id=admin,
         rebook_order_id=rebook.id if rebook else None,
     )
-
-
-def broken(crm: Connection) -> dict[str, Any]:
-    """Returns the invariants that do not hold, inside the test's transaction."""
-    return {name: r.examples for name, r in invariants.evaluate(crm).items() if not r.holds}
 
 
 # -- payouts ----------------------------------------------------------------------------------------------------
@@ -85,7 +76,7 @@ def test_payouts_stay_within_the_client_money(
     pay(client, order, admin, 400, **REFUND)
     planned = value(crm, "SELECT id FROM public.payments WHERE status = 'planned'")
     client.update_payment_status_safe(payment_id=planned, new_status="completed", user_id=manager)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_payouts_in_another_currency_have_a_limit(
@@ -107,7 +98,31 @@ def test_payouts_in_another_currency_have_a_limit(
         pay(client, order, manager, 41, **SUPPLIER, currency="USD")
     assert (refused.value.detail["payouts"], refused.value.detail["limit"]) == (60, 100)
     pay(client, order, manager, 40, **SUPPLIER, currency="USD")
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
+
+
+@pytest.mark.parametrize("later", [0, 1000])
+def test_a_payout_is_judged_by_the_limit_that_it_was_booked_under(
+    crm: Connection, client: CrmClient, order: CrmResult, manager: UUID, later: int
+) -> None:
+    """A limit that is lowered later turns no honest payout red, and one that is raised no wrong payout green."""
+
+    def limit(amount: int) -> None:
+        crm.execute(
+            "ALTER TABLE public.payout_limits DISABLE TRIGGER guard_rows;"
+            f"UPDATE public.payout_limits SET manager_limit = {amount} WHERE currency = 'USD';"
+            "ALTER TABLE public.payout_limits ENABLE ALWAYS TRIGGER guard_rows".encode()
+        )
+
+    pay(client, order, manager, 500)
+    limit(100)
+    honest = pay(client, order, manager, 100, **SUPPLIER, currency="USD")
+    limit(later)
+    assert broken_invariants(crm) == {}
+    crm.execute("ALTER TABLE public.payments DISABLE TRIGGER USER")
+    crm.execute("UPDATE public.payments SET amount = 101 WHERE id = %s", [honest.id])
+    name = "payouts_within_client_money"
+    assert invariants.evaluate(crm, frozenset({name}))[name].offenders == 1
 
 
 # -- money back from a supplier ---------------------------------------------------------------------------------
@@ -132,7 +147,7 @@ def test_money_back_from_a_supplier(
     client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=admin)
     second = value(crm, "SELECT id FROM public.payments WHERE amount = 300 AND direction = 'outgoing'")
     pay(client, order, manager, 300, **BACK, related_payment_id=second)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_money_comes_back_only_from_a_payout(
@@ -194,7 +209,7 @@ def test_reversal_subtracts_everywhere(
     again = reverse(client, payment, admin)
     assert (again.id, again.duplicate) == (done.id, True)
     # no client money: no admin needed
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_who_may_reverse_what(
@@ -266,7 +281,7 @@ def test_a_reversed_refund_is_client_money_again(
     done = reverse(client, refund, admin)
     assert (done.data["order_status"], done.data["client_paid"]) == ("paid", 1000)
     assert status(crm, order) == "paid"
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 @pytest.mark.parametrize("flow", [SUPPLIER, {"direction": "incoming", "role": "commission"}, REFUND])
@@ -279,7 +294,7 @@ def test_what_else_is_reversed(
     client.advance_order_status_safe(order_id=order.id, new_status="cancelled", user_id=admin)
     reverse(client, payment, admin)
     assert rows(crm, "SELECT money_in, money_out FROM reporting.money_by_month") == [(100, 0)]
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 # -- booking again on the right order ---------------------------------------------------------------------------
@@ -308,7 +323,7 @@ def test_rebooking_moves_payment_and_reference(
     assert (repeat.id, repeat.duplicate, repeat.data["rebooked"]["id"]) == (done.id, True, new["id"])
     with pytest.raises(Conflict):
         reverse(client, payment, admin)
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_rebooking_twice(
@@ -325,7 +340,7 @@ def test_rebooking_twice(
     )
     found = {str(pay(client, where, manager, 5, "r-1").id) for where in (order, other, third)}
     assert found == {done.data["rebooked"]["id"]}
-    assert broken(crm) == {}
+    assert broken_invariants(crm) == {}
 
 
 def test_rebooking_is_all_or_nothing(

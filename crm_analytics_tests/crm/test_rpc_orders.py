@@ -12,6 +12,8 @@ import pytest
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
 ORDER_STATUSES = (
     "created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled",
@@ -28,12 +30,6 @@ BY_HAND = {
     ("in_delivery", "cancelled"): "admin",
     ("delivered", "closed"): "admin",
 }
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 @pytest.fixture

@@ -11,15 +11,11 @@ import pytest
 from crm_analytics.crm import Conflict, CrmClient, CrmError, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 REFUND: dict[str, Any] = {"direction": "outgoing", "role": "refund"}
 SUPPLIER: dict[str, Any] = {"direction": "outgoing", "role": "supplier_payment"}
 TOO_LONG = "x" * 256
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 def status(crm: Connection, order: CrmResult) -> str:

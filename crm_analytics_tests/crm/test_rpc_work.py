@@ -16,13 +16,9 @@ from crm_analytics.crm.proof import invariants
 from crm_analytics.crm.schema.catalog import READ_NAMES, RPC_NAMES
 from crm_analytics_tests.crm.conftest import Connection, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
 
 
 def test_admin_rpcs_are_for_admins(client: CrmClient, manager: UUID, admin: UUID) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -15,27 +11,19 @@ from crm_analytics.core.migrations import DriftError, MigrationError, migration_
 from crm_analytics.core.settings import Settings
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
-from crm_analytics_tests.conftest import PG_VERSION
-from crm_analytics_tests.crm.conftest import Connection, rows, value
+from crm_analytics_tests.crm.conftest import Connection, rows, run_repairs, shown_statements, value
 
 ROLES = ("crm_rpc", "crm_app", "grafana_reader")
 
 
 @pytest.fixture
-def squatted() -> Iterator[EmbeddedPostgres]:
-    """Starts a server with a login that may create roles, `squatter`, and another that owns the database `hosted`."""
-    with tempfile.TemporaryDirectory(prefix="squatted_") as folder:
-        server = EmbeddedPostgres(
-            Path(folder), PG_VERSION, {"fsync": "off", "shared_buffers": "32MB"}
-        ).start()
-        try:
-            with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-                connection.execute("CREATE ROLE squatter LOGIN CREATEROLE PASSWORD 'x'")
-                connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
-                connection.execute("CREATE DATABASE hosted OWNER platform")
-            yield server
-        finally:
-            server.release()
+def squatted(own_server: EmbeddedPostgres) -> EmbeddedPostgres:
+    """Returns a server with a login that may create roles, `squatter`, and another that owns the database `hosted`."""
+    with psycopg.connect(own_server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE squatter LOGIN CREATEROLE PASSWORD 'x'")
+        connection.execute("CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'")
+        connection.execute("CREATE DATABASE hosted OWNER platform")
+    return own_server
 
 
 def as_login(server: EmbeddedPostgres, login: str, database: str = "crm") -> str:
@@ -53,9 +41,8 @@ def refused(url: str, config: Settings | None = None) -> str:
 
 def run_remedies(url: str, message: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        for line in message.splitlines():
-            if line.startswith("    "):
-                connection.execute(line.encode())
+        for statement in shown_statements(message):
+            connection.execute(statement.encode())
 
 
 def test_a_role_that_another_login_made_is_refused(squatted: EmbeddedPostgres) -> None:
@@ -87,9 +74,7 @@ def test_the_owner_may_administer_what_it_made(squatted: EmbeddedPostgres) -> No
         assert {d.guard for d in found} == {"roles"}
         with pytest.raises(MigrationError, match="squatter administers crm_rpc"):
             migrate_crm(url)
-        for difference in found:
-            boss.execute(difference.repair.encode())
-        assert manifest.compare(boss).differences == ()
+        run_repairs(boss, found)
     assert migrate_crm(url).pending == ()
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm.migrating.migrate import migrate_crm
 from crm_analytics.crm.schema import manifest
-from crm_analytics_tests.conftest import PG_VERSION
-
-Connection = psycopg.Connection[Any]
+from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
+from crm_analytics_tests.crm.conftest import Connection, run_repairs, value
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +90,13 @@ PLANTED = {
     "a publication of everything": Planted(
         "CREATE PUBLICATION leak FOR ALL TABLES", "surface", ("publication leak of public.users",)
     ),
+    "a subscription": Planted(
+        # without a publisher, so as it leaves the catalog when it has asked one for its tables
+        "CREATE SUBSCRIPTION feed CONNECTION 'dbname=none' PUBLICATION theirs WITH (connect = false);"
+        " INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate) SELECT oid, t::regclass, 'r' FROM pg_subscription,"
+        " unnest(ARRAY['public.payments', 'public.tasks']) t WHERE subname = 'feed'",
+        "surface", ("subscription feed into public.payments", "subscription feed into public.tasks"),
+    ),
     "MAINTAIN": Planted(
         "GRANT MAINTAIN ON public.orders TO pg_monitor", "table_grants", ("maintain table public.orders to pg_monitor",), since=17
     ),
@@ -161,9 +167,7 @@ def test_what_touches_the_crm_is_found_and_its_remedy_removes_it(crm: Connection
         assert set(planted.objects) <= {d.object for d in found}
         assert planted.guard in {d.guard for d in found if d.object in planted.objects}
         crm.execute("SET LOCAL search_path = pg_catalog")
-        for difference in found:
-            crm.execute(difference.repair.replace("BEGIN;", "").replace("COMMIT;", "").encode())
-        assert [d.problem for d in manifest.compare(crm).differences] == []
+        run_repairs(crm, found)
 
 
 HARMLESS = (
@@ -226,43 +230,77 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "allowed_objects", lambda: entries)
 
 
-def test_a_platform_like_supabase_is_clean_by_its_allow_list(allow: None) -> None:
+def test_a_platform_like_supabase_is_clean_by_its_allow_list(
+    own_server: EmbeddedPostgres, allow: None
+) -> None:
     """A platform's own objects pass by owner and source; the same names with another source or owner are red."""
-    with tempfile.TemporaryDirectory(prefix="supabase_") as folder:
-        server = EmbeddedPostgres(Path(folder), PG_VERSION, {"fsync": "off"}).start()
+    with psycopg.connect(own_server.url("crm"), autocommit=True) as boss:
+        boss.execute(
+            "CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'; ALTER DATABASE crm OWNER TO platform"
+        )
+        boss.execute(SUPABASE_LIKE.encode())
+        assert migrate_crm(make_conninfo(own_server.url("crm"), user="platform", password="x")).pending == ()
+        found = manifest.compare(boss)
+        assert found.differences == ()
+        assert {
+            "event_trigger pgrst_ddl_watch",
+            "function pgbouncer.get_auth(p_usename text)",
+        } <= set(found.allowed_extras)
+        changes = {
+            "CREATE OR REPLACE FUNCTION extensions.pgrst_ddl_watch() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " 'BEGIN DELETE FROM public.orders; END'": {"event_trigger pgrst_ddl_watch"},
+            "ALTER EVENT TRIGGER pgrst_ddl_watch OWNER TO postgres": {"event_trigger pgrst_ddl_watch"},
+            "CREATE OR REPLACE FUNCTION pgbouncer.get_auth(p_usename text) RETURNS text LANGUAGE sql"
+            " SECURITY DEFINER AS 'SELECT 2::text'": {"function pgbouncer.get_auth(p_usename text)"},
+            "ALTER PUBLICATION supabase_realtime ADD TABLE public.orders": {
+                "publication supabase_realtime of public.orders"
+            },
+        }
+        for statement, objects in changes.items():
+            with boss.transaction(force_rollback=True):
+                boss.execute(statement.encode())
+                assert {d.object for d in manifest.compare(boss).differences} == objects, statement
+
+
+def test_a_subscription_is_seen_its_rows_are_refused_and_its_remedy_ends_it(
+    own_server: EmbeddedPostgres,
+) -> None:
+    """Rows that another database sends pass neither the guards nor the check, although they come without any call."""
+    with psycopg.connect(own_server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE elsewhere")
+    migrate_crm(own_server.url("crm"))
+    with (
+        psycopg.connect(own_server.url("elsewhere"), autocommit=True) as sender,
+        psycopg.connect(own_server.url("crm"), autocommit=True) as connection,
+    ):
+        sender.execute(
+            "CREATE TABLE public.tasks (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), title text)"
+        )
+        sender.execute("CREATE PUBLICATION theirs FOR TABLE public.tasks")
+        sender.execute("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
         try:
-            with psycopg.connect(server.url("crm"), autocommit=True) as boss:
-                boss.execute(
-                    "CREATE ROLE platform LOGIN CREATEROLE PASSWORD 'x'; ALTER DATABASE crm OWNER TO platform"
-                )
-                boss.execute(SUPABASE_LIKE.encode())
-                assert (
-                    migrate_crm(make_conninfo(server.url("crm"), user="platform", password="x")).pending == ()
-                )
-                found = manifest.compare(boss)
-                assert found.differences == ()
-                assert {
-                    "event_trigger pgrst_ddl_watch",
-                    "function pgbouncer.get_auth(p_usename text)",
-                } <= set(found.allowed_extras)
-                changes = {
-                    "CREATE OR REPLACE FUNCTION extensions.pgrst_ddl_watch() RETURNS event_trigger LANGUAGE plpgsql AS"
-                    " 'BEGIN DELETE FROM public.orders; END'": {"event_trigger pgrst_ddl_watch"},
-                    "ALTER EVENT TRIGGER pgrst_ddl_watch OWNER TO postgres": {
-                        "event_trigger pgrst_ddl_watch"
-                    },
-                    "CREATE OR REPLACE FUNCTION pgbouncer.get_auth(p_usename text) RETURNS text LANGUAGE sql"
-                    " SECURITY DEFINER AS 'SELECT 2::text'": {"function pgbouncer.get_auth(p_usename text)"},
-                    "ALTER PUBLICATION supabase_realtime ADD TABLE public.orders": {
-                        "publication supabase_realtime of public.orders"
-                    },
-                }
-                for statement, objects in changes.items():
-                    with boss.transaction(force_rollback=True):
-                        boss.execute(statement.encode())
-                        assert {d.object for d in manifest.compare(boss).differences} == objects, statement
+            connection.execute(
+                sql.SQL(
+                    "CREATE SUBSCRIPTION feed CONNECTION {} PUBLICATION theirs WITH (create_slot = false, copy_data = false)"
+                ).format(sql.Literal(own_server.url("elsewhere")))
+            )
+            sender.execute("INSERT INTO public.tasks (title) VALUES ('planted')")
+            deadline = time.monotonic() + PATIENCE
+            while not value(connection, "SELECT apply_error_count FROM pg_stat_subscription_stats"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert value(connection, "SELECT count(*) FROM public.tasks") == 0
+            found = manifest.compare(connection).differences
+            assert [(d.object, d.guard) for d in found] == [
+                ("subscription feed into public.tasks", "surface")
+            ]
+            run_repairs(connection, found)
+            assert value(connection, "SELECT count(*) FROM pg_subscription") == 0
         finally:
-            server.release()
+            for change in ("ALTER {} DISABLE", "ALTER {} SET (slot_name = NONE)", "DROP {}"):
+                with suppress(psycopg.errors.UndefinedObject):
+                    connection.execute(change.format("SUBSCRIPTION feed").encode())
+            sender.execute("SELECT pg_drop_replication_slot('feed')")
 
 
 def test_the_committed_allow_list_names_owner_and_source() -> None:

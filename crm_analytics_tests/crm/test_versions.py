@@ -18,6 +18,8 @@ from crm_analytics.crm.generate import rpcs
 from crm_analytics.crm.proof.attacks.tables import VERSIONED
 from crm_analytics_tests.crm.conftest import Connection, pay, value
 
+pytestmark = pytest.mark.rolled_back
+
 #: Every call that takes p_expected_version, with the table of the row, and what else it needs.
 EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "update_customer_safe": ("customers", {"country": "LV"}),
@@ -58,12 +60,6 @@ REQUIRED = {
     "update_customer_safe": "full_name", "update_lead_safe": "contact", "update_order_safe": "total_amount",
     "update_task_safe": "title", "upsert_shipment_safe": "status",
 }  # fmt: skip
-
-
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster."""
-    return crm_in_transaction
 
 
 @pytest.fixture

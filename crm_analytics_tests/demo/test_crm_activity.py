@@ -6,7 +6,10 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import psycopg
+import pytest
 
+from crm_analytics.core import locks
+from crm_analytics.demo import crm_activity
 from crm_analytics.demo.crm_activity import play
 
 COUNTS = (
@@ -44,6 +47,21 @@ def test_a_second_call_adds_nothing_and_the_same_seed_plays_the_same(
         first.refused,
         first.orders_by_status,
     )
+
+
+def test_a_demo_that_is_held_up_names_who_holds_it_up(
+    new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo waits for another one for a limited time, and says whose session it is: one that hangs would stop it forever."""
+    monkeypatch.setattr(crm_activity, "PATIENCE", 1)
+    url, lines = new_database("crm"), list[str]()
+    with psycopg.connect(url, autocommit=True) as other:
+        locks.take(other, locks.DEMO_ACTIVITY, 1, lambda who: None)
+        session = f"process {other.info.backend_pid}, role postgres"
+        with pytest.raises(locks.LockHeld, match=session):
+            play(url, months=1, report=lines.append)
+    assert lines == [f"waiting for another demo: {session}"]
+    assert not play(url, months=1).already_played
 
 
 def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> None:

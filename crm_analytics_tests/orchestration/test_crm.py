@@ -86,6 +86,21 @@ def test_the_sensor_numbers_changes_and_tells_who_listens(new_database: Callable
         assert [n.payload for n in connection.notifies(timeout=0.1)] == []
 
 
+def test_the_sensor_leaves_the_numbering_to_a_long_seal(new_database: Callable[..., str]) -> None:
+    """While a seal or an erasure numbers for longer than the sensor waits, the tick is skipped, not failed."""
+    url = new_database("crm")
+    database = CrmDatabase(Settings(crm_database_url=url), lock_timeout_seconds=1)
+    with psycopg.connect(url) as seal:
+        seal.execute("SELECT crm_private.seal_audit_safe()")
+        answer = number_crm_changes(dg.build_sensor_context(), crm_database=database)
+        assert isinstance(answer, dg.SkipReason)
+        assert "the next tick looks again" in (answer.skip_message or "")
+        seal.rollback()
+    answer = number_crm_changes(dg.build_sensor_context(), crm_database=database)
+    assert isinstance(answer, dg.SkipReason)
+    assert (answer.skip_message or "").startswith("1 change numbered")
+
+
 def test_materializing_the_schema_migrates(
     new_database: Callable[..., str], instance: dg.DagsterInstance
 ) -> None:

@@ -384,7 +384,7 @@ CREATE TABLE public.payout_limits (
 );
 COMMENT ON TABLE public.payout_limits IS
     'How much of an order may be paid out without an admin in a currency that is not the order''s. 0 also for a '
-    'currency without a row. Changed by migrations.';
+    'currency without a row. Changed by migrations; a payout''s audit row keeps the limit that it was booked under.';
 
 INSERT INTO public.payout_limits (currency, manager_limit) VALUES ('EUR', 0), ('USD', 0), ('RUB', 0);
 

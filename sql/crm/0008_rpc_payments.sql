@@ -67,6 +67,18 @@ COMMENT ON FUNCTION crm_private.refuse_different_repeat IS
     'Refuses (PT409) a repeated reference with another order, direction, role, method, amount, currency or related '
     'payment.';
 
+CREATE FUNCTION crm_private.payout_limit(p_order public.orders, p_currency public.currency_enum) RETURNS numeric
+LANGUAGE sql STABLE
+AS $$
+    SELECT CASE
+        WHEN p_currency IS DISTINCT FROM p_order.currency
+            THEN coalesce((SELECT l.manager_limit FROM public.payout_limits l WHERE l.currency = p_currency), 0)
+    END
+$$;
+COMMENT ON FUNCTION crm_private.payout_limit IS
+    'Returns what an order''s payouts in a currency other than its own may come to without an admin; NULL in its own '
+    'currency, where its client money is the limit.';
+
 CREATE FUNCTION crm_private.check_payout(
     p_order public.orders, p_payment public.payments, p_client_money numeric, p_actor public.users, p_reason text
 ) RETURNS void
@@ -74,12 +86,8 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     v_payouts numeric := crm_private.payouts(p_order.id, p_payment.currency);
-    v_limit numeric := p_client_money;
+    v_limit numeric := coalesce(crm_private.payout_limit(p_order, p_payment.currency), p_client_money);
 BEGIN
-    IF p_payment.currency IS DISTINCT FROM p_order.currency THEN
-        SELECT l.manager_limit INTO v_limit FROM public.payout_limits l WHERE l.currency = p_payment.currency;
-        v_limit := coalesce(v_limit, 0);
-    END IF;
     IF v_payouts + p_payment.amount > v_limit THEN
         PERFORM crm_private.require_admin_with_reason(
             p_actor, p_reason, 'payouts_within_client_money',
@@ -625,7 +633,15 @@ BEGIN
     END IF;
     PERFORM crm_private.audit(
         v_actor.id, 'create', 'payments', v_payment.id, to_jsonb(v_payment),
-        CASE WHEN v_reason IS NULL THEN '{}' ELSE jsonb_build_object('reason', v_reason) END
+        CASE
+            WHEN v_new.direction = 'incoming' AND v_reason IS NULL THEN '{}'
+            ELSE jsonb_strip_nulls(jsonb_build_object(
+                'reason', v_reason,
+                -- limits change; the invariant compares the payout with the one that it was booked under
+                'payout_limit',
+                CASE WHEN v_new.direction = 'outgoing' THEN crm_private.payout_limit(v_order, v_new.currency) END
+            ))
+        END
     );
     RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
 END

@@ -96,6 +96,10 @@ TRANSITIONS = "public.order_status_transitions"
 PAYOUT_LIMITS = "public.payout_limits"
 #: Kinds whose objects are rows: data by their nature, guards by their effect.
 ROWS_OF = {"transition": TRANSITIONS, "payout_limit": PAYOUT_LIMITS}
+_COLUMNS_OF = {
+    "transition": ("from_status", "to_status", "required_role"),
+    "payout_limit": ("currency", "manager_limit"),
+}
 #: What the queries below read from: the CRM's relations, routines, sequences and types, by their qualified names. Views
 #: belong to it wherever they are, if they read the CRM's relations or call its routines, by way of others, too; and so do
 #: routines that run as the owner, or as someone who may call the RPCs.
@@ -445,8 +449,11 @@ _SECTIONS: Mapping[str, str] = {
         LEFT JOIN pg_publication_namespace n ON n.pnpubid = p.oid AND n.pnnspid = s.relnamespace
         WHERE p.puballtables OR r.oid IS NOT NULL OR n.oid IS NOT NULL""",
     "subscription": f"""
+        -- without its slot, which may be out of reach; once per subscription: the second time there is nothing left to drop
         SELECT format('%%I into %%s', u.subname, s.name), jsonb_build_object('owner', {_role("u.subowner")}), NULL,
-            format('ALTER SUBSCRIPTION %%I DISABLE; -- then look at it, and drop it', u.subname)
+            format('DO $drop$ BEGIN ALTER SUBSCRIPTION %%1$I DISABLE; ALTER SUBSCRIPTION %%1$I SET (slot_name = NONE); '
+                'DROP SUBSCRIPTION %%1$I; EXCEPTION WHEN undefined_object THEN NULL; END $drop$; '
+                '-- its slot stays on the publisher: drop it there', u.subname)
         FROM pg_subscription_rel r JOIN pg_subscription u ON u.oid = r.srsubid JOIN scope s ON s.oid = r.srrelid""",
     "reference": """
         SELECT c.conrelid::regclass || '.' || quote_ident(c.conname),
@@ -486,22 +493,28 @@ _SECTIONS: Mapping[str, str] = {
                 ' VALUES (%%L, %%L, %%L);', from_status, to_status, required_role),
             format('DELETE FROM {TRANSITIONS} WHERE from_status = %%L AND to_status = %%L;',
                 from_status, to_status)
-        FROM ONLY {TRANSITIONS}""",
+        FROM ({{rows}}) t""",
     "payout_limit": f"""
         SELECT currency::text, jsonb_build_object('manager_limit', manager_limit::text),
             format('INSERT INTO {PAYOUT_LIMITS} (currency, manager_limit) VALUES (%%L, %%L);', currency, manager_limit),
             format('DELETE FROM {PAYOUT_LIMITS} WHERE currency = %%L;', currency)
-        FROM ONLY {PAYOUT_LIMITS}""",
+        FROM ({{rows}}) t""",
 }
 
-_STRAYS = """
-SELECT format('%%I.%%I', n.nspname, c.relname),
-    jsonb_agg(jsonb_build_array(quote_ident(a.attname), format_type(a.atttypid, a.atttypmod)))
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
-WHERE c.relkind IN ('r', 'p') AND c.oid NOT IN (SELECT oid FROM by_name) AND a.attnum > 0 AND NOT a.attisdropped
-  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND c.relpersistence <> 't'
-GROUP BY n.nspname, c.relname
-"""
+#: What is read beside the objects, in the same form: the owner's name, and tables that may be ours under another name,
+#: with their columns and types: those that are not ours by name, and all private ones.
+_OWNER, _STRAY = "$owner", "stray"
+_BESIDE: Mapping[str, str] = {
+    _OWNER: "SELECT name, NULL::jsonb, NULL, NULL FROM owner",
+    _STRAY: """
+        SELECT format('%%I.%%I', n.nspname, c.relname),
+            jsonb_agg(jsonb_build_array(quote_ident(a.attname), format_type(a.atttypid, a.atttypmod))), NULL, NULL
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relkind IN ('r', 'p') AND (c.oid NOT IN (SELECT oid FROM by_name) OR n.nspname = 'crm_private')
+          AND a.attnum > 0 AND NOT a.attisdropped
+          AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND c.relpersistence <> 't'
+        GROUP BY n.nspname, c.relname""",
+}
 
 
 @dataclass(frozen=True)
@@ -513,7 +526,7 @@ class Manifest:
     #: Of the database that was read, not committed: SQL that removes an object, and the quoted name of `$owner`.
     removals: Mapping[str, str] = field(default_factory=dict)
     owner: str = "CURRENT_USER"
-    #: Tables that are not the CRM's by name, with their columns and types: one of them may be ours, renamed.
+    #: Tables of which one may be ours, renamed, with their columns and types.
     strays: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
     def sha256(self) -> str:
@@ -555,6 +568,7 @@ def collect(
         psycopg.Error: if a catalog cannot be read.
     """
     objects, definitions, removals = dict[str, Any](), dict[str, str](), dict[str, str]()
+    owner, strays = "CURRENT_USER", dict[str, frozenset[tuple[str, str]]]()
     config = config or settings()
     parameters = {
         "app_members": list(config.crm_app_member_names),
@@ -565,28 +579,52 @@ def collect(
         "by_login": by_login,
     }
     with plain_names(connection):
-        for kind, query in _SECTIONS.items():
-            if kinds is not None and kind not in kinds:
+        sections = {kind: query for kind, query in _SECTIONS.items() if kinds is None or kind in kinds}
+        for kind in ROWS_OF.keys() & sections.keys():
+            if rows := _rows(connection, kind):
+                sections[kind] = sections[kind].format(rows=rows)
+            else:
+                del sections[kind]
+        # in one statement, which finds what is in the scope once
+        parts = [
+            f"SELECT '{kind}', s.* FROM ({query}\n) AS s (name, facts, definition, removal)"
+            for kind, query in {**sections, **_BESIDE}.items()
+        ]
+        for kind, name, facts, definition, removal in connection.execute(
+            _SCOPE + " UNION ALL ".join(parts), parameters
+        ):
+            key = f"{kind} {name}"
+            if kind == _OWNER:
+                owner = name
                 continue
-            if kind in ROWS_OF and not _exists(connection, ROWS_OF[kind]):
+            if kind == _STRAY:
+                strays[f"table {name}"] = frozenset(map(tuple, facts))
                 continue
-            for name, facts, definition, removal in connection.execute(_SCOPE + query, parameters):
-                key = f"{kind} {name}"
-                objects[key] = facts
-                if definition is not None:
-                    definitions[key] = definition
-                if removal is not None:
-                    removals[key] = removal
-        owner = connection.execute(_SCOPE + "SELECT name FROM owner", parameters).fetchone()
-        strays = {
-            f"table {name}": frozenset(map(tuple, columns))
-            for name, columns in connection.execute(_SCOPE + _STRAYS, parameters)
-        }
-    return Manifest(objects, definitions, removals, owner[0] if owner else "CURRENT_USER", strays)
+            objects[key] = facts
+            if definition is not None:
+                definitions[key] = definition
+            if removal is not None:
+                removals[key] = removal
+    return Manifest(objects, definitions, removals, owner, strays)
 
 
-def _exists(connection: psycopg.Connection[Any], relation: str) -> bool:
-    return connection.execute("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", [relation]).fetchone() is not None
+def _rows(connection: psycopg.Connection[Any], kind: str) -> str | None:
+    """Returns the query of a table's rows, also while a column has another name; None if columns or table are missing."""
+    table, wanted = ROWS_OF[kind], _COLUMNS_OF[kind]
+    columns = [
+        name
+        for (name,) in connection.execute(
+            "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0"
+            " AND NOT attisdropped ORDER BY attnum",
+            [table],
+        )
+    ]
+    others = iter([name for name in columns if name not in wanted])
+    present = [name if name in columns else next(others, None) for name in wanted]
+    if None in present:
+        return None
+    named = ", ".join(f"{now} AS {name}" for now, name in zip(present, wanted, strict=True))
+    return f"SELECT {named.replace('%', '%%')} FROM ONLY {table}"
 
 
 @contextmanager

@@ -135,7 +135,9 @@ def _candidates(
             for k, f in wanted.objects.items()
             if kind_of(k) == "column" and f["parent"] == key
         }
-        return [name for name, theirs in found.strays.items() if columns <= theirs], []
+        return [
+            name for name, theirs in found.strays.items() if columns <= theirs and name not in wanted.objects
+        ], []
     if kind == "type":
         return _types(key, wanted, found), []
     if kind not in _BY_FACTS:

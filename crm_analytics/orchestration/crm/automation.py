@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+import psycopg
 
 from crm_analytics.core.wording import counted
 from crm_analytics.crm.proof import audit_seals
@@ -67,7 +68,10 @@ def number_crm_changes(
 ) -> dg.SkipReason:
     """Numbers what is committed, and notifies the channel crm_changes."""
     with crm_database.connection() as connection:
-        numbered, last_position = audit_seals.number(connection)
+        try:
+            numbered, last_position = audit_seals.number(connection)
+        except psycopg.errors.LockNotAvailable:
+            return dg.SkipReason("a seal or an erasure is numbering the changes: the next tick looks again")
     return dg.SkipReason(f"{counted(numbered, 'change')} numbered, the last position is {last_position}")
 
 
