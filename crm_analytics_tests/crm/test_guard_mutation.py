@@ -111,7 +111,7 @@ def trigger_mutations() -> Iterator[Mutation]:
             weaker.append(("without DELETE", definition.replace(" OR DELETE OR ", " OR ")))
             weaker.append(("without INSERT", definition.replace(" INSERT OR ", " ")))
         if "'append_only'" in definition:
-            weaker.append(("argument rpc", definition.replace("'append_only'", "'rpc'")))
+            weaker.append(("argument owner_writes", definition.replace("'append_only'", "'owner_writes'")))
         if "'record'" in definition:
             weaker.append(("argument owner_writes", definition.replace("'record'", "'owner_writes'")))
         if "'rpc'" in definition:

@@ -16,10 +16,7 @@ from crm_analytics_tests.crm.test_rpc_orders import ORDER_STATUSES, SYSTEM, brin
 CENT = Decimal("0.01")
 
 
-@pytest.fixture
-def crm(crm_in_transaction: Connection) -> Connection:
-    """Rolls back instead of creating a database, which is much faster: these tests need one connection."""
-    return crm_in_transaction
+pytestmark = pytest.mark.rolled_back
 
 
 def ask(crm: Connection, **arguments: Any) -> dict[str, Any]:
