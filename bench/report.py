@@ -71,8 +71,10 @@ months of the real one; its steps do nothing, and it keeps the same Dagster stor
 computations and queries of checks, called directly. It is measured four times, because it is a difference. The baseline is
 a run with the same assets, checks and months that reports the same metadata and does nothing: what is left is what Dagster
 itself costs for a graph of this size.""",
-    "CRM RPCs": """The baseline inserts the same row, as durably, into a table of the same shape. Ours adds rules, guards,
-events and audit. The second line calls with references that repeat, and counts what is booked.""",
+    "CRM RPCs": """A payment by the RPC, beside the same call at the commit before versions, reversals, erasure, the
+feed and the audit's origin came (all are on in ours), and beside an INSERT of the same row, as durable, into a table of the
+same shape: what ours adds is rules, guards, events and audit. Then the audit log is sealed while clients pay and a
+transaction stays open, and last, references repeat and what is booked is counted.""",
     "Grafana panels": """Every dashboard query as `grafana_reader`, for twelve months out of ten years of daily data with 20
 sources: the fastest of seven runs after a first one.""",
 }
