@@ -356,7 +356,7 @@ def explain() -> dashboard.Dashboard:
             f"rows have changed since it was computed. With several months, the total comes first. {RATIOS}",
             query("explain_months"),
             ("month", "rows", "explained", "stored", "difference", "stale_since", "causes"),
-        ), 12, 8,
+        ), 12, 6,
     )  # fmt: skip
     layout.add(
         table_panel(
@@ -364,7 +364,7 @@ def explain() -> dashboard.Dashboard:
             f"The exports that last changed these rows. {parts}",
             query("explain_files"),
             ("part", "file", "rows", "amount"),
-        ), 12, 8,
+        ), 12, 6,
     )  # fmt: skip
     layout.add(
         table_panel(
