@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -168,6 +168,7 @@ def _print_conclusion(
             f"[yellow]{month:%Y-%m} is stale[/] since {stale.since.astimezone(timezone):%Y-%m-%d %H:%M} ({escape(stale.causes)}):"
             f" crm-analytics refresh --from {month:%Y-%m} --to {month:%Y-%m} computes it",
             highlight=False,
+            soft_wrap=True,  # commands must not break
         )
     elif not explanation.is_equal:
         console.print(
@@ -175,6 +176,7 @@ def _print_conclusion(
             " changed by hand, or a trigger was disabled. Remedy: crm-analytics psql analytics -- -c"
             " \"SELECT analytics.queue_every_month('why')\", then crm-analytics refresh",
             highlight=False,
+            soft_wrap=True,  # commands must not break
         )
     return explanation.is_equal or stale is not None
 
@@ -186,7 +188,7 @@ def _name(metric: str, part: str) -> str:
     return f"numerator, {numerator}" if part == "numerator" else f"denominator, {denominator}"
 
 
-def _ratio(parts: Any) -> str:
+def _ratio(parts: Mapping[str, Decimal]) -> str:
     if not parts["denominator"]:
         return "none, the denominator is 0"
     return f"{parts['numerator'] / parts['denominator']:.4f}"

@@ -145,19 +145,23 @@ def _stored(connection: psycopg.Connection[Any], table: str, asked: Mapping[str,
 
 
 def source_named(connection: psycopg.Connection[Any], given: str) -> str | None:
-    """Returns the name under which the metrics show a source, given in any of its spellings; None if there is none."""
+    """Returns the name under which the metrics show a source, given in any spelling; None if there is no such source.
+
+    A name that is spelled exactly as the metrics show it is that one, even if it is another's alias.
+    """
     row = connection.execute(
         """
         SELECT known.source
         FROM (
-            SELECT folded, source FROM analytics.spellings
+            SELECT folded, source, 1 AS precedence FROM analytics.spellings
             UNION ALL
-            SELECT raw.fold(source), source FROM reporting.sources
+            SELECT raw.fold(source), source, 2 FROM reporting.sources
         ) known
-        WHERE known.folded = raw.fold(%s)
+        WHERE known.folded = raw.fold(%(given)s)
+        ORDER BY known.source = %(given)s DESC, known.precedence
         LIMIT 1
         """,
-        [given],
+        {"given": given},
     ).fetchone()
     return None if row is None else str(row[0])
 

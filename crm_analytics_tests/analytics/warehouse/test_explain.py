@@ -234,6 +234,11 @@ def test_a_source_is_found_in_any_spelling(october: Connection) -> None:
         ("Gogle", None),
     ):  # fmt: skip
         assert reading.source_named(october, spelling) == name
+    october.execute("UPDATE analytics.channel_aliases SET source = 'Google' WHERE alias_folded = 'rely'")
+    assert (reading.source_named(october, "rely"), reading.source_named(october, "Rely")) == (
+        "Google",
+        "Rely",
+    )
     assert reading.source_names(october) == [
         "Angi",
         "Google",
@@ -292,18 +297,30 @@ def test_a_month_reads_only_the_rows_of_its_metric(
     for each of a month's 100,000 jobs.
     """
     analytics.execute("SET enable_seqscan = off")
-    plan = analytics.execute(
-        "EXPLAIN (VERBOSE, COSTS OFF) SELECT * FROM analytics.explain_between(%s::date, %s::date, %s, NULL, NULL)",
+    row = analytics.execute(
+        "EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON)"
+        " SELECT * FROM analytics.explain_between(%s::date, %s::date, %s, NULL, NULL)",
         [OCTOBER, NOVEMBER, metric],
         prepare=False,
-    )
-    text = "\n".join(row[0] for row in plan)
-    read = {name for name in re.findall(r" on raw\.(\w+)", text) if name != "source_files"}
+    ).fetchone()
+    assert row
+    nodes = list(executed(row[0][0]["Plan"]))
+    read = {node["Relation Name"] for node in nodes if node.get("Schema") == "raw"} - {"source_files"}
     assert read == tables
-    assert re.findall(r"\b(?:analytics|reporting|raw)\.\w+\(", text) == []
+    assert re.findall(r"\b(?:analytics|reporting|raw)\.\w+\(", str(nodes)) == []
+    conditions = " ".join(str(node.get("Index Cond")) for node in nodes)
     for table, day in (("jobs", "job_date"), ("calls", "call_date"), ("elocals_leads", "lead_date")):
         if table in tables:
-            assert re.search(rf"Index Cond: .*\.{day} >= '2024-10-01'::date", text), text
+            assert f"{day} >= '2024-10-01'::date" in conditions, conditions
+
+
+def executed(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the nodes of a plan that may run; PostgreSQL 16 leaves some of a ruled-out branch below a false filter."""
+    if plan.get("One-Time Filter") != "false":
+        children = plan.pop("Plans", [])
+        yield plan
+        for child in children:
+            yield from executed(child)
 
 
 # -- against the tables of the demo -------------------------------------------------------------------------------
