@@ -97,7 +97,9 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
     environment.say("filling databases for the dashboards")
     readers = _databases(environment.server)
     today = datetime.now(UTC)
-    choice = {"source": SOURCES, "segment": ["COD", "INS", "OTHER"], "month": f"{today:%Y-%m}"}
+    choice = {
+        "source": SOURCES, "segment": ["COD", "INS", "OTHER"], "month": f"{today:%Y-%m}", "metric": "repairs",
+    }  # fmt: skip
     measured = []
     for (source, sql), places in _queries().items():
         year = expand(sql, today - timedelta(365), today, choice).encode()

@@ -54,7 +54,7 @@ def run_demo(config: Settings, *, serve: bool, port: int, months: int, console: 
     console.rule("4. the CRM")
     good = _run_crm(config, console) and good and not unexpected
     serve = serve and good
-    _print_next(console, serve)
+    _print_next(console, serve, datetime.now(config.timezone).date())
     return serve_ui(config, "127.0.0.1", port, console) if serve else int(not good)
 
 
@@ -77,13 +77,13 @@ def _run_crm(config: Settings, console: Console) -> bool:
     return not failed
 
 
-def _print_next(console: Console, serving: bool) -> None:
+def _print_next(console: Console, serving: bool, month: date) -> None:
     console.rule("where to look next")
     start = "the address below" if serving else ".venv/bin/crm-analytics up"
     console.print(
         f"""  Dagster UI          {start} (lineage, checks, backfills)
   the tables          .venv/bin/crm-analytics psql analytics -- -c 'SELECT * FROM monthly_by_source LIMIT 20'
-  a number's rows     .venv/bin/crm-analytics psql analytics -- -c "SELECT * FROM job_facts WHERE is_repair LIMIT 20"
+  a number's rows     .venv/bin/crm-analytics explain {month:%Y-%m} repairs --source Google
   one file, dry run   .venv/bin/crm-analytics check FILE
   your own exports    README.md, "On your own data"
 """,

@@ -61,6 +61,7 @@ def main() -> None:
       crm-analytics check FILE...           what would happen to an export
       crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
       crm-analytics up                      Dagster UI with sensors and schedules
+      crm-analytics explain 2024-10 repairs the rows behind a number
       crm-analytics psql analytics          look at the tables
     """
 
@@ -213,6 +214,49 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     from crm_analytics.core.settings import settings
 
     sys.exit(0 if check_with_database(settings(), files) else 1)
+
+
+@main.command()
+@click.argument("month", type=Month())
+@click.argument("metric")
+@click.option("--source", metavar="NAME", help="Only this source, in any spelling; all by default.")
+@click.option(
+    "--segment",
+    type=click.Choice(["COD", "INS", "OTHER"], case_sensitive=False),
+    help="Only this segment; all by default.",
+)
+@click.option("--day", type=click.IntRange(1, 31), help="Only this day of the month.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV, and the conclusion on stderr.")
+def explain(
+    month: date, metric: str, source: str | None, segment: str | None, day: int | None, as_csv: bool
+) -> None:
+    """Print the rows that a number is made of, and why each of them counts.
+
+    METRIC is a column of monthly_metrics: jobs, units, repairs, leads, calls, cost, revenue_gross, revenue40, profit,
+    conv_l_to_u, conv_l_to_r, conv_u_to_r or cpl. The rows of a ratio are those of its numerator and its denominator; the
+    amounts of any other metric's rows add up to it, to the cent. At the end you see whether the stored number is the same.
+    If it isn't, the month has changed since it was computed, and the command that computes it is printed.
+
+    \b
+    Why does Google have so many repairs in October?
+      crm-analytics explain 2024-10 repairs --source Google
+    Which payments make up one day's revenue?
+      crm-analytics explain 2024-10 revenue_gross --day 5
+    Work with the rows in a spreadsheet:
+      crm-analytics explain 2024-10 cost --csv > cost.csv
+
+    A payment counts on the day of its job, whenever it was paid. File and record say which export last changed a row; a
+    row written in SQL is by hand. Exit code 1 if there is no such number, or if the rows don't add up to it although the
+    month is up to date.
+    """
+    from crm_analytics.cli.explain import print_explanation
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
+
+    done = print_explanation(
+        settings(), month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
+    )
+    sys.exit(0 if done else 1)
 
 
 @main.command()

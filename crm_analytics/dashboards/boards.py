@@ -1,4 +1,4 @@
-"""The six dashboards: their panels, each with its query in sql/grafana/, its columns and its definition."""
+"""The seven dashboards: their panels, each with its query in sql/grafana/, its columns and its definition."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from crm_analytics.dashboards.column_formats import COLUMNS, DOLLARS
 from crm_analytics.dashboards.panels import (
     AMBER,
     CRM,
+    EXPLAIN,
     GREEN,
     RED,
     Layout,
@@ -337,6 +338,47 @@ def data_trust() -> dashboard.Dashboard:
     return result
 
 
+def explain() -> dashboard.Dashboard:
+    """Shows the rows that a number is made of; metrics in tables and stat panels link here."""
+    result = board(
+        EXPLAIN,
+        "Explain",
+        "The rows behind one number of the metrics, why each of them counts, and the files that they came from. Click a "
+        "metric in a table or panel of another dashboard to come here with its month, source and segment.",
+        variables=("months", "metric", *FILTERS, "dagster_url"),
+    )
+    layout = Layout(result)
+    parts = "A ratio has the rows of its numerator and those of its denominator; the rows of any other metric add up to it."
+    layout.add(
+        table_panel(
+            "The number by month",
+            "What the rows add up to, and what monthly_metrics has: the same, unless the month is stale, which means that "
+            f"rows have changed since it was computed. With several months, the total comes first. {RATIOS}",
+            query("explain_months"),
+            ("month", "rows", "explained", "stored", "difference", "stale_since", "causes"),
+        ), 12, 6,
+    )  # fmt: skip
+    layout.add(
+        table_panel(
+            "Files behind the number",
+            f"The exports that last changed these rows. {parts}",
+            query("explain_files"),
+            ("part", "file", "rows", "amount"),
+        ), 12, 6,
+    )  # fmt: skip
+    layout.add(
+        table_panel(
+            "Rows behind the number",
+            f"The first 1,000 rows, by day. {parts} Day: the one on which the row counts; a payment counts on the day of "
+            "its job. Calls have no id here, because theirs is made of telephone numbers. All rows: crm-analytics explain "
+            "--csv.",
+            query("explain_rows"),
+            ("part", "counted_on", "kind", "id", "source", "segment", "amount", "rule", "file", "record_no"),
+        ), 24, 18,
+    )  # fmt: skip
+    return result
+
+
 def crm() -> dashboard.Dashboard:
     """Shows the bicycle-order CRM, from its own database."""
     result = board(
@@ -446,4 +488,4 @@ def _attainment(layout: Layout) -> None:
         )  # fmt: skip
 
 
-BOARDS = (executive, month_to_month, daily_vs_target, funnel, data_trust, crm)
+BOARDS = (executive, month_to_month, daily_vs_target, funnel, explain, data_trust, crm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from grafana_foundation_sdk.cog import variants
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 
+from crm_analytics.analytics.warehouse.explain import METRICS
 from crm_analytics.dashboards.column_formats import COLUMNS, MISSING
 from crm_analytics.dashboards.queries import query
 
@@ -22,6 +23,12 @@ ANALYTICS = DataSource(type_val=DATASOURCE_TYPE, uid="crm-analytics-warehouse")
 CRM = DataSource(type_val=DATASOURCE_TYPE, uid="crm-analytics-crm")
 TAG = "crm-analytics"
 RUN_LINK = "${dagster_url:raw}/runs/${__value.raw}"
+EXPLAIN = "crm-analytics-explain"
+#: Where a metric is explained: for what a row of a table stands for, and for what the viewer has chosen.
+_EXPLAIN_ROW = f"/d/{EXPLAIN}?${{__data.fields.explain_link:raw}}&var-metric="
+_EXPLAIN_CHOICE = (
+    f"/d/{EXPLAIN}?${{month:queryparam}}&${{source:queryparam}}&${{segment:queryparam}}&var-metric="
+)
 
 GREEN, AMBER, RED, GRAY = "green", "#EAB839", "red", "gray"
 #: The SDK has one builder class per panel type, without a common base.
@@ -101,9 +108,17 @@ class Layout:
 def table_panel(
     title: str, description: str, sql: str, columns: Sequence[str], source: DataSource = ANALYTICS
 ) -> Panel:
-    """Builds a table of these columns of the query, with the headings and formats of `COLUMNS`."""
+    """Builds a table of these columns of the query, with the headings and formats of `COLUMNS`.
+
+    Metrics link to their explanation: the query's column `explain_link` says for which months, sources and segments.
+    """
     panel = _started(table.Panel(), title, description, sql, source).no_value("none").filterable(True)
-    _name_columns(panel.mappings([_missing(MISSING)]), columns)
+    explained = [name for name in columns if name in METRICS and source == ANALYTICS]
+    _name_columns(panel.mappings([_missing(MISSING)]), columns, links=dict.fromkeys(explained, _EXPLAIN_ROW))
+    if explained:
+        # Grafana calls it by the first name up to 12, by the second later, and ignores the one that it doesn't know
+        hidden = _properties(("custom.hidden", True), ("custom.hideFrom.viz", True))
+        panel.override_by_name("explain_link", hidden)
     for name in columns:
         if name.endswith("_change"):
             below, above = (GREEN, RED) if name in ("cost_change", "cpl_change") else (RED, GREEN)
@@ -120,7 +135,10 @@ def table_panel(
 def stat_panel(
     title: str, description: str, sql: str, columns: Sequence[str], *, thresholds: Steps = ()
 ) -> Panel:
-    """Builds a panel with one number, or a few below each other, from a query of one row."""
+    """Builds a panel with one number, or a few below each other, from a query of one row.
+
+    Metrics link to their explanation for the dashboard's month, sources and segments.
+    """
     headings = "|".join(re.escape(COLUMNS[name].title) for name in columns)
     reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).fields(f"/^({headings})$/")
     panel = (
@@ -133,7 +151,8 @@ def stat_panel(
         panel.thresholds(_thresholds(thresholds)).color_mode(common_models.BigValueColorMode.BACKGROUND)
     else:
         panel.color_mode(common_models.BigValueColorMode.NONE)
-    _name_columns(panel, columns)
+    explained = [name for name in columns if name in METRICS]
+    _name_columns(panel, columns, links=dict.fromkeys(explained, _EXPLAIN_CHOICE))
     return panel
 
 
@@ -248,6 +267,17 @@ def _month() -> dashboard.QueryVariable:
     return _query_variable("month", "Month", "variable_month")
 
 
+def _months() -> dashboard.QueryVariable:
+    return _query_variable("month", "Months", "variable_month").multi(True)
+
+
+def _metric() -> dashboard.CustomVariable:
+    options = ",".join(f"{COLUMNS[name].title} : {name}" for name in METRICS)
+    variable = dashboard.CustomVariable("metric").label("Metric").values(options).allow_custom_value(False)
+    first = models.VariableOption(selected=True, text=COLUMNS["repairs"].title, value="repairs")
+    return variable.current(first)
+
+
 def _dagster() -> dashboard.QueryVariable:
     variable = _query_variable("dagster_url", "Dagster", "variable_dagster")
     variable.hide(models.VariableHide.HIDE_VARIABLE)
@@ -272,12 +302,17 @@ _ALL = models.VariableOption(selected=True, text=["All"], value=["$__all"])
 _VARIABLES: dict[str, Callable[[], Any]] = {
     "source": _source,
     "month": _month,
+    "months": _months,
+    "metric": _metric,
     "segment": _segment,
     "dagster_url": _dagster,
 }
 
 
-def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -> None:
+def _name_columns(
+    panel: Panel, columns: Sequence[str], *, units: bool = True, links: Mapping[str, str] | None = None
+) -> None:
+    """Gives columns their headings and formats; those in `links` lead to the explanation of the metric at this address."""
     for name in columns:
         column = COLUMNS[name]
         properties: list[PropertyValue] = [("displayName", column.title)]
@@ -290,6 +325,8 @@ def _name_columns(panel: Panel, columns: Sequence[str], *, units: bool = True) -
         if name == "run_id":
             link = {"title": "Open the run in Dagster", "url": RUN_LINK, "targetBlank": True}
             properties.append(("links", [link]))
+        if links and name in links:
+            properties.append(("links", [{"title": "Explain this number", "url": f"{links[name]}{name}"}]))
         panel.override_by_name(name, _properties(*properties))
 
 

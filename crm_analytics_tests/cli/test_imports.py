@@ -46,7 +46,7 @@ def _imported(*commands: list[str], **environment: str) -> tuple[set[str], str]:
     )
     *printed, names = done.stdout.splitlines()
     assert "Traceback" not in done.stderr, done.stderr
-    return set(json.loads(names)) - sys.stdlib_module_names, "\n".join(printed)
+    return set(json.loads(names)) - sys.stdlib_module_names, "\n".join([*printed, done.stderr])
 
 
 def _command_lines(command: click.Command, *words: str) -> Iterator[list[str]]:
@@ -72,6 +72,7 @@ def test_help_imports_click_alone() -> None:
         (["migrate", "--check"], {"psycopg"}),
         (["stop"], {"psycopg"}),
         (["url", "analytics"], {"psycopg"}),
+        (["explain", "2024-10", "repairs"], {"psycopg"}),
         (["crm", "guards"], {"psycopg"}),
     ],
 )

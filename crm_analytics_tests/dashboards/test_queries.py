@@ -38,13 +38,14 @@ ANALYTICS_QUERIES = sorted(
 
 @dataclass(frozen=True)
 class Choice:
-    """A viewer's selection: sources, segments, month and time range."""
+    """A viewer's selection: sources, segments, month and time range, and the metric that Explain shows."""
 
     sources: tuple[str, ...]
     segments: tuple[str, ...]
     month: date
     time_from: date
     time_to: date
+    metric: str = "repairs"
 
 
 def choices(sample: Sample) -> dict[str, Choice]:
@@ -92,6 +93,7 @@ def run(
             "source": choice.sources,
             "segment": choice.segments,
             "month": f"{choice.month:%Y-%m}",
+            "metric": choice.metric,
             "dagster_url": "x",
         },
     )

@@ -52,8 +52,8 @@ def test_reads_reporting_and_nothing_else(new_database, database, readable):
         ).fetchall() == []  # fmt: skip
 
 
-def test_runs_no_security_definer_function_except_the_reconciliation(new_database):
-    """Only the reconciliation runs with the owner's rights; any other such function would bypass the grants."""
+def test_runs_no_security_definer_function_except_two(new_database):
+    """Only the reconciliation and Explain run with the owner's rights; any other such function would bypass the grants."""
     query = (
         "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
         " WHERE p.prosecdef AND has_function_privilege('grafana_reader', p.oid, 'EXECUTE')"
@@ -63,7 +63,11 @@ def test_runs_no_security_definer_function_except_the_reconciliation(new_databas
     for database in ("analytics", "crm"):
         with psycopg.connect(new_database(database)) as connection:
             found[database] = [name for (name,) in connection.execute(query)]
-    assert found == {"analytics": ["reporting.reconciliation(date)"], "crm": []}
+    explain = "reporting.explain(date[],text,text[],text[])"
+    assert {name: sorted(functions) for name, functions in found.items()} == {
+        "analytics": [explain, "reporting.reconciliation(date)"],
+        "crm": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,7 @@ def test_runs_no_security_definer_function_except_the_reconciliation(new_databas
         "SELECT * FROM raw.rejected_rows",
         "SELECT * FROM analytics.job_facts",
         "SELECT * FROM analytics.job_facts_between('2024-01-01', '2024-02-01')",
+        "SELECT * FROM analytics.explain_between('2024-01-01', '2024-02-01', 'jobs', NULL, NULL)",
         "SET transaction_read_only = off; DELETE FROM analytics.targets",
         "SET transaction_read_only = off; CREATE TABLE public.mine (a int)",
         "SET transaction_read_only = off; SELECT pg_read_file('/etc/passwd')",

@@ -56,7 +56,8 @@ def answer(
 ) -> list[tuple[Any, ...]]:
     """Returns what Grafana would get for a time range."""
     variables = {
-        "source": sample.sources, "segment": SEGMENTS, "month": f"{sample.month:%Y-%m}", "dagster_url": "x",
+        "source": sample.sources, "segment": SEGMENTS, "month": f"{sample.month:%Y-%m}",
+        "metric": "repairs", "dagster_url": "x",
     }  # fmt: skip
     return connection.execute(expand(sql, start, end, variables).encode()).fetchall()
 
@@ -119,7 +120,8 @@ def test_no_date_becomes_another_one(readers: dict[str, psycopg.Connection[Any]]
     for board in BOARDS:
         for where, source, sql in queries_of(board):
             variables = {
-                "source": sample.sources, "segment": SEGMENTS, "month": f"{sample.month:%Y-%m}", "dagster_url": "x",
+                "source": sample.sources, "segment": SEGMENTS, "month": f"{sample.month:%Y-%m}",
+                "metric": "repairs", "dagster_url": "x",
             }  # fmt: skip
             text = expand(sql, midnight(LEAP, "UTC"), datetime.now(UTC), variables)
             cursor = readers[source["uid"]].execute(text.encode())

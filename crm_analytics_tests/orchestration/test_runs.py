@@ -8,7 +8,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 
+from crm_analytics.cli.main import main
 from crm_analytics.demo.sample_exports import write_landing
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
@@ -66,6 +68,26 @@ def test_months_touched_outside_the_range_get_their_events(platform: Platform) -
             "dagster/partition_row_count"
         ].value
     assert rows == {"2024-10": 1, "2024-03": 1}
+
+
+def test_every_month_names_the_command_that_explains_its_numbers(platform: Platform) -> None:
+    """The events of both metric tables have the command for their month, and it is one that works."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-11-02"))
+    assert platform.run(OCTOBER, NOVEMBER).success
+    for table in ("daily_metrics", "monthly_metrics"):
+        commands = {}
+        for record in platform.instance.fetch_materializations(
+            dg.AssetKey(["analytics", table]), limit=10
+        ).records:
+            assert record.asset_materialization is not None
+            text = str(record.asset_materialization.metadata["explain"].value)
+            commands[record.partition_key] = text.split("`")[1]
+        assert commands == {
+            month: f"crm-analytics explain {month} repairs" for month in ("2024-10", "2024-11")
+        }
+    arguments = commands["2024-11"].split()[1:]
+    done = CliRunner().invoke(main, arguments, env={"ANALYTICS_DATABASE_URL": platform.url})
+    assert done.exit_code == 0 and "repairs: 0 rows, 0; as stored: 0, equal" in done.output
 
 
 def test_refused_file_fails_its_check_and_stops_nothing_else(platform: Platform) -> None:

@@ -8,11 +8,16 @@ CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql
 RETURN type_folded IN ('cod service', 'ins service');
 COMMENT ON FUNCTION analytics.is_unit IS 'Unit: a job of type COD Service or INS Service.';
 
+CREATE FUNCTION analytics.repair_threshold() RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 100;
+COMMENT ON FUNCTION analytics.repair_threshold IS
+    'Dollars: a service job for which more than this was paid can be a repair. analytics.is_repair has the wording.';
+
 CREATE FUNCTION analytics.repair_rule(type_folded text, paid numeric) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
     WHEN type_folded IN ('cod repair', 'ins repair') THEN 'repair_type'
-    WHEN type_folded = 'cod service' AND paid > 100 THEN 'paid_service'
+    WHEN type_folded = 'cod service' AND paid > analytics.repair_threshold() THEN 'paid_service'
 END;
 COMMENT ON FUNCTION analytics.repair_rule IS
     'The rule that makes a job a repair: repair_type, its type says so; paid_service, enough was paid for it; NULL if '
@@ -63,9 +68,9 @@ RETURN (month + interval '1 month')::date;
 COMMENT ON FUNCTION analytics.next_month IS 'The same day of the following month.';
 
 CREATE FUNCTION analytics.channel_of(p_day date, p_source text, p_type_folded text)
-RETURNS TABLE (lead_rule text, cost_per_lead numeric)
+RETURNS TABLE (lead_rule text, cost_rule text, cost_per_lead numeric)
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT c.lead_rule, c.cost_per_lead
+    SELECT c.lead_rule, c.cost_rule, c.cost_per_lead
     FROM analytics.channel_rules c
     WHERE c.source = p_source AND analytics.in_force(p_day, c.valid_from, c.valid_to)
         AND (c.lead_rule = 'jobs' OR (c.lead_rule = 'units' AND analytics.is_unit(p_type_folded)))
@@ -106,14 +111,14 @@ COMMENT ON FUNCTION analytics.jobs_with_payments_between IS
 CREATE FUNCTION analytics.job_facts_between(p_from date, p_to date)
 RETURNS TABLE (
     job_id text, job_number text, job_date date, month date, source text, segment text, type text, status text,
-    is_unit boolean, is_repair boolean, repair_rule text, is_lead boolean, lead_rule text, lead_cost numeric,
-    paid_total numeric, technician text, zip text, file_id bigint, record_no int
+    is_unit boolean, is_repair boolean, repair_rule text, is_lead boolean, lead_rule text, cost_rule text,
+    lead_cost numeric, paid_total numeric, technician text, zip text, file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
         j.job_id, j.job_number, j.job_date, analytics.month_of(j.job_date), n.source,
         analytics.segment_of(j.type_folded), j.type, j.status, analytics.is_unit(j.type_folded),
         analytics.is_repair(j.type_folded, j.paid), analytics.repair_rule(j.type_folded, j.paid),
-        c.lead_rule IS NOT NULL, c.lead_rule, coalesce(c.cost_per_lead, 0), coalesce(j.paid, 0),
+        c.lead_rule IS NOT NULL, c.lead_rule, c.cost_rule, coalesce(c.cost_per_lead, 0), coalesce(j.paid, 0),
         j.technician, j.zip, j.file_id, j.record_no
     FROM analytics.jobs_with_payments_between(p_from, p_to) j
     LEFT JOIN analytics.spellings s ON s.folded = j.source_folded
@@ -126,12 +131,13 @@ COMMENT ON FUNCTION analytics.job_facts_between IS
 
 CREATE FUNCTION analytics.lead_facts_between(p_from date, p_to date)
 RETURNS TABLE (
-    lead_id text, origin text, lead_date date, month date, source text, segment text, lead_rule text, cost numeric,
-    file_id bigint, record_no int
+    lead_id text, origin text, lead_date date, month date, source text, segment text, status text, price numeric,
+    lead_rule text, cost_rule text, cost numeric, file_id bigint, record_no int
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
-        e.lead_id, 'elocals_leads', e.lead_date, analytics.month_of(e.lead_date), c.source, c.lead_segment,
-        c.lead_rule, CASE c.cost_rule WHEN 'sum_cost' THEN e.cost WHEN 'per_lead' THEN c.cost_per_lead ELSE 0 END,
+        e.lead_id, 'elocals_leads', e.lead_date, analytics.month_of(e.lead_date), c.source, c.lead_segment, e.status,
+        e.cost, c.lead_rule, c.cost_rule,
+        CASE c.cost_rule WHEN 'sum_cost' THEN e.cost WHEN 'per_lead' THEN c.cost_per_lead ELSE 0 END,
         e.file_id, e.record_no
     FROM raw.elocals_leads e
     JOIN analytics.channel_rules c
@@ -140,14 +146,15 @@ RETURNS TABLE (
     UNION ALL
     SELECT
         r.lead_id, 'proref_leads', r.lead_date, analytics.month_of(r.lead_date), c.source, c.lead_segment,
-        c.lead_rule, coalesce(c.cost_per_lead, 0), r.file_id, r.record_no
+        r.current_status, NULL, c.lead_rule, c.cost_rule, coalesce(c.cost_per_lead, 0), r.file_id, r.record_no
     FROM raw.proref_leads r
     JOIN analytics.channel_rules c
         ON c.lead_rule = 'proref_not_passed' AND analytics.in_force(r.lead_date, c.valid_from, c.valid_to)
     WHERE analytics.is_proref_lead(r.current_status) AND r.lead_date >= p_from AND r.lead_date < p_to
     UNION ALL
     SELECT
-        j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.lead_rule, j.lead_cost, j.file_id, j.record_no
+        j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.status, NULL, j.lead_rule, j.cost_rule,
+        j.lead_cost, j.file_id, j.record_no
     FROM analytics.job_facts_between(p_from, p_to) j
     WHERE j.is_lead
 $$;
@@ -156,13 +163,17 @@ COMMENT ON FUNCTION analytics.lead_facts_between IS
     'daily_spend).';
 
 CREATE FUNCTION analytics.daily_spend_between(p_from date, p_to date)
-RETURNS TABLE (date date, month date, source text, segment text, cost numeric)
+RETURNS TABLE (
+    date date, month date, source text, segment text, cost numeric, days int, month_total numeric, file_ids bigint[]
+)
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
         m.month + k.day - 1, m.month, c.source, c.lead_segment,
-        round(m.total * k.day / m.days, 2) - round(m.total * (k.day - 1) / m.days, 2)
+        round(m.total * k.day / m.days, 2) - round(m.total * (k.day - 1) / m.days, 2), m.days, m.total, m.file_ids
     FROM (
-        SELECT s.month, sum(s.amount) AS total, max(s.covered_to) - s.month + 1 AS days
+        SELECT
+            s.month, sum(s.amount) AS total, max(s.covered_to) - s.month + 1 AS days,
+            array_agg(DISTINCT s.file_id) AS file_ids
         FROM raw.google_spend s
         WHERE s.month > p_from - 31 AND s.month < p_to
         GROUP BY s.month
@@ -229,7 +240,7 @@ SELECT analytics.describe(
     source: Name of the source, by analytics.spellings.
     segment: COD, INS or OTHER.
     type: The job's type as given.
-    status: The job's status as given.
+    status: Status of the job or lead as given.
     is_unit: Whether the job is a unit, by analytics.is_unit.
     is_repair: Whether the job is a repair, by analytics.is_repair.
     repair_rule: The rule that makes the job a repair, by analytics.repair_rule: repair_type or paid_service; NULL if it
@@ -237,6 +248,7 @@ SELECT analytics.describe(
     is_lead: Whether the job is a lead, by analytics.channel_of.
     lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid
         or proref_not_passed for a row of another table; NULL if it is none.
+    cost_rule: The cost_rule of the same row of analytics.lead_channels; NULL if this is no lead.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.
     technician: Technician as given.
@@ -246,8 +258,12 @@ SELECT analytics.describe(
     lead_id: Id in the table that origin names.
     origin: The raw table that has the lead: elocals_leads, proref_leads or jobs.
     lead_date: Local date of the lead.
+    price: Dollars: the lead's own price as exported; NULL if its table has none.
     cost: Dollars.
     date: The day.
+    days: Days of the month that its spend covers.
+    month_total: Dollars: the month's spend, which is spread over these days.
+    file_ids: raw.source_files entries that the month's spend came from.
     payment_id: The payment.
     job_ref: The job as named by the payment.
     paid_date: Local date of the payment.

@@ -15,7 +15,10 @@ SELECT
     sum(m.cost) AS cost,
     sum(m.profit) AS profit,
     ratio(sum(m.profit), sum(m.revenue40)) AS margin,
-    sum(m.calls) AS calls
+    sum(m.calls) AS calls,
+    reporting.explain_link(
+        array_agg(DISTINCT m.month), array_agg(DISTINCT m.source::text), array_agg(DISTINCT m.segment::text)
+    ) AS explain_link
 FROM monthly_metrics m
 WHERE m.month BETWEEN reporting.first_month($__timeFrom())
     AND reporting.last_month($__timeFrom(), $__timeTo())

@@ -58,7 +58,11 @@ SELECT
     ratio(ratio(a.cost, a.leads), ratio(b.cost, b.leads)) - 1 AS cpl_change,
     coalesce(a.revenue_gross, 0) AS revenue_gross,
     coalesce(a.jobs, 0) AS jobs,
-    coalesce(a.calls, 0) AS calls
+    coalesce(a.calls, 0) AS calls,
+    reporting.explain_link(
+        ARRAY[c.month], CASE WHEN is_total = 1 THEN ARRAY[${source:sqlstring}]::text[] ELSE ARRAY[source] END,
+        ARRAY[${segment:sqlstring}]::text[]
+    ) AS explain_link
 FROM actual a
 FULL JOIN before b USING (month, source, is_total)
 JOIN clock c USING (month)

@@ -19,7 +19,10 @@ SELECT
     ratio(a.repairs, a.leads) AS conv_l_to_r,
     t.target_conv_l_to_r,
     ratio(a.cost, a.leads) AS cpl,
-    t.target_cpl_max
+    t.target_cpl_max,
+    reporting.explain_link(
+        ARRAY[c.month], ARRAY[${source:sqlstring}]::text[], ARRAY[${segment:sqlstring}]::text[]
+    ) AS explain_link
 FROM reporting.month_clocks(
     reporting.first_month($__timeFrom()), reporting.last_month($__timeFrom(), $__timeTo())
 ) AS c

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from crm_analytics.analytics.warehouse.explain import METRICS
 from crm_analytics.dashboards.column_formats import DOLLARS
+from crm_analytics.dashboards.panels import ANALYTICS, EXPLAIN
 from crm_analytics.dashboards.tools.panel_fields import headings, properties_of, stat_columns, text_of_null
 
 Json = Mapping[str, Any]
@@ -32,8 +34,9 @@ def problems(boards: Sequence[Json]) -> list[str]:
         f"uid {uid} is used {count} times" for uid, count in _counts(board["uid"] for board in boards).items()
     ]
     tags = {tag for board in boards for tag in board["tags"]}
+    uids = {board["uid"] for board in boards}
     for board in boards:
-        found += [f"{board['title']}: {problem}" for problem in _board(board, tags)]
+        found += [f"{board['title']}: {problem}" for problem in _board(board, tags, uids)]
     return found
 
 
@@ -55,7 +58,7 @@ def queries_of(board: Json) -> Iterator[tuple[str, Json, str]]:
         yield where, annotation.get("datasource", {}), target["rawSql"]
 
 
-def _board(board: Json, tags: set[str]) -> Iterator[str]:
+def _board(board: Json, tags: set[str], uids: set[str]) -> Iterator[str]:
     if board["timezone"] != "utc":
         yield f"timezone {board['timezone']!r}: must be utc, or dates would shift"
     panels = panels_of(board)
@@ -64,7 +67,8 @@ def _board(board: Json, tags: set[str]) -> Iterator[str]:
     for title, count in _counts(panel["title"] for panel in panels).items():
         yield f"panel title {title!r} is used {count} times"
     for panel in panels:
-        yield from (f"panel {panel['title']!r}: {problem}" for problem in _panel(panel))
+        problems = itertools.chain(_panel(panel), _data_links(panel, uids))
+        yield from (f"panel {panel['title']!r}: {problem}" for problem in problems)
     yield from _grid(panels)
     yield from _variables(board)
     for where, datasource, sql in queries_of(board):
@@ -105,6 +109,22 @@ def _panel(panel: Json) -> Iterator[str]:
     for unit in (panel["fieldConfig"]["defaults"].get("unit"), *(one.get("unit") for one in named.values())):
         if unit is not None and unit not in UNITS and not unit.startswith("time:YYYY-MM"):
             yield f"unit {unit!r} isn't one of {sorted(UNITS)} or a time:YYYY-MM format"
+
+
+def _data_links(panel: Json, uids: set[str]) -> Iterator[str]:
+    explained = panel["type"] in ("stat", "table") and panel.get("datasource", {}).get("uid") == ANALYTICS.uid
+    for name, own in properties_of(panel).items():
+        addresses = [link["url"] for link in own.get("links", [])]
+        for address in addresses:
+            target = re.match(r"/d/([\w-]+)", address)
+            if target and target[1] not in uids:
+                yield f"column {name} links to the dashboard {target[1]}, which doesn't exist"
+        if explained and name in METRICS and not any(_explains(name, address) for address in addresses):
+            yield f"column {name} doesn't link to its explanation"
+
+
+def _explains(metric: str, address: str) -> bool:
+    return address.startswith(f"/d/{EXPLAIN}?") and address.endswith(f"&var-metric={metric}")
 
 
 def _grid(panels: Sequence[Json]) -> Iterator[str]:

@@ -69,9 +69,15 @@ def _first_options(
                 row[0] for row in readers[variable["datasource"]["uid"]].execute(variable["query"].encode())
             ]
         else:
-            found = variable["query"].split(",")
-        choice[variable["name"]] = found if variable["multi"] else found[0]
+            # "heading : value", or the value alone
+            found = [option.split(" : ")[-1] for option in variable["query"].split(",")]
+        choice[variable["name"]] = found if variable["includeAll"] else _first(variable, found)
     return choice
+
+
+def _first(variable: Mapping[str, Any], options: Sequence[str]) -> str:
+    current = (variable.get("current") or {}).get("value")
+    return next((option for option in options if option == current), options[0])
 
 
 def _run(sql: str, reader: psycopg.Connection[Any], choice: Mapping[str, Value]) -> tuple[list[str], Rows]:
@@ -133,7 +139,7 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows:
 def _draw_table(axes: Axes, panel: Mapping[str, Any], names: Sequence[str], rows: Rows) -> None:
     _bare(axes)
     look = properties_of(panel)
-    shown = [name for name in names if name in look]
+    shown = [name for name in names if name in look and not look[name].get("custom.hidden")]
     # room in lines of 0.17 inches, space in characters
     room = int((panel["gridPos"]["h"] - 1.8) * ROW / 0.17) - 1
     space = panel["gridPos"]["w"] * 9

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from crm_analytics.analytics.warehouse.explain import RATIOS
 from crm_analytics.core.migrations import migration_files
 
 #: Relation -> its columns, each with its type and the columns that it comes from, `asset.column`; constants have none.
@@ -32,6 +33,8 @@ _COLUMNS = {
             analytics/channel_aliases.source analytics/lead_channels.lead_rule analytics/lead_channels.valid_from
         lead_rule: text <- raw/jobs.source_folded raw/jobs.type_folded raw/jobs.job_date
             analytics/channel_aliases.source analytics/lead_channels.lead_rule analytics/lead_channels.valid_from
+        cost_rule: text <- raw/jobs.source_folded raw/jobs.type_folded raw/jobs.job_date
+            analytics/channel_aliases.source analytics/lead_channels.cost_rule analytics/lead_channels.valid_from
         lead_cost: numeric <- raw/jobs.source_folded raw/jobs.job_date analytics/channel_aliases.source
             analytics/lead_channels.cost_per_lead analytics/lead_channels.valid_from
         paid_total: numeric <- raw/payments.amount raw/payments.counts raw/payments.job_id
@@ -47,7 +50,10 @@ _COLUMNS = {
         month: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date analytics/job_facts.month
         source: text <- analytics/lead_channels.source analytics/job_facts.source
         segment: text <- analytics/lead_channels.lead_segment analytics/job_facts.segment
+        status: text <- raw/elocals_leads.status raw/proref_leads.current_status analytics/job_facts.status
+        price: numeric <- raw/elocals_leads.cost
         lead_rule: text <- analytics/lead_channels.lead_rule analytics/job_facts.lead_rule
+        cost_rule: text <- analytics/lead_channels.cost_rule analytics/job_facts.cost_rule
         cost: numeric <- raw/elocals_leads.cost analytics/lead_channels.cost_rule
             analytics/lead_channels.cost_per_lead analytics/job_facts.lead_cost
         file_id: bigint <- raw/elocals_leads.file_id raw/proref_leads.file_id analytics/job_facts.file_id
@@ -60,6 +66,9 @@ _COLUMNS = {
         segment: text <- analytics/lead_channels.lead_segment
         cost: numeric <- raw/google_spend.amount raw/google_spend.month raw/google_spend.covered_to
             analytics/lead_channels.cost_rule
+        days: integer <- raw/google_spend.month raw/google_spend.covered_to
+        month_total: numeric <- raw/google_spend.amount
+        file_ids: bigint[] <- raw/google_spend.file_id
     """,
     "orphan_payments": """
         payment_id: text <- raw/payments.payment_id
@@ -117,10 +126,7 @@ _MEASURES = {
 GENERATED = {
     "revenue40": ("revenue_gross",),
     "profit": ("revenue_gross", "cost"),
-    "conv_l_to_u": ("units", "leads"),
-    "conv_l_to_r": ("repairs", "leads"),
-    "conv_u_to_r": ("repairs", "units"),
-    "cpl": ("cost", "leads"),
+    **RATIOS,
 }
 
 

@@ -1,5 +1,6 @@
 """Defines `analytics/daily_metrics` and `analytics/monthly_metrics`, which one step computes together."""
 
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -83,7 +84,12 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
         for table, key in (("daily_metrics", DAILY), ("monthly_metrics", MONTHLY)):
             counts = _rows_by_month(connection, table, start, end)
             add_by_month(
-                context, key, {month: {"dagster/partition_row_count": rows} for month, rows in counts.items()}
+                context,
+                key,
+                {
+                    month: {"dagster/partition_row_count": rows, "explain": _explain_command(month)}
+                    for month, rows in counts.items()
+                },
             )
             # on the last month only: metadata of a ranged result would be copied to every month
             last = done[-1].month
@@ -93,6 +99,14 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
     context.log.info(f"{counted(len(done), 'month')} recomputed, {counted(changed, 'daily row')} changed")
     for key in (DAILY, MONTHLY):
         yield dg.MaterializeResult(asset_key=key, metadata={"changed_daily_rows_in_run": changed})
+
+
+def _explain_command(month: date) -> dg.MarkdownMetadataValue:
+    """Returns how to see the rows behind a number of this month."""
+    return dg.MetadataValue.md(
+        f"`crm-analytics explain {month:%Y-%m} repairs` prints the rows behind a number; its `--help` has the metrics, and"
+        " how to ask for one source, segment or day."
+    )
 
 
 def _rows_by_month(connection: psycopg.Connection[Any], table: str, start: Any, end: Any) -> dict[Any, int]:

@@ -239,7 +239,10 @@ def test_a_refresh_waits_for_a_migration(analytics_url: str, migration: Callable
 
 
 def lines_with(pattern: str, *paths: str) -> list[str]:
-    """Returns where a pattern occurs in files that people edit, as `path`; generated pages are left out."""
+    """Returns where a pattern occurs in files that people edit, as `path`.
+
+    Generated pages are left out, and the guide, whose outputs its own test compares.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", *paths], cwd=PROJECT_DIR, capture_output=True, text=True, check=True
     )
@@ -250,7 +253,7 @@ def lines_with(pattern: str, *paths: str) -> list[str]:
             not name
             or not path.exists()
             or path.suffix not in {".py", ".sql", ".md"}
-            or name == "docs/data-model.md"
+            or name in ("docs/data-model.md", "docs/guide.md")
         ):
             continue
         found += [name for _ in re.findall(pattern, path.read_text(encoding="utf-8"))]
@@ -267,7 +270,7 @@ WORDED = ("sql", "crm_analytics/analytics", "crm_analytics/cli", "crm_analytics/
     ("pattern", "times"),
     [
         (r"more than \$?100\b", 1),
-        (r"[<>]=? 100\b", 1),
+        (r"(?:[<>]=?|RETURN) 100\b", 1),
         (r"[Uu]nits?\W+(?:a )?jobs? of type", 1),
         (r"[Rr]epairs?\W+(?:a )?jobs? of type", 1),
         (r"\b40%", 1),
