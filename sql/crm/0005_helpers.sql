@@ -188,7 +188,7 @@ COMMENT ON FUNCTION crm_private.label IS
     'Returns the text if it is a label of the enum; otherwise PT422 with the labels.';
 
 CREATE FUNCTION crm_private.note(p_field text, p_value text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_text text := crm_private.trimmed(p_value);
@@ -227,7 +227,7 @@ $$;
 COMMENT ON FUNCTION crm_private.required_id IS 'Refuses a missing id: PT422.';
 
 CREATE FUNCTION crm_private.short_text(p_field text, p_value text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_text text := crm_private.trimmed(p_value);
@@ -258,12 +258,17 @@ COMMENT ON FUNCTION crm_private.visible IS
     'The text with its invisible characters written as code points, for error messages.';
 
 CREATE FUNCTION crm_private.reference(p_field text, p_value text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
-    v_text text := crm_private.short_text(p_field, p_value);
-    v_key text := crm_private.reference_key(v_text);
+    v_key text := crm_private.reference_key(p_value);
+    v_text text;
 BEGIN
+    -- almost every reference is its own key
+    IF v_key = p_value AND length(v_key) <= 255 THEN
+        RETURN p_value;
+    END IF;
+    v_text := crm_private.short_text(p_field, p_value);
     IF v_text IS NOT NULL AND v_key IS NULL THEN
         PERFORM crm_private.invalid(
             p_field, crm_private.visible(v_text),
