@@ -13,6 +13,8 @@ from crm_analytics.crm import CrmResult
 from crm_analytics.crm.generate import rpcs
 from crm_analytics_tests.crm.conftest import Connection, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 
 class NoFunction(Exception):
     """PostgREST answers 404 (PGRST202): no function has this name and these arguments."""

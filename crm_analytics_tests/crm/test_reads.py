@@ -17,6 +17,8 @@ from crm_analytics.crm import CrmClient, CrmResult
 from crm_analytics.crm.schema.catalog import CRM_VIEWS, READ_NAMES
 from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 ITEMS = [{"model": "Gravel 54", "qty": 1}]
 
 
@@ -328,17 +330,11 @@ def test_reads_are_for_the_application_alone(crm: Connection) -> None:
 
 def test_a_stranger_sees_nothing(crm: Connection, order: CrmResult) -> None:
     """A role that gets a broad grant on a view by mistake sees no rows: the view runs with its rights."""
-    crm.execute("CREATE ROLE nosy")
-    try:
-        crm.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO nosy")
-        crm.execute("SET ROLE nosy")
-        for name in CRM_VIEWS:
-            assert rows(crm, f"SELECT * FROM public.{name}") == []
-        with pytest.raises(errors.InsufficientPrivilege):
-            crm.execute("SELECT * FROM public.find_orders_by_code('B')")
-    finally:
-        crm.execute("RESET ROLE")
-        crm.execute("DROP OWNED BY nosy; DROP ROLE nosy")
+    crm.execute("CREATE ROLE nosy; GRANT SELECT ON ALL TABLES IN SCHEMA public TO nosy; SET LOCAL ROLE nosy")
+    for name in CRM_VIEWS:
+        assert rows(crm, f"SELECT * FROM public.{name}") == []
+    with pytest.raises(errors.InsufficientPrivilege):
+        crm.execute("SELECT * FROM public.find_orders_by_code('B')")
 
 
 def test_a_callers_search_path_changes_nothing(crm: Connection, order: CrmResult) -> None:

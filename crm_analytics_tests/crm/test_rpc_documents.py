@@ -10,6 +10,8 @@ import pytest
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics_tests.crm.conftest import Connection, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 
 @pytest.fixture
 def invoice(client: CrmClient, order: CrmResult, manager: UUID) -> CrmResult:

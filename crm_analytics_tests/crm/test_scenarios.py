@@ -11,6 +11,8 @@ import pytest
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden
 from crm_analytics_tests.crm.conftest import Connection, pay, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
 ITEMS = [{"model": "Gravel 54", "qty": 1}]
 

@@ -758,7 +758,10 @@ BEGIN
     INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
     VALUES (
         p_actor, p_action, p_entity, p_entity_id,
-        CASE p_detail WHEN '{}' THEN jsonb_build_object('row', p_row) ELSE p_detail || jsonb_build_object('row', p_row) END
+        CASE p_detail
+            WHEN '{}' THEN jsonb_build_object('row', p_row)
+            ELSE p_detail || jsonb_build_object('row', p_row)
+        END
     );
 END
 $$;

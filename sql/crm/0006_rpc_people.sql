@@ -167,8 +167,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.whoami IS
-    E'Returns the acting user, and with p_order_id the order''s status and the transitions that this user may make on it '
-    'now.\n'
+    E'Returns the acting user, and with p_order_id the order''s status and the transitions that this user may make on '
+    'it now.\n'
     'Rules: those of advance_order_status_safe; each transition is an object with to_status, required_role (manager '
     'means every active user) and reason_required; without p_order_id they are NULL. It only reads, so that it can be '
     'called by GET and on a replica; it locks nothing, so that the call that follows may still be refused, if somebody '

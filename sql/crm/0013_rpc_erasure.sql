@@ -300,14 +300,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.erase_customer_safe IS
-    E'Erases a customer''s personal data: name, contacts, addresses, notes, comments, tasks, file addresses, carriers'' '
-    'answers, from the rows and from the audit trail.\n'
+    E'Erases a customer''s personal data: name, contacts, addresses, notes, comments, tasks, file addresses, '
+    'carriers'' answers, from the rows and from the audit trail.\n'
     'Rules: all customers who were merged with this one are erased, too; admins only, with a reason, which stays and '
-    'must not name the person; items, amounts, references, statuses and times stay; changed rows, except events, appear '
-    'in the change feed as erased, and audit_rows of the customer''s change names the older changes that were emptied, '
-    'by their audit_id; an idempotency key loses its arguments'' hash, and answers any arguments with the first result '
-    'from then on; repeating an erasure erases what was written since; the register of erasures is published with the '
-    'seals, so that it can be repeated after a restore.\n'
+    'must not name the person; items, amounts, references, statuses and times stay; changed rows, except events, '
+    'appear in the change feed as erased, and audit_rows of the customer''s change names the older changes that were '
+    'emptied, by their audit_id; an idempotency key loses its arguments'' hash, and answers any arguments with the '
+    'first result from then on; repeating an erasure erases what was written since; the register of erasures is '
+    'published with the seals, so that it can be repeated after a restore.\n'
     'Errors: 42501 actor unknown, inactive or not an admin; PT422 customer or reason missing; PT404 no such customer.';
 
 SELECT crm_private.close_functions('public', ARRAY['crm_app', crm_private.owner()]);

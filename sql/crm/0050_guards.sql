@@ -444,7 +444,10 @@ BEGIN
         SELECT
             t.tab, 'guard_rows' AS name,
             CASE t.mode WHEN 'append_only' THEN 'BEFORE INSERT' ELSE 'BEFORE INSERT OR UPDATE OR DELETE' END AS event,
-            CASE WHEN t.mode IN ('rpc', 'append_only') THEN 'ROW WHEN (CURRENT_USER <> ''crm_rpc'')' ELSE 'ROW' END AS level,
+            CASE
+                WHEN t.mode IN ('rpc', 'append_only') THEN 'ROW WHEN (CURRENT_USER <> ''crm_rpc'')'
+                ELSE 'ROW'
+            END AS level,
             format('guard_rows(%L)', t.mode) AS call
         FROM crm_private.guarded_tables() t
         UNION ALL
