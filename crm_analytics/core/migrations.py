@@ -344,7 +344,7 @@ def _queue_every_month(
     connection: psycopg.Connection[Any], file: SqlFile, report: Callable[[str], None]
 ) -> None:
     """Makes every month stale, in the file's transaction, because the file may have changed a rule."""
-    if not _exists(connection, "to_regprocedure('analytics.queue_every_month(text)')"):
+    if not _exists(connection, "to_regprocedure('analytics.queue_every_month(text, text)')"):
         return
     cause = f"migration {file.name}"
     connection.execute("SELECT analytics.queue_every_month(%s)", [cause])

@@ -54,6 +54,7 @@ def month_to_month() -> dashboard.Dashboard:
         "Month to month by source",
         "Every measure by month and source, with its change from the month before.",
         variables=(*FILTERS, "dagster_url"),
+        revisions=True,
     )
     layout = Layout(result)
     layout.add(
@@ -129,6 +130,7 @@ def executive() -> dashboard.Dashboard:
         "Executive",
         "The month so far against the same days of the month before, pace and target.",
         variables=("month", *FILTERS, "dagster_url"),
+        revisions=True,
     )
     layout = Layout(result)
     scorecard = query("month_scorecard")
@@ -175,6 +177,7 @@ def funnel() -> dashboard.Dashboard:
         "Funnel and unit economics",
         "Leads to units to repairs by source and segment, and what a lead costs and brings in.",
         variables=(*FILTERS, "dagster_url"),
+        revisions=True,
     )
     layout = Layout(result)
     layout.add(
@@ -242,7 +245,7 @@ def data_trust() -> dashboard.Dashboard:
     result = board(
         "crm-analytics-trust",
         "Data trust",
-        "How fresh and complete the data is: files, quarantine, stale months, reconciliation.",
+        "How fresh and complete the data is: files, quarantine, stale months, reconciliation, revisions.",
         variables=("month", "dagster_url"),
     )
     layout = Layout(result)
@@ -324,6 +327,16 @@ def data_trust() -> dashboard.Dashboard:
             query("sources_without_rule"),
             ("source", "jobs", "first_month", "last_month_seen"),
         ), 6, 8,
+    )  # fmt: skip
+    layout.add(
+        table_panel(
+            "Revisions of closed months",
+            "The 100 newest changes of months that had ended when they were refreshed before: by how much each measure "
+            "changed, and which table, file or login changed it. Moved: between sources or segments. A month's first "
+            "numbers are no revision.",
+            query("revisions"),
+            ("revised_at", "month", "changes", "causes", "run_id"),
+        ), 24, 8,
     )  # fmt: skip
     layout.add(
         table_panel(

@@ -106,6 +106,8 @@ COLUMNS: dict[str, Column] = {
     "run_id": Column("Dagster run", missing=""),
     "stale_since": Column("Stale since", MOMENT),
     "causes": Column("Why"),
+    "revised_at": Column("Revised", MOMENT),
+    "changes": Column("Changes"),
     "last_refreshed_at": Column("Last refresh", MOMENT, missing="never"),
     "changed_rows": Column("Rows changed", *COUNT),
     "state": Column("State"),

@@ -227,8 +227,12 @@ def board(
     *,
     variables: Sequence[str],
     refreshes: bool = True,
+    revisions: bool = False,
 ) -> dashboard.Dashboard:
-    """Builds an empty dashboard: variables, links to the other dashboards and to Dagster, refreshes as annotations."""
+    """Builds an empty dashboard: variables, links to the other dashboards and to Dagster, annotations.
+
+    `refreshes` annotates when months were refreshed; `revisions`, for charts over months, which closed months changed.
+    """
     result = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).timezone("utc")
     result.readonly().refresh("").time("now-12M/M", "now+1d")
     for name in variables:
@@ -239,9 +243,15 @@ def board(
         link = _Link("Dagster").type(models.DashboardLinkType.LINK).url("${dagster_url:raw}")
         result.link(link.icon("external link").tooltip("Runs, assets and checks").target_blank(True))
     if refreshes:
-        annotation = _Annotation().name("Refreshes").datasource(ANALYTICS).enable(False).icon_color("blue")
-        result.annotation(annotation.target(Target(query("refresh_annotations"), ref="Refreshes")))
+        _annotate(result, "Refreshes", "refresh_annotations", "blue", shown=False)
+    if revisions:
+        _annotate(result, "Revisions", "revision_annotations", "orange", shown=True)
     return result
+
+
+def _annotate(board: dashboard.Dashboard, name: str, file: str, color: str, *, shown: bool) -> None:
+    annotation = _Annotation().name(name).datasource(ANALYTICS).enable(shown).icon_color(color)
+    board.annotation(annotation.target(Target(query(file), ref=name)))
 
 
 def _started(

@@ -38,8 +38,8 @@ sessions, the PostgreSQL server, or all of them at once; then it starts the work
 kill of a stage it lets the work end.
 
 Then every table in `raw` and `analytics` must equal that of undisturbed work, including the ledger with its counts, and
-the quarantine. Only clocks, run ids, counted ids and `analytics.refresh_log` are left out. No month may be stale, and no
-file may be loaded once more.
+the quarantine. Only clocks, run ids, counted ids, `analytics.refresh_log` and the revisions, which depend on how often
+months were refreshed, are left out. No month may be stale, and no file may be loaded once more.
 """
 
 

@@ -15,8 +15,8 @@ CLOCKS = (
 )  # fmt: skip
 #: Columns with the number of a file, compared by the file's path and content.
 FILES = ("file_id", "same_as")
-#: How often months were computed, which a kill may change.
-LOGS = ("refresh_log",)
+#: How often months were computed, and what each time changed, which a kill may change.
+LOGS = ("refresh_log", "revisions", "revision_changes", "revision_causes")
 
 Rows = Counter[tuple[Any, ...]]
 

@@ -20,7 +20,8 @@ READABLE_ANALYTICS = {
     "analytics.business", "analytics.daily_metrics", "analytics.monthly_metrics", "analytics.daily_by_source",
     "analytics.monthly_by_source", "analytics.targets", "analytics.lead_channels", "analytics.channel_aliases",
     "analytics.source_names", "analytics.spellings", "analytics.target_names",
-    "analytics.stale_months", "analytics.refresh_log", "reporting.deployment", "reporting.sources",
+    "analytics.stale_months", "analytics.refresh_log", "analytics.revisions", "analytics.revision_changes",
+    "reporting.deployment", "reporting.sources", "reporting.revisions",
     "reporting.months", "reporting.files", "reporting.freshness", "reporting.quarantine",
     "reporting.quarantined_records", "reporting.month_status", "reporting.sources_without_rule",
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -144,6 +144,46 @@ def test_stale_months_appear_and_go(grafana, world, choice):
         "run-4",
         1,
     )
+
+
+def test_revisions_are_listed_with_their_causes(grafana, world, choice):
+    """A change of a closed month is listed with what it changed, why and by which run."""
+    assert rows(grafana, "revisions", choice) == []
+    world.execute("UPDATE raw.payments SET amount = 80.50 WHERE payment_id IN ('p0', 'p1')")
+    refresh(world, MARCH, plus_months(MARCH, 1), "run-4")
+    (found,) = rows(grafana, "revisions", choice)
+    assert found.pop("revised_at") is not None
+    # Google's job has no longer more than 100 dollars paid; Angi's job has 20 dollars more
+    assert found == {
+        "month": "2024-03",
+        "changes": "repairs -1, revenue_gross -49.50",
+        "causes": "payments update by postgres (2 rows)",
+        "run_id": "run-4",
+    }
+
+
+def test_revisions_are_annotated_at_their_month_for_what_is_chosen(grafana, world):
+    """A revised month has one annotation, where charts have its point, with what changed in the chosen sources and segments."""
+
+    def annotations(*sources: str, segments: tuple[str, ...] = SEGMENTS, start: date = MARCH) -> list[Any]:
+        chosen = Choice(sources, segments, MARCH, start, plus_months(start, 1))
+        return rows(grafana, "revision_annotations", chosen)
+
+    for run, amount in (("run-4", "80.50"), ("run-5", "90.50")):
+        world.execute("UPDATE raw.payments SET amount = %s WHERE payment_id IN ('p0', 'p1')", [amount])
+        refresh(world, MARCH, plus_months(MARCH, 1), run)
+    (today,) = world.execute("SELECT analytics.today()").fetchone()
+    (both,) = annotations("Google", "Angi")
+    assert (both["time"], both["tags"]) == (datetime(2024, 3, 1, 12), "revision")
+    by = "payments update by postgres (2 rows)"
+    assert both["text"].split("\n") == [
+        f"Revised {today}: revenue_gross +20.00: {by}",
+        f"Revised {today}: repairs -1, revenue_gross -49.50: {by}",
+    ]
+    (angi,) = annotations("Angi")
+    assert angi["text"].startswith(f"Revised {today}: revenue_gross +10.00: ")
+    assert annotations("Rely") == annotations() == annotations("Angi", segments=("INS",)) == []
+    assert annotations("Angi", start=plus_months(MARCH, 1)) == []
 
 
 def test_sources_without_a_rule(grafana, choice):

@@ -183,6 +183,55 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
         ) == [(500, 1, 1)]
 
 
+def test_a_revision_of_a_closed_month_is_shown(platform: Platform) -> None:
+    """A late file for closed months shows in the run's metadata and, for seven days, in a check that names it."""
+    platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"), job_row("BBBBBB", "2024-11-02"))
+    first = platform.run(OCTOBER, NOVEMBER)
+    assert checks(first)["monthly_metrics.closed_months"], "first numbers are no revision"
+    assert revision_metadata(first) == (0, None)
+    rows = ["p1,AAAAAA,30.00,2024-11-01,paid", "p2,BBBBBB,500.00,2024-11-03,paid"]
+    platform.drop("payments/late.csv", PAYMENTS_HEADER, *rows)
+    late = platform.run(OCTOBER, NOVEMBER)
+    assert late.success
+    cause = "payments insert from payments/late.csv (1 row)"
+    assert revision_metadata(late) == (2, f"2024-11: repairs +1, revenue_gross +500.00 ({cause})")
+    evaluation = closed_months(late)
+    assert not evaluation.passed
+    assert (evaluation.severity, evaluation.blocking) == (dg.AssetCheckSeverity.WARN, False)
+    shown = str(evaluation.metadata["sample"].value).splitlines()
+    assert [line.split(" | ")[0] for line in shown[2:]] == ["| 2024-11", "| 2024-10"]
+    assert f"| revenue_gross +30.00 | {cause} |" in shown[3]
+    platform.execute("UPDATE analytics.revisions SET revised_at = now() - interval '6 days 23 hours'")
+    assert not closed_months(platform.run(OCTOBER, OCTOBER)).passed
+    platform.execute("UPDATE analytics.revisions SET revised_at = now() - interval '7 days'")
+    again = platform.run(OCTOBER, OCTOBER)
+    assert closed_months(again).passed
+    assert revision_metadata(again) == (0, None)
+
+
+def closed_months(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    return next(c for c in result.get_asset_check_evaluations() if c.check_name == "closed_months")
+
+
+def revision_metadata(result: dg.ExecuteInProcessResult) -> tuple[Any, Any]:
+    """Returns how many revisions the run made, and the largest, as the events of monthly_metrics say."""
+    key = dg.AssetKey(["analytics", "monthly_metrics"])
+    found = [
+        event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == key
+    ]
+    said = {
+        (
+            m["revisions_in_run"].value,
+            m["largest_revision_in_run"].value if "largest_revision_in_run" in m else None,
+        )
+        for m in found
+    }
+    assert len(said) == 1
+    return said.pop()
+
+
 def test_history_is_checked_without_a_window(platform: Platform) -> None:
     """The nightly check finds an old month that was changed by hand, which runs for other months don't look at."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))

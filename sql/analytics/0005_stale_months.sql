@@ -2,10 +2,21 @@
 -- transaction. The triggers work per statement, so that a load of a million rows costs a few entries, and compare the
 -- columns that matter, so that an unchanged row marks nothing: docs/decisions/incremental-equals-full.md.
 
+-- Attribution only: whatever a session sets, nothing fails and no number depends on it.
+CREATE FUNCTION analytics.loading_file() RETURNS bigint LANGUAGE sql STABLE
+RETURN substring(current_setting('crm_analytics.file_id', true) FROM '^[0-9]{1,18}$')::bigint;
+COMMENT ON FUNCTION analytics.loading_file IS
+    'The file that this transaction loads, as the loader names it in the setting crm_analytics.file_id; NULL if none.';
+
 CREATE TABLE analytics.stale_months (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     month date NOT NULL,
-    cause text NOT NULL,
+    table_name text,
+    operation text NOT NULL,
+    file_id bigint DEFAULT analytics.loading_file(),
+    changed_by text DEFAULT CASE WHEN analytics.loading_file() IS NULL THEN session_user END,
+    rows int,
+    cause text NOT NULL GENERATED ALWAYS AS (coalesce(table_name || ' ', '') || operation) STORED,
     noted_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX stale_months_month ON analytics.stale_months (month);
@@ -15,8 +26,81 @@ COMMENT ON TABLE analytics.stale_months IS
 SELECT analytics.describe('{analytics.stale_months}', $$
     id: Number of the entry.
     month: First day of the month.
-    cause: The table that changed, and how; or the migration that may have changed a rule.
+    table_name: The table that changed; NULL for what changes no table.
+    operation: insert, update, delete or truncate; without a table, why every month may have changed, such as the
+        migration's name.
+    file_id: The raw.source_files entry whose load made the change; NULL if none did.
+    changed_by: The login that made the change; NULL for a load.
+    rows: How many of the month's rows changed: those before or those after, whichever are more. NULL where they are not
+        counted: an empty table's first file, and changes of every month.
+    cause: table_name and operation.
     noted_at: When the change's transaction began.
+$$);
+
+-- What a refresh changes in a month that had ended when it was refreshed before. The refresh writes it in its own
+-- transaction (crm_analytics/analytics/warehouse/revisions.py).
+CREATE TABLE analytics.revisions (
+    revision_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    month date NOT NULL,
+    refresh_id bigint NOT NULL UNIQUE REFERENCES analytics.refresh_log,
+    revised_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX revisions_month ON analytics.revisions (month, revised_at);
+CREATE INDEX revisions_revised_at ON analytics.revisions (revised_at);
+COMMENT ON TABLE analytics.revisions IS
+    'Changes of closed months: one row for each refresh that changed the numbers of a month which had ended when it '
+    'was refreshed before. The first numbers of a month are none, whenever they come.';
+SELECT analytics.describe('{analytics.revisions}', $$
+    revision_id: Number of the revision.
+    month: First day of the month.
+    refresh_id: The refresh of this month that changed it, in analytics.refresh_log.
+    revised_at: When the refresh's transaction began.
+$$);
+
+CREATE TABLE analytics.revision_changes (
+    revision_id bigint NOT NULL REFERENCES analytics.revisions,
+    source varchar NOT NULL,
+    segment varchar NOT NULL,
+    measure text NOT NULL CONSTRAINT known_measure CHECK (
+        measure IN ('jobs', 'units', 'repairs', 'leads', 'calls', 'cost', 'revenue_gross')
+    ),
+    old numeric NOT NULL,
+    new numeric NOT NULL,
+    PRIMARY KEY (revision_id, source, segment, measure),
+    CHECK (old <> new)
+);
+COMMENT ON TABLE analytics.revision_changes IS
+    'What a revision changed in monthly_metrics: one row for each stored measure that differs.';
+SELECT analytics.describe('{analytics.revision_changes}', $$
+    revision_id: The revision.
+    source: The row's source.
+    segment: The row's segment.
+    measure: The measure: a column of monthly_metrics.
+    old: Its value before; 0 if there was no row.
+    new: Its value after; 0 if the row is gone.
+$$);
+
+CREATE TABLE analytics.revision_causes (
+    revision_id bigint NOT NULL REFERENCES analytics.revisions,
+    table_name text,
+    operation text NOT NULL,
+    file_id bigint,
+    changed_by text,
+    rows bigint,
+    noted_at timestamptz NOT NULL,
+    UNIQUE NULLS NOT DISTINCT (revision_id, table_name, operation, file_id, changed_by)
+);
+COMMENT ON TABLE analytics.revision_causes IS
+    'Why a revision was made: the entries of stale_months that its refresh answered, alike ones added up. None if '
+    'nothing was noted: metrics that were changed by hand, or a trigger that was off.';
+SELECT analytics.describe('{analytics.revision_causes}', $$
+    revision_id: The revision.
+    table_name: The table that changed; NULL for what changes no table.
+    operation: insert, update, delete or truncate; without a table, why every month may have changed.
+    file_id: The raw.source_files entry whose load made the change; NULL if none did.
+    changed_by: The login that made the change; NULL for a load.
+    rows: How many of the month's rows changed, as in stale_months; NULL if they are not counted.
+    noted_at: When the first of the changes' transactions began.
 $$);
 
 CREATE FUNCTION analytics.every_month() RETURNS SETOF date LANGUAGE sql STABLE AS $$
@@ -60,11 +144,12 @@ END $$;
 COMMENT ON FUNCTION analytics.require_read_committed IS
     'Refuses a transaction whose snapshot would be older than the locks that it takes.';
 
-CREATE FUNCTION analytics.queue_every_month(cause text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION analytics.queue_every_month(operation text, table_name text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM analytics.require_read_committed();
-    INSERT INTO analytics.stale_months (month, cause)
-    SELECT m, queue_every_month.cause FROM analytics.every_month() m;
+    INSERT INTO analytics.stale_months (month, table_name, operation)
+    SELECT m, queue_every_month.table_name, queue_every_month.operation FROM analytics.every_month() m;
 END $$;
 COMMENT ON FUNCTION analytics.queue_every_month IS
     'Makes every month stale, for a change that affects all of history. Each analytics migration calls it after its '
@@ -96,15 +181,27 @@ COMMENT ON FUNCTION analytics.rows_that_matter IS
     'SQL: of these rows of a raw table (the table itself, or the transition table of a statement), those that affect '
     'the metrics: key, day, and the columns that matter.';
 
-CREATE FUNCTION analytics.queue_months_of(changed text, cause text) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION analytics.queue_months_of(sides text[], table_name text, operation text) RETURNS text
+LANGUAGE sql IMMUTABLE
 RETURN format(
-    'INSERT INTO analytics.stale_months (month, cause)
-    SELECT DISTINCT analytics.month_of(day), %L FROM (SELECT day FROM (%s) AS changed GROUP BY day) AS days',
-    cause, changed
+    'INSERT INTO analytics.stale_months (month, table_name, operation, rows)
+    SELECT month, %L, %L, max(rows) FROM (%s) AS side GROUP BY month',
+    table_name, operation, (
+        SELECT string_agg(
+            format(
+                'SELECT analytics.month_of(day) AS month, sum(rows) AS rows
+                FROM (SELECT day, count(*) AS rows FROM (%s) AS changed GROUP BY day) AS days
+                GROUP BY 1',
+                side
+            ),
+            ' UNION ALL '
+        )
+        FROM unnest(sides) AS side
+    )
 );
 COMMENT ON FUNCTION analytics.queue_months_of IS
-    'SQL that queues the months of these rows. Who has the rows executes it: only a trigger sees its transition '
-    'tables.';
+    'SQL that queues the months of these rows, those before a change and those after it. Who has the rows executes it: '
+    'only a trigger sees its transition tables.';
 
 -- An update affects the months of the rows that differ before and after, which covers changed keys and rows that start
 -- or cease to matter.
@@ -114,7 +211,7 @@ DECLARE
     new_rows text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' truncate');
+        PERFORM analytics.queue_every_month('truncate', TG_TABLE_NAME);
         RETURN NULL;
     END IF;
     IF TG_OP <> 'INSERT' THEN
@@ -125,11 +222,13 @@ BEGIN
     END IF;
     EXECUTE analytics.queue_months_of(
         CASE TG_OP
-            WHEN 'INSERT' THEN new_rows
-            WHEN 'DELETE' THEN old_rows
-            ELSE format('((%1$s) EXCEPT (%2$s)) UNION ALL ((%2$s) EXCEPT (%1$s))', old_rows, new_rows)
+            WHEN 'INSERT' THEN ARRAY[new_rows]
+            WHEN 'DELETE' THEN ARRAY[old_rows]
+            ELSE ARRAY[
+                format('(%s) EXCEPT (%s)', old_rows, new_rows), format('(%s) EXCEPT (%s)', new_rows, old_rows)
+            ]
         END,
-        TG_TABLE_NAME || ' ' || lower(TG_OP)
+        TG_TABLE_NAME, lower(TG_OP)
     );
     RETURN NULL;
 END $$;
@@ -153,7 +252,7 @@ BEGIN
             -- a refresh waits for locks on rules; on names it would wait for every load that brings one
             LOCK TABLE analytics.lead_channels IN ROW EXCLUSIVE MODE;
         END IF;
-        PERFORM analytics.queue_every_month(TG_TABLE_NAME || ' ' || lower(TG_OP));
+        PERFORM analytics.queue_every_month(lower(TG_OP), TG_TABLE_NAME);
     END IF;
     RETURN NULL;
 END $$;
@@ -392,22 +491,23 @@ CREATE TRIGGER resolve_updated BEFORE UPDATE OF job_ref, job_id ON raw.payments
 CREATE FUNCTION raw.after_bulk_load(relation regclass, file bigint, was_empty boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    cause text := (SELECT relname FROM pg_class WHERE oid = relation) || ' insert';
+    table_name text := (SELECT relname FROM pg_class WHERE oid = relation);
 BEGIN
     IF was_empty THEN
         -- one probe of an index for each month
         EXECUTE format(
-            'INSERT INTO analytics.stale_months (month, cause)
-            SELECT m.month, %L
+            'INSERT INTO analytics.stale_months (month, table_name, operation)
+            SELECT m.month, %L, ''insert''
             FROM analytics.every_month() AS m (month)
             CROSS JOIN LATERAL (
                 SELECT FROM (%s) r WHERE r.day >= m.month AND r.day < analytics.next_month(m.month) LIMIT 1
             ) AS probe',
-            cause, analytics.rows_that_matter(relation, relation::text)
+            table_name, analytics.rows_that_matter(relation, relation::text)
         );
     ELSE
         EXECUTE analytics.queue_months_of(
-            analytics.rows_that_matter(relation, format('(SELECT * FROM %s WHERE file_id = %s)', relation, file)), cause
+            ARRAY[analytics.rows_that_matter(relation, format('(SELECT * FROM %s WHERE file_id = %s)', relation, file))],
+            table_name, 'insert'
         );
     END IF;
 END $$;

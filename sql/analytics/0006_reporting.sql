@@ -261,6 +261,67 @@ SELECT analytics.describe('{reporting.month_status}', $$
     causes: Which tables changed.
 $$);
 
+CREATE FUNCTION reporting.changes_of(p_revision bigint, p_sources text[], p_segments text[]) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT string_agg(
+        CASE
+            WHEN m.net = 0 THEN m.measure || ': ' || m.gained || ' moved'
+            ELSE m.measure || CASE WHEN m.net > 0 THEN ' +' ELSE ' ' END || m.net
+        END,
+        ', ' ORDER BY m.measure
+    )
+    FROM (
+        SELECT c.measure, sum(c.new - c.old) AS net, sum(greatest(c.new - c.old, 0)) AS gained
+        FROM analytics.revision_changes c
+        WHERE c.revision_id = p_revision AND (p_sources IS NULL OR c.source = ANY (p_sources))
+            AND (p_segments IS NULL OR c.segment = ANY (p_segments))
+        GROUP BY c.measure
+    ) m
+$$;
+COMMENT ON FUNCTION reporting.changes_of IS
+    'What a revision changed in these sources and segments (NULL: in all): by how much each measure''s sum, or '
+    'where the sum is as before, how much of it moved. NULL if nothing.';
+
+CREATE VIEW reporting.revisions AS
+SELECT
+    r.revision_id, r.month, r.revised_at, l.run_id, c.changed_values, c.dollars,
+    reporting.changes_of(r.revision_id, NULL, NULL) AS changes,
+    coalesce(why.causes, 'nothing was noted: metrics were changed by hand, or a trigger was off') AS causes
+FROM analytics.revisions r
+JOIN analytics.refresh_log l ON l.refresh_id = r.refresh_id
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS changed_values,
+        coalesce(sum(abs(new - old)) FILTER (WHERE measure IN ('cost', 'revenue_gross')), 0) AS dollars
+    FROM analytics.revision_changes
+    WHERE revision_id = r.revision_id
+) c
+CROSS JOIN LATERAL (
+    SELECT string_agg(
+        concat_ws(
+            ' ', y.table_name, y.operation, coalesce('from ' || f.path, 'by ' || y.changed_by),
+            '(' || y.rows || CASE WHEN y.rows = 1 THEN ' row)' ELSE ' rows)' END
+        ),
+        ', ' ORDER BY y.noted_at, y.table_name, y.operation, f.path
+    ) AS causes
+    FROM analytics.revision_causes y
+    LEFT JOIN raw.source_files f ON f.file_id = y.file_id
+    WHERE y.revision_id = r.revision_id
+) why;
+COMMENT ON VIEW reporting.revisions IS
+    'Changes of closed months, each with what it changed and why. analytics.revision_changes and revision_causes have '
+    'the details.';
+SELECT analytics.describe('{reporting.revisions}', $$
+    revision_id: Number of the revision.
+    month: First day of the month.
+    revised_at: When the refresh that made it began.
+    run_id: The Dagster run of that refresh, or NULL.
+    changed_values: How many stored measures it changed.
+    dollars: By how much it changed cost and gross revenue, without signs.
+    changes: By how much it changed each measure, added up over sources and segments.
+    causes: The tables that changed, how, by which file or login, and in how many rows.
+$$);
+
 CREATE VIEW reporting.sources_without_rule AS
 SELECT m.source, sum(m.jobs)::bigint AS jobs, min(m.month) AS first_month, max(m.month) AS last_month
 FROM analytics.monthly_metrics m
@@ -367,9 +428,11 @@ REVOKE ALL ON FUNCTION reporting.reconciliation(date) FROM PUBLIC;
 GRANT USAGE ON SCHEMA analytics, reporting TO grafana_reader;
 GRANT SELECT ON analytics.business, analytics.daily_metrics, analytics.monthly_metrics, analytics.daily_by_source,
     analytics.monthly_by_source, analytics.targets, analytics.lead_channels, analytics.channel_aliases,
-    analytics.source_names, analytics.spellings, analytics.target_names, analytics.stale_months, analytics.refresh_log
+    analytics.source_names, analytics.spellings, analytics.target_names, analytics.stale_months, analytics.refresh_log,
+    analytics.revisions, analytics.revision_changes
     TO grafana_reader;
 GRANT SELECT ON reporting.deployment, reporting.sources, reporting.months, reporting.files, reporting.freshness,
-    reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.sources_without_rule
+    reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.revisions,
+    reporting.sources_without_rule
     TO grafana_reader;
 GRANT EXECUTE ON FUNCTION reporting.reconciliation(date) TO grafana_reader;

@@ -239,6 +239,18 @@ QUERIES = (
         """,
         error=True,
     ),
+    Query(
+        "closed_months",
+        "analytics/monthly_metrics",
+        "Changes of the last seven days to months that had ended, with their causes. Remedy: tell those who use these"
+        " numbers; if a cause is wrong, take its file back (crm-analytics rebuild) or correct the rows again.",
+        """
+        SELECT to_char(month, 'YYYY-MM') AS month, to_char(revised_at, 'YYYY-MM-DD HH24:MI TZ') AS revised, changes, causes
+        FROM reporting.revisions
+        WHERE revised_at > now() - interval '7 days'
+        ORDER BY revised_at DESC, dollars DESC, month DESC
+        """,
+    ),
 )
 
 

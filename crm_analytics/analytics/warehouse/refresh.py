@@ -7,12 +7,14 @@ while a refresh runs stays queued (docs/decisions/incremental-equals-full.md).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from datetime import date, datetime
 from typing import Any, LiteralString
 
 import psycopg
 
+from crm_analytics.analytics.warehouse.revisions import Change, closed_months, record_revisions
 from crm_analytics.core import locks
 from crm_analytics.core.months import months_between
 
@@ -39,10 +41,12 @@ class StaleMonth:
     entries: int
 
 
-def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
-    """Returns SQL that makes `table` equal its compute function over the range, and counts what differed by month.
+def _write_sql(
+    table: LiteralString, key: LiteralString, answer: LiteralString, kept: LiteralString = ""
+) -> LiteralString:
+    """Returns SQL that makes `table` equal its compute function over the range.
 
-    Writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
+    `answer` is the statement's own SELECT, over the rows that differ and `kept`, further columns of them. Writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
     loop, however wrong the statistics of a table are that has just been filled. New rows go in by date, so that a
     month of ten years is on as few pages as a month of one year.
     """
@@ -54,7 +58,7 @@ def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
     same_row = " AND ".join(f"stored.{name} = difference.{name}" for name in (key, "source", "segment"))
     return f"""
         WITH difference AS MATERIALIZED (
-            SELECT {key}, source, segment, {computed},
+            SELECT {key}, source, segment, {computed}, {kept}
                 stored.{key} IS NOT NULL AS is_stored, computed.{key} IS NOT NULL AS is_computed
             FROM (SELECT * FROM analytics.{table} stored WHERE {in_range}) stored
             FULL JOIN analytics.compute_{table}(%(start)s::date, %(end)s::date) computed
@@ -76,14 +80,33 @@ def _write_sql(table: LiteralString, key: LiteralString) -> LiteralString:
             WHERE NOT is_stored
             ORDER BY {key}
         )
-        SELECT analytics.month_of({key}) AS month, count(*)
-        FROM difference
-        GROUP BY 1
+        {answer}
     """
 
 
-WRITE_DAILY = _write_sql("daily_metrics", "date")
-WRITE_MONTHLY = _write_sql("monthly_metrics", "month")
+#: Returns, by month, how many rows differed, and the entries of the queue that this answers: those that the statement's
+#: snapshot has, which is the one that it computes from.
+WRITE_DAILY = _write_sql(
+    "daily_metrics",
+    "date",
+    """
+        SELECT month, count(*) FILTER (WHERE entry IS NULL), array_agg(entry) FILTER (WHERE entry IS NOT NULL)
+        FROM (
+            SELECT analytics.month_of(date) AS month, NULL::bigint AS entry FROM difference
+            UNION ALL
+            SELECT month, id FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s
+        ) AS done
+        GROUP BY month
+    """,
+)
+#: Returns the rows that differed in closed months, with the measures before and after.
+WRITE_MONTHLY = _write_sql(
+    "monthly_metrics",
+    "month",
+    "SELECT month, source, segment, before, after FROM difference WHERE month = ANY (%(closed)s::date[])",
+    kept=f"ARRAY[{', '.join(f'coalesce(stored.{name}, 0)' for name in MEASURES)}]::numeric[] AS before,"
+    f" ARRAY[{', '.join(f'coalesce(computed.{name}, 0)' for name in MEASURES)}]::numeric[] AS after,",
+)
 
 
 def refresh(
@@ -93,8 +116,9 @@ def refresh(
 
     Takes the months' advisory locks in ascending order, so that two refreshes wait for each other instead of
     overwriting each other. Runs in READ COMMITTED, because a snapshot taken before a lock is granted would be too
-    old. Reads the queue's ids before recomputing and deletes only those afterwards. Waits for open changes of
-    channel rules: these have queued only the months that existed when they were made.
+    old. Deletes only those entries of the queue that the computation has seen. Waits for open changes of channel
+    rules: these have queued only the months that existed when they were made. What it changes in closed months is a
+    revision of each.
 
     Args:
         connection: to the analytics database, not inside a transaction.
@@ -119,29 +143,48 @@ def refresh(
             [[locks.month(month) for month in months]],
         )
         connection.execute("LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN SHARE MODE")
-        queued = connection.execute(
-            "SELECT id, month FROM analytics.stale_months WHERE month >= %(start)s AND month < %(end)s",
-            window,
-        ).fetchall()
         # Not prepared, so that each range gets its own plan: a month and ten years need different ones.
-        changed: dict[date, int] = dict(connection.execute(WRITE_DAILY, window, prepare=False).fetchall())
-        connection.execute(WRITE_MONTHLY, window, prepare=False)
-        connection.execute(
-            "DELETE FROM analytics.stale_months WHERE id = ANY(%s)", [[id_ for id_, _ in queued]]
-        )
+        written = connection.execute(WRITE_DAILY, window, prepare=False).fetchall()
+        differences = connection.execute(
+            WRITE_MONTHLY, {**window, "closed": closed_months(connection, months)}, prepare=False
+        ).fetchall()
+        changed = {month: rows for month, rows, _ in written}
+        answered: dict[date, list[int]] = {month: entries for month, _, entries in written if entries}
+        result = [
+            RefreshedMonth(month, len(answered.get(month, [])), changed.get(month, 0)) for month in months
+        ]
+        refresh_ids = _log(connection, result, started[0], run_id)
+        entries = [entry for month in answered.values() for entry in month]
+        record_revisions(connection, _changes(differences), refresh_ids, entries)
+        connection.execute("DELETE FROM analytics.stale_months WHERE id = ANY(%s)", [entries])
         _forget_empty_months(connection, window)
-        stale: dict[date, int] = {}
-        for _, month in queued:
-            stale[month] = stale.get(month, 0) + 1
-        result = [RefreshedMonth(month, stale.get(month, 0), changed.get(month, 0)) for month in months]
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)"
-                " VALUES (%s, %s, %s, clock_timestamp(), %s, %s)",
-                [(done.month, run_id, started[0], done.stale_rows, done.changed_rows) for done in result],
-            )
     log.info("refreshed %s months, %s daily rows changed", len(months), sum(changed.values()))
     return result
+
+
+def _log(
+    connection: psycopg.Connection[Any], result: list[RefreshedMonth], started: datetime, run_id: str | None
+) -> dict[date, int]:
+    """Writes the refresh into analytics.refresh_log; returns the entries' numbers by month."""
+    return dict(
+        connection.execute(
+            """
+            INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)
+            SELECT month, %s, %s, clock_timestamp(), stale_rows, changed_rows
+            FROM unnest(%s::date[], %s::int[], %s::int[]) AS done (month, stale_rows, changed_rows)
+            RETURNING month, refresh_id
+            """,
+            [run_id, started, *map(list, zip(*map(astuple, result), strict=True))],
+        ).fetchall()
+    )
+
+
+def _changes(differences: list[tuple[Any, ...]]) -> Iterator[Change]:
+    """Yields each measure that differs in the rows that `WRITE_MONTHLY` returned."""
+    for month, source, segment, before, after in differences:
+        for measure, old, new in zip(MEASURES, before, after, strict=True):
+            if old != new:
+                yield Change(month, source, segment, measure, old, new)
 
 
 def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, date]) -> None:

@@ -7,6 +7,7 @@ import dagster as dg
 import psycopg
 
 from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.analytics.warehouse.revisions import revisions_of
 from crm_analytics.core.months import months_between
 from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.column_lineage import column_lineage
@@ -95,10 +96,17 @@ def metrics(context: dg.AssetExecutionContext, analytics: dg.ResourceParam[Analy
             last = done[-1].month
             add_by_month(context, key, {last: table_metadata(connection, "analytics", table)})
         add_by_month(context, MONTHLY, {last: {"plot": months_plot(connection)}})
+        revisions = revisions_of(connection, context.run_id)
     changed = sum(month.changed_rows for month in done)
     context.log.info(f"{counted(len(done), 'month')} recomputed, {counted(changed, 'daily row')} changed")
-    for key in (DAILY, MONTHLY):
-        yield dg.MaterializeResult(asset_key=key, metadata={"changed_daily_rows_in_run": changed})
+    in_run: dict[str, Any] = {"changed_daily_rows_in_run": changed}
+    yield dg.MaterializeResult(asset_key=DAILY, metadata=in_run)
+    in_run["revisions_in_run"] = len(revisions)
+    if revisions:
+        largest = f"{revisions[0].month:%Y-%m}: {revisions[0].changes} ({revisions[0].causes})"
+        in_run["largest_revision_in_run"] = largest
+        context.log.info(f"{counted(len(revisions), 'closed month')} revised, the largest {largest}")
+    yield dg.MaterializeResult(asset_key=MONTHLY, metadata=in_run)
 
 
 def _explain_command(month: date) -> dg.MarkdownMetadataValue:

@@ -115,7 +115,8 @@ def test_new_rows_are_stored_by_date(analytics: Connection) -> None:
 def test_wrong_statistics_cannot_make_a_nested_loop_of_the_comparison(analytics: Connection) -> None:
     """After a first load, statistics may still say that the tables are empty; the comparison is a full join all the same."""
     for statement in (WRITE_DAILY, WRITE_MONTHLY):
-        plan = analytics.execute("EXPLAIN " + statement, {"start": OCTOBER, "end": DECEMBER}, prepare=False)
+        window = {"start": OCTOBER, "end": DECEMBER, "closed": []}
+        plan = analytics.execute("EXPLAIN " + statement, window, prepare=False)
         text = "\n".join(row[0] for row in plan)
         assert "Full Join" in text
         assert "Conflict" not in text, "each row would be looked up before it is inserted"

@@ -208,6 +208,8 @@ def identify(connection: Connection, source: str | None, content: Content, versi
 
     An entry that no source recognized becomes this source's. A known entry keeps its place in the order, unless its
     content returned. Quarantined records of the contents that this one replaced at its path are closed.
+
+    Until the transaction ends, the triggers of the raw tables name this entry as the cause of what changes.
     """
     found = connection.execute(
         """
@@ -240,7 +242,7 @@ def identify(connection: Connection, source: str | None, content: Content, versi
             WHERE r.file_id = f.file_id AND r.status = 'open' AND f.path = %(path)s
                 AND f.file_id <> (SELECT file_id FROM here)
         )
-        SELECT file_id FROM here
+        SELECT file_id, set_config('crm_analytics.file_id', file_id::text, true) FROM here
         """,
         {**vars(content), "source": source, "version": version},
     ).fetchone()

@@ -318,7 +318,11 @@ class _Rebuild(SourceSession):
         return [Month(*month) for month in months], [Loss(*loss) for loss in losses]
 
     def apply(self) -> None:
-        """Writes to the table what differs in the copy; rows written by hand in the meantime stay, too."""
+        """Writes to the table what differs in the copy; rows written by hand in the meantime stay, too.
+
+        Who rebuilds is the cause of that, not the file that was loaded into the copy last.
+        """
+        self.execute("SET LOCAL crm_analytics.file_id = ''")
         if self.source.lock:
             self.execute(self.source.lock)
         parts = self._sides()
