@@ -254,8 +254,8 @@ def _run(connection: Connection, statements: str) -> None:
         raise
     except (errors.FeatureNotSupported, errors.InvalidTransactionTermination) as error:
         raise CannotDiff(
-            f"the SQL is run in a transaction of diff's own, which is rolled back: {_told(error, statements)}. Leave out"
-            f" BEGIN, COMMIT, ROLLBACK, SAVEPOINT and COPY from stdin. {_NOTHING}"
+            "the SQL can't be run in diff's own transaction, which is rolled back. Leave out BEGIN, COMMIT, ROLLBACK,"
+            f" SAVEPOINT and COPY from stdin (PostgreSQL says: {_told(error, statements)}). {_NOTHING}"
         ) from error
     except psycopg.Error as error:
         raise CannotDiff(f"the SQL fails: {_told(error, statements)}. {_NOTHING}") from error

@@ -56,7 +56,7 @@ def diff(
                     start_month=config.start_month,
                 )
     except CannotDiff as error:
-        errors.print(f"[red]nothing to compare[/]: {escape(str(error))}", highlight=False)
+        errors.print(f"[red]not compared[/]: {escape(str(error))}", highlight=False)
         return FAILED
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))

@@ -234,21 +234,28 @@ def check_files_command(files: tuple[Path, ...]) -> None:
 def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None) -> None:
     """Print which numbers loading FILES, or running SQL, would change; change nothing.
 
-    Everything happens in one transaction that is rolled back: the files are loaded, or the SQL is run, and the months that
-    this makes stale are computed and compared with the stored ones, month by month and source by source.
+    In one transaction that is rolled back, the files are loaded or the SQL is run. The months that this makes stale are
+    computed and compared with the stored ones, by source and measure.
 
     \b
     What will this late export do?
       crm-analytics diff ~/Downloads/payments.csv
-    What will this rule, alias or correction do? (no BEGIN, no COMMIT)
-      echo "INSERT INTO analytics.channel_aliases VALUES ('thumbtack pro', 'Thumbtack')" | crm-analytics diff --sql -
-    Then do it: move the file into the landing folder, or run the SQL with `crm-analytics psql analytics`.
+    Then do it: move the file into LANDING_DIR.
 
-    A file's place among the other exports depends on its export time: the one assumed is printed. A file outside the landing
-    folder is taken for one that lies directly in it. Months that were stale before are named, because the changes that wait
-    there are part of what is printed. Targets are no numbers of a month: a file of targets changes none.
+    \b
+    What will this rule, alias or correction do?
+      crm-analytics diff --sql rule.sql
+      echo "UPDATE raw.jobs SET source = 'Yelp' WHERE job_number = '17'" | crm-analytics diff --sql -
+    Then do it: run the same SQL with `crm-analytics psql analytics`.
 
-    While a load of the same source runs (with --sql: any load or refresh), diff gives up at once; try again later. While diff
+    A file's place among the other exports depends on its export time, so the assumed one is printed. A file outside
+    LANDING_DIR is taken for one that lies directly in it, or in its source's folder if it is in a folder of that name.
+    Months that were stale before are named: changes that wait for a refresh there are part of what is printed.
+
+    The SQL can't begin or end transactions. Put `SELECT analytics.queue_every_month('try');` behind functions that you
+    replace, because nothing else notes that these change a number.
+
+    If a load of the same source is running (with --sql: any load or refresh), diff gives up after half a second. While diff
     runs, these wait for it.
 
     Exit code 0 if no number would change, 3 if some would, 1 if a file would not be loaded, the SQL fails, or diff gives up.

@@ -228,8 +228,8 @@ BEGIN
     END IF;
 END $$;
 COMMENT ON FUNCTION raw.correct_statistics IS
-    'Analyzes a table whose statistics say that it is empty, or nearly so; in a trial, keeps its transaction from joins '
-    'row by row.';
+    'Analyzes a table whose statistics say that it is empty, or nearly so; a trial does without joins row by row '
+    'instead.';
 
 -- Planning the links takes longer than all the rest of a small file, and few new jobs have payments already.
 -- This plan is kept, so it must not depend on statistics: it probes indexes, which suits few jobs in any tables.
