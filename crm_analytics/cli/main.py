@@ -59,6 +59,7 @@ def main() -> None:
     First steps:
       crm-analytics demo                    sample data, metrics, Dagster UI
       crm-analytics check FILE...           what would happen to an export
+      crm-analytics diff FILE...            which numbers it would change
       crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
       crm-analytics up                      Dagster UI with sensors and schedules
       crm-analytics explain 2024-10 repairs the rows behind a number
@@ -214,6 +215,66 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     from crm_analytics.core.settings import settings
 
     sys.exit(0 if check_with_database(settings(), files) else 1)
+
+
+@main.command("diff")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--sql",
+    "statements",
+    metavar="FILE|-",
+    type=click.File(encoding="utf-8-sig"),
+    help="Run this SQL instead of loading files; - reads standard input.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, amounts as text.")
+@click.option(
+    "--landing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Landing folder; LANDING_DIR by default.",
+)
+def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None) -> None:
+    """Print which numbers loading FILES, or running SQL, would change; change nothing.
+
+    In one transaction that is rolled back, the files are loaded or the SQL is run. The months that this makes stale are
+    computed and compared with the stored ones, by source and measure.
+
+    \b
+    What will this late export do?
+      crm-analytics diff ~/Downloads/payments.csv
+    Then do it: move the file into LANDING_DIR.
+
+    \b
+    What will this rule, alias or correction do?
+      crm-analytics diff --sql rule.sql
+      echo "UPDATE raw.jobs SET source = 'Yelp' WHERE job_number = '17'" | crm-analytics diff --sql -
+    Then do it: run the same SQL with `crm-analytics psql analytics`.
+
+    A file's place among the other exports depends on its export time, so the assumed one is printed. A file outside
+    LANDING_DIR is taken for one that lies directly in it, or in its source's folder if it is in a folder of that name.
+    Months that were stale before are named: changes that wait for a refresh there are part of what is printed.
+
+    The SQL can't begin or end transactions. Put `SELECT analytics.queue_every_month('try');` behind functions that you
+    replace, because nothing else notes that these change a number.
+
+    If a load of the same source is running (with --sql: any load or refresh), diff gives up after half a second. While diff
+    runs, these wait for it.
+
+    Exit code 0 if no number would change, 3 if some would, 1 if a file would not be loaded, the SQL fails, or diff gives up.
+    """
+    if bool(files) == bool(statements):
+        raise click.UsageError("give either files or --sql FILE, e.g. crm-analytics diff payments.csv")
+    try:
+        text = statements.read() if statements else None
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"the SQL is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    from crm_analytics.cli.diff import diff
+    from crm_analytics.cli.terminal import console
+    from crm_analytics.core.settings import settings
+
+    config = settings()
+    if landing:
+        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    sys.exit(diff(config, files, text, as_json=as_json, console=console))
 
 
 @main.command()

@@ -29,7 +29,7 @@ class LockHeld(Exception):
 
 
 def take(
-    connection: psycopg.Connection[Any], lock: str, patience: int, waiting: Callable[[str], None]
+    connection: psycopg.Connection[Any], lock: str, patience: float, waiting: Callable[[str], None]
 ) -> None:
     """Takes a lock until the session ends or unlocks it.
 
@@ -46,12 +46,12 @@ def take(
         return
     waiting(holder(connection, lock))
     before = connection.execute("SELECT current_setting('lock_timeout')").fetchone()
-    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{patience}s"])
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{patience:g}s"])
     try:
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [lock])
     except psycopg.errors.LockNotAvailable as error:
         raise LockHeld(
-            f"waited {patience} seconds for the lock {lock}: {holder(connection, lock)} holds it. If it is not at work "
+            f"waited {patience:g} seconds for the lock {lock}: {holder(connection, lock)} holds it. If it is not at work "
             "any more, end it as an administrator: SELECT pg_terminate_backend(<process>);"
         ) from error
     finally:

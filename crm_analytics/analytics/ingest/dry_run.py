@@ -66,7 +66,7 @@ def examine(
         landing: the landing folder.
         connection: to the analytics database.
     """
-    path, landing = _place(path, landing)
+    path, landing = place(path, landing)
     report = FileReport(path)
     try:
         source = detect_source(path, landing)
@@ -101,7 +101,7 @@ def examine(
     return report
 
 
-def _place(path: Path, landing: Path | None) -> tuple[Path, Path]:
+def place(path: Path, landing: Path | None) -> tuple[Path, Path]:
     """Returns the file's absolute path, and the landing folder that it is in or would be in."""
     if landing is not None:
         landing = landing.resolve()

@@ -16,7 +16,7 @@ from crm_analytics.analytics.ingest.loading.file_identity import read_content
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Reading
 from crm_analytics.analytics.ingest.loading.load_file import FileLoader
-from crm_analytics.analytics.ingest.loading.queries import Connection, takes_statements
+from crm_analytics.analytics.ingest.loading.queries import Connection, drop_temporary, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult, describe
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core import locks
@@ -97,6 +97,32 @@ def load_source(
             loader.close()
 
 
+@contextmanager
+def trial(connection: Connection) -> Iterator[None]:
+    """Gives a transaction that is rolled back, and leaves alone the statistics of tables, which a rollback would not restore."""
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL crm_analytics.trial = on"
+        )
+        yield
+
+
+def load_in_trial(
+    connection: Connection, landing: Path, files: list[PendingFile], *, timezone: ZoneInfo
+) -> list[FileResult]:
+    """Loads files of any sources, in their order, inside a trial of the caller, who holds the locks of their sources."""
+    results: list[FileResult] = []
+    for source in SOURCES.values():
+        own = [file for file in files if file.source == source.name]
+        if own:
+            FileLoader(connection, source, landing, timezone, None, lambda message: None).load(
+                own, results.append
+            )
+            # the next source's have other columns
+            drop_temporary(connection)
+    return results
+
+
 def try_file(
     connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
 ) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
@@ -108,12 +134,9 @@ def try_file(
     with (
         open_session(connection) as session,
         only_load_of(session, file.source, lambda message: None),
-        session.transaction(force_rollback=True),
+        trial(session),
     ):
-        loader = FileLoader(session, SOURCES[file.source], landing, timezone, None, lambda message: None)
-        results: list[FileResult] = []
-        loader.load([file], results.append)
-        (result,) = results
+        (result,) = load_in_trial(session, landing, [file], timezone=timezone)
         rejected = session.execute(
             "SELECT record_no, line_no, row_key, reasons FROM raw.rejected_rows WHERE file_id = %s ORDER BY record_no",
             [result.file_id],
@@ -176,17 +199,19 @@ def open_session(connection_or_url: Connection | str) -> Iterator[Connection]:
 
 
 @contextmanager
-def only_load_of(connection: Connection, source: str, report: Report) -> Iterator[None]:
+def only_load_of(
+    connection: Connection, source: str, report: Report, patience: float = LOAD_PATIENCE
+) -> Iterator[None]:
     """Holds the source's advisory lock in the session, across the files' transactions.
 
     Raises:
-        LockHeld: another load kept it for `LOAD_PATIENCE` seconds; the message names its process.
+        LockHeld: another load kept it for `patience` seconds; the message names its process.
     """
     lock = locks.load(source)
     locks.take(
         connection,
         lock,
-        LOAD_PATIENCE,
+        patience,
         lambda who: report(f"{source}: waiting for another load of this source: {who}"),
     )
     try:

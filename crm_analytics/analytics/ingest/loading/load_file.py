@@ -334,10 +334,11 @@ def _analyze_if_grown(staged: Staged, changed: int) -> None:
     """Refreshes the table's statistics for what follows (links, facts), where autovacuum would come too late."""
     if changed < FEW:
         return
-    estimate = staged.value(
-        "SELECT reltuples FROM pg_class WHERE oid = {name}::regclass", name=staged.source.table
+    estimate, is_trial = staged.row(
+        "SELECT reltuples, raw.is_trial() FROM pg_class WHERE oid = {name}::regclass",
+        name=staged.source.table,
     )
-    if changed > 0.1 * estimate:
+    if changed > 0.1 * estimate and not is_trial:
         staged.execute("ANALYZE {table}")
 
 
