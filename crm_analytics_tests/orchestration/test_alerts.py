@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,60 +12,34 @@ import psycopg
 import pytest
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
+from crm_analytics.orchestration.alerts import (
+    LONGEST_TEXT,
+    Alert,
+    WebhookError,
+    alerts,
+    message,
+    post,
+)
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
-
-
-class Webhook:
-    """A local HTTP server that keeps what it accepts, and answers with `status` or with what `judge` returns for a body."""
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.status = 200
-        self.judge: Callable[[dict[str, Any]], int] = lambda body: self.status
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                assert self.headers["Content-Type"] == "application/json"
-                status = outer.judge(body)
-                if status == 200:
-                    outer.received.append(body)
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/services/T0/secret-part"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def texts(self) -> list[str]:
-        return [block["text"]["text"] for body in self.received for block in body["blocks"]]
+from crm_analytics_tests.orchestration.webhook import Webhook
 
 
 @pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    hook = Webhook()
-    yield hook
-    hook.server.shutdown()
-    hook.server.server_close()
-
-
-@pytest.fixture
-def tick(analytics_url, webhook) -> Iterator[Callable[..., dg.SensorExecutionData]]:
+def tick(
+    analytics_url: str, new_database: Callable[..., str], tmp_path: Path, webhook: Webhook
+) -> Iterator[Callable[..., dg.SensorExecutionData]]:
     """Evaluates the sensor once, with the cursor of the previous time and, if given, other settings."""
     settings = Settings(
         analytics_database_url=analytics_url,
+        dagster_postgres_url=new_database("dagster"),
+        crm_analytics_home=tmp_path / "state",
         alert_webhook_url=webhook.url,
         dagster_url="https://dagster.example.com/",
     )
     cursor: str | None = None
-    with dg.DagsterInstance.ephemeral() as instance:
+    with open_instance(settings) as instance:
 
         def evaluate(**changes: object) -> Any:
             nonlocal cursor
@@ -135,8 +107,12 @@ def test_alert_says_whether_the_work_is_tried_again(tick, webhook, error, told):
     assert f"\n{told}\n" in text
 
 
-def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(tick, webhook):
-    """A check that keeps failing is posted once; one that runs every few minutes would flood the channel."""
+def link(text: str) -> str:
+    return text.rsplit("\n", 1)[-1]
+
+
+def test_error_check_alerts_when_it_begins_to_fail_and_when_it_recovers(tick, webhook):
+    """A check that keeps failing is posted once, and its recovery once: one that runs often would flood the channel."""
     tick()
     first = _run(tick.instance, passed=False)
     tick()
@@ -147,9 +123,13 @@ def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(
     assert first in webhook.texts[0]
     _run(tick.instance, passed=True)
     tick()
+    tick()
+    assert webhook.texts[1:] == [
+        f"*Check recovered: table: sums_agree*\n3 months differ\n{link(webhook.texts[1])}"
+    ]
     _run(tick.instance, passed=False)
     tick()
-    assert len(webhook.texts) == 2
+    assert len(webhook.texts) == 3
 
 
 def test_warnings_and_successes_are_not_posted(tick, webhook):
@@ -269,7 +249,7 @@ def test_many_alerts_come_in_messages_that_slack_accepts(tick, webhook, analytic
 
 def test_message_keeps_the_link_of_a_long_text():
     """A text that is cut keeps its link to the run."""
-    (block,) = message([Alert("run abc", "t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
+    (block,) = message([Alert("t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
     assert block["text"]["text"].endswith("<http://localhost:3000/runs/abc|Open the run in Dagster>")
     assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
 
