@@ -13,6 +13,7 @@ import pytest
 
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.alerts import (
+    ALERTS_KEY,
     LONGEST_TEXT,
     Alert,
     WebhookError,
@@ -259,3 +260,99 @@ def test_only_http_addresses_are_posted_to(url):
     """Only http(s) addresses are posted to; urllib would read a local file."""
     with pytest.raises(WebhookError, match="not an http"):
         post(url, {})
+
+
+def test_work_that_succeeds_after_a_failure_is_told_and_first_attempts_are_not(tick, webhook):
+    """Whoever read that a run died reads that its work is done; work that succeeds at once is no news."""
+
+    @dg.asset
+    def table() -> None:
+        if fails:
+            raise KeyboardInterrupt
+
+    tick()
+    for attempt in (1, 2):
+        fails = attempt == 1
+        tags = {WORK_TAG: "files:abc", RUN_KEY_TAG: f"files:abc:{attempt}"}
+        dg.materialize([table], instance=tick.instance, tags=tags, raise_on_error=False)
+    dg.materialize([table], instance=tick.instance, tags={WORK_TAG: "b", RUN_KEY_TAG: "b:1"})
+    tick()
+    tick()
+    died, recovered = webhook.texts
+    assert died.startswith("*Run died: ") and "\nRetry 1 of 3 follows at once.\n" in died
+    assert recovered.startswith("*Run recovered: ")
+    assert "\nAttempt 2 succeeded: what failed before is done.\n" in recovered
+
+
+def test_failed_run_of_a_schedule_says_when_it_is_tried_again(tick, webhook):
+    """No sensor repeats the run of a schedule, which comes by itself: nobody has to start it."""
+
+    @dg.asset
+    def table() -> None:
+        raise ValueError("a defect")
+
+    tick()
+    tags = {"dagster/schedule_name": "crm_seal_schedule"}
+    dg.materialize([table], instance=tick.instance, tags=tags, raise_on_error=False)
+    tick()
+    (text,) = webhook.texts
+    assert "\ncrm_seal_schedule starts it again at its next time.\n" in text
+
+
+def test_check_of_some_months_is_not_told_to_recover(tick, webhook):
+    """A check that covers its run's months passes when other months are right: the wrong ones may still be wrong."""
+
+    @dg.asset(key=["analytics", "daily_metrics"])
+    def table() -> None:
+        pass
+
+    @dg.asset_check(asset=table, name="metrics_equal_facts")
+    def check() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=next(verdicts))
+
+    verdicts = iter((False, True, False))
+    tick()
+    for _ in range(3):
+        dg.materialize([table, check], instance=tick.instance, raise_on_error=False)
+        tick()
+    assert [text.split("\n")[0] for text in webhook.texts] == [
+        "*Check failed: analytics/daily_metrics: metrics_equal_facts*"
+    ] * 2
+
+
+def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics):
+    """The page of operation/alerts says what was sent, and what the webhook refused, in the order of sending."""
+    tick()
+    webhook.judge = lambda body: (
+        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+    )
+    _refuse(analytics, "bad", "good")
+    tick()
+    run_id = _run(tick.instance, fail=True)
+    tick()
+    records = tick.instance.fetch_observations(ALERTS_KEY, limit=10, ascending=True).records
+    found = [record.asset_observation.metadata for record in records]
+    assert [(values["alert"].value.split(",")[0], values["outcome"].value) for values in found] == [
+        ("File refused: jobs/good.csv", "sent"),
+        ("File refused: jobs/bad.csv", "refused by the webhook"),
+        ("Run failed: __ephemeral_asset_job__", "sent"),
+    ]
+    assert found[0]["detail"].value == "no column created_at"
+    assert found[2]["run"].value == run_id
+
+
+def test_recovery_waits_behind_the_alert_that_it_ends(tick, webhook, analytics):
+    """What a webhook has not taken yet is sent first, so that nobody reads of a recovery before the failure."""
+    tick()
+    _refuse(analytics, *(f"{n:02}" for n in range(21)))
+    webhook.judge = lambda body: 503 if webhook.received else 200
+    _run(tick.instance, passed=False)
+    tick()
+    webhook.judge = lambda body: 200
+    _run(tick.instance, passed=True)
+    tick()
+    titles = [text.split("\n")[0] for text in webhook.texts]
+    assert len(titles) == len(set(titles)) == 23
+    assert titles.index("*Check failed: table: sums_agree*") < titles.index(
+        "*Check recovered: table: sums_agree*"
+    )

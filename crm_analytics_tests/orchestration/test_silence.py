@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 
+import dagster as dg
 import psycopg
 import pytest
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.scheduler.instigation import InstigatorStatus
 
 from crm_analytics.orchestration.alerts import ALERTS_KEY
+from crm_analytics.orchestration.crm.resources import CrmDatabase
 from crm_analytics_tests.databases import set_today
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
 from crm_analytics_tests.orchestration.daemon import Daemon, running
@@ -169,3 +174,50 @@ def test_schedule_that_fails_three_nights_is_told(
     daemon.tick(2)
     again = [text.split("\n")[0] for text in webhook.texts][len(told) :]
     assert "*Works again: nightly_refresh*" in again
+
+
+def test_sensor_that_is_turned_off_is_no_news(watched: Platform, daemon: Daemon, webhook: Webhook) -> None:
+    """It doesn't work again, and is told again if it fails when it is on again."""
+
+    def turn(status: InstigatorStatus) -> None:
+        (state,) = [s for s in watched.instance.all_instigator_state() if s.name == "number_crm_changes"]
+        watched.instance.update_instigator_state(state.with_status(status))
+
+    with broken_crm(dg.Failure("the CRM is away")):
+        daemon.tick(4)
+        turn(InstigatorStatus.STOPPED)
+        daemon.tick(2)
+        told = "*Sensor fails: number_crm_changes*\n3 ticks in a row, the last one: the CRM is away"
+        assert webhook.texts == [told]
+        turn(InstigatorStatus.RUNNING)
+        daemon.tick(2)
+        assert webhook.texts == [told, told]
+
+
+def test_code_server_that_was_away_says_nothing_about_a_sensor(
+    watched: Platform, daemon: Daemon, webhook: Webhook
+) -> None:
+    """An upgrade stops the code server for a minute: no sensor fails for that, and none works again for it."""
+    with broken_crm(DagsterUserCodeUnreachableError("away")):
+        daemon.tick(5)
+    assert webhook.texts == []
+    with broken_crm(dg.Failure("the CRM is away")):
+        daemon.tick(4)
+    assert [text.split("\n")[0] for text in webhook.texts] == ["*Sensor fails: number_crm_changes*"]
+    with broken_crm(DagsterUserCodeUnreachableError("away")):
+        daemon.tick(3)
+    assert len(webhook.texts) == 1
+    daemon.tick(2)
+    assert [text.split("\n")[0] for text in webhook.texts[1:]] == ["*Works again: number_crm_changes*"]
+
+
+@contextmanager
+def broken_crm(error: Exception) -> Iterator[None]:
+    """Makes number_crm_changes raise."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(_: object) -> None:
+            raise error
+
+        patch.setattr(CrmDatabase, "connection", fail)
+        yield
