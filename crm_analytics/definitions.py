@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.orchestration.alerts import alert_sensors
+from crm_analytics.orchestration.alerts import alert_sensors, alerts_sent
 from crm_analytics.orchestration.analytics.automation import (
     analytics_jobs,
     analytics_schedules,
@@ -21,6 +21,7 @@ from crm_analytics.orchestration.analytics.automation import (
 )
 from crm_analytics.orchestration.analytics.checks import analytics_checks
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
+from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
 from crm_analytics.orchestration.analytics.metric_assets import metrics
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
@@ -36,8 +37,8 @@ def build_defs(
 ) -> dg.Definitions:
     """Assembles everything for the databases, folders and secrets of `settings`; `loggers` replace Dagster's own."""
     return dg.Definitions(
-        assets=[*raw_assets, *fact_specs, metrics, *crm_assets],
-        asset_checks=[*analytics_checks, *crm_checks],
+        assets=[*raw_assets, *fact_specs, metrics, *crm_assets, alerts_sent],
+        asset_checks=[*analytics_checks, freshness_checks, *crm_checks],
         jobs=[*analytics_jobs, *crm_jobs, *maintenance_jobs],
         schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],
         sensors=[*analytics_sensors, *crm_sensors, *alert_sensors],

@@ -1,7 +1,8 @@
-"""Copies of databases for tests."""
+"""Copies of databases for tests, and their clock."""
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import psycopg
@@ -17,3 +18,10 @@ def clone(connection: psycopg.Connection[Any], template: str, name: str) -> None
     ).fetchall():
         key, value = setting.split("=", 1)
         connection.execute(f'ALTER DATABASE "{name}" SET {key} = {value}'.encode())
+
+
+def set_today(connection: psycopg.Connection[Any], today: date) -> None:
+    """Makes an analytics database take a day for today."""
+    connection.execute(
+        f"CREATE OR REPLACE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE RETURN date '{today}'".encode()
+    )

@@ -63,6 +63,7 @@ def main() -> None:
       crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
       crm-analytics up                      Dagster UI with sensors and schedules
       crm-analytics explain 2024-10 repairs the rows behind a number
+      crm-analytics status                  what needs a person
       crm-analytics psql analytics          look at the tables
     """
 
@@ -318,6 +319,23 @@ def explain(
         settings(), month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
     )
     sys.exit(0 if done else 1)
+
+
+@main.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
+def status_command(as_json: bool) -> None:
+    """Show the state of the platform, and what in it needs a person.
+
+    The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that died or failed, sensors,
+    schedules and checks that fail, how old the newest row of each source is, and the last alerts. Changes nothing.
+
+    Exit code 1 if something needs a person; the last lines say what, and the remedy. What the platform does by itself
+    within 15 minutes needs nobody.
+    """
+    from crm_analytics.cli.status import print_status
+    from crm_analytics.core.settings import settings
+
+    sys.exit(0 if print_status(settings(), as_json=as_json) else 1)
 
 
 @main.command()

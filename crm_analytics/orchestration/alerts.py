@@ -1,9 +1,10 @@
-"""Posts alerts to a webhook: failed runs, failed error-level checks and refused files, once each.
+"""Posts alerts to a webhook, once each: what fails, and that it works again.
 
-The cursor's place in the events moves only when everything up to it is settled. Until then the cursor names the
-alerts that were sent, so that none is sent twice. A webhook that is down loses nothing: a tick that gets nothing
-through fails visibly, and the next one tries again. An alert that the webhook refuses while it accepts others is
-set aside, so that it does not hold up the rest.
+The cursor has the place in the events, what is failing, and the alerts that are still to be sent. A webhook that is
+down loses nothing: a tick that gets nothing through fails visibly, its cursor is not kept, and the next one finds the
+same again. An alert that the webhook refuses while it accepts others is set aside, so that it does not hold up the
+rest. What was sent when is on the page of the asset operation/alerts: in Dagster's database, because alerts must not
+need the databases that they are about.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import json
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
+import psycopg
 
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
+from crm_analytics.orchestration.analytics.checks import WINDOWED_CHECKS
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.asset_metadata import OWNERS
+from crm_analytics.orchestration.failing_ticks import FAILURES, automation_names, newest_ticks
 from crm_analytics.orchestration.failures import run_failure
-from crm_analytics.orchestration.retries import outlook
+from crm_analytics.orchestration.retries import attempt_of, outlook
 
 MOST_AT_ONCE = 20  #: alerts per message; Slack accepts 50 blocks
 LONGEST_TEXT = 2800  #: characters per block; Slack accepts 3000
@@ -33,11 +38,21 @@ LONGEST_TICK = 30
 CONTENT_REFUSED = (400, 413, 422)
 
 
+ALERTS_KEY = dg.AssetKey(["operation", "alerts"])
+alerts_sent = dg.AssetSpec(
+    ALERTS_KEY,
+    description="What was sent to ALERT_WEBHOOK_URL, and when: one observation for each alert. An alert that the"
+    " webhook refused is here, too, and says so.",
+    group_name="operation",
+    owners=OWNERS,
+    kinds={"webhook"},
+)
+
+
 @dataclass(frozen=True)
 class Alert:
-    """One thing to look at; `key` is the same at every tick, `run_id` becomes a link."""
+    """One thing to look at; `run_id` becomes a link."""
 
-    key: str
     title: str
     detail: str
     run_id: str | None = None
@@ -92,8 +107,9 @@ def post(url: str, payload: Mapping[str, Any]) -> None:
 class Delivery:
     """What became of the alerts of one tick; `error` is the last one that occurred."""
 
-    sent: list[str] = field(default_factory=list)
+    sent: list[Alert] = field(default_factory=list)
     set_aside: list[Alert] = field(default_factory=list)
+    left: list[Alert] = field(default_factory=list)
     error: WebhookError | None = None
 
 
@@ -111,17 +127,21 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
         batch = waiting.pop(0)
         try:
             post(url, message(batch, dagster_url))
-            done.sent += [alert.key for alert in batch]
+            done.sent += batch
         except WebhookError as error:
             done.error = error
             if error.status not in CONTENT_REFUSED:
+                waiting.insert(0, batch)
                 break
             if len(batch) > 1:
                 waiting[:0] = [[alert] for alert in batch]
             else:
                 refused += batch
+    done.left = [alert for batch in waiting for alert in batch]
     if done.sent:
         done.set_aside = refused
+    else:
+        done.left = [*refused, *done.left]
     return done
 
 
@@ -129,75 +149,137 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
     name="alerts",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Posts failed runs, failed error-level checks and refused files to ALERT_WEBHOOK_URL, once each. "
-    "A check alerts when it begins to fail, and again only after it has passed.",
+    description="Posts to ALERT_WEBHOOK_URL, once each: failed runs, failed error-level checks, refused files, and"
+    f" sensors and schedules that fail {FAILURES} ticks in a row; and that they work again.",
 )
 def alerts(
     context: dg.SensorEvaluationContext,
     analytics: dg.ResourceParam[AnalyticsDatabase],
     settings: dg.ResourceParam[Settings],
 ) -> dg.SkipReason:
-    """Collects what happened since the cursor and posts what is not settled; without a URL, collects and keeps nothing."""
+    """Collects what happened since the cursor and posts what is to be sent; without a URL, collects and keeps nothing."""
     if not settings.alert_webhook_url:
         if context.cursor:
             # alerts that are switched on again begin with that day, not with old failures
             context.update_cursor("")
         return dg.SkipReason("ALERT_WEBHOOK_URL is not set: no alerts")
-    newest = context.instance.event_log_storage.get_maximum_record_id() or 0
-    begin: dict[str, Any] = {"event": newest, "failing": [], "refused": [], "settled": []}
+    instance = context.instance
+    newest = instance.event_log_storage.get_maximum_record_id() or 0
+    begin: dict[str, Any] = {"event": newest, "failing": [], "ticks": [], "refused": [], "waiting": []}
     cursor = begin | json.loads(context.cursor or "{}")
-    checks, failing = _failed_checks(context.instance, cursor["event"], newest, set(cursor["failing"]))
-    files, refused = _refused_files(analytics, set(cursor["refused"]))
-    found = [*_failed_runs(context.instance, cursor["event"], newest), *checks, *files]
-    found = [alert for alert in found if alert.key not in cursor["settled"]]
+    checks, failing = _changed_checks(instance, cursor["event"], newest, set(cursor["failing"]))
+    ticks, failing_now = _changed_ticks(context, set(cursor["ticks"]))
+    try:
+        files, refused = _refused_files(analytics, set(cursor["refused"]))
+    except (psycopg.Error, dg.Failure) as error:
+        # the other alerts may be about this very database
+        context.log.warning(f"refused files are not known until the next tick: {error}")
+        files, refused = [], set(cursor["refused"])
+    found = [
+        *(Alert(**alert) for alert in cursor["waiting"]),
+        *_failed_runs(instance, cursor["event"], newest),
+        *_recovered_runs(instance, cursor["event"], newest),
+        *checks,
+        *ticks,
+        *files,
+    ]
     done = deliver(settings.alert_webhook_url, found, settings.dagster_url)
+    _record(instance, done)
     for alert in done.set_aside:
         context.log.error(
             f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"
         )
-    settled = [*done.sent, *(alert.key for alert in done.set_aside)]
-    left = len(found) - len(settled)
-    if left and not settled:
+    if done.left and not done.sent:
         raise done.error or WebhookError("no time was left to send anything")
-    if left:
-        cursor["settled"] += settled
-    else:
-        cursor = {"event": newest, "failing": sorted(failing), "refused": sorted(refused), "settled": []}
+    cursor = {
+        "event": newest,
+        "failing": sorted(failing),
+        "ticks": sorted(failing_now),
+        "refused": sorted(refused),
+        "waiting": [asdict(alert) for alert in done.left],
+    }
     context.update_cursor(json.dumps(cursor))
-    counts = {"sent": len(done.sent), "refused by the webhook": len(done.set_aside), "waiting": left}
+    counts = {
+        "sent": len(done.sent),
+        "refused by the webhook": len(done.set_aside),
+        "waiting": len(done.left),
+    }
     told = ", ".join(f"{counted(count, 'alert')} {what}" for what, count in counts.items() if count)
     return dg.SkipReason(f"{told}: {done.error}" if done.error else told or "nothing to report")
 
 
+def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
+    """Writes down what was sent, and what the webhook refused."""
+    outcomes = {"sent": done.sent, "refused by the webhook": done.set_aside}
+    for outcome, told in outcomes.items():
+        for alert in told:
+            run = {"run": dg.MetadataValue.dagster_run(alert.run_id)} if alert.run_id else {}
+            instance.report_runless_asset_event(
+                dg.AssetObservation(
+                    ALERTS_KEY,
+                    description=alert.title,
+                    metadata={
+                        "alert": alert.title,
+                        "detail": alert.detail[:LONGEST_TEXT],
+                        "outcome": outcome,
+                        **run,
+                    },
+                )
+            )
+
+
 def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
-    records = instance.fetch_run_status_changes(
-        dg.RunStatusChangeRecordsFilter(
-            event_type=dg.DagsterEventType.RUN_FAILURE, after_storage_id=after, before_storage_id=until + 1
-        ),
-        limit=1000,
-        ascending=True,
-    ).records
-    for record in records:
+    for record in _ended_runs(instance, dg.DagsterEventType.RUN_FAILURE, after, until):
         run = instance.get_run_by_id(record.run_id)
         failure = run_failure(instance, record.run_id)
         next_step = outlook(run, failure) if run else ""
-        months = " to ".join(
-            run.tags[tag]
-            for tag in ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-            if run and tag in run.tags
-        )
+        what = "Run died" if failure.worker_gone else "Run failed"
         yield Alert(
-            f"run {record.run_id}",
-            f"Run failed: {run.job_name if run else record.run_id}" + (f", {months}" if months else ""),
+            f"{what}: {_run_name(run) if run else record.run_id}",
             f"{failure.reason}\n{next_step}".strip(),
             record.run_id,
         )
 
 
-def _failed_checks(
+def _recovered_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
+    """Yields an alert for each piece of work that succeeded after its earlier attempts had failed, which was told."""
+    for record in _ended_runs(instance, dg.DagsterEventType.RUN_SUCCESS, after, until):
+        run = instance.get_run_by_id(record.run_id)
+        attempt = attempt_of(run) if run else None
+        if run and attempt is not None and attempt > 1:
+            detail = f"Attempt {attempt} succeeded: what failed before is done."
+            yield Alert(f"Run recovered: {_run_name(run)}", detail, run.run_id)
+
+
+def _ended_runs(
+    instance: dg.DagsterInstance, how: dg.DagsterEventType, after: int, until: int
+) -> Sequence[dg.EventLogRecord]:
+    return instance.fetch_run_status_changes(
+        dg.RunStatusChangeRecordsFilter(
+            event_type=how,  # type: ignore[arg-type]
+            after_storage_id=after,
+            before_storage_id=until + 1,
+        ),
+        limit=1000,
+        ascending=True,
+    ).records
+
+
+def _run_name(run: dg.DagsterRun) -> str:
+    """Returns the run's job and its months."""
+    tags = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+    months = " to ".join(run.tags[tag] for tag in tags if tag in run.tags)
+    return f"{run.job_name}, {months}" if months else run.job_name
+
+
+def _changed_checks(
     instance: dg.DagsterInstance, after: int, until: int, failing: set[str]
 ) -> tuple[list[Alert], set[str]]:
-    """Returns alerts for checks of severity ERROR that began to fail, and the names of all that fail now."""
+    """Returns alerts for checks of severity ERROR that began to fail or to pass, and the names of all that fail now.
+
+    A check that covers its run's months passes when other months are right, so nothing is said of that.
+    """
+    windowed = {_check_name(key) for key in WINDOWED_CHECKS}
     found = []
     for record in instance.get_event_records(
         dg.EventRecordsFilter(
@@ -209,20 +291,41 @@ def _failed_checks(
         if event is None:
             continue
         evaluation = event.asset_check_evaluation_data
-        name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
-        if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
-            failing.discard(name)
-        elif name not in failing:
+        name = _check_name(evaluation.asset_check_key)
+        fails = not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
+        if fails and name not in failing:
             failing.add(name)
-            found.append(
-                Alert(
-                    f"check {record.storage_id}",
-                    f"Check failed: {name}",
-                    evaluation.description or "see the run",
-                    record.run_id,
-                )
-            )
+            detail = evaluation.description or "see the run"
+            found.append(Alert(f"Check failed: {name}", detail, record.run_id))
+        elif name in failing and not fails:
+            failing.remove(name)
+            if name not in windowed:
+                detail = evaluation.description or "It passes."
+                found.append(Alert(f"Check recovered: {name}", detail, record.run_id))
     return found, failing
+
+
+def _check_name(key: dg.AssetCheckKey) -> str:
+    return f"{key.asset_key.to_user_string()}: {key.name}"
+
+
+def _changed_ticks(context: dg.SensorEvaluationContext, failing: set[str]) -> tuple[list[Alert], set[str]]:
+    """Returns alerts for sensors and schedules that began to fail or to work again, and the names of all that fail now.
+
+    Not for this sensor: while it fails, it tells nothing.
+    """
+    names = automation_names(context.repository_def) - {alerts.name}
+    ticks = newest_ticks(context.instance, names)
+    begun = {found.name: found for found in ticks if found.fails and found.name not in failing}
+    # what is off, or gone, fails no longer, and that is no news
+    works = {found.name for found in ticks if found.works} & failing
+    off = failing - {found.name for found in ticks}
+    found = [
+        Alert(f"{last.kind} fails: {name}", f"{FAILURES} ticks in a row, the last one: {last.reason}")
+        for name, last in begun.items()
+    ]
+    found += [Alert(f"Works again: {name}", "Its newest tick did not fail.") for name in sorted(works)]
+    return found, (failing | set(begun)) - works - off
 
 
 def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[Alert], set[int]]:
@@ -234,7 +337,7 @@ def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[
         ).fetchall()
     return (
         [
-            Alert(f"file {file_id}", f"File refused: {path}", text, run_id)
+            Alert(f"File refused: {path}", text, run_id)
             for file_id, path, text, run_id in refused
             if file_id not in known
         ],

@@ -38,12 +38,16 @@ class RunFailure:
 
 
 def root_cause(event: dg.DagsterEvent) -> str:
-    """Returns the message of a failed step's own exception, not of the one wrapped around it.
+    """Returns the message of a failed step's own exception."""
+    return root_message(event.step_failure_data.error)
+
+
+def root_message(error: SerializableErrorInfo | None) -> str:
+    """Returns the message of the exception at the root of an error, not of those wrapped around it.
 
     Without PostgreSQL's context: alerts send the message to other companies' servers, and a customer's record isn't
     for them.
     """
-    error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause
     return error.message.partition(CONTEXT)[0].strip().removeprefix(FAILURE) if error else "no reason given"

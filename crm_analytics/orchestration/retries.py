@@ -12,6 +12,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 
 from crm_analytics.orchestration.failures import RunFailure, run_failure
 
@@ -64,12 +65,25 @@ def request(
     return dg.RunRequest(run_key=f"{work}:{len(attempts) + 1}", tags={**tags, WORK_TAG: work}, **options)
 
 
-def outlook(run: dg.DagsterRun, failure: RunFailure) -> str:
-    """Returns what a sensor does about a failed run, in a sentence; nothing for a run that no sensor here asked for."""
+def attempt_of(run: dg.DagsterRun) -> int | None:
+    """Returns which attempt at its work a run is, from 1; None for a run that no sensor here asked for."""
     work, _, attempt = run.tags.get(RUN_KEY_TAG, "").rpartition(":")
-    if run.tags.get(WORK_TAG) != work or not work:
-        return ""
-    delay = _delay(failure, int(attempt))
+    return int(attempt) if work and run.tags.get(WORK_TAG) == work else None
+
+
+def will_retry(run: dg.DagsterRun, failure: RunFailure) -> bool:
+    """Returns whether a sensor asks again for the work of a failed run."""
+    attempt = attempt_of(run)
+    return attempt is not None and _delay(failure, attempt) is not None
+
+
+def outlook(run: dg.DagsterRun, failure: RunFailure) -> str:
+    """Returns what happens about a failed run, in a sentence; nothing for one that a person started."""
+    attempt = attempt_of(run)
+    if attempt is None:
+        schedule = run.tags.get(SCHEDULE_NAME_TAG)
+        return f"{schedule} starts it again at its next time." if schedule else ""
+    delay = _delay(failure, attempt)
     if delay is None:
         return f"No retry follows: {GOES_ON}."
     return f"Retry {attempt} of {len(DELAYS)} follows {f'in {delay} s' if delay else 'at once'}."

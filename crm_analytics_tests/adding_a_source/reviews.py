@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.sources.declaration import Column, Expectation, Key, Source
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Label, Text, When, WholeNumber
 
 REVIEWS = Source(
@@ -25,6 +25,6 @@ REVIEWS = Source(
     filename_patterns=(r"\breviews?\b",),
     own_headers=("Review ID",),
     foreign_headers=("Lead ID", "Job #"),
-    late_after_hours=24 * 7,
+    expectation=Expectation(7, 14),
     migration="0007_reviews.sql",
 )

@@ -5,7 +5,7 @@ The source `reviews` exists only here. Its declaration (reviews.py) and migratio
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.checks import build_checks
+from crm_analytics.orchestration.analytics.freshness_checks import build_freshness_checks
 from crm_analytics.orchestration.analytics.raw_assets import build_raw_asset
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics_tests.adding_a_source.reviews import REVIEWS
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, text
+from crm_analytics_tests.databases import set_today
 
 HEADER = ("Review ID", "Date", "Stars", "Site", "Comment")
 KEY = dg.AssetKey(["raw", "reviews"])
@@ -44,7 +46,7 @@ def run(landing: Landing, url: str) -> dg.ExecuteInProcessResult:
     """Materializes the source's asset for October and runs its checks."""
     definitions = dg.Definitions(
         assets=[build_raw_asset(REVIEWS)],
-        asset_checks=[build_checks("raw/reviews")],
+        asset_checks=[build_checks("raw/reviews"), build_freshness_checks([REVIEWS])],
         resources={
             "analytics": AnalyticsDatabase(Settings(analytics_database_url=url)),
             "landing": LandingFolder(landing.folder),
@@ -116,20 +118,22 @@ def test_dry_run(landing: Landing) -> None:
 
 
 def test_asset_and_its_checks(landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The asset loads the files and describes the table; its checks find quarantine, refused files, vanished rows."""
+    """The asset loads the files and describes the table; its checks find quarantine, refused files, vanished rows, silence."""
     monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
+    set_today(landing.connection, date(2024, 10, 22))
     landing.write("reviews/1.csv", text(HEADER, [review(number) for number in range(1, 6)]), day=1)
     good = run(landing, analytics_url)
     assert good.success
     assert {check.check_name: check.passed for check in good.get_asset_check_evaluations()} == {
-        "quarantine": True, "files_read": True, "vanished_rows": True,
+        "quarantine": True, "files_read": True, "vanished_rows": True, "fresh": True,
     }  # fmt: skip
     (materialization,) = good.asset_materializations_for_node("raw__reviews")
     assert materialization.metadata["files_loaded"].value == 1
     schema: Any = materialization.metadata["dagster/column_schema"].value
     assert {column.name: column.description for column in schema.columns}["stars"] == "One to five."
 
-    # R4 is missing, R2 cannot be read, and the third file is no export
+    # two weeks later R4 is missing, R2 cannot be read, and the third file is no export
+    set_today(landing.connection, date(2024, 11, 5))
     later = [review(1), review(2, "five"), review(3), review(5, day="10/20/2024")]
     landing.write("reviews/2.csv", text(HEADER, later), day=2)
     landing.write("reviews/3.csv", "<!DOCTYPE html><html><body>Sign in</body></html>", day=3)
@@ -139,14 +143,19 @@ def test_asset_and_its_checks(landing: Landing, analytics_url: str, monkeypatch:
         "quarantine": False,
         "files_read": False,
         "vanished_rows": False,
+        "fresh": False,
     }
 
 
 def test_asset_says_when_it_is_late_and_what_it_is() -> None:
-    """Freshness and description come from the declaration."""
+    """What is expected of its newest row, and its description, come from the declaration."""
     (spec,) = build_raw_asset(REVIEWS).specs
     assert spec.key == KEY
-    assert spec.freshness_policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(days=7))
+    (fresh,) = build_freshness_checks([REVIEWS]).check_specs
+    assert fresh.asset_key == KEY
+    assert "warns when it is older than 7 days and fails when it is older than 14 days" in (
+        fresh.description or ""
+    )
     assert (spec.description or "").startswith("Reviews by customers, with their stars.")
     assert spec.tags["source"] == "reviews"
 

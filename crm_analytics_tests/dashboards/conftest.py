@@ -20,6 +20,7 @@ from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.dashboards import reader_role
 from crm_analytics_tests.analytics import reference_model as model
 from crm_analytics_tests.conftest import STATE_VARIABLE
+from crm_analytics_tests.databases import set_today
 
 PASSWORD = "a-test-password"
 SOURCES = ("Google", "google", "Rely", "Retention", "eLocals", "O'Brien Appliance", "")
@@ -81,9 +82,7 @@ def sample(new_database: Callable[..., str], request: pytest.FixtureRequest) -> 
     url = new_database("analytics")
     today: date = request.param
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            f"CREATE OR REPLACE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE RETURN date '{today}'".encode()
-        )
+        set_today(connection, today)
         month = today.replace(day=1)
         warehouse = _warehouse(today)
         _insert(connection, warehouse)

@@ -18,6 +18,7 @@ from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.partitions import range_tags
+from crm_analytics_tests.orchestration.webhook import Webhook
 
 JOBS_HEADER = "UUID,Job #,Job Type,Source,Status,Created,Total"
 PAYMENTS_HEADER = "Payment ID,Job UUID,Amount,Date,Status"
@@ -126,3 +127,11 @@ def job_row(
 ) -> str:
     """Returns one line of a jobs export."""
     return f"{job_id},{number},{type_},{source},Done,{day},0"
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    hook = Webhook()
+    yield hook
+    hook.server.shutdown()
+    hook.server.server_close()

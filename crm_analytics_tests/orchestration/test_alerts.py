@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,60 +12,35 @@ import psycopg
 import pytest
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.orchestration.alerts import LONGEST_TEXT, Alert, WebhookError, alerts, message, post
+from crm_analytics.orchestration.alerts import (
+    ALERTS_KEY,
+    LONGEST_TEXT,
+    Alert,
+    WebhookError,
+    alerts,
+    message,
+    post,
+)
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
-
-
-class Webhook:
-    """A local HTTP server that keeps what it accepts, and answers with `status` or with what `judge` returns for a body."""
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.status = 200
-        self.judge: Callable[[dict[str, Any]], int] = lambda body: self.status
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                assert self.headers["Content-Type"] == "application/json"
-                status = outer.judge(body)
-                if status == 200:
-                    outer.received.append(body)
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/services/T0/secret-part"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def texts(self) -> list[str]:
-        return [block["text"]["text"] for body in self.received for block in body["blocks"]]
+from crm_analytics_tests.orchestration.webhook import Webhook
 
 
 @pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    hook = Webhook()
-    yield hook
-    hook.server.shutdown()
-    hook.server.server_close()
-
-
-@pytest.fixture
-def tick(analytics_url, webhook) -> Iterator[Callable[..., dg.SensorExecutionData]]:
+def tick(
+    analytics_url: str, new_database: Callable[..., str], tmp_path: Path, webhook: Webhook
+) -> Iterator[Callable[..., dg.SensorExecutionData]]:
     """Evaluates the sensor once, with the cursor of the previous time and, if given, other settings."""
     settings = Settings(
         analytics_database_url=analytics_url,
+        dagster_postgres_url=new_database("dagster"),
+        crm_analytics_home=tmp_path / "state",
         alert_webhook_url=webhook.url,
         dagster_url="https://dagster.example.com/",
     )
     cursor: str | None = None
-    with dg.DagsterInstance.ephemeral() as instance:
+    with open_instance(settings) as instance:
 
         def evaluate(**changes: object) -> Any:
             nonlocal cursor
@@ -135,8 +108,12 @@ def test_alert_says_whether_the_work_is_tried_again(tick, webhook, error, told):
     assert f"\n{told}\n" in text
 
 
-def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(tick, webhook):
-    """A check that keeps failing is posted once; one that runs every few minutes would flood the channel."""
+def link(text: str) -> str:
+    return text.rsplit("\n", 1)[-1]
+
+
+def test_error_check_alerts_when_it_begins_to_fail_and_when_it_recovers(tick, webhook):
+    """A check that keeps failing is posted once, and its recovery once: one that runs often would flood the channel."""
     tick()
     first = _run(tick.instance, passed=False)
     tick()
@@ -147,9 +124,13 @@ def test_error_check_alerts_when_it_begins_to_fail_and_again_only_after_passing(
     assert first in webhook.texts[0]
     _run(tick.instance, passed=True)
     tick()
+    tick()
+    assert webhook.texts[1:] == [
+        f"*Check recovered: table: sums_agree*\n3 months differ\n{link(webhook.texts[1])}"
+    ]
     _run(tick.instance, passed=False)
     tick()
-    assert len(webhook.texts) == 2
+    assert len(webhook.texts) == 3
 
 
 def test_warnings_and_successes_are_not_posted(tick, webhook):
@@ -269,7 +250,7 @@ def test_many_alerts_come_in_messages_that_slack_accepts(tick, webhook, analytic
 
 def test_message_keeps_the_link_of_a_long_text():
     """A text that is cut keeps its link to the run."""
-    (block,) = message([Alert("run abc", "t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
+    (block,) = message([Alert("t", "x" * 9999, "abc")], "http://localhost:3000")["blocks"]
     assert block["text"]["text"].endswith("<http://localhost:3000/runs/abc|Open the run in Dagster>")
     assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
 
@@ -279,3 +260,99 @@ def test_only_http_addresses_are_posted_to(url):
     """Only http(s) addresses are posted to; urllib would read a local file."""
     with pytest.raises(WebhookError, match="not an http"):
         post(url, {})
+
+
+def test_work_that_succeeds_after_a_failure_is_told_and_first_attempts_are_not(tick, webhook):
+    """Whoever read that a run died reads that its work is done; work that succeeds at once is no news."""
+
+    @dg.asset
+    def table() -> None:
+        if fails:
+            raise KeyboardInterrupt
+
+    tick()
+    for attempt in (1, 2):
+        fails = attempt == 1
+        tags = {WORK_TAG: "files:abc", RUN_KEY_TAG: f"files:abc:{attempt}"}
+        dg.materialize([table], instance=tick.instance, tags=tags, raise_on_error=False)
+    dg.materialize([table], instance=tick.instance, tags={WORK_TAG: "b", RUN_KEY_TAG: "b:1"})
+    tick()
+    tick()
+    died, recovered = webhook.texts
+    assert died.startswith("*Run died: ") and "\nRetry 1 of 3 follows at once.\n" in died
+    assert recovered.startswith("*Run recovered: ")
+    assert "\nAttempt 2 succeeded: what failed before is done.\n" in recovered
+
+
+def test_failed_run_of_a_schedule_says_when_it_is_tried_again(tick, webhook):
+    """No sensor repeats the run of a schedule, which comes by itself: nobody has to start it."""
+
+    @dg.asset
+    def table() -> None:
+        raise ValueError("a defect")
+
+    tick()
+    tags = {"dagster/schedule_name": "crm_seal_schedule"}
+    dg.materialize([table], instance=tick.instance, tags=tags, raise_on_error=False)
+    tick()
+    (text,) = webhook.texts
+    assert "\ncrm_seal_schedule starts it again at its next time.\n" in text
+
+
+def test_check_of_some_months_is_not_told_to_recover(tick, webhook):
+    """A check that covers its run's months passes when other months are right: the wrong ones may still be wrong."""
+
+    @dg.asset(key=["analytics", "daily_metrics"])
+    def table() -> None:
+        pass
+
+    @dg.asset_check(asset=table, name="metrics_equal_facts")
+    def check() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=next(verdicts))
+
+    verdicts = iter((False, True, False))
+    tick()
+    for _ in range(3):
+        dg.materialize([table, check], instance=tick.instance, raise_on_error=False)
+        tick()
+    assert [text.split("\n")[0] for text in webhook.texts] == [
+        "*Check failed: analytics/daily_metrics: metrics_equal_facts*"
+    ] * 2
+
+
+def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics):
+    """The page of operation/alerts says what was sent, and what the webhook refused, in the order of sending."""
+    tick()
+    webhook.judge = lambda body: (
+        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+    )
+    _refuse(analytics, "bad", "good")
+    tick()
+    run_id = _run(tick.instance, fail=True)
+    tick()
+    records = tick.instance.fetch_observations(ALERTS_KEY, limit=10, ascending=True).records
+    found = [record.asset_observation.metadata for record in records]
+    assert [(values["alert"].value.split(",")[0], values["outcome"].value) for values in found] == [
+        ("File refused: jobs/good.csv", "sent"),
+        ("File refused: jobs/bad.csv", "refused by the webhook"),
+        ("Run failed: __ephemeral_asset_job__", "sent"),
+    ]
+    assert found[0]["detail"].value == "no column created_at"
+    assert found[2]["run"].value == run_id
+
+
+def test_recovery_waits_behind_the_alert_that_it_ends(tick, webhook, analytics):
+    """What a webhook has not taken yet is sent first, so that nobody reads of a recovery before the failure."""
+    tick()
+    _refuse(analytics, *(f"{n:02}" for n in range(21)))
+    webhook.judge = lambda body: 503 if webhook.received else 200
+    _run(tick.instance, passed=False)
+    tick()
+    webhook.judge = lambda body: 200
+    _run(tick.instance, passed=True)
+    tick()
+    titles = [text.split("\n")[0] for text in webhook.texts]
+    assert len(titles) == len(set(titles)) == 23
+    assert titles.index("*Check failed: table: sums_agree*") < titles.index(
+        "*Check recovered: table: sums_agree*"
+    )

@@ -216,6 +216,24 @@ SELECT analytics.describe('{raw.vanished_rows}', $$
     dismissed_at: When a person confirmed that the row is right as it is; NULL while it is reported.
 $$);
 
+CREATE TABLE analytics.source_expectations (
+    source text PRIMARY KEY,
+    warn_days int CHECK (warn_days >= 0),
+    error_days int CHECK (error_days >= 0),
+    note text,
+    CONSTRAINT source_expectations_order CHECK (warn_days <= error_days)
+);
+COMMENT ON TABLE analytics.source_expectations IS
+    'How old the newest row of a source may be, where its declaration doesn''t fit. Both limits replace those of the '
+    'declaration; NULL is no limit. For a source that is no longer used: INSERT INTO analytics.source_expectations '
+    'VALUES (''elocals_leads'', NULL, NULL, ''no longer a customer'')';
+SELECT analytics.describe('{analytics.source_expectations}', $$
+    source: The source, as its landing folder is called.
+    warn_days: The check `fresh` warns when the newest row is older than so many days; NULL: never.
+    error_days: It fails, and an alert is sent, when the newest row is older than so many days; NULL: never.
+    note: Why.
+$$);
+
 -- Ids and numbers are compared byte by byte (COLLATE "C"), which builds and searches their indexes faster.
 -- Raw rows carry the file and record that last changed them. file_id has no foreign key: ledger entries are
 -- never deleted, and checking every row would double the time of a load.

@@ -18,6 +18,7 @@ from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
 from crm_analytics.core.wording import counted
+from crm_analytics.orchestration.analytics.freshness_checks import check_freshness_hourly, check_freshness_job
 from crm_analytics.orchestration.analytics.jobs import check_history_job, refresh_job
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
@@ -152,6 +153,6 @@ check_history_nightly = dg.ScheduleDefinition(
     description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
 )
 
-analytics_jobs = [refresh_job, check_history_job]
-analytics_schedules = [nightly_refresh, check_history_nightly]
+analytics_jobs = [refresh_job, check_history_job, check_freshness_job]
+analytics_schedules = [nightly_refresh, check_history_nightly, check_freshness_hourly]
 analytics_sensors = [refresh_stale_months, load_landing_files]

@@ -1,6 +1,5 @@
 """Defines the raw assets and the targets: one asset per source, which loads its export files whole."""
 
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -57,7 +56,6 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
         kinds={"postgres", "csv", "table"},
         owners=OWNERS,
         tags={"source": source.name},
-        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=source.late_after_hours)),
     )
     def load(
         context: dg.AssetExecutionContext,

@@ -170,6 +170,14 @@ class MonthTotals:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """How many days old the newest row of a table may be before its silence is told; None is no limit."""
+
+    warn_days: int | None = 3
+    error_days: int | None = 7
+
+
+@dataclass(frozen=True)
 class Reference:
     """A column that refers to another table; new rows get it by the first lookup that finds something."""
 
@@ -237,8 +245,8 @@ class Source:
     lock: LiteralString | None = None
     #: SQL over the accepted records, `pg_temp.staged`, once they are loaded: a warning per row.
     review: LiteralString | None = None
-    #: Hours without a new export after which the table counts as late.
-    late_after_hours: int = 36
+    #: How old the newest row may be; a row of analytics.source_expectations replaces it.
+    expectation: Expectation = Expectation()
     #: The file of sql/analytics/ that makes the table.
     migration: str = "0001_raw.sql"
 
@@ -291,6 +299,11 @@ class Source:
         """The schema and the name of the table."""
         schema, name = self.table.split(".")
         return schema, name
+
+    @property
+    def newest_column(self) -> str:
+        """The table's column with the last day that a row is about."""
+        return self.month_totals.covered_to if self.month_totals else self.date_column
 
     @property
     def value_columns(self) -> tuple[str, ...]:

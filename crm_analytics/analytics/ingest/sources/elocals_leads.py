@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.sources.declaration import Column, Expectation, Key, Source
 from crm_analytics.analytics.ingest.sources.other_kinds import (
     ESTIMATES,
     EXPENSES,
@@ -44,4 +44,6 @@ ELOCALS_LEADS = Source(
         *(*INVOICES, *ESTIMATES, *EXPENSES),
     ),
     summed="cost",
+    # some weeks bring few leads
+    expectation=Expectation(7, 14),
 )

@@ -12,6 +12,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
     Derived,
+    Expectation,
     FileFacts,
     Key,
     MonthTotals,
@@ -216,4 +217,6 @@ GOOGLE_SPEND = Source(
     complete=_add_coverage,
     summed="amount",
     month_totals=MonthTotals("amount", "covered_to", _SPLITS),
+    # exported once a month, when the month has ended
+    expectation=Expectation(35, 45),
 )

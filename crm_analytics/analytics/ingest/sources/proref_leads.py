@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crm_analytics.analytics.ingest.sources.declaration import Column, Key, Source
+from crm_analytics.analytics.ingest.sources.declaration import Column, Expectation, Key, Source
 from crm_analytics.analytics.ingest.sources.other_kinds import ESTIMATES, EXPENSES, INVOICES, LEADS
 from crm_analytics.analytics.ingest.values.column_types import Identifier, Text, When
 
@@ -36,4 +36,6 @@ PROREF_LEADS = Source(
         *(*LEADS, "Lead Source", "Job #", "Job Type", "Converted", "Campaign"),
         *(*INVOICES, *ESTIMATES, *EXPENSES),
     ),
+    # some weeks bring few leads
+    expectation=Expectation(7, 14),
 )

@@ -13,6 +13,7 @@ from crm_analytics.analytics.ingest.sources.declaration import (
     Column,
     Columns,
     Derived,
+    Expectation,
     FileFacts,
     Key,
     Source,
@@ -82,4 +83,6 @@ TARGETS = Source(
     needs_one_of=(("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),),
     review=_REVIEW,
     migration="0004_metrics.sql",
+    # a month's target is of its first day
+    expectation=Expectation(30, None),
 )
