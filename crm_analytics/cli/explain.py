@@ -35,6 +35,7 @@ from crm_analytics.core.wording import counted, listed
 #: Rows printed as a table; a month of a big business has 100,000.
 SHOWN_ROWS = 500
 SHOWN_SOURCES = 30
+SHOWN_REVISIONS = 10
 
 
 def print_explanation(
@@ -178,6 +179,17 @@ def _print_conclusion(
             highlight=False,
             soft_wrap=True,  # commands must not break
         )
+    for revised in explanation.revisions[:SHOWN_REVISIONS]:
+        sign = "+" if revised.change > 0 else ""
+        console.print(
+            f"revised {revised.at.astimezone(timezone):%Y-%m-%d %H:%M}: {revised.measure} {sign}{amount_text(revised.change)},"
+            f" because of {escape(revised.causes)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    older = len(explanation.revisions) - SHOWN_REVISIONS
+    if older > 0:
+        console.print(f"… and {counted(older, 'older revision')}: the table analytics.revisions has them")
     return explanation.is_equal or stale is not None
 
 

@@ -20,8 +20,10 @@ RATIOS = {
     "conv_u_to_r": ("repairs", "units"),
     "cpl": ("cost", "leads"),
 }
+#: The stored measures that the other metrics are made of.
+MADE_OF = {"revenue40": ("revenue_gross",), "profit": ("revenue_gross", "cost"), **RATIOS}
 #: Every metric that `analytics.explain_between` explains.
-METRICS = (*MEASURES, "revenue40", "profit", *RATIOS)
+METRICS = (*MEASURES, *MADE_OF)
 
 
 class Contribution(NamedTuple):
@@ -47,6 +49,15 @@ class Stale:
     causes: str
 
 
+class Revised(NamedTuple):
+    """A change of a number after its month had ended."""
+
+    at: datetime
+    measure: str
+    change: Decimal
+    causes: str
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A number's rows, and what the metrics have stored for it, as one snapshot shows them.
@@ -55,11 +66,13 @@ class Explanation:
         rows: the contributions, the numerator's before the denominator's, then by day.
         stored: what is stored, by part: `whole`, or `numerator` and `denominator`.
         stale: why the two may differ; None if the month is up to date.
+        revisions: how the month's number was revised, the newest first.
     """
 
     rows: Sequence[Contribution]
     stored: Mapping[str, Decimal]
     stale: Stale | None
+    revisions: Sequence[Revised]
 
     @property
     def explained(self) -> dict[str, Decimal]:
@@ -83,7 +96,7 @@ def explain(
     segment: str | None = None,
     day: int | None = None,
 ) -> Explanation:
-    """Returns the rows behind one number, and the number itself, both from one snapshot.
+    """Returns the rows behind one number, the number itself and its revisions, all from one snapshot.
 
     Args:
         connection: to the analytics database, not inside a transaction.
@@ -122,7 +135,29 @@ def explain(
             " AND stale_since IS NOT NULL",
             asked,
         ).fetchone()
-    return Explanation(contributions, stored, Stale(*stale) if stale else None)
+        revisions = _revisions(connection, asked)
+    return Explanation(contributions, stored, Stale(*stale) if stale else None, revisions)
+
+
+def _revisions(connection: psycopg.Connection[Any], asked: Mapping[str, Any]) -> list[Revised]:
+    """Returns the revisions that changed the month's number, also if only a day of it is asked for."""
+    found = connection.execute(
+        """
+        SELECT r.revised_at, c.measure, c.change, r.causes
+        FROM reporting.revisions r
+        JOIN (
+            SELECT revision_id, measure, sum(new - old) AS change
+            FROM analytics.revision_changes
+            WHERE measure = ANY (%(measures)s) AND (%(source)s::text IS NULL OR source = %(source)s)
+                AND (%(segment)s::text IS NULL OR segment = %(segment)s)
+            GROUP BY revision_id, measure
+        ) c USING (revision_id)
+        WHERE r.month = %(month)s AND c.change <> 0
+        ORDER BY r.revised_at DESC, r.revision_id DESC, c.measure
+        """,
+        {**asked, "measures": list(MADE_OF.get(asked["metric"], (asked["metric"],)))},
+    )
+    return [Revised._make(row) for row in found]
 
 
 def _stored(connection: psycopg.Connection[Any], table: str, asked: Mapping[str, Any]) -> dict[str, Decimal]:
