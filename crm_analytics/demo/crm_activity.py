@@ -58,7 +58,7 @@ class Summary:
         if self.already_played:
             lines = ["CRM: this demo was already played; nothing was added."]
         else:
-            done = ", ".join(f"{count} {kind}" for kind, count in self.done.items())
+            done = ", ".join(f"{kind} {count}" for kind, count in self.done.items())
             lines = [f"CRM, played through the RPCs: {done}"]
         if self.refused:
             refused = ", ".join(f"{count} with {state}" for state, count in sorted(self.refused.items()))
