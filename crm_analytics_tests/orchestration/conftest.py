@@ -18,6 +18,7 @@ from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.partitions import range_tags
+from crm_analytics_tests.databases import set_today
 from crm_analytics_tests.orchestration.webhook import Webhook
 
 JOBS_HEADER = "UUID,Job #,Job Type,Source,Status,Created,Total"
@@ -97,6 +98,11 @@ class Platform:
         """Returns the rows of a query on the analytics database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(sql.encode()).fetchall()
+
+    def set_today(self, today: str) -> None:
+        """Makes the analytics database take a day for today."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            set_today(connection, date.fromisoformat(today))
 
     def execute(self, sql: str) -> None:
         """Executes a statement on the analytics database."""

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 
 import dagster as dg
-import psycopg
 import pytest
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from crm_analytics.orchestration.alerts import ALERTS_KEY
 from crm_analytics.orchestration.crm.resources import CrmDatabase
-from crm_analytics_tests.databases import set_today
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
 from crm_analytics_tests.orchestration.daemon import Daemon, running
 from crm_analytics_tests.orchestration.webhook import Webhook
@@ -34,11 +32,6 @@ def watched(platform: Platform, webhook: Webhook, new_database: Callable[..., st
 def daemon(watched: Platform) -> Iterator[Daemon]:
     with running(watched) as started:
         yield started
-
-
-def today(platform: Platform, day: str) -> None:
-    with psycopg.connect(platform.url, autocommit=True) as connection:
-        set_today(connection, date.fromisoformat(day))
 
 
 def check_freshness(platform: Platform) -> dict[str, tuple[bool, str]]:
@@ -68,16 +61,16 @@ def test_stopped_exports_turn_the_check_red_and_are_told_once_and_so_is_their_re
     A run that loads nothing doesn't help, nor does a new file with old rows.
     """
     watched.drop("jobs/1.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-20"))
-    today(watched, "2024-10-23")
+    watched.set_today("2024-10-23")
     daemon.tick()
     assert watched.run(OCTOBER, OCTOBER).success
     assert check_freshness(watched)["jobs"] == (True, "the newest row is of 2024-10-20, 3 days old")
-    today(watched, "2024-10-27")
+    watched.set_today("2024-10-27")
     assert not check_freshness(watched)["jobs"][0]
     daemon.tick()
     assert webhook.texts == []
 
-    today(watched, "2024-10-28")
+    watched.set_today("2024-10-28")
     watched.drop("jobs/2.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-19"))
     assert watched.run(OCTOBER, OCTOBER).success
     passed, told = check_freshness(watched)["jobs"]
@@ -116,7 +109,7 @@ def test_expectations_can_be_replaced_and_rows_of_the_future_hide_nothing(watche
             ('2024-10-01', 'ALL', 'ALL', 1), ('2025-01-01', 'ALL', 'ALL', 1);
         """
     )
-    today(watched, "2024-10-16")
+    watched.set_today("2024-10-16")
     late = "the newest row is of 2024-10-01, 15 days old"
     found = check_freshness(watched)
     assert found["jobs"][1].startswith(f"{late}; expected: 7 days at most")

@@ -20,7 +20,6 @@ from crm_analytics.orchestration.status import Status, status
 from crm_analytics.orchestration.worker_lock import WatchedRunStorage
 from crm_analytics_tests.analytics.ingest.landing_folder import set_ages
 from crm_analytics_tests.conftest import PATIENCE
-from crm_analytics_tests.databases import set_today
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
 from crm_analytics_tests.orchestration.daemon import running
 
@@ -39,8 +38,7 @@ def look(platform: Platform, later: timedelta = timedelta(0)) -> Status:
 
 def loaded(platform: Platform) -> Platform:
     """Loads a job of October 20 and computes its month, on October 21."""
-    with psycopg.connect(platform.url, autocommit=True) as connection:
-        set_today(connection, date(2024, 10, 21))
+    platform.set_today("2024-10-21")
     platform.drop("jobs/good.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-20"))
     assert platform.run(OCTOBER, OCTOBER).success
     return platform
@@ -103,8 +101,7 @@ def test_files_rows_and_expectations_that_need_a_person(platform: Platform) -> N
     platform.drop("jobs/bad.csv", JOBS_HEADER, job_row("CCCCCC", "soon"))
     assert platform.run(OCTOBER, OCTOBER).success
     platform.execute("INSERT INTO analytics.source_expectations VALUES ('job', 1, 2)")
-    with psycopg.connect(platform.url, autocommit=True) as connection:
-        set_today(connection, date(2024, 10, 28))
+    platform.set_today("2024-10-28")
     refused, quarantine, silent, unknown = look(platform).to_do
     assert refused.startswith("jobs/login.csv is not loaded: ")
     assert quarantine.startswith(
