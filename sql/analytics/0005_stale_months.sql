@@ -14,7 +14,7 @@ CREATE TABLE analytics.stale_months (
     table_name text,
     operation text NOT NULL,
     file_id bigint DEFAULT analytics.loading_file(),
-    changed_by text DEFAULT CASE WHEN analytics.loading_file() IS NULL THEN session_user END,
+    changed_by text NOT NULL DEFAULT session_user,
     rows int,
     cause text NOT NULL GENERATED ALWAYS AS (coalesce(table_name || ' ', '') || operation) STORED,
     noted_at timestamptz NOT NULL DEFAULT now()
@@ -30,7 +30,7 @@ SELECT analytics.describe('{analytics.stale_months}', $$
     operation: insert, update, delete or truncate; without a table, why every month may have changed, such as the
         migration's name.
     file_id: The raw.source_files entry whose load made the change; NULL if none did.
-    changed_by: The login that made the change; NULL for a load.
+    changed_by: The login that made the change.
     rows: How many of the month's rows changed: those before or those after, whichever are more. NULL where they are not
         counted: an empty table's first file, and changes of every month.
     cause: table_name and operation.
@@ -92,7 +92,7 @@ CREATE TABLE analytics.revision_causes (
 );
 COMMENT ON TABLE analytics.revision_causes IS
     'Why a revision was made: the entries of stale_months that its refresh answered, alike ones added up. None if '
-    'nothing was noted: metrics that were changed by hand, or a trigger that was off.';
+    'nothing was noted: a trigger was off, or daily metrics were changed by hand.';
 SELECT analytics.describe('{analytics.revision_causes}', $$
     revision_id: The revision.
     table_name: The table that changed; NULL for what changes no table.
@@ -181,27 +181,26 @@ COMMENT ON FUNCTION analytics.rows_that_matter IS
     'SQL: of these rows of a raw table (the table itself, or the transition table of a statement), those that affect '
     'the metrics: key, day, and the columns that matter.';
 
-CREATE FUNCTION analytics.queue_months_of(sides text[], table_name text, operation text) RETURNS text
+CREATE FUNCTION analytics.queue_months_of(before text, after text, table_name text, operation text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN format(
     'INSERT INTO analytics.stale_months (month, table_name, operation, rows)
-    SELECT month, %L, %L, max(rows) FROM (%s) AS side GROUP BY month',
-    table_name, operation, (
-        SELECT string_agg(
-            format(
-                'SELECT analytics.month_of(day) AS month, sum(rows) AS rows
-                FROM (SELECT day, count(*) AS rows FROM (%s) AS changed GROUP BY day) AS days
-                GROUP BY 1',
-                side
-            ),
-            ' UNION ALL '
-        )
-        FROM unnest(sides) AS side
+    SELECT analytics.month_of(day), %L, %L, greatest(sum(before), sum(after))
+    FROM (
+        SELECT day, count(*) FILTER (WHERE is_before) AS before, count(*) FILTER (WHERE NOT is_before) AS after
+        FROM (%s) AS changed
+        GROUP BY day
+    ) AS days
+    GROUP BY 1',
+    table_name, operation, concat_ws(
+        ' UNION ALL ',
+        'SELECT day, true AS is_before FROM (' || before || ') AS before',
+        'SELECT day, false AS is_before FROM (' || after || ') AS after'
     )
 );
 COMMENT ON FUNCTION analytics.queue_months_of IS
-    'SQL that queues the months of these rows, those before a change and those after it. Who has the rows executes it: '
-    'only a trigger sees its transition tables.';
+    'SQL that queues the months of these rows: those before a change, NULL for none, and those after it. Who has the '
+    'rows executes it: only a trigger sees its transition tables.';
 
 -- An update affects the months of the rows that differ before and after, which covers changed keys and rows that start
 -- or cease to matter.
@@ -221,13 +220,8 @@ BEGIN
         new_rows := analytics.rows_that_matter(TG_RELID, 'new_rows');
     END IF;
     EXECUTE analytics.queue_months_of(
-        CASE TG_OP
-            WHEN 'INSERT' THEN ARRAY[new_rows]
-            WHEN 'DELETE' THEN ARRAY[old_rows]
-            ELSE ARRAY[
-                format('(%s) EXCEPT (%s)', old_rows, new_rows), format('(%s) EXCEPT (%s)', new_rows, old_rows)
-            ]
-        END,
+        CASE WHEN TG_OP = 'UPDATE' THEN format('(%s) EXCEPT (%s)', old_rows, new_rows) ELSE old_rows END,
+        CASE WHEN TG_OP = 'UPDATE' THEN format('(%s) EXCEPT (%s)', new_rows, old_rows) ELSE new_rows END,
         TG_TABLE_NAME, lower(TG_OP)
     );
     RETURN NULL;
@@ -518,7 +512,7 @@ BEGIN
         );
     ELSE
         EXECUTE analytics.queue_months_of(
-            ARRAY[analytics.rows_that_matter(relation, format('(SELECT * FROM %s WHERE file_id = %s)', relation, file))],
+            NULL, analytics.rows_that_matter(relation, format('(SELECT * FROM %s WHERE file_id = %s)', relation, file)),
             table_name, 'insert'
         );
     END IF;

@@ -286,7 +286,7 @@ CREATE VIEW reporting.revisions AS
 SELECT
     r.revision_id, r.month, r.revised_at, l.run_id, c.changed_values, c.dollars,
     reporting.changes_of(r.revision_id, NULL, NULL) AS changes,
-    coalesce(why.causes, 'nothing was noted: metrics were changed by hand, or a trigger was off') AS causes
+    coalesce(why.causes, 'nothing was noted: a trigger was off, or metrics were changed by hand') AS causes
 FROM analytics.revisions r
 JOIN analytics.refresh_log l ON l.refresh_id = r.refresh_id
 CROSS JOIN LATERAL (

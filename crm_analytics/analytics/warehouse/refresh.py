@@ -145,10 +145,12 @@ def refresh(
         connection.execute("LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN SHARE MODE")
         # Not prepared, so that each range gets its own plan: a month and ten years need different ones.
         written = connection.execute(WRITE_DAILY, window, prepare=False).fetchall()
+        changed = {month: rows for month, rows, _ in written if rows}
+        # most refreshes change nothing, and need not ask
+        closed = closed_months(connection, list(changed)) if changed else []
         differences = connection.execute(
-            WRITE_MONTHLY, {**window, "closed": closed_months(connection, months)}, prepare=False
+            WRITE_MONTHLY, {**window, "closed": closed}, prepare=False
         ).fetchall()
-        changed = {month: rows for month, rows, _ in written}
         answered: dict[date, list[int]] = {month: entries for month, _, entries in written if entries}
         result = [
             RefreshedMonth(month, len(answered.get(month, [])), changed.get(month, 0)) for month in months

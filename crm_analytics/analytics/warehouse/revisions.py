@@ -102,11 +102,12 @@ def record_revisions(
         INSERT INTO analytics.revision_causes (
             revision_id, table_name, operation, file_id, changed_by, rows, noted_at
         )
-        SELECT r.revision_id, s.table_name, s.operation, s.file_id, s.changed_by, sum(s.rows), min(s.noted_at)
+        SELECT r.revision_id, s.table_name, s.operation, s.file_id, w.changed_by, sum(s.rows), min(s.noted_at)
         FROM unnest(%s::date[], %s::bigint[]) AS r (month, revision_id)
         JOIN analytics.stale_months s ON s.month = r.month
+        CROSS JOIN LATERAL (SELECT CASE WHEN s.file_id IS NULL THEN s.changed_by END) AS w (changed_by)
         WHERE s.id = ANY (%s)
-        GROUP BY r.revision_id, s.table_name, s.operation, s.file_id, s.changed_by
+        GROUP BY r.revision_id, s.table_name, s.operation, s.file_id, w.changed_by
         """,
         [list(revisions), list(revisions.values()), list(answered)],
     )

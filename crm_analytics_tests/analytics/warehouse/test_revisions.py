@@ -192,15 +192,20 @@ def test_first_numbers_are_no_revision_but_numbers_that_return_are(analytics: Co
     assert changes(analytics) == gone + [(*row[:4], "0", "1") for row in gone]
 
 
-def test_metrics_changed_by_hand_are_put_right_by_a_revision_without_a_cause(analytics: Connection) -> None:
-    """A refresh that repairs metrics changes numbers that people saw; nothing was noted as the cause, and it says so."""
+def test_what_nothing_noted_is_a_revision_without_a_cause(analytics: Connection) -> None:
+    """Where a trigger was off, the revision says that nothing was noted; a months' row put right makes none."""
     insert_job(analytics, "A", "2024-10-05")
     refresh(analytics, OCTOBER, NOVEMBER)
     analytics.execute("UPDATE monthly_metrics SET leads = 7")
     refresh(analytics, OCTOBER, NOVEMBER)
-    assert changes(analytics) == [("2024-10", "Google", "COD", "leads", "7", "1")]
-    assert analytics.execute("SELECT changes, causes FROM reporting.revisions").fetchall() == [
-        ("leads -6", "nothing was noted: metrics were changed by hand, or a trigger was off")
+    assert analytics.execute("SELECT leads FROM monthly_metrics").fetchall() == [(1,)]
+    assert revisions(analytics) == []
+    analytics.execute("ALTER TABLE raw.jobs DISABLE TRIGGER USER; UPDATE raw.jobs SET source = 'Rely'")
+    refresh(analytics, OCTOBER, NOVEMBER)
+    assert len(revisions(analytics)) == 1
+    assert causes(analytics) == []
+    assert analytics.execute("SELECT causes FROM reporting.revisions").fetchall() == [
+        ("nothing was noted: a trigger was off, or metrics were changed by hand",)
     ]
 
 
