@@ -200,18 +200,18 @@ def open_session(connection_or_url: Connection | str) -> Iterator[Connection]:
 
 @contextmanager
 def only_load_of(
-    connection: Connection, source: str, report: Report, patience: float = LOAD_PATIENCE
+    connection: Connection, source: str, report: Report, patience: float | None = None
 ) -> Iterator[None]:
     """Holds the source's advisory lock in the session, across the files' transactions.
 
     Raises:
-        LockHeld: another load kept it for `patience` seconds; the message names its process.
+        LockHeld: another load kept it for `patience` seconds, or else `LOAD_PATIENCE`; the message names its process.
     """
     lock = locks.load(source)
     locks.take(
         connection,
         lock,
-        patience,
+        LOAD_PATIENCE if patience is None else patience,
         lambda who: report(f"{source}: waiting for another load of this source: {who}"),
     )
     try:
