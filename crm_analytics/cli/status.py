@@ -91,7 +91,7 @@ def to_lines(found: Status, timezone: ZoneInfo) -> list[str]:
         ),
         "dead runs": listed([f"{run.run_id} ({run.job})" for run in found.dead_runs], SHOWN),
         "failed runs": listed([f"{run.run_id} ({run.job})" for run in found.failed_runs], SHOWN),
-        "failing sensors": listed([ticks.name for ticks in found.failing_ticks], SHOWN),
+        "failing ticks": listed([ticks.name for ticks in found.failing_ticks], SHOWN),
         "failing checks": listed(list(found.failing_checks), SHOWN),
         "daemon": "runs"
         if found.daemon_runs
@@ -122,7 +122,7 @@ def _local(at: datetime, timezone: ZoneInfo) -> str:
 
 
 def _day(day: date | None) -> str:
-    return f"{day or '–':10}" if day is None else f"{day}"
+    return f"{'–' if day is None else day.isoformat():10}"
 
 
 def _age(days: int | None) -> str:

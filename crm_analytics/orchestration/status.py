@@ -180,11 +180,11 @@ def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterato
             "SELECT source, records FROM reporting.quarantined_records ORDER BY source"
         ).fetchall()
     )
-    for source, records in found.quarantine.items():
+    if found.quarantine:
+        records = counted(sum(found.quarantine.values()), "record")
         yield (
-            f"{source}: {counted(records, 'record')} in quarantine: correct them in the tool and export again, or dismiss"
-            f" them (crm-analytics psql analytics -- -c \"SELECT * FROM raw.rejected_rows WHERE source = '{source}' AND"
-            " status = 'open'\")"
+            f"{records} in quarantine: correct them in the tool and export again, or dismiss them (crm-analytics psql"
+            " analytics -- -c \"SELECT * FROM raw.rejected_rows WHERE status = 'open'\")"
         )
     found.freshness = freshness(connection, SOURCES.values())
     for fresh in found.freshness:

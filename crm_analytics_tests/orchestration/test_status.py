@@ -105,7 +105,7 @@ def test_files_rows_and_expectations_that_need_a_person(platform: Platform) -> N
     refused, quarantine, silent, unknown = look(platform).to_do
     assert refused.startswith("jobs/login.csv is not loaded: ")
     assert quarantine.startswith(
-        "jobs: 1 record in quarantine: correct them in the tool and export again, or dismiss"
+        "1 record in quarantine: correct them in the tool and export again, or dismiss"
     )
     assert silent.startswith(
         "jobs is silent: the newest row is of 2024-10-20, 8 days old; expected: 7 days at most."
@@ -161,4 +161,4 @@ def test_failed_runs_sensors_and_checks_need_a_person(
         "check analytics/monthly_metrics",
     ]
     assert set(to_json(found)["failing_checks"]) == set(found.failing_checks)
-    assert "failing sensors  number_crm_changes" in to_lines(found, NEW_YORK)
+    assert "failing ticks    number_crm_changes" in to_lines(found, NEW_YORK)
