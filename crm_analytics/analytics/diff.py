@@ -21,6 +21,7 @@ import psycopg
 from psycopg import errors, sql
 
 from crm_analytics.analytics.ingest.dry_run import place
+from crm_analytics.analytics.ingest.errors import cannot_be_read
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading import ledger
 from crm_analytics.analytics.ingest.loading.landing import Listing, PendingFile
@@ -120,28 +121,28 @@ def diff_files(
         CannotDiff: if two files would have one path, or the database's dates are in another timezone.
         LockHeld: if a load or another change holds a lock that is needed.
     """
+    try:
+        refuse_other_timezone(connection, timezone)
+    except ValueError as error:
+        raise CannotDiff(str(error)) from error
     with _politely(connection):
-        try:
-            refuse_other_timezone(connection, timezone)
-            files, _ = _pending(connection, landing, paths)
-            wanted = {file.source for file in files}
-            sources = [name for name in SOURCES if name in wanted]
-            with _without_loads(connection, sources), trial(connection):
-                # again, because a load may have taken some of them before it could be kept out
-                files, others = _pending(connection, landing, paths)
-                # the lock of the links comes before that of new names, as in every load
-                for lock in dict.fromkeys(SOURCES[name].lock for name in sources):
-                    if lock:
-                        connection.execute(lock)
-                results = load_in_trial(connection, landing, files, timezone=timezone)
-                found = _compare(connection, start_month)
-                locations = {file.name: file.path for file in files}
-                found.files = others + [
-                    _tried(connection, locations[result.path], result, timezone) for result in results
-                ]
-                return found
-        except (OSError, ValueError) as error:
-            raise CannotDiff(str(error)) from error
+        files, _ = _pending(connection, landing, paths)
+        wanted = {file.source for file in files}
+        sources = [name for name in SOURCES if name in wanted]
+        with _without_loads(connection, sources), trial(connection):
+            # again, because a load may have taken some of them before it could be kept out
+            files, others = _pending(connection, landing, paths)
+            # the lock of the links comes before that of new names, as in every load
+            for lock in dict.fromkeys(SOURCES[name].lock for name in sources):
+                if lock:
+                    connection.execute(lock)
+            results = load_in_trial(connection, landing, files, timezone=timezone)
+            found = _compare(connection, start_month)
+            locations = {file.name: file.path for file in files}
+            found.files = others + [
+                _tried(connection, locations[result.path], result, timezone) for result in results
+            ]
+            return found
 
 
 def diff_sql(connection: Connection, statements: str, *, start_month: date) -> Difference:
@@ -174,7 +175,10 @@ def _pending(
     tried: list[TriedFile] = []
     for path in dict.fromkeys(paths):
         location, folder = place(path, landing)
-        status = landing_folder.stat(location, folder)
+        try:
+            status = landing_folder.stat(location, folder)
+        except OSError as error:
+            raise CannotDiff(f"{location}: {cannot_be_read(error)}") from error
         if status.name in files:
             raise CannotDiff(
                 f"{files[status.name].path} and {location} would both be {status.name} in the landing folder, where the"

@@ -32,7 +32,7 @@ from crm_analytics_tests.chance import examples
 
 Connection = psycopg.Connection[Any]
 MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross")
-HISTORIES, PROMISED = 25, 200
+HISTORIES, PROMISED = 18, 200
 #: By month and source, under its folded name.
 Sums = dict[tuple[date, str], dict[str, Decimal]]
 #: By day, source and segment.
