@@ -41,10 +41,11 @@ def shared_crm_url(new_database: Callable[..., str]) -> str:
 def crm(request: pytest.FixtureRequest) -> Iterator[Connection]:
     """Opens an autocommit connection to a fresh, migrated CRM database, as its owner (a superuser).
 
-    A test marked `rolled_back` needs no second connection: it gets a transaction on a shared database, which is much
-    faster.
+    A test marked `rolled_back` gets a transaction on a shared database instead, which is much faster, unless it opens
+    a second connection (to `crm_url`).
     """
-    rolled_back = request.node.get_closest_marker("rolled_back") is not None
+    marked = request.node.get_closest_marker("rolled_back") is not None
+    rolled_back = marked and "crm_url" not in request.fixturenames
     url = request.getfixturevalue("shared_crm_url" if rolled_back else "crm_url")
     with psycopg.connect(url, autocommit=True) as connection:
         if rolled_back:
