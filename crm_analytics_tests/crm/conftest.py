@@ -18,11 +18,23 @@ from psycopg.pq import TransactionStatus
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm import CrmClient, CrmResult
-from crm_analytics.crm.proof import invariants
+from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
 
 Connection = psycopg.Connection[Any]
+
+#: The legal transitions of orders that people make, restated, with the least role that may.
+BY_HAND = {
+    ("created", "awaiting_payment"): "manager",
+    ("created", "cancelled"): "manager",
+    ("awaiting_payment", "cancelled"): "manager",
+    ("paid", "in_delivery"): "manager",
+    ("paid", "cancelled"): "admin",
+    ("in_delivery", "delivered"): "manager",
+    ("in_delivery", "cancelled"): "admin",
+    ("delivered", "closed"): "admin",
+}
 
 
 @pytest.fixture
@@ -53,6 +65,13 @@ def crm(request: pytest.FixtureRequest) -> Iterator[Connection]:
         yield connection
         if rolled_back:
             connection.execute("ROLLBACK")
+
+
+@pytest.fixture(scope="module")
+def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
+    """Opens a database with the sample of the attacks, for the tests of a module, which roll back what they do."""
+    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
+        yield attacks.prepare(connection)
 
 
 @contextmanager
