@@ -18,11 +18,23 @@ from psycopg.pq import TransactionStatus
 
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.crm import CrmClient, CrmResult
-from crm_analytics.crm.proof import invariants
+from crm_analytics.crm.proof import attacks, invariants
 from crm_analytics.crm.schema import manifest
 from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
 
 Connection = psycopg.Connection[Any]
+
+#: The legal transitions of orders that people make, restated, with the least role that may.
+BY_HAND = {
+    ("created", "awaiting_payment"): "manager",
+    ("created", "cancelled"): "manager",
+    ("awaiting_payment", "cancelled"): "manager",
+    ("paid", "in_delivery"): "manager",
+    ("paid", "cancelled"): "admin",
+    ("in_delivery", "delivered"): "manager",
+    ("in_delivery", "cancelled"): "admin",
+    ("delivered", "closed"): "admin",
+}
 
 
 @pytest.fixture
@@ -41,10 +53,11 @@ def shared_crm_url(new_database: Callable[..., str]) -> str:
 def crm(request: pytest.FixtureRequest) -> Iterator[Connection]:
     """Opens an autocommit connection to a fresh, migrated CRM database, as its owner (a superuser).
 
-    A test marked `rolled_back` needs no second connection: it gets a transaction on a shared database, which is much
-    faster.
+    A test marked `rolled_back` gets a transaction on a shared database instead, which is much faster, unless it opens
+    a second connection (to `crm_url`).
     """
-    rolled_back = request.node.get_closest_marker("rolled_back") is not None
+    marked = request.node.get_closest_marker("rolled_back") is not None
+    rolled_back = marked and "crm_url" not in request.fixturenames
     url = request.getfixturevalue("shared_crm_url" if rolled_back else "crm_url")
     with psycopg.connect(url, autocommit=True) as connection:
         if rolled_back:
@@ -52,6 +65,13 @@ def crm(request: pytest.FixtureRequest) -> Iterator[Connection]:
         yield connection
         if rolled_back:
             connection.execute("ROLLBACK")
+
+
+@pytest.fixture(scope="module")
+def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
+    """Opens a database with the sample of the attacks, for the tests of a module, which roll back what they do."""
+    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
+        yield attacks.prepare(connection)
 
 
 @contextmanager

@@ -12,9 +12,11 @@ import pytest
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
 from crm_analytics.crm.feed import changes_after
-from crm_analytics.crm.proof import audit_seals, invariants
+from crm_analytics.crm.proof import audit_seals
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.crm.conftest import Connection, broken_invariants, pay, rows, value, wait_for_lock
+
+pytestmark = pytest.mark.rolled_back
 
 #: What the customer below told us; none of it may be found after an erasure.
 SECRETS = (
@@ -416,4 +418,4 @@ def test_the_exception_to_append_only_hides_nothing(
     for table in ("audit_log", "audit_positions", "customer_erasures", "customers"):
         crm.execute(f"ALTER TABLE public.{table} DISABLE TRIGGER USER")
     assert crm.execute(damage.encode()).rowcount > 0
-    assert not invariants.check(crm)[name].holds
+    assert name in broken_invariants(crm)

@@ -468,12 +468,6 @@ GROUPS: dict[str, Callable[[], Iterator[Mutation]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
-    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
-        yield attacks.prepare(connection)
-
-
 def test_nothing_is_noticed_when_nothing_is_broken(lab: attacks.Lab) -> None:
     """No attack and no check complains about a sound database; one that always complains would kill every mutant."""
     assert [f"{o.attack.name}: {o.detail}" for o in attacks.run_all(lab) if not o.held] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -37,12 +36,6 @@ CLASSES: dict[str, dict[str, str]] = {
 #: Tables of the schema public that do not belong to the CRM; a new table must be added here or above.
 NOT_OURS: frozenset[str] = frozenset()
 ROLES = ("owner", "crm_rpc", "crm_app", "stranger")
-
-
-@pytest.fixture(scope="module")
-def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
-    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
-        yield attacks.prepare(connection)
 
 
 def _allowed(table: str, role: str, action: str) -> bool:

@@ -7,9 +7,8 @@ A remedy may turn the check green and break the data: the missing label added, w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from crm_analytics.crm.proof import attacks
@@ -79,12 +78,6 @@ def drifts() -> list[Mutation]:
         return [mutation for group in groups.values() for mutation in group]
     dice = chance.generator("remedies")
     return [m for group in groups.values() for m in dice.sample(group, min(SAMPLE, len(group)))]
-
-
-@pytest.fixture(scope="module")
-def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
-    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
-        yield attacks.prepare(connection)
 
 
 @pytest.mark.random

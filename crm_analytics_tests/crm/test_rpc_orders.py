@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from crm_analytics.crm import Conflict, CrmClient, CrmResult, Forbidden, Invalid, NotFound
-from crm_analytics_tests.crm.conftest import Connection, add_user, pay, rows, value
+from crm_analytics_tests.crm.conftest import BY_HAND, Connection, add_user, pay, rows, value
 
 pytestmark = pytest.mark.rolled_back
 
@@ -18,18 +18,6 @@ SYSTEM = UUID("00000000-0000-0000-0000-000000000001")
 ORDER_STATUSES = (
     "created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled",
 )  # fmt: skip
-
-#: The legal transitions, restated: who may make them by hand.
-BY_HAND = {
-    ("created", "awaiting_payment"): "manager",
-    ("created", "cancelled"): "manager",
-    ("awaiting_payment", "cancelled"): "manager",
-    ("paid", "in_delivery"): "manager",
-    ("paid", "cancelled"): "admin",
-    ("in_delivery", "delivered"): "manager",
-    ("in_delivery", "cancelled"): "admin",
-    ("delivered", "closed"): "admin",
-}
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from crm_analytics.crm import CrmClient, CrmResult, Invalid
 from crm_analytics_tests.crm.conftest import Connection, broken_invariants, pay, rows, value
 
+pytestmark = pytest.mark.rolled_back
+
 
 def test_standard_conforming_strings_off(
     crm_url: str, crm: Connection, order: CrmResult, manager: UUID, admin: UUID

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -26,7 +25,7 @@ from hypothesis.stateful import (
 from crm_analytics.crm import CrmClient, CrmError, CrmResult
 from crm_analytics.crm.proof import attacks
 from crm_analytics_tests.chance import examples
-from crm_analytics_tests.crm.conftest import broken_invariants
+from crm_analytics_tests.crm.conftest import BY_HAND, broken_invariants
 
 AMOUNTS = ("50", "100", "100.00", "250.50", "400", "NaN", "0", "-5", "1.001")
 BAD_AMOUNTS = ("NaN", "0", "-5", "1.001")
@@ -35,17 +34,6 @@ ROLES = ("client_payment", "supplier_payment", "refund", "shipping_payment", "co
 PAYMENT_STATUSES = ("planned", "pending", "completed", "failed", "cancelled", None)
 ORDER_STATUSES = ("created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled")
 LEAD_STATUSES = ("new", "in_progress", "converted", "rejected")
-#: Which transitions people may make, and with which role (docs/crm-rpc.md).
-BY_PEOPLE = {
-    ("created", "awaiting_payment"): "manager",
-    ("created", "cancelled"): "manager",
-    ("awaiting_payment", "cancelled"): "manager",
-    ("paid", "in_delivery"): "manager",
-    ("paid", "cancelled"): "admin",
-    ("in_delivery", "delivered"): "manager",
-    ("in_delivery", "cancelled"): "admin",
-    ("delivered", "closed"): "admin",
-}
 LEAD_MOVES = {
     ("new", "in_progress"),
     ("new", "rejected"),
@@ -165,7 +153,7 @@ class Model:
         role = self.actor(user)
         if order not in self.orders:
             raise Refused("PT404")
-        needed = BY_PEOPLE.get((self.orders[order].status, new))
+        needed = BY_HAND.get((self.orders[order].status, new))
         if needed is None:
             raise Refused("PT409")
         if role != "admin" and (needed == "admin" or (new == "cancelled" and self.net(order) > 0)):
@@ -506,7 +494,7 @@ class Crm(RuleBasedStateMachine):
     def walk_on(self, order: Any, reason: str | None) -> None:
         """Takes the next legal step as an admin, so that late statuses are reached often."""
         steps = [
-            new for (old, new) in BY_PEOPLE if old == self.model.orders[order].status and new != "cancelled"
+            new for (old, new) in BY_HAND if old == self.model.orders[order].status and new != "cancelled"
         ]
         if steps:
             self.advance_order(order, steps[0], "admin", reason)
@@ -689,12 +677,6 @@ class Crm(RuleBasedStateMachine):
             self.written = written
             broken = broken_invariants(self.lab.connection)
             assert not broken, json.dumps(broken, indent=1)
-
-
-@pytest.fixture(scope="module")
-def lab(new_database: Callable[..., str]) -> Iterator[attacks.Lab]:
-    with psycopg.connect(new_database("crm"), autocommit=True) as connection:
-        yield attacks.prepare(connection)
 
 
 @pytest.mark.random
