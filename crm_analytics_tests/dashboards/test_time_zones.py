@@ -39,7 +39,7 @@ def midnight(day: date, zone: str) -> datetime:
 
 @pytest.fixture(scope="module")
 def readers(sample: Sample, new_database: Any) -> Iterator[dict[str, psycopg.Connection[Any]]]:
-    """Connections as grafana_reader: to the sample, and to a CRM with a lead in each month."""
+    """Connections as grafana_reader: to the sample, with a revision of each month, and to a CRM with a lead in each."""
     crm = new_database("crm")
     with psycopg.connect(crm, autocommit=True) as connection:
         connection.execute("ALTER TABLE public.leads DISABLE TRIGGER guard_rows")
@@ -47,8 +47,23 @@ def readers(sample: Sample, new_database: Any) -> Iterator[dict[str, psycopg.Con
             "INSERT INTO public.leads (source, created_at)"
             " SELECT 'site', at FROM generate_series(timestamptz '2024-01-15Z', now(), interval '1 month') AS at"
         )
-    with as_reader(sample.url, "analytics") as one, as_reader(crm, "crm") as other:
-        yield {"crm-analytics-warehouse": one, "crm-analytics-crm": other}
+    with psycopg.connect(sample.url, autocommit=True) as owner:
+        owner.execute(
+            """
+            WITH revised AS (
+                INSERT INTO analytics.revisions (month, refresh_id)
+                SELECT DISTINCT ON (month) month, refresh_id FROM analytics.refresh_log ORDER BY month, refresh_id
+                RETURNING revision_id
+            )
+            INSERT INTO analytics.revision_changes (revision_id, source, segment, measure, old, new)
+            SELECT revision_id, %s, 'COD', 'repairs', 1, 2 FROM revised
+            """,
+            [sample.sources[0]],
+        )
+        with as_reader(sample.url, "analytics") as one, as_reader(crm, "crm") as other:
+            yield {"crm-analytics-warehouse": one, "crm-analytics-crm": other}
+        owner.execute("DELETE FROM analytics.revision_changes")
+        owner.execute("DELETE FROM analytics.revisions")
 
 
 def answer(
