@@ -183,7 +183,7 @@ def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterato
     if found.quarantine:
         records = counted(sum(found.quarantine.values()), "record")
         yield (
-            f"{records} in quarantine: correct them in the tool and export again, or dismiss them (crm-analytics psql"
+            f"{records} in quarantine: correct in the tool and export again, or dismiss (crm-analytics psql"
             " analytics -- -c \"SELECT * FROM raw.rejected_rows WHERE status = 'open'\")"
         )
     found.freshness = freshness(connection, SOURCES.values())

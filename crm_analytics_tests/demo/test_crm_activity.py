@@ -92,7 +92,7 @@ def test_business_of_every_kind_is_played(new_database: Callable[..., str]) -> N
         "created", "awaiting_payment", "paid", "in_delivery", "delivered", "closed", "cancelled",
     }  # fmt: skip
     text = summary.text()
-    assert f"{summary.done['orders']} orders" in text
+    assert f"orders {summary.done['orders']}" in text
     assert f"{summary.refused['PT409']} with PT409" in text
     once = ("repeated forms", "outdated edits", "cleared fields", "rebooked payments", "reversed payments")
     assert [summary.done[kind] for kind in once] == [1] * 5
