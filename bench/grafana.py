@@ -64,8 +64,8 @@ ANALYTICS = """
     INSERT INTO analytics.refresh_log (month, run_id, started_at, finished_at, stale_rows, changed_rows)
     SELECT DISTINCT month, 'run-' || r, now() - r * interval '1 day', now() - r * interval '1 day', 1, 1
     FROM analytics.monthly_metrics CROSS JOIN generate_series(1, 40) r;
-    INSERT INTO analytics.stale_months (month, cause)
-    SELECT month, 'jobs update' FROM analytics.monthly_metrics WHERE source < 'Source 05';
+    INSERT INTO analytics.stale_months (month, table_name, operation)
+    SELECT month, 'jobs', 'update' FROM analytics.monthly_metrics WHERE source < 'Source 05';
     RESET session_replication_role;
     ANALYZE;
 """
