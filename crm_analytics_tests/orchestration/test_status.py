@@ -104,9 +104,7 @@ def test_files_rows_and_expectations_that_need_a_person(platform: Platform) -> N
     platform.set_today("2024-10-28")
     refused, quarantine, silent, unknown = look(platform).to_do
     assert refused.startswith("jobs/login.csv is not loaded: ")
-    assert quarantine.startswith(
-        "1 record in quarantine: correct in the tool and export again, or dismiss"
-    )
+    assert quarantine.startswith("1 record in quarantine: correct in the tool and export again, or dismiss")
     assert silent.startswith(
         "jobs is silent: the newest row is of 2024-10-20, 8 days old; expected: 7 days at most."
     )
