@@ -93,7 +93,7 @@ def rows(environment: Environment) -> Iterator[BenchRow]:
         )
         yield BenchRow(
             SECTION, f"record_generic_payment_safe, {CLIENTS} clients on distinct orders", 1 / paid.seconds, "calls/s",
-            f"the same at commit {BEFORE[:7]}, before the second round", 1 / before.seconds, 1,
+            f"the same at commit {BEFORE[:7]}", 1 / before.seconds, 1,
             higher_is_better=True, note=f"server CPU {paid.server * 1000:.2f} : {before.server * 1000:.2f} ms a call",
         )  # fmt: skip
         yield BenchRow(

@@ -124,7 +124,7 @@ A call that is not answered (a lost connection) may have been carried out. Repea
 The functions believe the caller about `p_user_id`, so only trusted servers hold the role `crm_app`.
 
 Identifiers (references, idempotency keys, order and tracking numbers, e-mail addresses, phones, accounts) have at most
-255 characters, and file addresses 2,048 bytes. `found` shows the first 200 characters of a long argument. Notes,
+255 characters, and file addresses 2,048 bytes without invisible characters. `found` shows the first 200 characters of a long argument. Notes,
 comments, reasons and every other text have at most 16 KiB; items, snapshots and carriers' answers at most 256 KiB of JSON. Items are a list of objects with `model` (text)
 and `qty` (a whole number, 1 or more), and whatever else you keep: `[{"model": "Road 54", "qty": 1, "color": "blue"}]`.
 """

@@ -177,13 +177,16 @@ def test_adopted_customers_who_share_a_contact(adopt: Adopt) -> None:
         INSERT INTO public.customers (id, full_name, phone, email, created_at) VALUES
             (md5('new')::uuid, 'New', '8 (916) 555-01-23', 'new@example.com', '2021-01-01'),
             (md5('old')::uuid, 'Old', '+7 916 555 01 23', ' Old@example.com', '2020-01-01'),
-            (md5('odd')::uuid, 'Odd', '-', 'no address', '2019-01-01')
+            (md5('odd')::uuid, 'Odd', '-', 'no address', '2019-01-01'),
+            (md5('inside')::uuid, 'Inside', NULL, U&'a\\200Bb@example.com', '2019-01-01'),
+            (md5('end')::uuid, 'End', NULL, U&'End@example.com\\200B', '2019-01-01')
         """,
         lines.append,
     )
-    new, old = (value(connection, "SELECT md5(%s)::uuid", name) for name in ("new", "old"))
+    new, old, end = (value(connection, "SELECT md5(%s)::uuid", name) for name in ("new", "old", "end"))
     assert rows(connection, "SELECT kind, key, customer_id FROM public.customer_contacts ORDER BY 1, 2") == [
-        ("email", "new@example.com", new), ("email", "old@example.com", old), ("phone", "79165550123", old),
+        ("email", "end@example.com", end), ("email", "new@example.com", new), ("email", "old@example.com", old),
+        ("phone", "79165550123", old),
     ]  # fmt: skip
     assert [line for line in lines if line.startswith("1 customer with a phone") and str(new) in line]
     client, manager = CrmClient(connection), add_user(connection, "Max")

@@ -458,6 +458,11 @@ def test_money_in_the_other_direction_is_not_client_money(seed_url: str) -> None
                 direction=direction, role=role, method="cash", amount=amount, currency="EUR", user_id=admin,
             )  # fmt: skip
         assert broken_invariants(connection) == {}
+        # the owner's dashboard, too
+        assert rows(
+            connection, "SELECT sum(client_paid), sum(refunded) FROM reporting.client_money_by_month"
+        ) == rows(connection, "SELECT sum(client_paid), sum(refunded) FROM public.order_balance")
+        assert value(connection, "SELECT sum(client_paid) FROM public.order_balance") == 600
 
 
 def test_extras_are_allowed_and_reported(seed_url: str) -> None:

@@ -82,6 +82,19 @@ def test_the_owner_is_expected_only_where_it_has_to_write(crm: Connection) -> No
     assert _unexpected(crm, owner) == ()
 
 
+@pytest.mark.parametrize(("action", "entity"), [("erased", "payments"), ("adopted", "leads")])
+def test_the_owner_cannot_hide_behind_an_action(crm: Connection, action: str, entity: str) -> None:
+    """A row that the owner forges is not expected because it calls itself an erasure or an adopted one."""
+    crm.execute("ALTER TABLE public.audit_log DISABLE TRIGGER guard_rows")
+    crm.execute(
+        "INSERT INTO public.audit_log (action, entity, entity_id, payload) VALUES (%s, %s, gen_random_uuid(), '{}')",
+        [action, entity],
+    )
+    crm.execute("ALTER TABLE public.audit_log ENABLE ALWAYS TRIGGER guard_rows")
+    [example] = _unexpected(crm, "")
+    assert f"{action} of {entity}" in example
+
+
 def test_only_the_embedded_login_is_expected_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CRM on a server of its own expects nobody but crm_app's members; the embedded server has one login only."""
     monkeypatch.delenv("CRM_EXPECTED_LOGINS")

@@ -1,7 +1,8 @@
 """Repairs: break something, run the shown SQL once in the shown order, and the check passes.
 
 These tests have a server of their own, because roles belong to the whole server. Each case runs twice: by a superuser
-who is not the owner, and by the tables' owner, a CREATEROLE login without superuser rights.
+who is not the owner, in a transaction that is rolled back, and as it is shown by the tables' owner, a CREATEROLE login
+without superuser rights.
 """
 
 from __future__ import annotations

@@ -300,6 +300,11 @@ def test_a_subscription_is_seen_its_rows_are_refused_and_its_remedy_ends_it(
             for change in ("ALTER {} DISABLE", "ALTER {} SET (slot_name = NONE)", "DROP {}"):
                 with suppress(psycopg.errors.UndefinedObject):
                     connection.execute(change.format("SUBSCRIPTION feed").encode())
+            # its sender goes a moment later
+            deadline = time.monotonic() + PATIENCE
+            while value(sender, "SELECT active FROM pg_replication_slots WHERE slot_name = 'feed'"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             sender.execute("SELECT pg_drop_replication_slot('feed')")
 
 

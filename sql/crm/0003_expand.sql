@@ -96,7 +96,7 @@ COMMENT ON FUNCTION crm_private.phone_digits IS
     'that count as they are; without them, 8 and ten digits is a Russian number: 7XXXXXXXXXX. An extension after доб. '
     'or ext is left out.';
 
--- As the owner, because the searches call it as crm_app, which may not look into this schema.
+-- As the owner, because its body calls trimmed by name, and crm_app, whose searches call it, may not use this schema.
 CREATE FUNCTION crm_private.folded_email(p_email text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

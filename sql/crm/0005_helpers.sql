@@ -56,11 +56,8 @@ AS $$
 DECLARE
     v_user public.users;
 BEGIN
-    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for. Asked
-    -- here, too, because a helper is called only when it will refuse: this is the path of every call.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM crm_private.require_read_committed('the RPCs run');
-    END IF;
+    -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
+    PERFORM crm_private.require_read_committed('the RPCs run');
     IF p_assignee < p_user_id THEN
         PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
     END IF;
@@ -461,7 +458,9 @@ BEGIN
         OR NOT (v_address ~* '^(https|s3)://[^/ ]' OR v_address ~ '^/?[^/:]+(/|$)')
     THEN
         PERFORM crm_private.invalid(
-            p_field, v_address, 'an address that starts with https:// or s3://, or a path; at most 2048 bytes'
+            p_field, crm_private.visible(v_address),
+            'an address that starts with https:// or s3://, or a path; at most 2048 bytes, without invisible characters '
+            'or white space except spaces'
         );
     END IF;
     RETURN v_address;
@@ -933,13 +932,9 @@ BEGIN
         detail := '{}';
         -- in every currency: adopted client money may be in another one than the order, which may have none
         IF to_status = 'cancelled' AND required_role <> 'admin' AND EXISTS (
-            SELECT FROM public.payments p
-            WHERE p.order_id = p_order.id AND p.status = 'completed' AND p.amount <> 'NaN'
-                AND (p.role::text, p.direction::text, p.reverses IS NULL) IN (
-                    ('client_payment', 'incoming', true), ('client_payment', 'outgoing', false),
-                    ('refund', 'outgoing', true), ('refund', 'incoming', false)
-                )
-            GROUP BY p.currency HAVING sum(CASE p.direction WHEN 'outgoing' THEN -p.amount ELSE p.amount END) > 0
+            SELECT FROM (SELECT DISTINCT p.currency FROM public.payments p WHERE p.order_id = p_order.id) c
+            CROSS JOIN LATERAL crm_private.client_money(p_order.id, c.currency) m
+            WHERE m.paid > m.refunded
         ) THEN
             required_role := 'admin';
             what := 'canceling an order that holds client money';

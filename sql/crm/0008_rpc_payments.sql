@@ -79,6 +79,24 @@ COMMENT ON FUNCTION crm_private.payout_limit IS
     'Returns what an order''s payouts in a currency other than its own may come to without an admin; NULL in its own '
     'currency, where its client money is the limit.';
 
+CREATE FUNCTION crm_private.booking_detail(
+    p_order public.orders, p_payment public.payments, p_reason text
+) RETURNS jsonb
+LANGUAGE sql STABLE
+AS $$
+    SELECT CASE
+        WHEN p_payment.direction = 'incoming' AND p_reason IS NULL THEN '{}'::jsonb
+        ELSE jsonb_strip_nulls(jsonb_build_object(
+            'reason', p_reason,
+            'payout_limit',
+            CASE WHEN p_payment.direction = 'outgoing' THEN crm_private.payout_limit(p_order, p_payment.currency) END
+        ))
+    END
+$$;
+COMMENT ON FUNCTION crm_private.booking_detail IS
+    'Returns what a new payment''s audit row says besides the row: the reason, and of a payout the limit that it was '
+    'booked under, because limits change.';
+
 CREATE FUNCTION crm_private.check_payout(
     p_order public.orders, p_payment public.payments, p_client_money numeric, p_actor public.users, p_reason text
 ) RETURNS void
@@ -300,7 +318,7 @@ BEGIN
     IF p_payment.status::text = p_new_status
         AND (p_reference IS NULL OR v_key = crm_private.reference_key(v_stored))
     THEN
-        RETURN crm_private.repeated_payment(p_payment);
+        RETURN crm_private.repeated_payment(p_payment) || jsonb_build_object('version', p_payment.version);
     END IF;
     PERFORM crm_private.check_version('payments', p_payment.id, p_payment.version, p_expected_version);
     IF p_payment.status::text <> p_new_status THEN
@@ -392,7 +410,8 @@ BEGIN
             jsonb_build_object('old', p_payment.status, 'new', v_payment.status)
         );
     END IF;
-    RETURN crm_private.apply_payment(p_order, v_payment, p_actor.id);
+    RETURN crm_private.apply_payment(p_order, v_payment, p_actor.id)
+        || jsonb_build_object('version', v_payment.version);
 END
 $$;
 COMMENT ON FUNCTION crm_private.move_payment IS
@@ -535,21 +554,19 @@ DECLARE
     v_payment public.payments;
     v_related public.payments;
 BEGIN
-    -- Helpers that only refuse are called when they will: calls that nobody needs take a third of a payment's time.
-    IF (
-        pg_input_is_valid(p_direction, 'public.payment_direction_enum')
-        AND pg_input_is_valid(p_role, 'public.payment_role_enum')
-        AND pg_input_is_valid(p_method, 'public.payment_method_enum')
-        AND pg_input_is_valid(p_currency, 'public.currency_enum')
-        AND pg_input_is_valid(v_status, 'public.payment_status_enum')
-        AND p_order_id IS NOT NULL
-    ) IS NOT TRUE THEN
-        PERFORM crm_private.label('p_direction', p_direction, 'public.payment_direction_enum', true);
-        PERFORM crm_private.label('p_role', p_role, 'public.payment_role_enum', true);
-        PERFORM crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
-        PERFORM crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-        PERFORM crm_private.label('p_status', v_status, 'public.payment_status_enum', true);
+    -- helpers that only refuse are called when they will: a call costs time even if it refuses nothing
+    IF p_order_id IS NULL THEN
         PERFORM crm_private.required_id('p_order_id', p_order_id);
+    ELSIF pg_input_is_valid(p_direction, 'public.payment_direction_enum') IS NOT TRUE THEN
+        PERFORM crm_private.label('p_direction', p_direction, 'public.payment_direction_enum', true);
+    ELSIF pg_input_is_valid(p_role, 'public.payment_role_enum') IS NOT TRUE THEN
+        PERFORM crm_private.label('p_role', p_role, 'public.payment_role_enum', true);
+    ELSIF pg_input_is_valid(p_method, 'public.payment_method_enum') IS NOT TRUE THEN
+        PERFORM crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
+    ELSIF pg_input_is_valid(p_currency, 'public.currency_enum') IS NOT TRUE THEN
+        PERFORM crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
+    ELSIF pg_input_is_valid(v_status, 'public.payment_status_enum') IS NOT TRUE THEN
+        PERFORM crm_private.label('p_status', v_status, 'public.payment_status_enum', true);
     END IF;
     v_new.order_id := p_order_id;
     v_new.direction := p_direction;
@@ -633,15 +650,7 @@ BEGIN
     END IF;
     PERFORM crm_private.audit(
         v_actor.id, 'create', 'payments', v_payment.id, to_jsonb(v_payment),
-        CASE
-            WHEN v_new.direction = 'incoming' AND v_reason IS NULL THEN '{}'
-            ELSE jsonb_strip_nulls(jsonb_build_object(
-                'reason', v_reason,
-                -- limits change; the invariant compares the payout with the one that it was booked under
-                'payout_limit',
-                CASE WHEN v_new.direction = 'outgoing' THEN crm_private.payout_limit(v_order, v_new.currency) END
-            ))
-        END
+        crm_private.booking_detail(v_order, v_payment, v_reason)
     );
     RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
 END
@@ -679,7 +688,6 @@ DECLARE
     v_reference text := crm_private.reference('p_external_reference', p_external_reference);
     v_order public.orders;
     v_payment public.payments;
-    v_result jsonb;
 BEGIN
     PERFORM crm_private.required_id('p_payment_id', p_payment_id);
     v_payment := crm_private.payment_of_order(p_payment_id);
@@ -689,12 +697,7 @@ BEGIN
     IF v_payment.role = 'refund' THEN
         PERFORM crm_private.require_admin(v_actor, 'changing a refund');
     END IF;
-    v_result := crm_private.move_payment(
-        v_order, v_payment, v_new_status, v_reference, v_actor, p_expected_version
-    );
-    RETURN v_result || jsonb_build_object(
-        'version', (SELECT p.version FROM public.payments p WHERE p.id = p_payment_id)
-    );
+    RETURN crm_private.move_payment(v_order, v_payment, v_new_status, v_reference, v_actor, p_expected_version);
 END
 $$;
 COMMENT ON FUNCTION public.update_payment_status_safe IS

@@ -83,7 +83,8 @@ BEGIN
     )
     RETURNING * INTO v_new;
     PERFORM crm_private.audit(
-        p_actor.id, 'create', 'payments', v_new.id, to_jsonb(v_new), jsonb_build_object('reason', p_reason)
+        p_actor.id, 'create', 'payments', v_new.id, to_jsonb(v_new),
+        crm_private.booking_detail(p_order, v_new, p_reason)
     );
     RETURN crm_private.apply_payment(p_order, v_new, p_actor.id);
 END

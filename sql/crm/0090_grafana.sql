@@ -168,9 +168,11 @@ SELECT m.*, sum(m.client_paid - m.refunded - m.paid_out) OVER (PARTITION BY m.cu
 FROM (
     SELECT date_trunc('month', p.created_at AT TIME ZONE 'UTC')::date AS month, p.currency::text AS currency,
         coalesce(sum(CASE p.direction::text WHEN 'incoming' THEN p.amount ELSE -p.amount END)
-            FILTER (WHERE p.role::text = 'client_payment'), 0) AS client_paid,
+            FILTER (WHERE p.role::text = 'client_payment'
+                AND (p.direction::text = 'incoming') = (p.reverses IS NULL)), 0) AS client_paid,
         coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
-            FILTER (WHERE p.role::text = 'refund'), 0) AS refunded,
+            FILTER (WHERE p.role::text = 'refund'
+                AND (p.direction::text = 'outgoing') = (p.reverses IS NULL)), 0) AS refunded,
         coalesce(sum(CASE p.direction::text WHEN 'outgoing' THEN p.amount ELSE -p.amount END)
             FILTER (WHERE p.role::text = 'supplier_payment' OR p.role::text IN ('shipping_payment', 'commission')
                 AND (p.direction::text = 'outgoing') = (p.reverses IS NULL)), 0) AS paid_out

@@ -5,6 +5,9 @@ DO $$
 DECLARE
     v_table regclass;
 BEGIN
+    -- in the order in which calls lock rows
+    LOCK TABLE public.users, public.customer_contacts, public.customers, public.leads, public.orders
+        IN SHARE ROW EXCLUSIVE MODE;
     FOR v_table IN
         SELECT c.oid::regclass FROM pg_catalog.pg_class c
         WHERE c.relkind = 'r'

@@ -118,26 +118,23 @@ _CHANGED_COLUMNS = """
                THEN (n.value #>> '{}')::timestamptz IS DISTINCT FROM (i.value #>> '{}')::timestamptz
                ELSE n.value <> i.value END"""
 
-#: The contacts in the columns of customers who were not merged, by the form in which they are compared. Those of merged
-#: ones are earlier contacts of somebody else. Texts that are no phone or address, which only adopted rows have, belong to
-#: nobody.
-_CONTACTS = """
-    SELECT id, 'email' AS kind,
-        lower(regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g')) AS key
-    FROM public.customers
-    WHERE merged_into IS NULL AND regexp_replace(email, '^[[:space:]]+|[[:space:]]+$', '', 'g') ~ '^[^@[:space:]]+@[^@[:space:]]+$'
-        AND length(email) <= 255
+#: The contacts in customers' own columns, by the form in which they are compared. Those of merged customers are earlier
+#: contacts of somebody else. Texts that are no phone or address, which only adopted rows have, belong to nobody.
+_CONTACTS = f"""
+    SELECT id, merged_into, 'email' AS kind, lower(bare) AS key
+    FROM (SELECT *, regexp_replace(email, '^[{BLANKS}]+|[{BLANKS}]+$', '', 'g') AS bare FROM public.customers) c
+    WHERE bare ~ '^[^@{BLANKS}]+@[^@{BLANKS}]+$' AND length(bare) <= 255
     UNION ALL
-    SELECT id, 'phone', CASE
+    SELECT id, merged_into, 'phone', CASE
         WHEN international THEN digits
-        WHEN digits ~ '^8[0-9]{10}$' THEN '7' || substr(digits, 2)
+        WHEN digits ~ '^8[0-9]{{10}}$' THEN '7' || substr(digits, 2)
         ELSE digits END
     FROM (
-        SELECT id, before ~ '^[^0-9+]*([+]|00)' AS international,
+        SELECT id, merged_into, before ~ '^[^0-9+]*([+]|00)' AS international,
             regexp_replace(regexp_replace(before, '[^0-9]', '', 'g'), CASE
                 WHEN before ~ '^[^0-9]*00' THEN '^00' ELSE '^$' END, '') AS digits
         FROM (SELECT *, split_part(regexp_replace(phone, '[дД][оО][бБ]|[eE][xX][tT]', '|'), '|', 1) AS before
-              FROM public.customers WHERE merged_into IS NULL) c
+              FROM public.customers) c
     ) phone
     WHERE length(digits) BETWEEN 5 AND 255"""
 
@@ -562,12 +559,15 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "contacts_agree_with_customers",
-        "the phone and e-mail address of every customer who was not merged lead to that customer",
+        "the phone and e-mail address of every customer lead to that customer; those of a merged one to anybody",
         f"""
         SELECT c.id::text, format('%s %s belongs to %s', c.kind, c.key, coalesce(k.customer_id::text, 'nobody'))
             AS detail
         FROM ({_CONTACTS}) c LEFT JOIN public.customer_contacts k ON k.kind = c.kind AND k.key = c.key
-        WHERE k.customer_id IS DISTINCT FROM c.id
+        WHERE CASE
+              WHEN c.merged_into IS NULL THEN k.customer_id IS DISTINCT FROM c.id
+              -- An earlier contact may have changed hands, and have been erased there.
+              ELSE k.customer_id IS NULL AND NOT EXISTS (SELECT FROM public.customer_erasures) END
           -- Adopted customers may share a contact: the oldest has it.
           AND NOT (k.customer_id IS NOT NULL AND EXISTS (
               SELECT FROM adopted a WHERE a.entity = 'customers' AND a.entity_id = c.id)
@@ -693,7 +693,8 @@ INVARIANTS: tuple[Invariant, ...] = (
         FROM public.audit_log l
         WHERE l."session_user" NOT IN (SELECT login FROM expected)
           AND NOT (l."session_user" = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'public.orders'::regclass)
-              AND (l.action IN ('adopt', 'adopted', 'erased') OR (l.actor_id IS NULL AND l.entity IN ('users', 'customers', 'customer_contacts'))))
+              AND (l.action = 'adopt' OR (l.action = 'adopted' AND l.payload ? 'adopted')
+                  OR (l.action = 'erased' AND l.entity NOT IN ('orders', 'payments', 'users')) OR (l.actor_id IS NULL AND l.entity IN ('users', 'customers', 'customer_contacts'))))
         GROUP BY l."session_user"
         """,
         "Find out who used this login. If it belongs to a trusted server, grant it crm_app or name it in "
