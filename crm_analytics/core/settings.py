@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
+    franchise: str = Field(
+        "",
+        description="the franchise whose databases and landing folder these are; none when there is only one",
+    )
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
@@ -79,6 +83,16 @@ class Settings(BaseSettings):
         default_factory=_default_dagster_url,
         description="the Dagster UI, for links in alerts and dashboards",
     )
+
+    @field_validator("franchise")
+    @classmethod
+    def _franchise_name(cls, value: str) -> str:
+        # part of asset keys, of database names and of roles
+        if not re.fullmatch(r"([a-z][a-z0-9_]{0,29})?", value, re.ASCII):
+            raise ValueError(
+                f"{value!r} is not a franchise's name: up to 30 lowercase letters, digits and underscores, a letter first"
+            )
+        return value
 
     @field_validator("business_timezone")
     @classmethod
