@@ -120,9 +120,37 @@ def test_expectations_can_be_replaced_and_rows_of_the_future_hide_nothing(watche
     watched.execute(
         "INSERT INTO analytics.source_expectations VALUES ('jobs', 15, 20), ('elocals_leads', NULL, NULL), ('google_spend', 45, NULL)"
     )
+    shown = dict(
+        watched.query("SELECT source, days_behind FROM reporting.freshness WHERE days_behind IS NOT NULL")
+    )
+    assert shown == {"jobs": 15, "elocals_leads": 15, "google_spend": 46, "targets": 15}
     found = check_freshness(watched)
     assert found["jobs"] == (True, late) and found["elocals_leads"] == (True, late)
     assert found["google_spend"][1].endswith("analytics.source_expectations.")
+
+
+def test_emptied_table_is_silence(watched: Platform) -> None:
+    """Without a row, a source passes only while no file of it was loaded: rows that are gone tell of no silence.
+
+    Nor do rows that are all in the future. Limits that are off stay off.
+    """
+    watched.drop("jobs/1.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-20"))
+    watched.set_today("2024-10-21")
+    assert watched.run(OCTOBER, OCTOBER).success
+    watched.execute("DELETE FROM raw.jobs")
+    found = check_freshness(watched)
+    assert not found["jobs"][0]
+    assert found["jobs"][1].startswith(
+        "no row up to today, 2024-10-21, although files were loaded; expected: 7 days at most. Remedy: "
+    )
+    assert found["payments"] == (True, "no row yet")
+    watched.execute(
+        "INSERT INTO raw.jobs (job_id, created_at, job_date) VALUES ('B', now(), '2042-10-01');"
+        "INSERT INTO analytics.source_expectations VALUES ('jobs', 3, NULL)"
+    )
+    assert not check_freshness(watched)["jobs"][0]
+    watched.execute("UPDATE analytics.source_expectations SET warn_days = NULL")
+    assert check_freshness(watched)["jobs"][0]
 
 
 def test_sensor_that_raises_three_times_is_told_once_and_so_is_that_it_works_again(
