@@ -28,6 +28,7 @@ from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.checks import WINDOWED_CHECKS
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics.orchestration.asset_metadata import OWNERS
+from crm_analytics.orchestration.check_results import check_name, fails
 from crm_analytics.orchestration.failing_ticks import FAILURES, automation_names, newest_ticks
 from crm_analytics.orchestration.failures import run_failure
 from crm_analytics.orchestration.retries import attempt_of, outlook
@@ -311,7 +312,7 @@ def _changed_checks(
 
     A check that covers its run's months passes when other months are right, so nothing is said of that.
     """
-    windowed = {_check_name(key) for key in WINDOWED_CHECKS}
+    windowed = {check_name(key) for key in WINDOWED_CHECKS}
     found = []
     for record in instance.get_event_records(
         dg.EventRecordsFilter(
@@ -323,22 +324,17 @@ def _changed_checks(
         if event is None:
             continue
         evaluation = event.asset_check_evaluation_data
-        name = _check_name(evaluation.asset_check_key)
-        fails = not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
-        if fails and name not in failing:
+        name = check_name(evaluation.asset_check_key)
+        if fails(evaluation) and name not in failing:
             failing.add(name)
             detail = evaluation.description or "see the run"
             found.append(Alert(f"Check failed: {name}", detail, record.run_id))
-        elif name in failing and not fails:
+        elif name in failing and not fails(evaluation):
             failing.remove(name)
             if name not in windowed:
                 detail = evaluation.description or "It passes."
                 found.append(Alert(f"Check recovered: {name}", detail, record.run_id))
     return found, failing
-
-
-def _check_name(key: dg.AssetCheckKey) -> str:
-    return f"{key.asset_key.to_user_string()}: {key.name}"
 
 
 def _changed_ticks(context: dg.SensorEvaluationContext, failing: set[str]) -> tuple[list[Alert], set[str]]:
