@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
 from crm_analytics.core.settings import Settings
@@ -59,12 +60,8 @@ class LandingFolder:
             dg.Failure: if it does not exist.
         """
         if not self.path.is_dir():
-            raise dg.Failure(self.missing())
+            raise dg.Failure(landing_folder.missing(self.path))
         return self.path
-
-    def missing(self) -> str:
-        """Returns the sentence for a folder that does not exist."""
-        return f"the landing folder {self.path} does not exist: create it, or set LANDING_DIR"
 
 
 def _refuse_other_timezone(connection: psycopg.Connection[Any], wanted: str) -> None:
