@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.warehouse.check_queries import QUERIES
-from crm_analytics.analytics.warehouse.refresh import refresh, stale_months
+from crm_analytics.analytics.warehouse.refresh import MEASURES, refresh, stale_months
 from crm_analytics.core import migrations
 from crm_analytics.core.rule_texts import rule_text
 from crm_analytics.core.settings import PROJECT_DIR, SQL_DIR
@@ -54,7 +54,6 @@ CHANGES = {
     "price": (PRICE, {"leads"}),
     "name": (NAME, {"jobs"}),
 }
-MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross")
 #: What the reconciliation calls the measures.
 TITLES = {name: name.capitalize() for name in MEASURES} | {
     "cost": "Cost in dollars",
