@@ -2,9 +2,9 @@
 -- alike. First the rules themselves (except which payments count: the generated column raw.payments.counts), then the
 -- facts made with them: each is a function of a date range [p_from, p_to) and a view of the same name over all time.
 -- PostgreSQL inlines all of these functions: docs/decisions/facts-as-range-functions.md. A rule's comment is its only
--- wording: dashboards and the UI read it from here, everything else names the function. Beside it are the words that tell
--- of a single row why it counts. They quote types and statuses only if a rule names them, because any other text of an
--- export may be a customer's.
+-- wording: dashboards and the UI read it from here, everything else names the function. Beside it are the words that
+-- say of one row why it counts. They quote types and statuses only if a rule names them: any other text may be a
+-- customer's.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
