@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crm_analytics.analytics.diff import CannotDiff, Change, Difference, TriedFile, diff_files, diff_sql
+from crm_analytics.analytics.diff import CannotDiff, ChangedSum, Difference, TriedFile, diff_files, diff_sql
 from crm_analytics.analytics.ingest.loading.results import describe
 from crm_analytics.cli.databases import require_analytics
 from crm_analytics.cli.terminal import errors
@@ -30,6 +30,7 @@ _MONEY = {"cost", "revenue_gross"}
 _TOLD_BY = {
     "name": "as its name says",
     "mtime": "its modification time: a copy with another one may come before or after other files",
+    "seen": "as when this content was first seen",
     "before": "that of the content which it replaces, which is later than its own",
 }
 
@@ -99,7 +100,7 @@ def _print_file(file: TriedFile, timezone: ZoneInfo, console: Console) -> None:
         console.print(f"  assumed export time: {told}", highlight=False)
 
 
-def _print_changes(changes: Sequence[Change], console: Console) -> None:
+def _print_changes(changes: Sequence[ChangedSum], console: Console) -> None:
     table = Table("month", "source", "measure", title="what would change")
     for name in ("old", "new", "change"):
         table.add_column(name, justify="right")

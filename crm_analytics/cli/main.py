@@ -252,10 +252,12 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
 
     A file's place among the other exports depends on its export time, so the assumed one is printed. A file outside
     LANDING_DIR is taken for one that lies directly in it, or in its source's folder if it is in a folder of that name.
+    A file that no load would see, such as one called .part or .tmp, is refused.
     Months that were stale before are named: changes that wait for a refresh there are part of what is printed.
 
     The SQL can't begin or end transactions. Put `SELECT analytics.queue_every_month('try');` behind functions that you
-    replace, because nothing else notes that these change a number.
+    replace, because nothing else notes that these change a number. What acts outside of transactions isn't taken back:
+    leave out ANALYZE, COPY TO a file or program, and dblink. SQL that names setval is refused.
 
     If a load of the same source is running (with --sql: any load or refresh), diff gives up after half a second. While diff
     runs, these wait for it.

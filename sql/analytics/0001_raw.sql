@@ -226,7 +226,7 @@ CREATE TABLE analytics.source_expectations (
 COMMENT ON TABLE analytics.source_expectations IS
     'How old the newest row of a source may be, where its declaration doesn''t fit. Both limits replace those of the '
     'declaration; NULL is no limit. For a source that is no longer used: INSERT INTO analytics.source_expectations '
-    'VALUES (''elocals_leads'', NULL, NULL, ''no longer a customer'')';
+    '(source, warn_days, error_days, note) VALUES (''elocals_leads'', NULL, NULL, ''we left eLocals'')';
 SELECT analytics.describe('{analytics.source_expectations}', $$
     source: The source, as its landing folder is called.
     warn_days: The check `fresh` warns when the newest row is older than so many days; NULL: never.

@@ -52,11 +52,17 @@ class Stale:
 def _write_sql(
     table: LiteralString, key: LiteralString, answer: LiteralString, kept: LiteralString = ""
 ) -> LiteralString:
-    """Returns SQL that makes `table` equal its compute function over the range.
+    """Returns SQL that makes `table` equal its compute function over the range, and answers with a SELECT.
 
-    `answer` is the statement's own SELECT, over the rows that differ and `kept`, further columns of them. Writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
-    loop, however wrong the statistics of a table are that has just been filled. New rows go in by date, so that a
-    month of ten years is on as few pages as a month of one year.
+    It writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
+    loop, however wrong the statistics of a table are that has just been filled. New rows go in by date, so that a month
+    of ten years is on as few pages as a month of one year.
+
+    Args:
+        table: daily_metrics or monthly_metrics.
+        key: its column with the day or month.
+        answer: the SELECT, which may read `difference`: the key, source, segment and measures of each row that differs.
+        kept: further columns of `difference`, each with a comma behind it.
     """
     columns = ", ".join(MEASURES)
     computed = ", ".join(f"computed.{name}" for name in MEASURES)
