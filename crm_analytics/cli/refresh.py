@@ -19,10 +19,11 @@ from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.months import next_month
 from crm_analytics.core.settings import Settings
 from crm_analytics.definitions import build_defs
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics.orchestration.failures import root_cause
 from crm_analytics.orchestration.instance import open_instance
-from crm_analytics.orchestration.partitions import key_month, months, range_tags
+from crm_analytics.orchestration.partitions import key_month, range_tags
 
 #: Checks of files, which the summary lists one by one.
 LISTED = ("files_read", "unrecognized_files")
@@ -72,7 +73,8 @@ def refresh_months(
         migrate("analytics", config=config)
     else:
         require_migrated("analytics", config=config)
-    known = [key_month(key) for key in months.get_partition_keys()]
+    franchise = Franchise(config)
+    known = [key_month(key) for key in franchise.months.get_partition_keys()]
     asked = first or known[0], last or known[-1]
     covered = _covered(known, asked, console)
     if covered is None:
@@ -82,14 +84,15 @@ def refresh_months(
             f"[red]the landing folder {config.landing_dir} does not exist[/]: create it, or set LANDING_DIR"
         )
         return False
+    loads = ["__".join(franchise.key(key).path) for key in RAW_KEYS]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"refreshing {covered[0]:%Y-%m} to {covered[1]:%Y-%m}", total=None)
         result = run_job(
             config,
-            "refresh",
+            franchise.name("refresh"),
             tags=range_tags(*covered),
-            ops={"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {},
+            ops={step: {"config": {"force": True}} for step in loads} if force else {},
             show=lambda text: progress.update(task, description=text),
         )
         progress.update(task, description="done" if result.success else "[red]failed[/]")

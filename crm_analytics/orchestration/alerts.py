@@ -22,7 +22,8 @@ import psycopg
 
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.checks import WINDOWED_CHECKS
+from crm_analytics.orchestration.analytics.checks import windowed_checks
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics.orchestration.asset_metadata import OWNERS
 from crm_analytics.orchestration.failing_ticks import FAILURES, automation_names, newest_ticks
@@ -38,15 +39,20 @@ LONGEST_TICK = 30
 CONTENT_REFUSED = (400, 413, 422)
 
 
+#: Of the only business, or of what belongs to no franchise.
 ALERTS_KEY = dg.AssetKey(["operation", "alerts"])
-alerts_sent = dg.AssetSpec(
-    ALERTS_KEY,
-    description="What was sent to ALERT_WEBHOOK_URL, and when: one observation for each alert. An alert that the"
-    " webhook refused is here, too, and says so.",
-    group_name="operation",
-    owners=OWNERS,
-    kinds={"webhook"},
-)
+
+
+def alerts_sent(franchise: Franchise) -> dg.AssetSpec:
+    """Describes the asset whose page tells what was sent."""
+    return dg.AssetSpec(
+        franchise.key(ALERTS_KEY),
+        description="What was sent to ALERT_WEBHOOK_URL, and when: one observation for each alert. An alert that the"
+        " webhook refused is here, too, and says so.",
+        group_name=franchise.name("operation"),
+        owners=OWNERS,
+        kinds={"webhook"},
+    )
 
 
 @dataclass(frozen=True)
@@ -145,17 +151,36 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
     return done
 
 
-@dg.sensor(
-    name="alerts",
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Posts to ALERT_WEBHOOK_URL, once each: failed runs, failed error-level checks, refused files, and"
-    f" sensors and schedules that fail {FAILURES} ticks in a row; and that they work again.",
-)
-def alerts(
+def alert_sensor(franchise: Franchise) -> dg.SensorDefinition:
+    """Returns the sensor that tells of one franchise, so that each thing is told once, whatever code locations there are.
+
+    That of the common settings tells of what belongs to no franchise.
+    """
+    whose = f" of {franchise.settings.franchise}" if franchise.settings.franchise else ""
+
+    @dg.sensor(
+        name=franchise.name("alerts"),
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={"settings"} if franchise.is_common else franchise.resource_keys,
+        description=f"Posts to ALERT_WEBHOOK_URL, once each{whose}: failed runs, failed error-level checks, refused"
+        f" files, and sensors and schedules that fail {FAILURES} ticks in a row; and that they work again.",
+    )
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        """Collects what happened since the cursor and posts what is to be sent."""
+        if franchise.is_common:
+            return _tick(context, franchise, None, context.resources.settings)
+        analytics = franchise.analytics(context)
+        return _tick(context, franchise, analytics, analytics.settings)
+
+    return evaluate
+
+
+def _tick(
     context: dg.SensorEvaluationContext,
-    analytics: dg.ResourceParam[AnalyticsDatabase],
-    settings: dg.ResourceParam[Settings],
+    franchise: Franchise,
+    analytics: AnalyticsDatabase | None,
+    settings: Settings,
 ) -> dg.SkipReason:
     """Collects what happened since the cursor and posts what is to be sent; without a URL, collects and keeps nothing."""
     if not settings.alert_webhook_url:
@@ -167,24 +192,24 @@ def alerts(
     newest = instance.event_log_storage.get_maximum_record_id() or 0
     begin: dict[str, Any] = {"event": newest, "failing": [], "ticks": [], "refused": [], "waiting": []}
     cursor = begin | json.loads(context.cursor or "{}")
-    checks, failing = _changed_checks(instance, cursor["event"], newest, set(cursor["failing"]))
-    ticks, failing_now = _changed_ticks(context, set(cursor["ticks"]))
+    checks, failing = _changed_checks(instance, franchise, cursor["event"], newest, set(cursor["failing"]))
+    ticks, failing_now = _changed_ticks(context, franchise, set(cursor["ticks"]))
     try:
-        files, refused = _refused_files(analytics, set(cursor["refused"]))
+        files, refused = _refused_files(analytics, set(cursor["refused"])) if analytics else ([], set())
     except (psycopg.Error, dg.Failure) as error:
         # the other alerts may be about this very database
         context.log.warning(f"refused files are not known until the next tick: {error}")
         files, refused = [], set(cursor["refused"])
     found = [
         *(Alert(**alert) for alert in cursor["waiting"]),
-        *_failed_runs(instance, cursor["event"], newest),
-        *_recovered_runs(instance, cursor["event"], newest),
+        *_failed_runs(instance, franchise, cursor["event"], newest),
+        *_recovered_runs(instance, franchise, cursor["event"], newest),
         *checks,
         *ticks,
         *files,
     ]
     done = deliver(settings.alert_webhook_url, found, settings.dagster_url)
-    _record(instance, done)
+    _record(instance, franchise, done)
     for alert in done.set_aside:
         context.log.error(
             f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"
@@ -208,7 +233,7 @@ def alerts(
     return dg.SkipReason(f"{told}: {done.error}" if done.error else told or "nothing to report")
 
 
-def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
+def _record(instance: dg.DagsterInstance, franchise: Franchise, done: Delivery) -> None:
     """Writes down what was sent, and what the webhook refused."""
     outcomes = {"sent": done.sent, "refused by the webhook": done.set_aside}
     for outcome, told in outcomes.items():
@@ -216,7 +241,7 @@ def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
             run = {"run": dg.MetadataValue.dagster_run(alert.run_id)} if alert.run_id else {}
             instance.report_runless_asset_event(
                 dg.AssetObservation(
-                    ALERTS_KEY,
+                    franchise.key(ALERTS_KEY),
                     description=alert.title,
                     metadata={
                         "alert": alert.title,
@@ -228,9 +253,13 @@ def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
             )
 
 
-def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
+def _failed_runs(
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int
+) -> Iterator[Alert]:
     for record in _ended_runs(instance, dg.DagsterEventType.RUN_FAILURE, after, until):
         run = instance.get_run_by_id(record.run_id)
+        if run and not franchise.has_run(run):
+            continue
         failure = run_failure(instance, record.run_id)
         next_step = outlook(run, failure) if run else ""
         what = "Run died" if failure.worker_gone else "Run failed"
@@ -241,12 +270,14 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
         )
 
 
-def _recovered_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
+def _recovered_runs(
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int
+) -> Iterator[Alert]:
     """Yields an alert for each piece of work that succeeded after its earlier attempts had failed, which was told."""
     for record in _ended_runs(instance, dg.DagsterEventType.RUN_SUCCESS, after, until):
         run = instance.get_run_by_id(record.run_id)
         attempt = attempt_of(run) if run else None
-        if run and attempt is not None and attempt > 1:
+        if run and franchise.has_run(run) and attempt is not None and attempt > 1:
             detail = f"Attempt {attempt} succeeded: what failed before is done."
             yield Alert(f"Run recovered: {_run_name(run)}", detail, run.run_id)
 
@@ -273,13 +304,13 @@ def _run_name(run: dg.DagsterRun) -> str:
 
 
 def _changed_checks(
-    instance: dg.DagsterInstance, after: int, until: int, failing: set[str]
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int, failing: set[str]
 ) -> tuple[list[Alert], set[str]]:
     """Returns alerts for checks of severity ERROR that began to fail or to pass, and the names of all that fail now.
 
     A check that covers its run's months passes when other months are right, so nothing is said of that.
     """
-    windowed = {_check_name(key) for key in WINDOWED_CHECKS}
+    windowed = {_check_name(key) for key in windowed_checks(franchise)}
     found = []
     for record in instance.get_event_records(
         dg.EventRecordsFilter(
@@ -291,6 +322,8 @@ def _changed_checks(
         if event is None:
             continue
         evaluation = event.asset_check_evaluation_data
+        if not franchise.has_key(evaluation.asset_check_key.asset_key):
+            continue
         name = _check_name(evaluation.asset_check_key)
         fails = not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
         if fails and name not in failing:
@@ -309,12 +342,15 @@ def _check_name(key: dg.AssetCheckKey) -> str:
     return f"{key.asset_key.to_user_string()}: {key.name}"
 
 
-def _changed_ticks(context: dg.SensorEvaluationContext, failing: set[str]) -> tuple[list[Alert], set[str]]:
+def _changed_ticks(
+    context: dg.SensorEvaluationContext, franchise: Franchise, failing: set[str]
+) -> tuple[list[Alert], set[str]]:
     """Returns alerts for sensors and schedules that began to fail or to work again, and the names of all that fail now.
 
     Not for this sensor: while it fails, it tells nothing.
     """
-    names = automation_names(context.repository_def) - {alerts.name}
+    every = automation_names(context.repository_def) - {franchise.name("alerts")}
+    names = {name for name in every if franchise.has_name(name)}
     ticks = newest_ticks(context.instance, names)
     begun = {found.name: found for found in ticks if found.fails and found.name not in failing}
     # what is off, or gone, fails no longer, and that is no news
@@ -347,6 +383,3 @@ def _refused_files(analytics: AnalyticsDatabase, known: set[int]) -> tuple[list[
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-alert_sensors = [alerts]

@@ -23,10 +23,11 @@ from crm_analytics.analytics.warehouse.freshness import Age, Freshness, freshnes
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
 from crm_analytics.orchestration.alerts import ALERTS_KEY
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import FRESH, REMEDY
 from crm_analytics.orchestration.failing_ticks import FAILURES, Ticks, automation_names, newest_ticks
 from crm_analytics.orchestration.failures import run_failure
-from crm_analytics.orchestration.partitions import key_month, months
+from crm_analytics.orchestration.partitions import key_month
 from crm_analytics.orchestration.retries import will_retry
 from crm_analytics.orchestration.worker_lock import WatchedRunStorage
 
@@ -126,17 +127,20 @@ def status(
     daemon = instance.get_daemon_statuses([DAEMON]).get(DAEMON)
     found = Status(now, daemon_runs=bool(daemon and daemon.healthy))
     repository = definitions.get_repository_def()
-    found.to_do += _look_at_months(found, connection)
+    franchise = Franchise(config)
+    found.to_do += _look_at_months(found, franchise, connection)
     found.to_do += _look_at_files(found, connection, config)
     found.to_do += _look_at_rows(found, connection)
     found.to_do += _look_at_runs(found, instance, repository)
     found.to_do += _look_at_ticks(found, instance, repository)
     found.to_do += _look_at_checks(found, instance, repository)
-    found.alerts = _alerts(instance)
+    found.alerts = _alerts(instance, franchise)
     return found
 
 
-def _look_at_months(found: Status, connection: psycopg.Connection[Any]) -> Iterator[str]:
+def _look_at_months(
+    found: Status, franchise: Franchise, connection: psycopg.Connection[Any]
+) -> Iterator[str]:
     row = connection.execute("SELECT max(finished_at) FROM analytics.refresh_log").fetchone()
     found.last_refresh = row[0] if row else None
     found.stale_months = [
@@ -145,13 +149,16 @@ def _look_at_months(found: Status, connection: psycopg.Connection[Any]) -> Itera
             "SELECT month, stale_since, causes FROM reporting.month_status WHERE stale_since IS NOT NULL ORDER BY month"
         )
     ]
-    known = {key_month(key) for key in months.get_partition_keys(current_time=found.at)}
+    known = {key_month(key) for key in franchise.months.get_partition_keys(current_time=found.at)}
     for stale in found.stale_months:
         if stale.month not in known:
             remedy = "set an earlier START_MONTH, or correct dates in the future"
             yield f"{stale.month:%Y-%m} has rows but is never computed: {remedy}"
         elif found.at - stale.since > PATIENCE:
-            remedy = f"crm-analytics refresh --from {stale.month:%Y-%m} --to {stale.month:%Y-%m} computes it, or says why not"
+            command = franchise.settings.command(
+                f"refresh --from {stale.month:%Y-%m} --to {stale.month:%Y-%m}"
+            )
+            remedy = f"{command} computes it, or says why not"
             yield f"{stale.month:%Y-%m} is stale ({stale.causes}) and nothing computes it: {remedy}"
 
 
@@ -171,7 +178,7 @@ def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: S
         since = found.at - timedelta(seconds=file.age())
         found.waiting.append(WaitingFile(file.name, since))
         if found.at - since > PATIENCE:
-            yield f"{file.name} waits and nothing loads it: crm-analytics refresh loads it, or says why not"
+            yield f"{file.name} waits and nothing loads it: {config.command('refresh')} loads it, or says why not"
 
 
 def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterator[str]:
@@ -264,8 +271,8 @@ def _concluded(
     return history[0] if history else None
 
 
-def _alerts(instance: dg.DagsterInstance) -> list[SentAlert]:
-    records = instance.fetch_observations(ALERTS_KEY, limit=ALERTS).records
+def _alerts(instance: dg.DagsterInstance, franchise: Franchise) -> list[SentAlert]:
+    records = instance.fetch_observations(franchise.key(ALERTS_KEY), limit=ALERTS).records
     return [
         SentAlert(
             datetime.fromtimestamp(record.timestamp, UTC),

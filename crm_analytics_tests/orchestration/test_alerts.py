@@ -17,11 +17,11 @@ from crm_analytics.orchestration.alerts import (
     LONGEST_TEXT,
     Alert,
     WebhookError,
-    alerts,
+    alert_sensor,
     message,
     post,
 )
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
 from crm_analytics_tests.orchestration.webhook import Webhook
@@ -45,9 +45,11 @@ def tick(
         def evaluate(**changes: object) -> Any:
             nonlocal cursor
             changed = settings.model_copy(update=changes)
-            resources = {"analytics": AnalyticsDatabase(changed), "settings": changed}
-            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-                data = alerts.evaluate_tick(context)
+            franchise = Franchise(changed)
+            with dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources=franchise.resources
+            ) as context:
+                data = alert_sensor(franchise).evaluate_tick(context)
             cursor = data.cursor
             return data
 
