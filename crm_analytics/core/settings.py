@@ -58,6 +58,10 @@ def _default_dagster_url(values: dict[str, Any]) -> str:
     return f"http://localhost:3000{values.get('dagster_webserver_path_prefix', '')}"
 
 
+class NoFranchise(Exception):
+    """Raised when one business's data are asked for, and it isn't said which of several; the message says how."""
+
+
 class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
@@ -306,7 +310,15 @@ class Settings(BaseSettings):
         return f"grafana_reader_{self.franchise}" if self.franchise else "grafana_reader"
 
     def configured_url(self, database: str) -> str | None:
-        """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server."""
+        """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server.
+
+        Raises:
+            NoFranchise: for `analytics` without a franchise, if there are several.
+        """
+        if database == "analytics" and self.franchise_names and not self.franchise:
+            raise NoFranchise(
+                f"add --franchise NAME, or set FRANCHISE: one of {', '.join(self.franchise_names)}"
+            )
         urls = (self.analytics_database_url, self.crm_database_url, self.dagster_postgres_url)
         return dict(zip(DATABASES, urls, strict=True))[database]
 

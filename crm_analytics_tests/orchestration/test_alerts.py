@@ -203,7 +203,7 @@ def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, a
     """An alert that the webhook cannot read is set aside; otherwise it would end all alerting."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad")
     for _ in range(2):  # alone it may be the address that is wrong
@@ -326,7 +326,7 @@ def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics
     """The page of operation/alerts says what was sent, and what the webhook refused, in the order of sending."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad", "good")
     tick()
