@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
@@ -194,6 +195,24 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
+        return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _webhook_address(cls, value: str | None) -> str | None:
+        # no text quotes it: whoever has the address may post
+        if value is not None:
+            try:
+                parts = urlsplit(value)
+                is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:
+                is_address = False
+            # a space or a letter beyond ASCII must be written as %20; urllib takes a login for part of the host
+            if not is_address or "@" in parts.netloc or not re.fullmatch("[!-~]+", value):
+                raise ValueError(
+                    "not the address of a webhook: write http(s)://…, e.g. https://hooks.slack.com/services/…, without"
+                    " a login"
+                )
         return value
 
     @field_validator("embedded_postgres_version")

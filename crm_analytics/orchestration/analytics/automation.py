@@ -16,7 +16,7 @@ import psycopg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
-from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
+from crm_analytics.analytics.warehouse.refresh import QueuedMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
 from crm_analytics.core.wording import counted
@@ -31,7 +31,7 @@ METRICS = [DAILY, MONTHLY]
 INTERVAL = 10  #: seconds between a sensor's ticks
 
 
-def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
+def _partitioned(stale: list[QueuedMonth], known: set[date]) -> dict[date, QueuedMonth]:
     return {entry.month: entry for entry in stale if entry.month in known}
 
 
@@ -133,7 +133,7 @@ def load_landing_files(franchise: Franchise, job: dg.UnresolvedAssetJobDefinitio
         analytics, landing = franchise.analytics(context), franchise.landing(context)
         folder = landing.path
         if not folder.is_dir():
-            return dg.SkipReason(landing.missing())
+            return dg.SkipReason(landing_folder.missing(folder))
         listing = landing_folder.scan(folder)
         with analytics.connect() as connection:
             news = landing_folder.pending(

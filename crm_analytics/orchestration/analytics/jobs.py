@@ -9,6 +9,9 @@ from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 
+#: Of the only business.
+CHECK_HISTORY = "check_history"
+
 
 def refresh_job(franchise: Franchise) -> dg.UnresolvedAssetJobDefinition:
     """Returns the job that loads and computes."""
@@ -23,7 +26,7 @@ def refresh_job(franchise: Franchise) -> dg.UnresolvedAssetJobDefinition:
 def check_history_job(franchise: Franchise) -> dg.UnresolvedAssetJobDefinition:
     """Returns the job that only checks."""
     return dg.define_asset_job(
-        franchise.name("check_history"),
+        franchise.name(CHECK_HISTORY),
         selection=dg.AssetSelection.checks(*windowed_checks(franchise)),
         description="Runs over all months the checks that otherwise cover their run's months. Changes nothing.",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.core.business import OtherBusiness, refuse_other
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
@@ -63,9 +64,5 @@ class LandingFolder:
             dg.Failure: if it does not exist.
         """
         if not self.path.is_dir():
-            raise dg.Failure(self.missing())
+            raise dg.Failure(landing_folder.missing(self.path))
         return self.path
-
-    def missing(self) -> str:
-        """Returns the sentence for a folder that does not exist."""
-        return f"the landing folder {self.path} does not exist: create it, or set LANDING_DIR"
