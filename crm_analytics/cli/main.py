@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crm_analytics.cli import crm
+from crm_analytics.cli import crm, franchise
 from crm_analytics.cli.options import of_businesses, of_one_business
 from crm_analytics.core import DATABASES
 from crm_analytics.core.months import parse_month
@@ -519,6 +519,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 
 main.add_command(crm.crm)
+main.add_command(franchise.franchise)
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,9 @@ SQL_DIR = PROJECT_DIR / "sql"
 EMBEDDED_VERSIONS = (16, 18)
 #: Below the state folder, so that the sample never lands among people's own exports.
 SAMPLE_FOLDER = "sample_landing"
+#: Where `franchise add` writes, below the working directory.
+FRANCHISES_FOLDER = Path("franchises")
+FRANCHISES_FILE = "franchises.env"
 #: First parts of the keys of assets that belong to no franchise.
 RESERVED = ("analytics", "crm", "lake", "operation", "raw")
 #: What an instance, a server or a process has once, whatever franchises there are.
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         # tests name another file, so that they never meet the databases and the webhook of a developer's .env
-        env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE", ".env"),
+        env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE") or (FRANCHISES_FOLDER / FRANCHISES_FILE, ".env"),
         extra="ignore",
         env_ignore_empty=True,
         hide_input_in_errors=True,
@@ -263,16 +266,19 @@ class Settings(BaseSettings):
         """The franchises of this code location; none when there is only one business."""
         return _names(self.franchises)
 
-    def of(self, franchise: str) -> Settings:
+    def of(self, franchise: str, **values: Any) -> Settings:
         """Returns the settings of a franchise: its own variables, and these for whatever may be shared.
 
         Its own variables have its name in capitals before them, as in NORTH_START_MONTH. Without a landing folder of its
         own it has a folder of its name in the common one.
 
+        Args:
+            values: fields in place of its own variables.
+
         Raises:
             ValidationError: if a value is wrong, or a variable can't be a franchise's own; it names the variable.
         """
-        own = _own_variables(franchise)
+        own = {**own_variables(franchise), **values}
         wrong = [name for name in own if name in COMMON]
         if wrong:
             raise _error(
@@ -370,8 +376,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _own_variables(franchise: str) -> dict[str, Any]:
-    """Returns the values of a franchise's own variables by the names of their fields."""
+def own_variables(franchise: str) -> dict[str, Any]:
+    """Returns the values of a franchise's own variables, as text, by the names of their fields."""
     prefix = f"{franchise}_"
     file = DotEnvSettingsSource(Settings, env_file=Settings.model_config.get("env_file"), env_prefix=prefix)
     return {
