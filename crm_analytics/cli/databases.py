@@ -13,12 +13,14 @@ from crm_analytics.crm.migrating.migrate import migrate_crm
 
 
 def migrate_both(config: Settings, console: Console) -> None:
-    """Migrates the analytics and the CRM database; prints a line for each file applied."""
+    """Migrates the analytics databases and that of the CRM; prints a line for each file applied."""
 
     def reporter(name: str) -> Callable[[str], None]:
         return lambda line: console.print(f"{name}: {line}", style="dim")
 
-    migrate("analytics", config=config, report=reporter("analytics"))
+    for business in config.of_franchises():
+        called = f"{business.franchise} analytics".strip()
+        migrate("analytics", config=business, report=reporter(called))
     migrate_crm(config=config, report=reporter("crm"))
 
 

@@ -19,11 +19,12 @@ from crm_analytics.core.database import connect
 from crm_analytics.core.months import next_month
 from crm_analytics.core.settings import Settings
 from crm_analytics.definitions import build_defs
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
 from crm_analytics.orchestration.check_results import check_name
 from crm_analytics.orchestration.failures import root_cause
 from crm_analytics.orchestration.instance import open_instance
-from crm_analytics.orchestration.partitions import key_month, months, range_tags
+from crm_analytics.orchestration.partitions import key_month, range_tags
 
 #: Checks of files, which the summary lists one by one.
 LISTED = ("files_read", "unrecognized_files")
@@ -70,7 +71,8 @@ def refresh_months(
     """
     require_storage(config)
     require_analytics(config)
-    known = [key_month(key) for key in months.get_partition_keys()]
+    franchise = Franchise(config)
+    known = [key_month(key) for key in franchise.months.get_partition_keys()]
     asked = first or known[0], last or known[-1]
     covered = _covered(known, asked, console)
     if covered is None:
@@ -78,14 +80,15 @@ def refresh_months(
     if not config.landing_dir.is_dir():
         console.print(f"[red]not refreshed[/]: {escape(missing(config.landing_dir))}", highlight=False)
         return False
+    loads = ["__".join(franchise.key(key).path) for key in RAW_KEYS]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"refreshing {covered[0]:%Y-%m} to {covered[1]:%Y-%m}", total=None)
         result = run_job(
             config,
-            "refresh",
+            franchise.name("refresh"),
             tags=range_tags(*covered),
-            ops={"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {},
+            ops={step: {"config": {"force": True}} for step in loads} if force else {},
             show=lambda text: progress.update(task, description=text),
         )
         progress.update(task, description="done" if result.success else "[red]failed[/]")

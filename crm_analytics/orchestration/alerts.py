@@ -25,7 +25,8 @@ import psycopg
 
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.checks import WINDOWED_CHECKS
+from crm_analytics.orchestration.analytics.checks import windowed_checks
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
 from crm_analytics.orchestration.asset_metadata import OWNERS
 from crm_analytics.orchestration.check_results import check_name, fails
@@ -43,15 +44,20 @@ CONTENT_REFUSED = (400, 413, 422)
 #: Events read at once; Dagster returns 1000 at most.
 PAGE = 1000
 
+#: Of the only business, or of what belongs to no franchise.
 ALERTS_KEY = dg.AssetKey(["operation", "alerts"])
-alerts_sent = dg.AssetSpec(
-    ALERTS_KEY,
-    description="What was sent to ALERT_WEBHOOK_URL, and when: one observation for each alert. An alert that the"
-    " webhook refused is here, too, and says so.",
-    group_name="operation",
-    owners=OWNERS,
-    kinds={"webhook"},
-)
+
+
+def alerts_sent(franchise: Franchise) -> dg.AssetSpec:
+    """Describes the asset whose page tells what was sent."""
+    return dg.AssetSpec(
+        franchise.key(ALERTS_KEY),
+        description="What was sent to ALERT_WEBHOOK_URL, and when: one observation for each alert. An alert that the"
+        " webhook refused is here, too, and says so.",
+        group_name=franchise.name("operation"),
+        owners=OWNERS,
+        kinds={"webhook"},
+    )
 
 
 @dataclass(frozen=True)
@@ -172,17 +178,36 @@ def deliver(url: str, found: Sequence[Alert], dagster_url: str) -> Delivery:
     return done
 
 
-@dg.sensor(
-    name="alerts",
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Posts to ALERT_WEBHOOK_URL, once each: failed runs, failed error-level checks, files that are not"
-    f" loaded, and sensors and schedules that fail {FAILURES} ticks in a row; and that they work again.",
-)
-def alerts(
+def alert_sensor(franchise: Franchise) -> dg.SensorDefinition:
+    """Returns the sensor that tells of one franchise, so that each thing is told once, whatever code locations there are.
+
+    That of the common settings tells of what belongs to no franchise.
+    """
+    whose = f" of {franchise.settings.franchise}" if franchise.settings.franchise else ""
+
+    @dg.sensor(
+        name=franchise.name("alerts"),
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={"settings"} if franchise.is_common else franchise.resource_keys,
+        description=f"Posts to ALERT_WEBHOOK_URL, once each{whose}: failed runs, failed error-level checks, files that are"
+        f" not loaded, and sensors and schedules that fail {FAILURES} ticks in a row; and that they work again.",
+    )
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        """Collects what happened since the cursor and posts what is to be sent."""
+        if franchise.is_common:
+            return _tick(context, franchise, None, context.resources.settings)
+        analytics = franchise.analytics(context)
+        return _tick(context, franchise, analytics, analytics.settings)
+
+    return evaluate
+
+
+def _tick(
     context: dg.SensorEvaluationContext,
-    analytics: dg.ResourceParam[AnalyticsDatabase],
-    settings: dg.ResourceParam[Settings],
+    franchise: Franchise,
+    analytics: AnalyticsDatabase | None,
+    settings: Settings,
 ) -> dg.SkipReason:
     """Collects what happened since the cursor and posts what is to be sent; without a URL, collects and keeps nothing."""
     if not settings.alert_webhook_url:
@@ -194,18 +219,18 @@ def alerts(
     newest = instance.event_log_storage.get_maximum_record_id() or 0
     begin: dict[str, Any] = {"event": newest, "failing": [], "ticks": [], "files": [], "waiting": []}
     cursor = begin | json.loads(context.cursor or "{}")
-    checks, failing = _changed_checks(instance, cursor["event"], newest, set(cursor["failing"]))
-    ticks, failing_now = _changed_ticks(context, set(cursor["ticks"]))
+    checks, failing = _changed_checks(instance, franchise, cursor["event"], newest, set(cursor["failing"]))
+    ticks, failing_now = _changed_ticks(context, franchise, set(cursor["ticks"]))
     try:
-        files, not_loaded = _files_not_loaded(analytics, set(cursor["files"]))
+        files, not_loaded = _files_not_loaded(analytics, set(cursor["files"])) if analytics else ([], set())
     except (psycopg.Error, dg.Failure) as error:
         # the other alerts may be about this very database
         context.log.warning(f"files that are not loaded are not known until the next tick: {error}")
         files, not_loaded = [], set(cursor["files"])
     found = [
         *(Alert(**alert) for alert in cursor["waiting"]),
-        *_failed_runs(instance, cursor["event"], newest),
-        *_recovered_runs(instance, cursor["event"], newest),
+        *_failed_runs(instance, franchise, cursor["event"], newest),
+        *_recovered_runs(instance, franchise, cursor["event"], newest),
         *checks,
         *ticks,
         *files,
@@ -226,10 +251,12 @@ def alerts(
             f"the webhook refuses this alert, it is not sent again: {alert.title}: {alert.detail}"
         )
     try:
-        _record(instance, done)
+        _record(instance, franchise, done)
     except Exception as error:
         # a tick that fails would send again what is sent
-        context.log.error(f"not written down on the page of {ALERTS_KEY.to_user_string()}: {error}")
+        context.log.error(
+            f"not written down on the page of {franchise.key(ALERTS_KEY).to_user_string()}: {error}"
+        )
     counts = {
         "sent": len(done.sent),
         "refused by the webhook": len(done.set_aside),
@@ -239,7 +266,7 @@ def alerts(
     return dg.SkipReason(f"{told}: {done.error}" if done.error else told or "nothing to report")
 
 
-def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
+def _record(instance: dg.DagsterInstance, franchise: Franchise, done: Delivery) -> None:
     """Writes down what was sent, and what the webhook refused."""
     outcomes = {"sent": done.sent, "refused by the webhook": done.set_aside}
     for outcome, told in outcomes.items():
@@ -247,7 +274,7 @@ def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
             run = {"run": dg.MetadataValue.dagster_run(alert.run_id)} if alert.run_id else {}
             instance.report_runless_asset_event(
                 dg.AssetObservation(
-                    ALERTS_KEY,
+                    franchise.key(ALERTS_KEY),
                     description=alert.title,
                     metadata={
                         "alert": alert.title,
@@ -259,9 +286,13 @@ def _record(instance: dg.DagsterInstance, done: Delivery) -> None:
             )
 
 
-def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
+def _failed_runs(
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int
+) -> Iterator[Alert]:
     for record in _ended_runs(instance, dg.DagsterEventType.RUN_FAILURE, after, until):
         run = instance.get_run_by_id(record.run_id)
+        if run and not franchise.has_run(run):
+            continue
         failure = run_failure(instance, record.run_id)
         next_step = outlook(run, failure) if run else ""
         what = "Run died" if failure.worker_gone else "Run failed"
@@ -272,12 +303,14 @@ def _failed_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterat
         )
 
 
-def _recovered_runs(instance: dg.DagsterInstance, after: int, until: int) -> Iterator[Alert]:
+def _recovered_runs(
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int
+) -> Iterator[Alert]:
     """Yields an alert for each piece of work that succeeded after its earlier attempts had failed, which was told."""
     for record in _ended_runs(instance, dg.DagsterEventType.RUN_SUCCESS, after, until):
         run = instance.get_run_by_id(record.run_id)
         attempt = attempt_of(run) if run else None
-        if run and attempt is not None and attempt > 1:
+        if run and franchise.has_run(run) and attempt is not None and attempt > 1:
             detail = f"Attempt {attempt} succeeded: what failed before is done."
             yield Alert(f"Run recovered: {_run_name(run)}", detail, run.run_id)
 
@@ -306,13 +339,13 @@ def _run_name(run: dg.DagsterRun) -> str:
 
 
 def _changed_checks(
-    instance: dg.DagsterInstance, after: int, until: int, failing: set[str]
+    instance: dg.DagsterInstance, franchise: Franchise, after: int, until: int, failing: set[str]
 ) -> tuple[list[Alert], set[str]]:
     """Returns alerts for checks of severity ERROR that began to fail or to pass, and the names of all that fail now.
 
     A check that covers its run's months passes when other months are right, so nothing is said of that.
     """
-    windowed = {check_name(key) for key in WINDOWED_CHECKS}
+    windowed = {check_name(key) for key in windowed_checks(franchise)}
     found = []
     for record in instance.get_event_records(
         dg.EventRecordsFilter(
@@ -324,6 +357,8 @@ def _changed_checks(
         if event is None:
             continue
         evaluation = event.asset_check_evaluation_data
+        if not franchise.has_key(evaluation.asset_check_key.asset_key):
+            continue
         name = check_name(evaluation.asset_check_key)
         if fails(evaluation) and name not in failing:
             failing.add(name)
@@ -337,12 +372,15 @@ def _changed_checks(
     return found, failing
 
 
-def _changed_ticks(context: dg.SensorEvaluationContext, failing: set[str]) -> tuple[list[Alert], set[str]]:
+def _changed_ticks(
+    context: dg.SensorEvaluationContext, franchise: Franchise, failing: set[str]
+) -> tuple[list[Alert], set[str]]:
     """Returns alerts for sensors and schedules that began to fail or to work again, and the names of all that fail now.
 
     Not for this sensor: while it fails, it tells nothing.
     """
-    names = automation_names(context.repository_def) - {alerts.name}
+    every = automation_names(context.repository_def) - {franchise.name("alerts")}
+    names = {name for name in every if franchise.has_name(name)}
     ticks = newest_ticks(context.instance, names)
     begun = {found.name: found for found in ticks if found.fails and found.name not in failing}
     # what is off, or gone, fails no longer, and that is no news
@@ -375,6 +413,3 @@ def _files_not_loaded(analytics: AnalyticsDatabase, known: set[int]) -> tuple[li
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-alert_sensors = [alerts]

@@ -24,13 +24,14 @@ from crm_analytics.analytics.warehouse.refresh import Stale, stale
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
 from crm_analytics.orchestration.alerts import ALERTS_KEY
-from crm_analytics.orchestration.analytics.checks import WINDOWED_CHECKS
+from crm_analytics.orchestration.analytics.checks import windowed_checks
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import FRESH, REMEDY
-from crm_analytics.orchestration.analytics.jobs import check_history_job
+from crm_analytics.orchestration.analytics.jobs import CHECK_HISTORY
 from crm_analytics.orchestration.check_results import check_name, fails
 from crm_analytics.orchestration.failing_ticks import FAILURES, Ticks, automation_names, newest_ticks
 from crm_analytics.orchestration.failures import run_failure
-from crm_analytics.orchestration.partitions import key_month, months
+from crm_analytics.orchestration.partitions import key_month
 from crm_analytics.orchestration.retries import outlook, will_retry
 from crm_analytics.orchestration.worker_lock import WatchedRunStorage
 
@@ -128,31 +129,34 @@ def status(
     daemon = instance.get_daemon_statuses([DAEMON]).get(DAEMON)
     found = Status(now, daemon_runs=bool(daemon and daemon.healthy))
     repository = definitions.get_repository_def()
+    franchise = Franchise(config)
     with connection.transaction(force_rollback=True):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        found.to_do += _look_at_months(found, connection)
+        found.to_do += _look_at_months(found, franchise, connection)
         found.to_do += _look_at_files(found, connection, config)
-        found.to_do += _look_at_rows(found, connection)
+        found.to_do += _look_at_rows(found, connection, config)
     found.to_do += _look_at_runs(found, instance, repository)
     found.to_do += _look_at_ticks(found, instance, repository)
-    found.to_do += _look_at_checks(found, instance, repository)
-    found.alerts = _alerts(instance)
+    found.to_do += _look_at_checks(found, franchise, instance, repository)
+    found.alerts = _alerts(instance, franchise)
     return found
 
 
-def _look_at_months(found: Status, connection: psycopg.Connection[Any]) -> Iterator[str]:
+def _look_at_months(
+    found: Status, franchise: Franchise, connection: psycopg.Connection[Any]
+) -> Iterator[str]:
     row = connection.execute("SELECT max(finished_at) FROM analytics.refresh_log").fetchone()
     found.last_refresh = row[0] if row else None
     found.stale_months = stale(connection)
-    known = {key_month(key) for key in months.get_partition_keys(current_time=found.at)}
+    known = {key_month(key) for key in franchise.months.get_partition_keys(current_time=found.at)}
     for behind in found.stale_months:
         month = f"{behind.month:%Y-%m}"
         if behind.month not in known:
             remedy = "set an earlier START_MONTH, or correct dates in the future"
             yield f"{month} has rows but is never computed: {remedy}"
         elif found.at - behind.since > PATIENCE:
-            remedy = f"crm-analytics refresh --from {month} --to {month} computes it, or says why not"
-            yield f"{month} is stale ({behind.causes}) and nothing computes it: {remedy}"
+            command = franchise.settings.command(f"refresh --from {month} --to {month}")
+            yield f"{month} is stale ({behind.causes}) and nothing computes it: {command} computes it, or says why not"
 
 
 def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: Settings) -> Iterator[str]:
@@ -174,10 +178,10 @@ def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: S
         since = found.at - timedelta(seconds=file.age())
         found.waiting.append(WaitingFile(file.name, since))
         if found.at - since > PATIENCE:
-            yield f"{file.name} waits and nothing loads it: crm-analytics refresh loads it, or says why not"
+            yield f"{file.name} waits and nothing loads it: {config.command('refresh')} loads it, or says why not"
 
 
-def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterator[str]:
+def _look_at_rows(found: Status, connection: psycopg.Connection[Any], config: Settings) -> Iterator[str]:
     found.quarantine = dict(
         connection.execute(
             "SELECT source, records FROM reporting.quarantined_records ORDER BY source"
@@ -185,9 +189,10 @@ def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterato
     )
     if found.quarantine:
         records = counted(sum(found.quarantine.values()), "record")
+        psql = config.command("psql analytics")
         yield (
-            f"{records} in quarantine: correct in the tool and export again, or dismiss (crm-analytics psql"
-            " analytics -- -c \"SELECT * FROM raw.rejected_rows WHERE status = 'open'\")"
+            f"{records} in quarantine: correct in the tool and export again, or dismiss ({psql}"
+            " -- -c \"SELECT * FROM raw.rejected_rows WHERE status = 'open'\")"
         )
     found.freshness = freshness(connection, SOURCES.values())
     for fresh in found.freshness:
@@ -280,11 +285,14 @@ def _look_at_ticks(
 
 
 def _look_at_checks(
-    found: Status, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition
+    found: Status,
+    franchise: Franchise,
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
 ) -> Iterator[str]:
     keys = [key for key in repository.asset_graph.asset_check_keys if key.name not in SHOWN_ITSELF]
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    whole_history = _whole_history(instance)
+    whole_history = _whole_history(instance, franchise)
     not_run: dict[str, list[str]] = {}
     for key in sorted(latest, key=lambda key: key.to_user_string()):
         name = check_name(key)
@@ -295,7 +303,7 @@ def _look_at_checks(
         if failed:
             told = failed[0].description or "its metadata in the Dagster UI says what was found"
             found.failing_checks[name] = told
-            until = f"\nThe next run of {check_history_job.name} tells whether it passes again."
+            until = f"\nThe next run of {franchise.name(CHECK_HISTORY)} tells whether it passes again."
             yield f"check {name} fails: {told}{until if whole_history.get(key) in failed else ''}"
     for record in instance.get_run_records(dg.RunsFilter(run_ids=list(not_run))) if not_run else []:
         run, names = record.dagster_run, not_run[record.dagster_run.run_id]
@@ -307,18 +315,20 @@ def _look_at_checks(
                 yield f"{counted(len(names), 'check')} did not run ({listed(names)}), because {why}: {remedy}"
 
 
-def _whole_history(instance: dg.DagsterInstance) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+def _whole_history(
+    instance: dg.DagsterInstance, franchise: Franchise
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
     """Returns what check_history found when it ran last.
 
     Its checks otherwise cover their run's months: they pass when other months are right, and the wrong ones still wrong.
     """
-    ended = dg.RunsFilter(job_name=check_history_job.name, statuses=ENDED)
-    found = {}
+    ended = dg.RunsFilter(job_name=franchise.name(CHECK_HISTORY), statuses=ENDED)
+    found, windowed = {}, windowed_checks(franchise)
     for record in instance.get_run_records(ended, limit=1):
         kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
         for entry in instance.all_logs(record.dagster_run.run_id, of_type=kind):
             result = entry.get_dagster_event().asset_check_evaluation_data
-            if result.asset_check_key in WINDOWED_CHECKS:
+            if result.asset_check_key in windowed:
                 found[result.asset_check_key] = result
     return found
 
@@ -339,8 +349,8 @@ def _concluded(
     return history[0] if history else None
 
 
-def _alerts(instance: dg.DagsterInstance) -> list[SentAlert]:
-    records = instance.fetch_observations(ALERTS_KEY, limit=ALERTS).records
+def _alerts(instance: dg.DagsterInstance, franchise: Franchise) -> list[SentAlert]:
+    records = instance.fetch_observations(franchise.key(ALERTS_KEY), limit=ALERTS).records
     return [
         SentAlert(
             datetime.fromtimestamp(record.timestamp, UTC),

@@ -19,11 +19,11 @@ from crm_analytics.orchestration.alerts import (
     LONGEST_TEXT,
     Alert,
     WebhookError,
-    alerts,
+    alert_sensor,
     message,
     post,
 )
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
 from crm_analytics_tests.orchestration.webhook import Webhook
@@ -47,9 +47,11 @@ def tick(
         def evaluate(**changes: object) -> Any:
             nonlocal cursor
             changed = settings.model_copy(update=changes)
-            resources = {"analytics": AnalyticsDatabase(changed), "settings": changed}
-            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-                data = alerts.evaluate_tick(context)
+            franchise = Franchise(changed)
+            with dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources=franchise.resources
+            ) as context:
+                data = alert_sensor(franchise).evaluate_tick(context)
             cursor = data.cursor
             return data
 
@@ -203,7 +205,7 @@ def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, a
     """An alert that the webhook cannot read is set aside; otherwise it would end all alerting."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad")
     for _ in range(2):  # alone it may be the address that is wrong
@@ -365,7 +367,7 @@ def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics
     """The page of operation/alerts says what was sent, and what the webhook refused, in the order of sending."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad", "good")
     tick()
