@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
     dagster_postgres_url: str | None = None
+    dagster_connections_kept: int = Field(
+        1, ge=1, description="connections to Dagster's database that a process keeps once it needed them"
+    )
+    dagster_connections_max: int = Field(
+        20, ge=5, description="connections to Dagster's database that a process has at a time"
+    )
     crm_expected_logins: str = Field(
         default_factory=_default_expected_logins,
         description="logins whose calls of the CRM's RPCs are expected besides those of crm_app's members, separated by commas",
@@ -124,6 +130,14 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
+        return value
+
+    @field_validator("dagster_connections_max")
+    @classmethod
+    def _at_least_those_kept(cls, value: int, info: ValidationInfo) -> int:
+        kept = info.data.get("dagster_connections_kept", 1)
+        if value < kept:
+            raise ValueError(f"{value} is less than DAGSTER_CONNECTIONS_KEPT, {kept}")
         return value
 
     @field_validator("embedded_postgres_version")
