@@ -17,9 +17,9 @@ from rich.table import Table
 
 from crm_analytics.analytics.diff import CannotDiff, Change, Difference, TriedFile, diff_files, diff_sql
 from crm_analytics.analytics.ingest.loading.results import describe
+from crm_analytics.cli.databases import require_analytics
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core.database import connect, end_with_client
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
 
@@ -38,10 +38,7 @@ def diff(
     config: Settings, paths: Sequence[Path], statements: str | None, *, as_json: bool, console: Console
 ) -> int:
     """Prints what loading the files, or running the SQL, would change; returns the exit code."""
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
+    require_analytics(config)
     try:
         with connect("analytics", config, autocommit=True) as connection:
             end_with_client(connection)

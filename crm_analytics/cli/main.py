@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from crm_analytics.cli import crm
+from crm_analytics.cli import crm, franchise
+from crm_analytics.cli.options import of_businesses, of_one_business
 from crm_analytics.core import DATABASES
 from crm_analytics.core.months import parse_month
+
+if TYPE_CHECKING:
+    from crm_analytics.core.settings import Settings
 
 PORT = click.IntRange(1, 65535)
 
@@ -88,18 +91,26 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="crm: a file with lines `older status = status`, for orders of a database that is adopted.",
 )
+@of_businesses
 def migrate(
-    database: str | None, sql: bool, check: bool, replace_legacy: bool, map_status: Path | None
+    database: str | None,
+    sql: bool,
+    check: bool,
+    replace_legacy: bool,
+    map_status: Path | None,
+    config: Settings,
 ) -> None:
     """Bring one database, or both, to the newest schema.
 
-    Safe to repeat, and to run twice at once.
+    The analytics databases of all franchises, if there are any. Safe to repeat, and to run twice at once.
     """
     from crm_analytics.cli import crm_schema
     from crm_analytics.core import migrations
 
     failed = False
-    for name in [database] if database else ["analytics", "crm"]:
+    # the CRM belongs to no franchise
+    both = ["analytics"] if config.franchise else ["analytics", "crm"]
+    for name in [database] if database else both:
         if name == "crm":
             echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
             failed |= bool(
@@ -107,16 +118,19 @@ def migrate(
                     sql=sql, check=check, replace_legacy=replace_legacy, map_status=map_status, echo=echo
                 )
             )
-        elif sql:
-            click.echo(migrations.script(name))
-        elif check:
-            pending = migrations.status(name).pending
-            todo = f"pending: {', '.join(pending)}. Run: crm-analytics migrate {name}"
-            click.echo(f"{name}: {todo if pending else 'up to date'}")
-            failed |= bool(pending)
-        else:
-            done = migrations.migrate(name, report=click.echo)
-            click.echo(f"{name} is at {done.version}")
+            continue
+        for business in config.of_franchises():
+            called = f"{business.franchise} {name}".strip()
+            if sql:
+                click.echo(migrations.script(name, config=business))
+            elif check:
+                pending = migrations.status(name, config=business).pending
+                todo = f"pending: {', '.join(pending)}. Run: {business.command(f'migrate {name}')}"
+                click.echo(f"{called}: {todo if pending else 'up to date'}")
+                failed |= bool(pending)
+            else:
+                done = migrations.migrate(name, config=business, report=click.echo)
+                click.echo(f"{called} is at {done.version}")
     sys.exit(1 if failed else 0)
 
 
@@ -129,7 +143,10 @@ def migrate(
     help="Landing folder; LANDING_DIR by default.",
 )
 @click.option("--force", is_flag=True, help="Read every file again, even if its content is loaded already.")
-def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
+@of_one_business
+def refresh(
+    first: date | None, last: date | None, landing: Path | None, force: bool, config: Settings
+) -> None:
     """Load new files and compute the months.
 
     This is one Dagster run, and the UI shows it. Afterwards, the warnings about the files that it loaded are printed, the
@@ -143,9 +160,7 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     with lasting_imports():
         from crm_analytics.cli.refresh import refresh_months
         from crm_analytics.cli.terminal import console
-        from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
@@ -174,8 +189,14 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     type=click.Path(file_okay=False, path_type=Path),
     help="Landing folder; LANDING_DIR by default.",
 )
+@of_one_business
 def rebuild(
-    source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
+    source: str,
+    without: tuple[Path, ...],
+    restored: tuple[Path, ...],
+    yes: bool,
+    landing: Path | None,
+    config: Settings,
 ) -> None:
     """Rebuild the table of SOURCE from the landing folder, e.g. without a wrong file.
 
@@ -194,9 +215,7 @@ def rebuild(
     """
     from crm_analytics.cli.rebuild import rebuild_source
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
@@ -206,16 +225,16 @@ def rebuild(
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-def check_files_command(files: tuple[Path, ...]) -> None:
+@of_one_business
+def check_files_command(files: tuple[Path, ...], config: Settings) -> None:
     """Print what loading FILES would do; write nothing.
 
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
     from crm_analytics.cli.check import check_with_database
-    from crm_analytics.core.settings import settings
 
-    sys.exit(0 if check_with_database(settings(), files) else 1)
+    sys.exit(0 if check_with_database(config, files) else 1)
 
 
 @main.command("diff")
@@ -233,7 +252,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Landing folder; LANDING_DIR by default.",
 )
-def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None) -> None:
+@of_one_business
+def diff_command(
+    files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None, config: Settings
+) -> None:
     """Print which numbers loading FILES, or running SQL, would change; change nothing.
 
     In one transaction that is rolled back, the files are loaded or the SQL is run. The months that this makes stale are
@@ -270,9 +292,7 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
         raise click.ClickException(f"the SQL is not UTF-8 ({error.reason}): save it as UTF-8") from error
     from crm_analytics.cli.diff import diff
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(diff(config, files, text, as_json=as_json, console=console))
@@ -289,8 +309,15 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
 )
 @click.option("--day", type=click.IntRange(1, 31), help="Only this day of the month.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV, and the conclusion on stderr.")
+@of_one_business
 def explain(
-    month: date, metric: str, source: str | None, segment: str | None, day: int | None, as_csv: bool
+    month: date,
+    metric: str,
+    source: str | None,
+    segment: str | None,
+    day: int | None,
+    as_csv: bool,
+    config: Settings,
 ) -> None:
     """Print the rows that a number is made of, and why each of them counts.
 
@@ -313,17 +340,17 @@ def explain(
     """
     from crm_analytics.cli.explain import print_explanation
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
     done = print_explanation(
-        settings(), month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
+        config, month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
     )
     sys.exit(0 if done else 1)
 
 
 @main.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
-def status_command(as_json: bool) -> None:
+@of_one_business
+def status_command(as_json: bool, config: Settings) -> None:
     """Show the state of the platform, and what in it needs a person.
 
     The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that died or failed, sensors,
@@ -333,9 +360,8 @@ def status_command(as_json: bool) -> None:
     within 15 minutes needs nobody.
     """
     from crm_analytics.cli.status import print_status
-    from crm_analytics.core.settings import settings
 
-    sys.exit(0 if print_status(settings(), as_json=as_json) else 1)
+    sys.exit(0 if print_status(config, as_json=as_json) else 1)
 
 
 @main.command()
@@ -359,10 +385,12 @@ def up(port: int, host: str, path_prefix: str | None) -> None:
     config = settings() if path_prefix is None else Settings(dagster_webserver_path_prefix=path_prefix)
     _refuse_taken(host, port)
     migrate_both(config, console)
-    config.landing_dir.mkdir(parents=True, exist_ok=True)
-    console.print(
-        f"drop exports into [bold]{config.landing_dir}[/]/<source>/; they are loaded within seconds"
-    )
+    for business in config.of_franchises():
+        business.landing_dir.mkdir(parents=True, exist_ok=True)
+        whose = f"{business.franchise}: " if business.franchise else ""
+        console.print(
+            f"{whose}drop exports into [bold]{business.landing_dir}[/]/<source>/; they are loaded within seconds"
+        )
     sys.exit(serve(config, host, port, console))
 
 
@@ -377,24 +405,23 @@ def demo(serve: bool, port: int, months: int) -> None:
 
     The sample's landing folder is in the state folder, never your own. The CRM gets three months of invented business.
     """
-    from crm_analytics.cli.demo import demo_settings, run_demo
+    from crm_analytics.cli.demo import run_demo
     from crm_analytics.cli.terminal import console
     from crm_analytics.core.settings import settings
 
     if serve:
         _refuse_taken("127.0.0.1", port)
     config = settings()
-    wanted = demo_settings(config, months)
-    if wanted.start_month < config.start_month:
-        # the months are read from the environment when their module is imported: go on in a process that has it
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted.environment())  # noqa: S606
+    if config.franchise_names:
+        raise click.ClickException("the demo is of one business: unset FRANCHISES")
     sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("database", type=click.Choice(DATABASES))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def psql(database: str, arguments: tuple[str, ...]) -> None:
+@of_businesses
+def psql(database: str, arguments: tuple[str, ...], config: Settings) -> None:
     """Open psql on a database.
 
     What follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`.
@@ -403,22 +430,22 @@ def psql(database: str, arguments: tuple[str, ...]) -> None:
 
     from crm_analytics.core.database import database_url, embedded
 
-    program = embedded().bin / "psql"
-    sys.exit(subprocess.run([program, database_url(database), *arguments], check=False).returncode)
+    program = embedded(config).bin / "psql"
+    address = database_url(database, config)
+    sys.exit(subprocess.run([program, address, *arguments], check=False).returncode)
 
 
 @main.command()
 @click.argument("database", type=click.Choice(DATABASES))
-def url(database: str) -> None:
+@of_businesses
+def url(database: str, config: Settings) -> None:
     """Print a database's URL, for psql, DBeaver or Grafana.
 
     Leaves the embedded server running.
     """
     from crm_analytics.cli.terminal import errors
     from crm_analytics.core.database import database_url, embedded
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     click.echo(database_url(database, config))
     if config.configured_url(database) is None:
         embedded(config).keep_running()
@@ -426,14 +453,16 @@ def url(database: str) -> None:
 
 
 @main.command("grafana-reader")
-def grafana_reader() -> None:
+@of_businesses
+def grafana_reader(config: Settings) -> None:
     """Set up the role grafana_reader in both databases.
 
-    Gives it its settings and the password in GRAFANA_READER_PASSWORD; without that variable it keeps the one it has.
+    Gives it its settings and the password in GRAFANA_READER_PASSWORD; without that variable it keeps the one it has. Every
+    franchise has a role of its own, such as grafana_reader_north with the password in NORTH_GRAFANA_READER_PASSWORD.
     """
     from crm_analytics.dashboards import reader_role as reader
 
-    reader.main()
+    reader.main(config)
 
 
 @main.command()
@@ -490,6 +519,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 
 main.add_command(crm.crm)
+main.add_command(franchise.franchise)
 
 if __name__ == "__main__":
     main()

@@ -81,7 +81,7 @@ def test_refresh_prints_warnings_failed_checks_and_files_not_loaded(run: Run, tm
     code, text = run("refresh", "--from", "2025-01", "--to", "2025-02")
     assert code == 1
     assert "warning proref_leads/a.csv and 2 more files: the file has a header but no records" in text
-    assert "check failed raw/proref_leads quarantine: 1 record in quarantine" in text
+    assert "check failed raw/proref_leads: quarantine: 1 record in quarantine" in text
     assert text.count("not loaded ") == 20 and "not loaded minutes 0.csv: " in text
     query = re.search(r'… and 2 more; all of them: crm-analytics psql analytics -- -c "(.+?)"', text)
     assert query and "HTML or XML" in run("psql", "analytics", "--", "-c", query[1])[1]

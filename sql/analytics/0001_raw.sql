@@ -27,14 +27,16 @@ COMMENT ON FUNCTION analytics.describe IS
 
 CREATE TABLE analytics.business (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    timezone text NOT NULL
+    timezone text NOT NULL,
+    franchise text NOT NULL DEFAULT ''
 );
 COMMENT ON TABLE analytics.business IS
-    'One row: the business timezone in which every date of this database was computed. A run in another one is '
-    'refused.';
+    'One row: whose database this is, and the business timezone in which every date of it was computed. A run of '
+    'another franchise, or in another timezone, is refused.';
 SELECT analytics.describe('{analytics.business}', $$
     only_row: Always true: there is one row.
     timezone: IANA name, e.g. America/New_York.
+    franchise: The franchise whose rows these are; empty when there is only one business.
 $$);
 
 CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
