@@ -39,8 +39,9 @@ RESERVED = ("analytics", "crm", "lake", "operation", "raw")
 #: What an instance, a server or a process has once, whatever franchises there are.
 COMMON = (
     "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
-    "dagster_postgres_url", "crm_analytics_home", "embedded_postgres_version", "run_log_level", "crm_expected_logins",
-    "crm_app_members", "dagster_webserver_path_prefix", "dagster_url",
+    "dagster_postgres_url", "dagster_connections_kept", "dagster_connections_max", "crm_analytics_home",
+    "embedded_postgres_version", "run_log_level", "crm_expected_logins", "crm_app_members",
+    "dagster_webserver_path_prefix", "dagster_url",
 )  # fmt: skip
 #: What would mix two franchises' rows, or let one read the other's.
 NEVER_SHARED = ("analytics_database_url", "grafana_reader_password")
