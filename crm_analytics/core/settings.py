@@ -39,8 +39,9 @@ RESERVED = ("analytics", "crm", "lake", "operation", "raw")
 #: What an instance, a server or a process has once, whatever franchises there are.
 COMMON = (
     "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
-    "dagster_postgres_url", "crm_analytics_home", "embedded_postgres_version", "run_log_level", "crm_expected_logins",
-    "crm_app_members", "dagster_webserver_path_prefix", "dagster_url",
+    "dagster_postgres_url", "dagster_connections_kept", "dagster_connections_max", "crm_analytics_home",
+    "embedded_postgres_version", "run_log_level", "crm_expected_logins", "crm_app_members",
+    "dagster_webserver_path_prefix", "dagster_url",
 )  # fmt: skip
 #: What would mix two franchises' rows, or let one read the other's.
 NEVER_SHARED = ("analytics_database_url", "grafana_reader_password")
@@ -88,6 +89,12 @@ class Settings(BaseSettings):
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
     dagster_postgres_url: str | None = None
+    dagster_connections_kept: int = Field(
+        1, ge=1, description="connections to Dagster's database that a process keeps once it needed them"
+    )
+    dagster_connections_max: int = Field(
+        20, ge=5, description="connections to Dagster's database that a process has at a time"
+    )
     admin_database_url: str | None = Field(
         None, description="an administrator's address of the server on which `franchise add` makes a database"
     )
@@ -198,6 +205,14 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
+        return value
+
+    @field_validator("dagster_connections_max")
+    @classmethod
+    def _at_least_those_kept(cls, value: int, info: ValidationInfo) -> int:
+        kept = info.data.get("dagster_connections_kept", 1)
+        if value < kept:
+            raise ValueError(f"{value} is less than DAGSTER_CONNECTIONS_KEPT, {kept}")
         return value
 
     @field_validator("alert_webhook_url")

@@ -33,7 +33,7 @@ from crm_analytics.orchestration.failing_ticks import FAILURES, Ticks, automatio
 from crm_analytics.orchestration.failures import run_failure
 from crm_analytics.orchestration.partitions import key_month
 from crm_analytics.orchestration.retries import outlook, will_retry
-from crm_analytics.orchestration.worker_lock import WatchedRunStorage
+from crm_analytics.orchestration.worker_lease import WatchedRunStorage
 
 #: The sensors' own retries end after about 13 minutes.
 PATIENCE = timedelta(minutes=15)

@@ -31,7 +31,7 @@ from crm_analytics.cli.status import to_json, to_lines
 from crm_analytics.orchestration.alerts import ALERTS_KEY
 from crm_analytics.orchestration.retries import RUN_KEY_TAG, WORK_TAG
 from crm_analytics.orchestration.status import Status, status
-from crm_analytics.orchestration.worker_lock import WatchedRunStorage
+from crm_analytics.orchestration.worker_lease import WatchedRunStorage
 from crm_analytics_tests.analytics.ingest.landing_folder import set_ages
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
@@ -132,7 +132,7 @@ def test_files_rows_and_expectations_that_need_a_person(platform: Platform) -> N
 
 
 def test_dead_runs_need_a_person_only_without_the_daemon(platform: Platform) -> None:
-    """A started run whose lock is free is dead. The daemon repeats its work; without it somebody has to start one."""
+    """A started run without a lease is dead. The daemon repeats its work; without it somebody has to start one."""
     storage = platform.instance.run_storage
     assert isinstance(storage, WatchedRunStorage)
     run = dg.DagsterRun("refresh", run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED)
