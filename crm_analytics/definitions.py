@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.alerts import alert_sensors, alerts_sent
 from crm_analytics.orchestration.analytics.automation import (
@@ -45,7 +46,7 @@ def build_defs(
         resources={
             "settings": _resource(settings),
             "analytics": _resource(AnalyticsDatabase(settings)),
-            "landing": _resource(LandingFolder(settings.landing_dir)),
+            "landing": _resource(LandingFolder(landing_of(settings))),
             "crm_database": _resource(CrmDatabase(settings)),
         },
         loggers=loggers,

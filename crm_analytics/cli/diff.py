@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from crm_analytics.analytics.diff import CannotDiff, Change, Difference, TriedFile, diff_files, diff_sql
 from crm_analytics.analytics.ingest.loading.results import describe
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core.database import connect, end_with_client
 from crm_analytics.core.migrations import migrate, require_migrated
@@ -35,7 +35,7 @@ _TOLD_BY = {
 
 
 def diff(
-    config: Settings, paths: Sequence[Path], statements: str | None, *, as_json: bool, console: Console
+    config: Settings, paths: Sequence[str], statements: str | None, *, as_json: bool, console: Console
 ) -> int:
     """Prints what loading the files, or running the SQL, would change; returns the exit code."""
     if config.configured_url("analytics") is None:
@@ -50,7 +50,7 @@ def diff(
             else:
                 found = diff_files(
                     connection,
-                    config.landing_dir,
+                    landing_of(config),
                     paths,
                     timezone=config.timezone,
                     start_month=config.start_month,

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crm_analytics.core import DATABASES, EMBEDDED_LOGIN
@@ -60,6 +60,20 @@ class Settings(BaseSettings):
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
+    landing_url: str | None = Field(
+        None, description="the landing folder in object storage, s3://bucket/prefix, instead of landing_dir"
+    )
+    landing_patience: int = Field(
+        15, ge=1, le=3600, description="seconds for which a request to object storage is repeated"
+    )
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_region: str | None = None
+    aws_default_region: str | None = None
+    aws_endpoint_url: str | None = Field(
+        None, description="of a server with the API of S3 that is not Amazon's"
+    )
     franchise: str = Field(
         "",
         description="the franchise whose databases and landing folder these are; none when there is only one",
@@ -135,6 +149,35 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("landing_url")
+    @classmethod
+    def _bucket_and_prefix(cls, value: str | None) -> str | None:
+        return None if value is None else cls._bucket_address(value)
+
+    @staticmethod
+    def _bucket_address(value: str) -> str:
+        bucket = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+        if not re.fullmatch(rf"s3://{bucket}(/(?!\.{{1,2}}(/|$))[^/?#\x00-\x1f\x7f]+)*/?", value):
+            raise ValueError("not the address of a bucket: write s3://bucket or s3://bucket/prefix")
+        return value.rstrip("/")
+
+    @field_validator("aws_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+/?", value):
+            raise ValueError(
+                "not the address of a server: write http(s)://host:port, without a user or a path"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_landing_folder(self) -> Settings:
+        if self.landing_url is not None and "landing_dir" in self.model_fields_set:
+            raise ValueError(
+                "LANDING_DIR and LANDING_URL are both set, and there is one landing folder: unset one of them"
+            )
+        return self
+
     @field_validator("dagster_webserver_path_prefix")
     @classmethod
     def _path_of_an_address(cls, value: str) -> str:
@@ -179,6 +222,28 @@ class Settings(BaseSettings):
         """The folder that the demo writes its sample exports into."""
         return self.crm_analytics_home / SAMPLE_FOLDER
 
+    def with_landing(self, place: str) -> Settings:
+        """Returns these settings with another landing folder: s3://bucket/prefix, or a folder on this machine.
+
+        Raises ValueError if it looks like an address and is none.
+        """
+        if "://" in place:
+            return self.model_copy(update={"landing_url": self._bucket_address(place)})
+        return self.model_copy(update={"landing_dir": Path(place).resolve(), "landing_url": None})
+
+    @property
+    def object_storage(self) -> dict[str, str]:
+        """What is set of AWS_ACCESS_KEY_ID and so on, by the names that the libraries have for it; has secrets."""
+        secret, token = self.aws_secret_access_key, self.aws_session_token
+        values = {
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": secret and secret.get_secret_value(),
+            "aws_session_token": token and token.get_secret_value(),
+            "aws_region": self.aws_region or self.aws_default_region,
+            "aws_endpoint_url": self.aws_endpoint_url,
+        }
+        return {name: value for name, value in values.items() if value}
+
     def configured_url(self, database: str) -> str | None:
         """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server."""
         urls = (self.analytics_database_url, self.crm_database_url, self.dagster_postgres_url)
@@ -187,9 +252,22 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """Returns the process's environment with these settings, for child processes in any directory."""
         values = {
-            **self.model_dump(exclude={"start_month", "grafana_reader_password"}, exclude_none=True),
+            **self.model_dump(
+                exclude={
+                    "start_month",
+                    "grafana_reader_password",
+                    "aws_secret_access_key",
+                    "aws_session_token",
+                },
+                exclude_none=True,
+            ),
+            **self.object_storage,
             "start_month": f"{self.start_month:%Y-%m}",
+            # an empty one is none: the other is the landing folder
+            "landing_url": self.landing_url or "",
         }
+        if self.landing_url is not None:
+            values["landing_dir"] = ""
         return {**os.environ, **{name.upper(): str(value) for name, value in values.items()}}
 
 

@@ -19,6 +19,8 @@ from dagster._core.storage.asset_check_execution_record import (
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.analytics.warehouse.freshness import Age, Freshness, freshness, unknown_expectations
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
@@ -156,22 +158,26 @@ def _look_at_months(found: Status, connection: psycopg.Connection[Any]) -> Itera
 
 
 def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: Settings) -> Iterator[str]:
-    folder = config.landing_dir
-    if not folder.is_dir():
-        yield f"the landing folder {folder} does not exist: create it, or set LANDING_DIR"
+    landing = landing_of(config)
+    if not landing.exists():
+        yield landing.missing()
         return
-    listing = landing_folder.scan(folder)
+    try:
+        listing = landing.scan()
+    except LandingUnavailable as error:
+        yield str(error)
+        return
     found.not_loaded = [
         *((entry.path, str(entry.message)) for entry in landing_folder.unreadable(connection, listing)),
         *((entry.name, entry.message) for entry in listing.unreadable),
     ]
     for path, message in found.not_loaded:
         yield f"{path} is not loaded: {message}"
-    for file in landing_folder.pending(connection, folder, listing=listing):
-        since = found.at - timedelta(seconds=file.age())
-        found.waiting.append(WaitingFile(file.name, since))
+    for pending in landing_folder.pending(connection, landing, listing=listing):
+        since = found.at - timedelta(seconds=pending.file.age())
+        found.waiting.append(WaitingFile(pending.name, since))
         if found.at - since > PATIENCE:
-            yield f"{file.name} waits and nothing loads it: crm-analytics refresh loads it, or says why not"
+            yield f"{pending.name} waits and nothing loads it: crm-analytics refresh loads it, or says why not"
 
 
 def _look_at_rows(found: Status, connection: psycopg.Connection[Any]) -> Iterator[str]:

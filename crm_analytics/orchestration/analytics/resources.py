@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 
+from crm_analytics.analytics.ingest.storage.landing import Landing
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
 from crm_analytics.core.settings import Settings
@@ -48,23 +49,24 @@ class AnalyticsDatabase:
 
 @dataclass(frozen=True)
 class LandingFolder:
-    """The folder that people drop exports into."""
+    """The folder that people drop exports into, on this machine or in a bucket."""
 
-    path: Path
+    place: Place
 
-    def existing(self) -> Path:
+    @property
+    def landing(self) -> Landing:
+        """The folder, which may not exist."""
+        return landing_at(self.place)
+
+    def existing(self) -> Landing:
         """Returns the folder.
 
         Raises:
             dg.Failure: if it does not exist.
         """
-        if not self.path.is_dir():
-            raise dg.Failure(self.missing())
-        return self.path
-
-    def missing(self) -> str:
-        """Returns the sentence for a folder that does not exist."""
-        return f"the landing folder {self.path} does not exist: create it, or set LANDING_DIR"
+        if not self.landing.exists():
+            raise dg.Failure(self.landing.missing())
+        return self.landing
 
 
 def _refuse_other_timezone(connection: psycopg.Connection[Any], wanted: str) -> None:

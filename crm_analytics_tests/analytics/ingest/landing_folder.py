@@ -15,9 +15,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from crm_analytics.analytics.ingest.loading.landing import LandingFile
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult
+from crm_analytics.analytics.ingest.storage.landing import LandingFile
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 
 NEW_YORK = ZoneInfo("America/New_York")
 JOBS = ("Job #", "UUID", "Job Type", "Source", "Status", "Created", "Job Date", "Tech", "Zip Code", "Total")
@@ -97,6 +98,13 @@ def text_of(statement: Any) -> str:
         statement = statement.decode()
     text = statement.as_string() if isinstance(statement, sql.Composable) else statement
     return " ".join(text.split())
+
+
+def local_file(path: Path, landing: Path) -> LandingFile:
+    """Returns a file of a landing folder on this machine."""
+    found = LocalFolder(landing).find(path.relative_to(landing).as_posix())
+    assert found is not None
+    return found
 
 
 class Landing:
