@@ -345,7 +345,7 @@ def test_files_in_any_order_and_corrections_give_the_reference_tables(
     assert_history(connection, landing, put, files, pauses, by_hand)
 
 
-@examples(8, shrink=False)
+@examples(6, shrink=False)
 @histories
 def test_the_same_histories_in_object_storage(
     connection: psycopg.Connection[Any],
