@@ -17,7 +17,15 @@ from crm_analytics.core.settings import PROJECT_DIR
 PACKAGE = "crm_analytics"
 #: Modules and packages that import nothing after them in their line, except what is inside them.
 ORDERS = {
-    "crm_analytics.analytics.ingest": ["dry_run", "loading", "reading", "sources", "values", "errors"],
+    "crm_analytics.analytics.ingest": [
+        "dry_run",
+        "loading",
+        "reading",
+        "storage",
+        "sources",
+        "values",
+        "errors",
+    ],
     "crm_analytics.crm": ["proof", "migrating", "schema"],
 }
 TOP = ["__main__", "cli", "definitions", "orchestration"]  #: nothing below imports these

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.core.settings import settings
 
 CODE = "from crm_analytics.core.settings import settings; print(settings().start_month)"
@@ -121,3 +122,66 @@ def test_dagster_address_follows_the_path_prefix(monkeypatch: pytest.MonkeyPatch
     assert settings().dagster_url == "http://localhost:3000/dagster"
     monkeypatch.setenv("DAGSTER_URL", "https://tools.example.com/d")
     assert settings().dagster_url == "https://tools.example.com/d"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://bucket/x",
+        "s3://",
+        "s3://B/x",
+        "s3://bucket//x",
+        "s3://bucket/../x",
+        "s3://key:secret@bucket",
+        "s3://b/x?y",
+    ],
+)
+def test_an_address_that_is_no_bucket_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong LANDING_URL is refused by name, and not shown: it may have a secret in it."""
+    monkeypatch.setenv("LANDING_URL", value)
+    with pytest.raises(ValueError, match=r"landing_url\s+Value error, not the address of a bucket") as raised:
+        settings()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_there_is_one_landing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LANDING_URL stands in for LANDING_DIR; children get the one that is meant, and both together are an error."""
+    monkeypatch.setenv("LANDING_URL", "s3://bucket/exports/é/")
+    config = settings()
+    assert str(landing_of(config)) == config.landing_url == "s3://bucket/exports/é"
+    assert (config.environment()["LANDING_URL"], config.environment()["LANDING_DIR"]) == (
+        config.landing_url,
+        "",
+    )
+    local = config.with_landing("exports")
+    assert str(landing_of(local)) == str(tmp_path / "exports")
+    assert (local.environment()["LANDING_URL"], local.environment()["LANDING_DIR"]) == (
+        "",
+        str(tmp_path / "exports"),
+    )
+    assert str(landing_of(local.with_landing("s3://other"))) == "s3://other"
+    monkeypatch.setenv("LANDING_DIR", "exports")
+    with pytest.raises(ValueError, match="LANDING_DIR and LANDING_URL are both set"):
+        settings()
+
+
+def test_credentials_are_passed_on_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes get what object storage needs, also if a .env has it; neither text nor errors show secrets."""
+    variables = {
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden", "AWS_SESSION_TOKEN": "concealed",
+        "AWS_DEFAULT_REGION": "eu-west-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = settings()
+    assert not {"hidden", "concealed"} & set(str(config).replace("'", " ").split())
+    for name in variables:
+        monkeypatch.delenv(name)
+    assert variables.items() <= config.environment().items()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hidden@host")
+    with pytest.raises(
+        ValueError, match=r"aws_endpoint_url\s+Value error, not the address of a server"
+    ) as raised:
+        settings()
+    assert "hidden" not in str(raised.value)
