@@ -1,7 +1,7 @@
 """The Definitions: the page from which everything in the platform can be reached.
 
 - Analytics, in `orchestration/analytics/`: `raw_assets` (files into raw tables), `fact_assets` (the rules, in SQL),
-  `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`.
+  `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`; `lake`, if there is one.
 - CRM, in `orchestration/crm/`: `assets` (migrations and seals), `checks` (the proof), `automation`.
 - Operation, in `orchestration/`: `alerts`, `maintenance`.
 """
@@ -22,6 +22,7 @@ from crm_analytics.orchestration.analytics.automation import (
 from crm_analytics.orchestration.analytics.checks import analytics_checks
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
+from crm_analytics.orchestration.analytics.lake import lake_definitions
 from crm_analytics.orchestration.analytics.metric_assets import metrics
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
@@ -36,12 +37,13 @@ def build_defs(
     settings: Settings, loggers: Mapping[str, dg.LoggerDefinition] | None = None
 ) -> dg.Definitions:
     """Assembles everything for the databases, folders and secrets of `settings`; `loggers` replace Dagster's own."""
+    lake = lake_definitions(settings)
     return dg.Definitions(
-        assets=[*raw_assets, *fact_specs, metrics, *crm_assets, alerts_sent],
-        asset_checks=[*analytics_checks, freshness_checks, *crm_checks],
-        jobs=[*analytics_jobs, *crm_jobs, *maintenance_jobs],
-        schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],
-        sensors=[*analytics_sensors, *crm_sensors, *alert_sensors],
+        assets=[*raw_assets, *fact_specs, metrics, *lake.assets, *crm_assets, alerts_sent],
+        asset_checks=[*analytics_checks, freshness_checks, *lake.asset_checks, *crm_checks],
+        jobs=[*analytics_jobs, *lake.jobs, *crm_jobs, *maintenance_jobs],
+        schedules=[*analytics_schedules, *lake.schedules, *crm_schedules, *maintenance_schedules],
+        sensors=[*analytics_sensors, *lake.sensors, *crm_sensors, *alert_sensors],
         resources={
             "settings": _resource(settings),
             "analytics": _resource(AnalyticsDatabase(settings)),

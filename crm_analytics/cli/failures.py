@@ -6,15 +6,23 @@ import psycopg
 from pydantic import ValidationError
 from rich.markup import escape
 
+from crm_analytics.analytics.lake.errors import LakeError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
 
-SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
+SECRET = {
+    "ANALYTICS_DATABASE_URL",
+    "CRM_DATABASE_URL",
+    "DAGSTER_POSTGRES_URL",
+    "LAKE_CATALOG_URL",
+    "ALERT_WEBHOOK_URL",
+}
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
     migrations.NotMigrated: "not migrated",
     migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
+    LakeError: "the lake",
     locks.LockHeld: "busy",
     psycopg.errors.LockNotAvailable: "busy",
     psycopg.errors.QueryCanceled: "took too long",

@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         "",
         description="the franchise whose databases and landing folder these are; none when there is only one",
     )
+    lake_catalog_url: str | None = Field(
+        None, description="the database of the lake's catalog, which all franchises share"
+    )
+    lake_url: str | None = Field(
+        None, description="where the lake's files are, a folder or s3://bucket/folder; no lake without it"
+    )
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
@@ -114,7 +120,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{value:%Y-%m} is in the future: give the first month with data, e.g. 2023-01")
         return value
 
-    @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
+    @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url", "lake_catalog_url")
     @classmethod
     def _database_address(cls, value: str | None) -> str | None:
         if value is not None:
@@ -125,6 +131,22 @@ class Settings(BaseSettings):
                     "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
         return value
+
+    @field_validator("lake_url")
+    @classmethod
+    def _lake_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if "lake_catalog_url" in info.data and info.data["lake_catalog_url"] is None:
+            raise ValueError(
+                "a lake needs a catalog, too: set LAKE_CATALOG_URL to a database of its own, the same for all franchises"
+            )
+        scheme, separator, rest = value.partition("://")
+        if not separator:
+            return Path(value).expanduser().resolve().as_uri()
+        if scheme not in ("file", "s3") or not rest.strip("/"):
+            raise ValueError("not a place for a lake: write a folder, or s3://bucket/folder")
+        return value.rstrip("/")
 
     @field_validator("embedded_postgres_version")
     @classmethod
@@ -168,6 +190,11 @@ class Settings(BaseSettings):
     def crm_app_member_names(self) -> tuple[str, ...]:
         """The roles that may hold crm_app."""
         return tuple(name.strip() for name in self.crm_app_members.split(",") if name.strip())
+
+    @property
+    def lake_franchise(self) -> str:
+        """The franchise as the lake's rows name it: `main` where there is only one."""
+        return self.franchise or "main"
 
     def login(self, database: str) -> str | None:
         """Returns the login that a configured address names; None if it names none."""
