@@ -29,6 +29,7 @@ from pyiceberg.io.pyarrow import PyArrowFileIO, _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from crm_analytics.analytics.lake.datasets import Sums, measures
 from crm_analytics.analytics.lake.errors import LakeError
@@ -94,14 +95,15 @@ class Lake:
 
     def prepare(self, name: str, schema: pa.Schema) -> Table:
         """Returns a table that has at least these columns: makes it, or adds to it what is new."""
-        with suppress(NamespaceAlreadyExistsError):
+        with suppress(NamespaceAlreadyExistsError, IntegrityError):
             self.catalog.create_namespace_if_not_exists(NAMESPACE)
         for _ in _attempts():
             try:
                 table = self.catalog.load_table((NAMESPACE, name))
             except NoSuchTableError:
                 with (
-                    suppress(TableAlreadyExistsError),
+                    suppress(CommitFailedException, TableAlreadyExistsError),  # another franchise made it
+
                     self.catalog.create_table_transaction((NAMESPACE, name), schema, properties=PROPERTIES) as new,
                     new.update_spec() as spec,
                 ):  # fmt: skip
@@ -198,12 +200,16 @@ def open_lake(config: Settings) -> Iterator[Lake]:
         sqlalchemy.exc.OperationalError: if the catalog's database cannot be reached.
     """
     assert config.lake_url and config.lake_catalog_url
-    catalog = SqlCatalog(
-        "crm_analytics",
-        uri=sqlalchemy_url(config.lake_catalog_url, "postgresql+psycopg"),
-        warehouse=config.lake_url,
-        **{"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"},
-    )
+    properties = {
+        "uri": sqlalchemy_url(config.lake_catalog_url, "postgresql+psycopg"),
+        "warehouse": config.lake_url,
+        "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
+    }
+    try:
+        catalog = SqlCatalog("crm_analytics", **properties)
+    except (IntegrityError, ProgrammingError):
+        # two franchises that create the catalog's tables at once: now they are there
+        catalog = SqlCatalog("crm_analytics", **properties)
     try:
         yield Lake(catalog, config.lake_franchise)
     finally:

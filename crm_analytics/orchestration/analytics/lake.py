@@ -1,7 +1,5 @@
 """Defines the lake's assets `lake/…`, their checks, and what starts them; nothing of it without LAKE_URL."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +43,12 @@ class LakeDefinitions:
     jobs: list[Any] = field(default_factory=list)
     schedules: list[dg.ScheduleDefinition] = field(default_factory=list)
     sensors: list[dg.SensorDefinition] = field(default_factory=list)
+
+
+class LakeConfig(dg.Config):
+    """How the lake is written: only what is pending, or all of history, whoever wrote it before."""
+
+    rewrite: bool = False
 
 
 def lake_definitions(settings: Settings) -> LakeDefinitions:
@@ -137,12 +141,6 @@ def _assets() -> dg.AssetsDefinition:
             yield dg.MaterializeResult(asset_key=key, metadata=metadata)
 
     return lake
-
-
-class LakeConfig(dg.Config):
-    """How the lake is written: only what is pending, or all of history, whoever wrote it before."""
-
-    rewrite: bool = False
 
 
 def _checks() -> dg.AssetChecksDefinition:
