@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_region: str | None = None
+    aws_default_region: str | None = None
+    aws_endpoint_url: str | None = Field(
+        None, description="of a server with the API of S3 that is not Amazon's"
+    )
     franchise: str = Field(
         "",
         description="the franchise whose databases and landing folder these are; none when there is only one",
@@ -157,6 +165,15 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("aws_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+/?", value):
+            raise ValueError(
+                "not the address of a server: write http(s)://host:port, without a user or a path"
+            )
+        return value
+
     @field_validator("dagster_webserver_path_prefix")
     @classmethod
     def _path_of_an_address(cls, value: str) -> str:
@@ -206,6 +223,19 @@ class Settings(BaseSettings):
         """The folder that the demo writes its sample exports into."""
         return self.crm_analytics_home / SAMPLE_FOLDER
 
+    @property
+    def object_storage(self) -> dict[str, str]:
+        """What is set of AWS_ACCESS_KEY_ID and so on, by the names that the libraries have for it; has secrets."""
+        secret, token = self.aws_secret_access_key, self.aws_session_token
+        values = {
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": secret and secret.get_secret_value(),
+            "aws_session_token": token and token.get_secret_value(),
+            "aws_region": self.aws_region or self.aws_default_region,
+            "aws_endpoint_url": self.aws_endpoint_url,
+        }
+        return {name: value for name, value in values.items() if value}
+
     def configured_url(self, database: str) -> str | None:
         """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server."""
         urls = (self.analytics_database_url, self.crm_database_url, self.dagster_postgres_url)
@@ -214,7 +244,16 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """Returns the process's environment with these settings, for child processes in any directory."""
         values = {
-            **self.model_dump(exclude={"start_month", "grafana_reader_password"}, exclude_none=True),
+            **self.model_dump(
+                exclude={
+                    "start_month",
+                    "grafana_reader_password",
+                    "aws_secret_access_key",
+                    "aws_session_token",
+                },
+                exclude_none=True,
+            ),
+            **self.object_storage,
             "start_month": f"{self.start_month:%Y-%m}",
         }
         return {**os.environ, **{name.upper(): str(value) for name, value in values.items()}}

@@ -40,6 +40,14 @@ from crm_analytics.core.settings import Settings
 NAMESPACE = "lake"
 #: Begins the property that names a franchise's last write.
 LAST_WRITE = "crm-analytics.last-write."
+#: What pyiceberg calls the settings of object storage.
+STORAGE = {
+    "aws_access_key_id": "s3.access-key-id",
+    "aws_secret_access_key": "s3.secret-access-key",
+    "aws_session_token": "s3.session-token",
+    "aws_region": "s3.region",
+    "aws_endpoint_url": "s3.endpoint",
+}
 #: How many writes of all franchises a table remembers: so far back its readers can travel. Each costs a commit time.
 KEPT_SNAPSHOTS = 50
 #: Files that no snapshot needs are removed after this time: writers and readers may be at work with younger ones.
@@ -204,6 +212,7 @@ def open_lake(config: Settings) -> Iterator[Lake]:
         "uri": sqlalchemy_url(config.lake_catalog_url, "postgresql+psycopg"),
         "warehouse": config.lake_url,
         "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
+        **{STORAGE[name]: value for name, value in config.object_storage.items()},
     }
     try:
         catalog = SqlCatalog("crm_analytics", **properties)
