@@ -12,7 +12,7 @@ WORKDIR /app
 # dependencies first, because they rarely change
 COPY pyproject.toml constraints.txt ./
 RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
-    && pip install --constraint constraints.txt --editable .
+    && pip install --constraint constraints.txt --editable '.[lake]'
 
 # an editable installation finds the modules here, so nothing needs to be installed again
 COPY . .

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from crm_analytics.analytics.lake.compare import differences
 from crm_analytics.analytics.lake.pending import pending_months
 from crm_analytics.analytics.lake.tables import open_lake
+from crm_analytics_tests.analytics import test_arrival_histories as arrivals
 from crm_analytics_tests.analytics import test_correction_histories as corrections
 from crm_analytics_tests.analytics.lake.conftest import LakeLab
 from crm_analytics_tests.analytics.model_comparison import assert_metrics, refresh_stale
@@ -39,7 +40,7 @@ work = st.lists(
 )
 
 
-@examples(6, shrink=False)
+@examples(4, shrink=False)
 @given(fills=st.tuples(corrections.filling, corrections.filling), work=work)
 def test_two_franchises_are_in_the_lake_as_in_their_databases(
     connections: list[psycopg.Connection[Any]],
@@ -83,3 +84,37 @@ def test_two_franchises_are_in_the_lake_as_in_their_databases(
         connection.execute(f"{sums} analytics.monthly_metrics").fetchone() or () for connection in connections
     ]
     assert base.query(sums + "{monthly_metrics}") == [tuple(map(sum, zip(*ours, strict=True)))]
+
+
+@examples(3, shrink=False)
+@given(
+    files=arrivals.arrivals(),
+    pauses=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=20, max_size=20),
+)
+def test_files_in_any_order_are_in_the_lake_as_in_postgresql(
+    connections: list[psycopg.Connection[Any]],
+    new_lake: Callable[..., LakeLab],
+    tmp_path_factory: pytest.TempPathFactory,
+    files: list[arrivals.Written],
+    pauses: list[tuple[bool, bool]],
+) -> None:
+    """Late, repeated and conflicting exports restate months; refreshes and writes come when they come."""
+    connection, lab = connections[0], new_lake()
+    corrections.empty(connection)
+    connection.execute(
+        "TRUNCATE analytics.lake_months, analytics.lake_writes, analytics.refresh_log, raw.source_files,"
+        " raw.rejected_rows, raw.vanished_rows CASCADE"
+    )
+    landing = tmp_path_factory.mktemp("landing")
+    for file, (refreshes, writes) in zip(files, pauses, strict=False):
+        arrivals.load(connection, landing, file)
+        if refreshes:
+            refresh_stale(connection)
+        if writes:
+            lab.write(connection)
+        assert compared(lab, connection) == []
+    refresh_stale(connection)
+    lab.write(connection)
+    assert pending_months(connection) == []
+    assert_metrics(connection, arrivals.model_of(files).warehouse())
+    lab.assert_as(connection)

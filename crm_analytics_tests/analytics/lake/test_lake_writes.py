@@ -22,10 +22,11 @@ from crm_analytics.analytics.lake.datasets import DATASETS
 from crm_analytics.analytics.lake.errors import LakeError
 from crm_analytics.analytics.lake.pending import overdue_months, pending_months
 from crm_analytics.analytics.lake.tables import Mark, open_lake
-from crm_analytics.analytics.lake.write import require_own
+from crm_analytics.analytics.lake.write import Written, one_at_a_time, require_own
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics_tests.analytics.lake.conftest import LakeLab
 from crm_analytics_tests.analytics.model_comparison import refresh_stale
+from crm_analytics_tests.conftest import wait_until_blocked
 
 MAY, JUNE = date(2024, 5, 1), date(2024, 6, 1)
 Connection = psycopg.Connection[Any]
@@ -202,6 +203,26 @@ def test_a_commit_that_others_beat_is_tried_again_from_the_start(
         with pytest.raises(LakeError, match="came too late"):
             opened.replace("job_facts", [MAY], [], mark, {})
     assert revenue(lake) == [("main", MAY, Decimal("20.00"))]
+
+
+def test_one_write_of_a_franchise_waits_for_another(
+    analytics: Connection, analytics_url: str, lake: LakeLab
+) -> None:
+    """The second one finds nothing left to do, or what was refreshed meanwhile."""
+    put(analytics, "A", MAY, "10.00")
+    done: list[Written] = []
+
+    def work() -> None:
+        with psycopg.connect(analytics_url, autocommit=True) as connection:
+            done.append(lake.write(connection))
+
+    second = threading.Thread(target=work)
+    with one_at_a_time(analytics, print):
+        second.start()
+        wait_until_blocked(analytics, "advisory")
+        put(analytics, "B", JUNE, "4.00")
+    second.join()
+    assert set(done[0].versions) == {MAY, JUNE}
 
 
 def test_franchises_write_at_once(new_database: Callable[..., str], lake: LakeLab) -> None:
