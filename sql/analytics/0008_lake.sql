@@ -7,8 +7,8 @@ CREATE TABLE analytics.lake_writes (
     finished_at timestamptz
 );
 COMMENT ON TABLE analytics.lake_writes IS
-    'One row for each write to the lake. The lake''s tables name the last write of each franchise, so that an older one '
-    'never replaces a newer one, and a restored database notices that the lake is ahead of it.';
+    'One row for each write to the lake. The lake''s tables name the last write of each franchise, so that an older '
+    'one never replaces a newer one, and a restored database notices that the lake is ahead of it.';
 SELECT analytics.describe('{analytics.lake_writes}', $$
     write_id: Number of the write.
     started_at: When it began, before it read anything.
@@ -31,14 +31,14 @@ $$);
 CREATE VIEW analytics.lake_pending AS
 SELECT
     l.month, max(l.refresh_id) AS version, min(l.finished_at) AS since,
-    EXISTS (SELECT FROM analytics.stale_months s WHERE s.month = l.month) AS is_stale
+    l.month IN (SELECT s.month FROM analytics.stale_months s) AS is_stale
 FROM analytics.refresh_log l
 LEFT JOIN analytics.lake_months m ON m.month = l.month
 WHERE (l.stale_rows > 0 OR l.changed_rows > 0) AND l.refresh_id > coalesce(m.version, 0)
 GROUP BY l.month;
 COMMENT ON VIEW analytics.lake_pending IS
-    'Months that a refresh may have changed since the lake got them: all of history where there is no lake, or where it '
-    'was switched on just now. They stay until the lake has them for certain.';
+    'Months that a refresh may have changed since the lake got them: all of history where there is no lake, or where '
+    'it was switched on just now. They stay until the lake has them for certain.';
 SELECT analytics.describe('{analytics.lake_pending}', $$
     month: First day of the month.
     version: Its newest refresh, in analytics.refresh_log.
