@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,6 +21,9 @@ from obstore.store import S3Store
 from crm_analytics.analytics.ingest.storage.bucket import Bucket
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.ports import free_port
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
 
 BUCKET, KEY, SECRET = "landing", "test-key", "test-secret"
 _IDENTITIES = (
@@ -70,7 +73,7 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the object storage doesn't start")
 
 
-def _store(endpoint: str, prefix: str, retries: Any = None) -> S3Store:
+def _store(endpoint: str, prefix: str, retries: RetryConfig | None = None) -> S3Store:
     return S3Store(
         BUCKET,
         prefix=prefix or None,
@@ -81,7 +84,7 @@ def _store(endpoint: str, prefix: str, retries: Any = None) -> S3Store:
             "region": "us-east-1",
         },
         client_options={"allow_http": True},
-        retry_config=retries or {},
+        retry_config=retries,
     )
 
 

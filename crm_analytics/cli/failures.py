@@ -7,14 +7,15 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
+from crm_analytics.analytics.lake.errors import LakeError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
 from crm_analytics.core.settings import NoFranchise
 
 SECRET = (
-    "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "ALERT_WEBHOOK_URL",
-    "GRAFANA_READER_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL",
-    "LANDING_URL",
+    "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "LAKE_CATALOG_URL",
+    "ALERT_WEBHOOK_URL", "GRAFANA_READER_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL", "LANDING_URL",
 )  # fmt: skip
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
@@ -22,6 +23,7 @@ KINDS = {
     migrations.NotMigrated: "not migrated",
     migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
+    LakeError: "the lake",
     locks.LockHeld: "busy",
     psycopg.errors.LockNotAvailable: "busy",
     psycopg.errors.QueryCanceled: "took too long",

@@ -188,6 +188,31 @@ def refresh(
 
 
 @main.command()
+@click.option(
+    "--rewrite",
+    is_flag=True,
+    help="Write all of history again, and take over the franchise from whoever wrote it: after a database was restored.",
+)
+@of_one_business
+def lake(rewrite: bool, config: Settings) -> None:
+    """Write pending months to the lake, and print how other engines read it.
+
+    The lake has each month of all franchises in Apache Iceberg tables: LAKE_URL is where, LAKE_CATALOG_URL the database
+    of its catalog. This is one Dagster run, and the UI shows it. While `crm-analytics up` runs, its sensor does the same
+    by itself.
+
+    Exit code 1 if the run failed or the lake differs from PostgreSQL.
+    """
+    from crm_analytics.core.lasting_imports import lasting_imports
+
+    with lasting_imports():
+        from crm_analytics.cli.lake import write_lake
+        from crm_analytics.cli.terminal import console
+
+    sys.exit(0 if write_lake(config, rewrite=rewrite, console=console) else 1)
+
+
+@main.command()
 @click.argument("source")
 @click.option(
     "--without",

@@ -49,7 +49,7 @@ COMMON = (
     "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
     "dagster_postgres_url", "dagster_connections_kept", "dagster_connections_max", "crm_analytics_home",
     "embedded_postgres_version", "run_log_level", "crm_expected_logins", "crm_app_members",
-    "dagster_webserver_path_prefix", "dagster_url",
+    "dagster_webserver_path_prefix", "dagster_url", "lake_url", "lake_catalog_url",
 )  # fmt: skip
 _TWO_LANDINGS = "LANDING_DIR and LANDING_URL are both set, and there is one landing folder: unset one of them"
 #: What would mix two franchises' rows, or let one read the other's.
@@ -132,6 +132,12 @@ class Settings(BaseSettings):
     aws_default_region: str | None = None
     aws_endpoint_url: str | None = Field(
         None, description="of a server with the API of S3 that is not Amazon's"
+    )
+    lake_catalog_url: str | None = Field(
+        None, description="the database of the lake's catalog, which all franchises share"
+    )
+    lake_url: str | None = Field(
+        None, description="where the lake's files are, a folder or s3://bucket/folder; no lake without it"
     )
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
@@ -217,7 +223,11 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "analytics_database_url", "crm_database_url", "dagster_postgres_url", "admin_database_url"
+        "analytics_database_url",
+        "crm_database_url",
+        "dagster_postgres_url",
+        "admin_database_url",
+        "lake_catalog_url",
     )
     @classmethod
     def _database_address(cls, value: str | None) -> str | None:
@@ -255,6 +265,22 @@ class Settings(BaseSettings):
                     " a login"
                 )
         return value
+
+    @field_validator("lake_url")
+    @classmethod
+    def _lake_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if "lake_catalog_url" in info.data and info.data["lake_catalog_url"] is None:
+            raise ValueError(
+                "a lake needs a catalog, too: set LAKE_CATALOG_URL to a database of its own, the same for all franchises"
+            )
+        scheme, separator, rest = value.partition("://")
+        if not separator:
+            return Path(value).expanduser().resolve().as_uri()
+        if scheme not in ("file", "s3") or not rest.strip("/"):
+            raise ValueError("not a place for a lake: write a folder, or s3://bucket/folder")
+        return value.rstrip("/")
 
     @field_validator("embedded_postgres_version")
     @classmethod
@@ -387,6 +413,11 @@ class Settings(BaseSettings):
         """Returns the command line `crm-analytics …` as it is typed for these settings' business."""
         chosen = f" --franchise {self.franchise}" if self.franchise else ""
         return f"crm-analytics {arguments}{chosen}"
+
+    @property
+    def lake_franchise(self) -> str:
+        """The franchise as the lake's rows name it: `main` where there is only one."""
+        return self.franchise or "main"
 
     def login(self, database: str) -> str | None:
         """Returns the login that a configured address names; None if it names none."""
