@@ -382,9 +382,10 @@ class Settings(BaseSettings):
         shared = {
             name: getattr(self, name)
             for name in self.model_fields_set
-            if name not in NEVER_SHARED and name not in ("landing_dir", "landing_url")
+            if name not in (*NEVER_SHARED, "landing_dir", "landing_url")
         }
-        shared["landing_url"] = None
+        # the common variables, which Settings would read
+        shared |= dict.fromkeys((*NEVER_SHARED, "landing_url"))
         if not {"landing_dir", "landing_url"} & own.keys():
             if self.landing_url is None:
                 shared["landing_dir"] = self.landing_dir / franchise
