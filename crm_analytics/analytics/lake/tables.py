@@ -48,8 +48,8 @@ STORAGE = {
     "aws_region": "s3.region",
     "aws_endpoint_url": "s3.endpoint",
 }
-#: How many writes of all franchises a table remembers: so far back its readers can travel. Each costs a commit time.
-KEPT_SNAPSHOTS = 50
+#: How many writes of all franchises a table remembers: so far back its readers can travel. Each costs every commit time.
+KEPT_SNAPSHOTS = 20
 #: Files that no snapshot needs are removed after this time: writers and readers may be at work with younger ones.
 GRACE = timedelta(days=1)
 SWEPT = "crm-analytics.swept"
@@ -268,14 +268,13 @@ def _needed(table: Table) -> Iterator[str]:
 
 def _expire(table: Table, commit: Transaction) -> None:
     """Forgets old snapshots, and the one between removing and adding: no reader shall travel to a lake without months."""
+    now = commit.table_metadata  # made anew at each look
     newest = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)[
         -KEPT_SNAPSHOTS:
     ]
-    head = commit.table_metadata.current_snapshot()
-    kept = {snapshot.snapshot_id for snapshot in (*newest, *filter(None, [head]))}
-    gone = [s.snapshot_id for s in commit.table_metadata.snapshots if s.snapshot_id not in kept]
-    referred = {ref.snapshot_id for ref in commit.table_metadata.refs.values()}
-    if forgotten := [snapshot for snapshot in gone if snapshot not in referred]:
+    kept = {snapshot.snapshot_id for snapshot in newest} | {ref.snapshot_id for ref in now.refs.values()}
+    forgotten = [snapshot.snapshot_id for snapshot in now.snapshots if snapshot.snapshot_id not in kept]
+    if forgotten:
         ExpireSnapshots(commit).by_ids(forgotten).commit()
 
 
