@@ -64,13 +64,13 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(obstore.exceptions.BaseError):
-            obstore.put(_store(endpoint, "", {"max_retries": 0}), "ready", b"")
+            obstore.put(_store(endpoint, "", 0), "ready", b"")
             return
         time.sleep(0.1)
     raise AssertionError("the object storage doesn't start")
 
 
-def _store(endpoint: str, prefix: str, retries: Any = None) -> S3Store:
+def _store(endpoint: str, prefix: str, most_retries: int = 10) -> S3Store:
     return S3Store(
         BUCKET,
         prefix=prefix or None,
@@ -81,7 +81,7 @@ def _store(endpoint: str, prefix: str, retries: Any = None) -> S3Store:
             "region": "us-east-1",
         },
         client_options={"allow_http": True},
-        retry_config=retries or {},
+        retry_config={"max_retries": most_retries},
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -286,6 +287,15 @@ def connection(new_database: Callable[..., str]) -> Iterator[psycopg.Connection[
 Put = Callable[[str, str], None]
 
 
+def into(folder: Path) -> Put:
+    def put(name: str, content: str) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, newline="")
+
+    return put
+
+
 def load(connection: psycopg.Connection[Any], landing: Place, put: Put, file: Written) -> None:
     put(file.path, file.text())
     result = load_source(connection, landing, file.source, timezone=NEW_YORK)
@@ -336,13 +346,7 @@ def test_files_in_any_order_and_corrections_give_the_reference_tables(
 ) -> None:
     """Late, repeated, conflicting and damaged exports give the same tables as if all had come in their turn."""
     landing = tmp_path_factory.mktemp("landing")
-
-    def put(name: str, content: str) -> None:
-        path = landing / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, newline="")
-
-    assert_history(connection, landing, put, files, pauses, by_hand)
+    assert_history(connection, landing, into(landing), files, pauses, by_hand)
 
 
 @examples(6, shrink=False)

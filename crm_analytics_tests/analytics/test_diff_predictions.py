@@ -183,7 +183,7 @@ def test_what_a_diff_says_then_happens(
         )
         world.judge(
             told,
-            partial(histories.load, connection, landing, file),
+            partial(histories.load, connection, landing, histories.into(landing), file),
             partial(model_of, files[:number]),
         )
         # otherwise the next file meets months that wait for a refresh
