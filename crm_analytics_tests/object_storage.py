@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,9 +21,6 @@ from obstore.store import S3Store
 from crm_analytics.analytics.ingest.storage.bucket import Bucket
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.ports import free_port
-
-if TYPE_CHECKING:
-    from obstore.store import RetryConfig
 
 BUCKET, KEY, SECRET = "landing", "test-key", "test-secret"
 _IDENTITIES = (
@@ -67,13 +64,13 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(obstore.exceptions.BaseError):
-            obstore.put(_store(endpoint, "", {"max_retries": 0}), "ready", b"")
+            obstore.put(_store(endpoint, "", 0), "ready", b"")
             return
         time.sleep(0.1)
     raise AssertionError("the object storage doesn't start")
 
 
-def _store(endpoint: str, prefix: str, retries: RetryConfig | None = None) -> S3Store:
+def _store(endpoint: str, prefix: str, most_retries: int = 10) -> S3Store:
     return S3Store(
         BUCKET,
         prefix=prefix or None,
@@ -84,7 +81,7 @@ def _store(endpoint: str, prefix: str, retries: RetryConfig | None = None) -> S3
             "region": "us-east-1",
         },
         client_options={"allow_http": True},
-        retry_config=retries,
+        retry_config={"max_retries": most_retries},
     )
 
 

@@ -287,9 +287,7 @@ def connection(new_database: Callable[..., str]) -> Iterator[psycopg.Connection[
 Put = Callable[[str, str], None]
 
 
-def put_into(folder: Path) -> Put:
-    """Returns what puts files into a folder on this machine."""
-
+def into(folder: Path) -> Put:
     def put(name: str, content: str) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,7 +346,7 @@ def test_files_in_any_order_and_corrections_give_the_reference_tables(
 ) -> None:
     """Late, repeated, conflicting and damaged exports give the same tables as if all had come in their turn."""
     landing = tmp_path_factory.mktemp("landing")
-    assert_history(connection, landing, put_into(landing), files, pauses, by_hand)
+    assert_history(connection, landing, into(landing), files, pauses, by_hand)
 
 
 @examples(6, shrink=False)

@@ -107,7 +107,7 @@ def test_files_in_any_order_are_in_the_lake_as_in_postgresql(
     )
     landing = tmp_path_factory.mktemp("landing")
     for file, (refreshes, writes) in zip(files, pauses, strict=False):
-        arrivals.load(connection, landing, arrivals.put_into(landing), file)
+        arrivals.load(connection, landing, arrivals.into(landing), file)
         if refreshes:
             refresh_stale(connection)
         if writes:
