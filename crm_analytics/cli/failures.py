@@ -43,6 +43,7 @@ def _print_settings(error: ValidationError) -> None:
         if problem["type"] == "default_factory_not_called":
             continue
         name = "_".join(str(part) for part in problem["loc"]).upper()
-        found = "" if name in SECRET else f" (found {problem['input']!r})"
+        # what concerns several settings has all of them as its input, with the secret ones
+        found = "" if not name or name in SECRET else f" (found {problem['input']!r})"
         text = problem["msg"].removeprefix("Value error, ")
-        errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
+        errors.print(f"[red]{name or 'settings'}[/]: {escape(text + found)}", highlight=False)
