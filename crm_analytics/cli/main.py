@@ -60,14 +60,14 @@ def main() -> None:
 
     \b
     First steps:
-      crm-analytics demo                    sample data, metrics, Dagster UI
-      crm-analytics check FILE...           what would happen to an export
-      crm-analytics diff FILE...            which numbers it would change
-      crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
-      crm-analytics up                      Dagster UI with sensors and schedules
-      crm-analytics explain 2024-10 repairs the rows behind a number
-      crm-analytics status                  what needs a person
-      crm-analytics psql analytics          look at the tables
+      crm-analytics demo                     sample data, metrics, Dagster UI
+      crm-analytics check FILE...            what would happen to an export
+      crm-analytics diff FILE...             which numbers it would change
+      crm-analytics refresh --from 2024-01   load LANDING_DIR and compute the months
+      crm-analytics up                       Dagster UI with sensors and schedules
+      crm-analytics explain 2024-10 repairs  the rows behind a number
+      crm-analytics status                   what needs a person
+      crm-analytics psql analytics           look at the tables
     """
 
 
@@ -353,8 +353,9 @@ def explain(
 def status_command(as_json: bool, config: Settings) -> None:
     """Show the state of the platform, and what in it needs a person.
 
-    The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that died or failed, sensors,
-    schedules and checks that fail, how old the newest row of each source is, and the last alerts. Changes nothing.
+    The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that wait, died or failed,
+    sensors, schedules and checks that fail, checks that did not run, how old the newest row of each source is, and the
+    last alerts. Changes nothing.
 
     Exit code 1 if something needs a person; the last lines say what, and the remedy. What the platform does by itself
     within 15 minutes needs nobody.

@@ -303,8 +303,10 @@ class Settings(BaseSettings):
         shared = {
             name: getattr(self, name)
             for name in self.model_fields_set
-            if name not in NEVER_SHARED and name != "landing_dir"
+            if name not in (*NEVER_SHARED, "landing_dir")
         }
+        # the common variable, which Settings would read
+        shared |= dict.fromkeys(NEVER_SHARED)
         shared["landing_dir"] = self.landing_dir / franchise
         try:
             return Settings(**{**shared, **own, "franchise": franchise})

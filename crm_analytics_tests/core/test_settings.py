@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from crm_analytics.core.settings import settings
+from crm_analytics.core.settings import Settings, settings
 
 CODE = "from crm_analytics.core.settings import settings; print(settings().start_month)"
 
@@ -121,3 +121,62 @@ def test_dagster_address_follows_the_path_prefix(monkeypatch: pytest.MonkeyPatch
     assert settings().dagster_url == "http://localhost:3000/dagster"
     monkeypatch.setenv("DAGSTER_URL", "https://tools.example.com/d")
     assert settings().dagster_url == "https://tools.example.com/d"
+
+
+def test_franchise_has_its_own_variables_over_the_common_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be shared falls back to the common variable; databases, folders and logins never do."""
+    for name, value in {
+        "FRANCHISES": "north, south",
+        "LANDING_DIR": str(tmp_path),
+        "START_MONTH": "2024-02",
+        "ALERT_WEBHOOK_URL": "https://hooks.example.com/all",
+        "GRAFANA_READER_PASSWORD": "of the common role",
+        "NORTH_START_MONTH": "2024-05",
+        "NORTH_ANALYTICS_DATABASE_URL": "host=north",
+        "SOUTH_LANDING_DIR": str(tmp_path / "elsewhere"),
+        "SOUTH_ALERT_WEBHOOK_URL": "https://hooks.example.com/south",
+    }.items():
+        monkeypatch.setenv(name, value)
+    north, south = settings().of_franchises()
+    assert (north.franchise, north.start_month, south.franchise, south.start_month) == (
+        "north", date(2024, 5, 1), "south", date(2024, 2, 1),
+    )  # fmt: skip
+    assert (north.landing_dir, south.landing_dir) == (tmp_path / "north", tmp_path / "elsewhere")
+    assert (north.analytics_database_url, south.analytics_database_url) == ("host=north", None)
+    assert (north.database_name("analytics"), south.database_name("analytics")) == (
+        "analytics_north", "analytics_south",
+    )  # fmt: skip
+    assert north.database_name("crm") == "crm"
+    assert north.grafana_reader_password is None
+    assert (north.alert_webhook_url, south.alert_webhook_url) == (
+        "https://hooks.example.com/all", "https://hooks.example.com/south",
+    )  # fmt: skip
+    assert settings().of_franchises() == [settings("north"), settings("south")]
+
+
+def test_child_processes_have_the_same_franchises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child in another directory sees the franchises of this one's files: Dagster's processes run elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(Settings.model_config, "env_file", "here.env")
+    (tmp_path / "here.env").write_text("FRANCHISES=north\nNORTH_START_MONTH=2024-05\nLANDING_DIR=exports\n")
+    code = (
+        "from crm_analytics.core.settings import settings; c = settings('north');"
+        " print(c.start_month, c.landing_dir)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        env=settings().environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert child.stdout.split() == ["2024-05-01", str(tmp_path / "exports" / "north")]
+
+
+def test_a_name_alone_makes_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FRANCHISE chooses for commands; read as a setting, it would be a franchise with the common database."""
+    monkeypatch.setenv("FRANCHISE", "north")
+    assert settings().franchise == ""

@@ -51,6 +51,14 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     return command
 
 
+def test_first_steps_of_the_help_are_commands() -> None:
+    """Each is set off from what it does, so that nobody types a word of the explanation."""
+    page = CliRunner().invoke(main, ["--help"]).output
+    steps = [line for line in page.splitlines() if line.startswith("    crm-analytics ")]
+    assert len(steps) > 5
+    assert all(re.fullmatch(r" +crm-analytics( \S+)+  +\w.*", line) for line in steps), steps
+
+
 def test_refresh_names_the_months_that_it_cannot_refresh(run: Run, tmp_path: Path) -> None:
     """A range that begins before START_MONTH is cut with a message, and fails if a month that was cut is stale."""
     jobs = [job_row("AAAAAA", "2020-05-04"), job_row("BBBBBB", "2023-02-03")]
