@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -18,10 +17,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from crm_analytics.cli.demo import demo_settings
 from crm_analytics.cli.main import main
 from crm_analytics.cli.summary import print_months
+from crm_analytics.core.settings import settings
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics_tests.conftest import PATIENCE
-from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, job_row
+from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
 
 Run = Callable[..., tuple[int, str]]
 
@@ -109,13 +111,20 @@ def test_reversed_range_is_named(run: Run) -> None:
     assert (code, text) == (1, "no such months: --from 2024-05 is after --to 2024-01")
 
 
-def test_common_cause_is_printed_once(run: Run) -> None:
+def test_common_cause_is_printed_once(run: Run, tmp_path: Path) -> None:
     """Steps that fail for the same reason are listed under one message."""
     code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", LANDING_DIR="/nowhere/landing")
     assert code == 1 and text.count("does not exist") == 1 and "or set LANDING_DIR" in text
     code, text = run("refresh", "--from", "2024-01", "--to", "2024-01", BUSINESS_TIMEZONE="Europe/Berlin")
     assert code == 1 and text.count("BUSINESS_TIMEZONE is Europe/Berlin") == 1
-    assert "raw__payments" in text and "dagster._core" not in text
+    for source, header in (("jobs", JOBS_HEADER), ("payments", PAYMENTS_HEADER)):
+        (tmp_path / "landing" / source).mkdir()
+        (tmp_path / "landing" / source / "a.csv").write_text(f"{header}\n")
+    read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$"
+    assert run("psql", "analytics", "--", "-c", read_only)[0] == 0
+    code, text = run("refresh", "--from", "2024-01", "--to", "2024-01")
+    assert code == 1 and text.count("in a read-only transaction") == 1
+    assert "raw__jobs" in text and "raw__payments" in text and "dagster._core" not in text
 
 
 @pytest.mark.parametrize(
@@ -200,23 +209,16 @@ def test_taken_port_is_refused_before_anything_starts(arguments: list[str]) -> N
     assert re.search(rf"port {port} of 127.0.0.1 is taken \(.+\): choose another with --port", done.output)
 
 
-def test_demo_that_begins_before_start_month_goes_on_in_a_process_with_an_earlier_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_demo_that_begins_before_start_month_has_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that is longer than the configured months is computed whole: the demo sets its own START_MONTH."""
-    processes: list[tuple[str, list[str], dict[str, str]]] = []
-
-    def replace_process(*process: Any) -> None:
-        processes.append(process)
-        sys.exit()
-
-    monkeypatch.setattr(os, "execve", replace_process)
     today = datetime.now(ZoneInfo("America/New_York")).date()
     monkeypatch.setenv("START_MONTH", f"{today:%Y-%m}")
-    CliRunner().invoke(main, ["demo", "--no-serve", "--months", "13"])
-    ((_, _, environment),) = processes
-    assert environment["START_MONTH"] == f"{today.year - 1}-{today:%m}"
-    assert environment["LANDING_DIR"].endswith("/sample_landing")
+    wanted = demo_settings(settings(), 13)
+    first = f"{today.year - 1}-{today:%m}"
+    assert Franchise(wanted).months.get_first_partition_key() == first
+    # of the UI that it serves
+    assert wanted.environment()["START_MONTH"] == first
+    assert wanted.environment()["LANDING_DIR"].endswith("/sample_landing")
 
 
 def test_table_of_months_ends_with_a_complete_month(
