@@ -11,7 +11,7 @@ WORKDIR /app
 
 # dependencies first, because they rarely change
 COPY pyproject.toml constraints.txt ./
-# such as "k8s,s3"; only this installation has them, because an image of one machine needs none
+# such as "k8s", beside those that Compose may switch on
 ARG EXTRAS=""
 RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
     && pip install --constraint constraints.txt --editable ".[s3,lake${EXTRAS:+,$EXTRAS}]"

@@ -1,7 +1,7 @@
-"""Two code servers that share nothing but the databases, on "hosts" of their own, behind a pooler.
+"""Two code servers on "hosts" of their own, which share nothing but the databases and the object storage.
 
-A host is a folder with its own landing folder, state folder and processes. The web server and the daemon are on a third
-one. Dagster's database has a pooler before it that gives every transaction another session.
+A host is a folder with its own state folder and processes. The web server and the daemon are on a third one. Dagster's
+database has a pooler before it that gives every transaction another session.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from crm_analytics.core.months import months_between
 from crm_analytics.core.settings import PROJECT_DIR, Settings
 from crm_analytics.demo.sample_exports import write_landing
 from crm_analytics_tests.conftest import PATIENCE
+from crm_analytics_tests.object_storage import Prefix
 from crm_analytics_tests.pooler import pooled
 from crm_analytics_tests.ports import free_port
 
@@ -49,8 +50,7 @@ class Host:
 
     def __init__(self, name: str, folder: Path, variables: dict[str, str]) -> None:
         self.name, self.folder = name, folder / name
-        self.landing = self.folder / "landing"
-        self.landing.mkdir(parents=True)
+        self.folder.mkdir()
         self.environment = {
             **os.environ,
             **variables,
@@ -84,18 +84,20 @@ class Host:
 
 
 class Franchise(Host):
-    """The host of a franchise's code server, and its analytics database."""
+    """The host of a franchise's code server, its analytics database, and its exports in object storage.
 
-    def __init__(self, name: str, folder: Path, variables: dict[str, str], url: str, port: int) -> None:
-        self.url, self.port = url, port
+    `exports` is a folder of the test that has the same; no host knows it.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, variables: dict[str, str], url: str, port: int, prefix: Prefix
+    ) -> None:
+        self.url, self.port, self.prefix = url, port, prefix
+        self.exports = folder / "exports" / name
         own = {f"{name.upper()}_ANALYTICS_DATABASE_URL": url, "FRANCHISES": name}
-        super().__init__(name, folder, {**variables, **own})
-        # until `landing`, or LANDING_DIR, says otherwise it is a folder of the franchise's name in the common one
-        self.environment["LANDING_DIR"] = str(self.landing)
-        self.landing = self.landing / name
-        migrations.migrate(
-            "analytics", config=Settings(franchise=name, analytics_database_url=url, landing_dir=self.landing)
-        )
+        # a franchise's exports are in the folder of its name
+        super().__init__(name, folder, {**variables, **prefix.variables, **own})
+        migrations.migrate("analytics", config=Settings(franchise=name, analytics_database_url=url))
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 f"""
@@ -104,6 +106,14 @@ class Franchise(Host):
                 CREATE TRIGGER hang AFTER INSERT ON raw.jobs EXECUTE FUNCTION public.hang()
                 """.encode()
             )
+
+    def upload(self) -> None:
+        """Puts the exports into object storage."""
+        for path in self.files():
+            self.prefix.write(f"{self.name}/{path.relative_to(self.exports).as_posix()}", path.read_bytes())
+
+    def files(self) -> list[Path]:
+        return [path for path in self.exports.rglob("[!.]*") if path.is_file()]
 
     def serve(self) -> None:
         self.start(
@@ -128,17 +138,15 @@ class Franchise(Host):
 
     def has_loaded(self) -> bool:
         """Whether every export in the folder is known, and the months of all of them are computed."""
-        files = [path for path in self.landing.rglob("[!.]*") if path.is_file()]
+        exports = {path.relative_to(self.exports).as_posix() for path in self.files()}
         known = self.query("SELECT path FROM raw.source_files")
         stale = self.query("SELECT month FROM analytics.stale_months")
-        return {str(path.relative_to(self.landing)) for path in files} == {
-            path for (path,) in known
-        } and not stale
+        return exports == {path for (path,) in known} and not stale
 
     def jobs(self) -> set[str]:
         """Returns the ids of the good jobs in the exports, as the csv module reads them."""
         found = set[str]()
-        for path in (self.landing / "jobs").glob("*.csv"):
+        for path in (self.exports / "jobs").glob("*.csv"):
             with path.open(newline="", encoding="utf-8-sig") as file:
                 found |= {row["UUID"] for row in csv.DictReader(file)}
         return found - {QUARANTINED}
@@ -243,15 +251,15 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Fleet]:
+def fleet(new_database: Callable[..., str], tmp_path: Path, prefix: Prefix) -> Iterator[Fleet]:
     dagster, ports = new_database("dagster"), [free_port() for _ in range(3)]
     today = datetime.now(Settings().timezone).date()
     first = list(months_between(date(today.year - 3, 1, 1), today))[-MONTHS]
     with pooled(dagster, sessions=6) as address:
         common = {"DAGSTER_POSTGRES_URL": address, "START_MONTH": f"{first:%Y-%m}", "CRM_ENABLED": "false"}
-        north = Franchise("north", tmp_path, common, new_database(), ports[0])
+        north = Franchise("north", tmp_path, common, new_database(), ports[0], prefix)
         less = {**common, "MAINTENANCE_ENABLED": "false"}
-        south = Franchise("south", tmp_path, less, new_database(), ports[1])
+        south = Franchise("south", tmp_path, less, new_database(), ports[1], prefix)
         center = Host("center", tmp_path, {"DAGSTER_POSTGRES_URL": address})
         (hosts,) = re.findall(
             r"```yaml\n(load_from:.*?)```", (PROJECT_DIR / "docs" / "scale.md").read_text(), re.S
@@ -272,7 +280,8 @@ def test_two_hosts_load_backfill_and_recover(fleet: Fleet) -> None:
     """Each franchise's files are loaded once and its months computed, whatever is killed, and the other goes on."""
     north, south = fleet.north, fleet.south
     for host, seed in ((north, 1), (south, 2)):
-        write_landing(host.landing, months=MONTHS, seed=seed)
+        write_landing(host.exports, months=MONTHS, seed=seed)
+        host.upload()
         host.serve()
     fleet.center.start("dagster-webserver", "-h", "127.0.0.1", "-p", str(fleet.port), "-w", str(fleet.center.folder / "hosts.yaml"))  # fmt: skip
     fleet.center.start("dagster-daemon", "run", "-w", str(fleet.center.folder / "hosts.yaml"))
@@ -280,11 +289,9 @@ def test_two_hosts_load_backfill_and_recover(fleet: Fleet) -> None:
         fleet.wait(north.has_loaded)
         killed = fleet.loading(south)
         fleet.wait(fleet.served)
-        fleet.wait(lambda: len(fleet.materialized("north", "analytics/monthly_metrics")) == MONTHS)
-        months = fleet.materialized("north", "analytics/monthly_metrics")
-        assert fleet.materialized("south", "analytics/monthly_metrics") == set(), (
-            "the same months, another state"
-        )
+        fleet.wait(lambda: len(fleet.materialized("north", "raw/jobs")) == MONTHS)
+        months = fleet.materialized("north", "raw/jobs")
+        assert fleet.materialized("south", "raw/jobs") == set(), "the same months, another state"
         south.kill()  # the host, with the code server and the run's worker
         with north.hanging_loads():
             drop_jobs(north)
@@ -313,13 +320,13 @@ def test_two_hosts_load_backfill_and_recover(fleet: Fleet) -> None:
 
 
 def drop_jobs(host: Franchise) -> None:
-    """Drops one more export of jobs: the header and the first row of another, with another id."""
-    first, *_ = sorted((host.landing / "jobs").glob("*.csv"))
+    """Uploads one more export of jobs: the header and the first row of another, with another id."""
+    first, *_ = sorted((host.exports / "jobs").glob("*.csv"))
     with first.open(newline="", encoding="utf-8-sig") as file:
         row = next(csv.DictReader(file))
-    path = host.landing / "jobs" / "late.csv"
+    path = host.exports / "jobs" / "late.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(row))
         writer.writeheader()
         writer.writerow({**row, "UUID": "LATEJOB1"})
-    os.utime(path, (time.time() - 60, time.time() - 60))
+    host.upload()
