@@ -6,16 +6,22 @@ import psycopg
 from pydantic import ValidationError
 from rich.markup import escape
 
+from crm_analytics.analytics.connectors.connector import ConnectorError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
+from crm_analytics.core.settings import Settings
 
-SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"}
+#: Settings whose values aren't quoted: addresses that may have a password, and what is a secret by its type.
+SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"} | {
+    name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+}
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
     migrations.NotMigrated: "not migrated",
     migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
     locks.LockHeld: "busy",
+    ConnectorError: "not pulled",
     psycopg.errors.LockNotAvailable: "busy",
     psycopg.errors.QueryCanceled: "took too long",
     psycopg.OperationalError: "no connection to the database",

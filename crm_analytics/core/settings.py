@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     crm_app_members: str = Field(
         "", description="roles of trusted servers, separated by commas: only they may hold crm_app"
     )
+    workiz_token: SecretStr | None = Field(None, description="of Workiz's API: its jobs and leads are pulled")
+    workiz_url: str = Field("https://api.workiz.com/api/v1", description="Workiz's API; tests have their own")
     grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
     dagster_webserver_path_prefix: str = Field(
         "",
@@ -190,7 +192,11 @@ class Settings(BaseSettings):
             **self.model_dump(exclude={"start_month", "grafana_reader_password"}, exclude_none=True),
             "start_month": f"{self.start_month:%Y-%m}",
         }
-        return {**os.environ, **{name.upper(): str(value) for name, value in values.items()}}
+        return {**os.environ, **{name.upper(): _plain(value) for name, value in values.items()}}
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def settings() -> Settings:
