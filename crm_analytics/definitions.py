@@ -1,6 +1,6 @@
 """The Definitions: the page from which everything in the platform can be reached.
 
-- Analytics, in `orchestration/analytics/`: `raw_assets` (files into raw tables), `fact_assets` (the rules, in SQL),
+- Analytics, in `orchestration/analytics/`: `pulls` (services into files), `raw_assets` (files into raw tables), `fact_assets` (the rules, in SQL),
   `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`.
 - CRM, in `orchestration/crm/`: `assets` (migrations and seals), `checks` (the proof), `automation`.
 - Operation, in `orchestration/`: `alerts`, `maintenance`.
@@ -23,6 +23,7 @@ from crm_analytics.orchestration.analytics.checks import analytics_checks
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
 from crm_analytics.orchestration.analytics.metric_assets import metrics
+from crm_analytics.orchestration.analytics.pulls import after_pulls, pull_definitions
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.crm.assets import crm_assets
@@ -36,8 +37,12 @@ def build_defs(
     settings: Settings, loggers: Mapping[str, dg.LoggerDefinition] | None = None
 ) -> dg.Definitions:
     """Assembles everything for the databases, folders and secrets of `settings`; `loggers` replace Dagster's own."""
+    return dg.Definitions.merge(_platform(settings, loggers), pull_definitions(settings))
+
+
+def _platform(settings: Settings, loggers: Mapping[str, dg.LoggerDefinition] | None) -> dg.Definitions:
     return dg.Definitions(
-        assets=[*raw_assets, *fact_specs, metrics, *crm_assets, alerts_sent],
+        assets=[*after_pulls(raw_assets, settings), *fact_specs, metrics, *crm_assets, alerts_sent],
         asset_checks=[*analytics_checks, freshness_checks, *crm_checks],
         jobs=[*analytics_jobs, *crm_jobs, *maintenance_jobs],
         schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],

@@ -1,0 +1,295 @@
+"""Defines the assets `landing/<connector>`, of the connectors that are on, and what starts their pulls.
+
+A sensor asks for each pull once an hour, and for everything once a week. It uses the retries of all sensors
+(`orchestration/retries.py`): a transient failure is tried again, anything else is not, as it costs the service requests
+and people alerts.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+
+from crm_analytics.analytics.connectors.connector import (
+    Connector,
+    ConnectorError,
+    RecordConnector,
+    TransientError,
+    Window,
+)
+from crm_analytics.analytics.connectors.pull import PullResult, pull
+from crm_analytics.analytics.connectors.registry import CONNECTORS
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.core.settings import Settings
+from crm_analytics.core.wording import counted
+from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.asset_metadata import OWNERS, code_references
+from crm_analytics.orchestration.failures import run_failure
+from crm_analytics.orchestration.retries import request
+
+PULLED = "pulled"
+#: Hours without a pull after which the check fails. A pull that finds nothing new writes no file, but is one.
+STALE_HOURS = 6
+_REMEDY = (
+    "Remedy: see why the newest run of its job failed, or whether the sensor pull_connectors and the daemon are on;"
+    " crm-analytics pull tries it now."
+)
+INTERVAL = 30  #: seconds between the sensor's ticks
+#: Seconds between two lines about progress in a run's log.
+LOG_EVERY = 10.0
+#: A pull that failed for good is asked for again when the settings have been read anew.
+_LOADED_AT = datetime.now(UTC)
+
+
+class PullConfig(dg.Config):
+    """Which days a pull asks for: the recent ones by default; first and last are written YYYY-MM-DD."""
+
+    first: str = ""
+    last: str = ""
+    everything: bool = False
+
+
+def connectors_on(settings: Settings) -> list[Connector]:
+    """Returns the connectors whose settings are there."""
+    return [connector for connector in CONNECTORS.values() if not connector.missing(settings)]
+
+
+def landing_key(connector: Connector) -> dg.AssetKey:
+    """Returns the key of a connector's asset."""
+    return dg.AssetKey(["landing", connector.name])
+
+
+def job_name(connector: Connector) -> str:
+    """Returns the name of the job that pulls."""
+    return f"pull_{connector.name}"
+
+
+def after_pulls(assets: Iterable[dg.AssetsDefinition], settings: Settings) -> Iterable[dg.AssetsDefinition]:
+    """Returns the raw assets with the pulls that fill their folders upstream of them."""
+    upstream: dict[dg.AssetKey, list[dg.AssetKey]] = {}
+    for connector in connectors_on(settings):
+        for name in connector.sources:
+            if name in SOURCES:
+                raw = dg.AssetKey(list(SOURCES[name].table_path))
+                upstream.setdefault(raw, []).append(landing_key(connector))
+
+    def with_pulls(spec: dg.AssetSpec) -> dg.AssetSpec:
+        pulls = upstream.get(spec.key)
+        return spec.merge_attributes(deps=pulls) if pulls else spec
+
+    return dg.map_asset_specs(with_pulls, list(assets))
+
+
+def pull_definitions(settings: Settings) -> dg.Definitions:
+    """Returns assets, jobs, checks and sensors of the connectors that are on; nothing if none is."""
+    on = connectors_on(settings)
+    if not on:
+        return dg.Definitions()
+    assets = [_asset(connector) for connector in on]
+    jobs = [
+        dg.define_asset_job(
+            job_name(connector),
+            selection=dg.AssetSelection.assets(landing_key(connector)),
+            description=f"Pulls {connector.title}.",
+        )
+        for connector in on
+    ]
+    check = _check(on)
+    check_job = dg.define_asset_job(
+        "check_pulls",
+        selection=dg.AssetSelection.checks(check),
+        description="Looks when each connector was last pulled. Changes nothing.",
+    )
+    hourly = dg.ScheduleDefinition(
+        name="check_pulls_hourly",
+        job=check_job,
+        cron_schedule="35 * * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Hourly: a sensor that is off starts no pull that could fail, so this looks at the last one.",
+    )
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=[check],
+        jobs=[*jobs, check_job],
+        schedules=[hourly],
+        sensors=[_sensor(on, jobs)],
+    )
+
+
+def _check(on: list[Connector]) -> dg.AssetChecksDefinition:
+    """Returns the checks `pulled`, which run in one step."""
+    limit = counted(STALE_HOURS, "hour")
+    specs = [
+        dg.AssetCheckSpec(
+            PULLED,
+            asset=landing_key(connector),
+            description=f"When the last pull succeeded, whether it wrote a file or not: fails after {limit}.",
+        )
+        for connector in on
+    ]
+
+    @dg.multi_asset_check(name="pulled_checks", specs=specs, can_subset=True)
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        for key in sorted(context.selected_asset_check_keys):
+            event = context.instance.get_latest_materialization_event(key.asset_key)
+            hours = None if event is None else (time.time() - event.timestamp) / 3600
+            found = "not pulled yet" if hours is None else f"pulled {hours:.1f} hours ago"
+            passed = hours is not None and hours <= STALE_HOURS
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=PULLED,
+                passed=passed,
+                # before the first pull there is nothing that has stopped
+                severity=dg.AssetCheckSeverity.WARN if hours is None else dg.AssetCheckSeverity.ERROR,
+                description=found if passed else f"{found}. {_REMEDY}",
+            )
+
+    return checks
+
+
+def _asset(connector: Connector) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=landing_key(connector),
+        description=(
+            f"{connector.description}\n\nA pull writes one complete file into the folder of the landing folder that the"
+            " loader reads, or none: when the service fails, and when nothing has changed since the last one."
+        ),
+        metadata=code_references(f"crm_analytics/analytics/connectors/{_module(connector)}.py"),
+        group_name="landing",
+        kinds={"api", "file"},
+        owners=OWNERS,
+        tags={"connector": connector.name},
+    )
+    def run_pull(
+        context: dg.AssetExecutionContext, config: PullConfig, analytics: dg.ResourceParam[AnalyticsDatabase]
+    ) -> dg.MaterializeResult[Any]:
+        settings = analytics.settings
+        written = [0.0]
+
+        def report(text: str) -> None:
+            if time.monotonic() - written[0] > LOG_EVERY:
+                written[0] = time.monotonic()
+                context.log.info(text)
+
+        try:
+            with analytics.connect() as connection:
+                window = _window(connector, config, settings)
+                result = pull(connection, connector, settings, window, report=report)
+        except TransientError:
+            raise
+        except ConnectorError as error:
+            # as a failure that no retry helps
+            raise dg.Failure(str(error)) from error
+        return dg.MaterializeResult(metadata=metadata(result))
+
+    return run_pull
+
+
+def _module(connector: Connector) -> str:
+    return type(connector).__module__.rpartition(".")[2]
+
+
+def _window(connector: Connector, config: PullConfig, settings: Settings) -> Window | None:
+    """Returns the days that a run is configured for; None for the recent ones."""
+    if config.first or config.last:
+        try:
+            first, last = (date.fromisoformat(day) if day else None for day in (config.first, config.last))
+        except ValueError:
+            raise ConnectorError(
+                f"{connector.name}: first and last are days; found: {config.first!r}, {config.last!r}; accepted:"
+                " YYYY-MM-DD"
+            ) from None
+        return Window(first, last)
+    if config.everything and isinstance(connector, RecordConnector):
+        return connector.everything(settings, datetime.now(settings.timezone).date())
+    return None
+
+
+def metadata(result: PullResult) -> dict[str, Any]:
+    """Returns what a pull did, for its asset."""
+    covers = result.covers
+    return {
+        "pages": result.pages,
+        "records": result.records,
+        **({"window": result.window.words} if result.window else {}),
+        **({"covers": f"{covers['by']} from {covers['from']} to {covers['to'] or 'open'}"} if covers else {}),
+        "files": "\n".join(result.files) or "none: nothing has changed",
+        **({"note": result.note} if result.note else {}),
+    }
+
+
+def record(instance: dg.DagsterInstance, result: PullResult) -> None:
+    """Writes down a pull that was made outside of Dagster, so that its asset is as fresh as it."""
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(
+            landing_key(CONNECTORS[result.connector]),
+            metadata=metadata(result),
+            description="pulled on the command line",
+        )
+    )
+
+
+def _sensor(on: list[Connector], jobs: list[Any]) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="pull_connectors",
+        jobs=jobs,
+        minimum_interval_seconds=INTERVAL,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Hourly: pulls the recent days of each connector. Weekly, in the night to Monday, and at first:"
+        " everything since START_MONTH.",
+    )
+    def pull_connectors(
+        context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        """Requests what is due."""
+        now = datetime.now(analytics.settings.timezone)
+        asked = [_due(context.instance, connector, now) for connector in on]
+        requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
+        return requests or dg.SkipReason("\n".join(map(str, asked)))
+
+    return pull_connectors
+
+
+def _due(instance: dg.DagsterInstance, connector: Connector, now: datetime) -> dg.RunRequest | str:
+    """Returns the request for the connector's next pull, or why there is none now."""
+    job = job_name(connector)
+    if instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS_RUN_STATUSES), limit=1):
+        return f"{connector.name}: being pulled"
+    week = now.date() - timedelta(days=now.weekday())
+    refused = _refused(instance, job)
+    # asked again once a day and after a restart, which reads the settings anew
+    again = f"{now:%Y-%m-%d}:{_LOADED_AT:%Y%m%dT%H%M%S}" if refused else None
+    due: list[tuple[str, Mapping[str, Any]]] = []
+    if isinstance(connector, RecordConnector):
+        due.append((f"everything:{again or week}", {"everything": True}))
+    if not refused:
+        due.append((f"recent:{now:%Y-%m-%dT%H}{now:%z}", {}))
+    answer: dg.RunRequest | str = ""
+    for slot, config in due:
+        answer = request(
+            instance,
+            f"pull:{connector.name}:{slot}",
+            connector.name,
+            timezone=now.tzinfo or UTC,
+            tags={},
+            job_name=job,
+            run_config={"ops": {"__".join(landing_key(connector).path): {"config": dict(config)}}},
+        )
+        if isinstance(answer, dg.RunRequest):
+            return answer
+    return answer
+
+
+def _refused(instance: dg.DagsterInstance, job: str) -> bool:
+    """Returns whether the newest pull failed for a reason that time doesn't mend, such as a wrong token."""
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    newest = instance.get_runs(dg.RunsFilter(job_name=job, statuses=ended), limit=1)
+    return (
+        bool(newest)
+        and newest[0].status == dg.DagsterRunStatus.FAILURE
+        and not run_failure(instance, newest[0].run_id).transient
+    )
