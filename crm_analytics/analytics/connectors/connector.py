@@ -87,13 +87,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Added:
-    """What a page brought: records never seen before, and those that this pass had brought already."""
+    """What a page brought."""
 
+    #: Records that neither this pass nor the one before had.
     new: int
+    #: Records that this pass had already.
     repeated: int
-    #: Different records in this pass, and in all passes.
-    in_pass: int
-    total: int
+    #: Records of the pass before that this one hasn't had yet.
+    left: int
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _read_all(
         page = next(pages)
         while True:
             added = spool.add(page, connector.identity)
-            report(f"{connector.name}: {added.total:,} records in {spool.pages:,} pages")
+            report(f"{connector.name}: {spool.records:,} records in {spool.pages:,} pages")
             page = pages.send(added)
     except StopIteration as end:
         assert isinstance(end.value, Reading)

@@ -90,7 +90,7 @@ class Spool:
                 before = database.execute(
                     "SELECT pass_no FROM records WHERE identity = ?", row[:1]
                 ).fetchone()
-                new += before is None
+                new += before is None or before[0] < page.pass_no - 1
                 repeated += before == (page.pass_no,)
                 if before is not None:
                     counts[before[0]] -= 1
@@ -101,7 +101,7 @@ class Spool:
                 database.execute("UPDATE pull SET resume = ?", [json.dumps(page.resume)])
         self._counts = counts
         self.pages += 1
-        return Added(new, repeated, counts[page.pass_no], self.records)
+        return Added(new, repeated, counts[page.pass_no - 1])
 
     @property
     def records(self) -> int:

@@ -7,7 +7,7 @@ every row, or else is done again (docs/decisions/connectors.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from crm_analytics.analytics.connectors.client import Client, Clock, words_of
 from crm_analytics.analytics.connectors.connector import (
+    Added,
     ConnectorError,
     Covers,
     Page,
@@ -37,11 +38,13 @@ MOST_PASSES = 3
 
 @dataclass(frozen=True)
 class _Answer:
-    """A page as the service sent it; `more` and `found` only where it says so."""
+    """A page as the service sent it, and whether there are more, if it says so.
+
+    Its `found` is left alone: a count stays the same when one job leaves and another one comes.
+    """
 
     records: list[Record]
     more: bool | None = None
-    found: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class _Place:
     #: Whether records came that were created, or are scheduled, before the days asked for: it tells the filter.
     created_before: bool = False
     scheduled_before: bool = False
+
+
+#: Yields pages like `Pages`, and returns where the list ended, and whether every record was surely seen.
+_Pass = Generator[Page, Added, tuple[_Place, bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +97,6 @@ class WorkizConnector(RecordConnector):
     def pages(self, client: Client, window: Window, resume: Mapping[str, Any] | None) -> Pages:
         """Reads the list from its start to its end, at most three times, until a reading proves complete."""
         place = _Place() if resume is None else _Place(**resume)
-        if resume is not None and place.counts == "pages":
-            # what moved since the kill can't be seen
-            place = replace(place, still=False)
         while True:
             place, proven = yield from self._pass(client, window, place)
             if proven:
@@ -105,39 +109,47 @@ class WorkizConnector(RecordConnector):
                 return Reading(None, note)
             place = replace(place, pass_no=place.pass_no + 1, done=0, last=None, still=True, news=False)
 
-    def _pass(self, client: Client, window: Window, place: _Place) -> Any:
+    def _pass(self, client: Client, window: Window, place: _Place) -> _Pass:
         """Reads the list once; returns the place at its end, and whether it surely has every record."""
         first: list[str] = []
+        probe = 1
+        more: bool | None = None
         while True:
-            # one record again, where that is possible: if it isn't the same, something has moved
             measuring = place.counts is None and place.done > 0
+            # one record again, where that is possible: if it isn't the same, something has moved
             again = int(place.counts == "records" and place.last is not None)
-            offset = 1 if measuring else place.done - again
+            offset = probe if measuring else place.done - again
             answer = self._ask(client, window, offset)
             ids = [self.identity(record) for record in answer.records]
             place = self._noted(window, place, answer.records)
-            if measuring:
-                place = self._measured(place, first, ids)
+            if measuring and ids == first and probe == 1:
+                # pages that are counted from 1, or a record that was added at the head just now
+                probe = 2
+            elif measuring:
+                place = self._measured(place, first, probe, ids)
             elif again and ids[:1] != [place.last]:
                 place = replace(place, still=False)
+            if more and not ids:
+                # more were promised
+                place = replace(place, still=False)
+            more = answer.more
             if place.counts == "records":
                 place = replace(place, done=offset + len(ids))
             elif place.counts == "pages":
                 place = replace(place, done=offset + 1)
-            else:
+            elif not measuring:
                 first, place = ids, replace(place, done=len(ids))
             place = replace(place, last=ids[-1] if ids else place.last)
             added = yield Page(
                 answer.records, None if place.counts is None else asdict(place), pass_no=place.pass_no
             )
             place = replace(place, news=place.news or added.new > 0)
-            if place.counts == "pages" and added.repeated:
-                place = replace(place, still=False)
             if self._ended(answer, added.repeated, offset):
                 break
         alone = place.counts is None
-        proven = place.still and (alone or place.counts == "records" or answer.found == added.in_pass)
-        confirmed = place.pass_no > 1 and not place.news and added.in_pass == added.total
+        # pages have no record in common, so only another reading can tell
+        proven = place.still and (alone or place.counts == "records")
+        confirmed = place.pass_no > 1 and not place.news and added.left == 0
         return place, proven or confirmed
 
     def _ask(self, client: Client, window: Window, offset: int) -> _Answer:
@@ -155,11 +167,13 @@ class WorkizConnector(RecordConnector):
         """Returns the records in an answer's envelope, of which there are several kinds."""
         if answer is None:
             return _Answer([], more=False)
-        if isinstance(answer, Mapping) and ("data" in answer or "flag" in answer):
+        if isinstance(answer, Mapping):
             self._require_flag(answer)
-            data = answer.get("data")
+            if "data" not in answer:
+                raise self._not_an_answer(answer)
+            data = answer["data"]
             records = self._records([] if data in (None, "") else data)
-            return _Answer(records, _truth(answer.get("has_more")), _number(answer.get("found")))
+            return _Answer(records, _truth(answer.get("has_more")))
         if isinstance(answer, list):
             if answer and all(isinstance(part, Mapping) and "data" in part for part in answer):
                 opened = [self._opened_part(part) for part in answer]
@@ -205,13 +219,12 @@ class WorkizConnector(RecordConnector):
             or any("" < _day(record.get(self.scheduled[0])) < start for record in records),
         )
 
-    def _measured(self, place: _Place, first: list[str], ids: list[str]) -> _Place:
+    def _measured(self, place: _Place, first: list[str], probe: int, ids: list[str]) -> _Place:
         """Finds out what `offset` counts: the answer to `offset=1` has the first page's records but one, or others."""
         same = len(set(first) & set(ids))
         if ids != first and same * 2 > len(first):
-            return replace(place, counts="records", still=ids[: len(first) - 1] == first[1:])
-        # the same page again: pages that are counted from 1, or an end that repeats itself
-        return replace(place, counts="pages", still=ids == first or same == 0)
+            return replace(place, counts="records", still=ids[: len(first) - probe] == first[probe:])
+        return replace(place, counts="pages")
 
     def _ended(self, answer: _Answer, repeated: int, offset: int) -> bool:
         """Returns whether the list ends with this page."""
@@ -245,11 +258,6 @@ def _truth(value: Any) -> bool | None:
     if value is None or value == "":
         return None
     return str(value).strip().lower() not in ("false", "0", "no")
-
-
-def _number(value: Any) -> int | None:
-    text = str(value if value is not None else "").strip()
-    return int(text) if re.fullmatch(r"\d{1,12}", text) else None
 
 
 WORKIZ_JOBS = WorkizConnector(

@@ -6,7 +6,7 @@ and people alerts.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,9 @@ _REMEDY = (
     "Remedy: see why the newest run of its job failed, or whether the sensor pull_connectors and the daemon are on;"
     " crm-analytics pull tries it now."
 )
+#: The tag that says whether a run pulls everything or the recent days.
+WHAT_TAG = "crm-analytics/pull"
+EVERYTHING = "everything"
 INTERVAL = 30  #: seconds between the sensor's ticks
 #: Seconds between two lines about progress in a run's log.
 LOG_EVERY = 10.0
@@ -259,29 +262,39 @@ def _due(instance: dg.DagsterInstance, connector: Connector, now: datetime) -> d
     job = job_name(connector)
     if instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS_RUN_STATUSES), limit=1):
         return f"{connector.name}: being pulled"
-    week = now.date() - timedelta(days=now.weekday())
-    refused = _refused(instance, job)
-    # asked again once a day and after a restart, which reads the settings anew
-    again = f"{now:%Y-%m-%d}:{_LOADED_AT:%Y%m%dT%H%M%S}" if refused else None
-    due: list[tuple[str, Mapping[str, Any]]] = []
-    if isinstance(connector, RecordConnector):
-        due.append((f"everything:{again or week}", {"everything": True}))
-    if not refused:
-        due.append((f"recent:{now:%Y-%m-%dT%H}{now:%z}", {}))
+    monday = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=now.weekday())
+    # one that was refused is asked again once a day, and after a restart, which reads the settings anew
+    again = f"{now:%Y-%m-%d}:{_LOADED_AT:%Y%m%dT%H%M%S}" if _refused(instance, job) else None
+    due: list[tuple[str, str]] = []
+    if isinstance(connector, RecordConnector) and not _pulled_everything(instance, job, monday):
+        due.append((EVERYTHING, again or f"{now:%Y-%m-%d}"))
+    due.append(("recent", again or f"{now:%Y-%m-%dT%H%z}"))
     answer: dg.RunRequest | str = ""
-    for slot, config in due:
+    for what, slot in due:
+        config = {"everything": True} if what == EVERYTHING else {}
         answer = request(
             instance,
-            f"pull:{connector.name}:{slot}",
+            f"pull:{connector.name}:{what}:{slot}",
             connector.name,
             timezone=now.tzinfo or UTC,
-            tags={},
+            tags={WHAT_TAG: what},
             job_name=job,
-            run_config={"ops": {"__".join(landing_key(connector).path): {"config": dict(config)}}},
+            run_config={"ops": {"__".join(landing_key(connector).path): {"config": config}}},
         )
         if isinstance(answer, dg.RunRequest):
-            return answer
+            break
     return answer
+
+
+def _pulled_everything(instance: dg.DagsterInstance, job: str, since: datetime) -> bool:
+    """Returns whether everything was pulled since a moment."""
+    pulls = dg.RunsFilter(
+        job_name=job,
+        tags={WHAT_TAG: EVERYTHING},
+        statuses=[dg.DagsterRunStatus.SUCCESS],
+        created_after=since.astimezone(UTC),
+    )
+    return bool(instance.get_runs(pulls, limit=1))
 
 
 def _refused(instance: dg.DagsterInstance, job: str) -> bool:
