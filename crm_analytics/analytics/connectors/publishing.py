@@ -19,7 +19,10 @@ class LandingPlace(Protocol):
     """A place for files, in a folder for each source."""
 
     def names(self, source: str) -> list[str]:
-        """Returns the names of the files in a source's folder; none if there is no such folder."""
+        """Returns the names of the files in a source's folder; none if there is no such folder.
+
+        Raises ConnectorError if it can't be listed.
+        """
 
     def open(self, source: str, name: str) -> BinaryIO:
         """Opens a file for reading. Raises OSError if it is gone."""
@@ -49,10 +52,15 @@ class LocalFolder:
 
     def names(self, source: str) -> list[str]:
         """Returns the names of the files in a source's folder; none if there is no such folder."""
+        folder = self._path / source
         try:
-            return sorted(entry.name for entry in os.scandir(self._path / source))
+            return sorted(entry.name for entry in os.scandir(folder))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ConnectorError(
+                f"{folder} can't be listed ({error.strerror}): it must be a folder that this user may read and write"
+            ) from error
 
     def open(self, source: str, name: str) -> BinaryIO:
         """Opens a file for reading. Raises OSError if it is gone."""

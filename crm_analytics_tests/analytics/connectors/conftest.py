@@ -60,6 +60,7 @@ class Pulling:
 
     connection: psycopg.Connection[Any]
     config: Settings
+    database: str
     clock: FastClock = field(default_factory=FastClock)
     reports: list[str] = field(default_factory=list)
 
@@ -82,9 +83,9 @@ class Pulling:
 
 
 @pytest.fixture
-def pulling(analytics: psycopg.Connection[Any], config: Settings) -> Pulling:
+def pulling(analytics: psycopg.Connection[Any], analytics_url: str, config: Settings) -> Pulling:
     """Pulls into a landing folder and a database of their own."""
-    return Pulling(analytics, config)
+    return Pulling(analytics, config, analytics_url)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
