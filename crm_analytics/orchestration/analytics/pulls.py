@@ -249,12 +249,16 @@ def _sensor(on: list[Connector], jobs: list[Any]) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
     ) -> list[dg.RunRequest] | dg.SkipReason:
         """Requests what is due."""
-        now = datetime.now(analytics.settings.timezone)
+        now = _now().astimezone(analytics.settings.timezone)
         asked = [_due(context.instance, connector, now) for connector in on]
         requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
         return requests or dg.SkipReason("\n".join(map(str, asked)))
 
     return pull_connectors
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _due(instance: dg.DagsterInstance, connector: Connector, now: datetime) -> dg.RunRequest | str:
