@@ -170,9 +170,13 @@ def test_landing_folder_goes_to_the_code_server(raw):
     for name, service in found.items():
         has_landing = any(":/landing" in volume for volume in service.get("volumes", []))
         assert has_landing == (name == "code")
-    assert "./landing:/landing:ro" in found["code"]["volumes"], (
-        "landing files are never changed by the platform"
-    )
+    assert "./landing:/landing" in found["code"]["volumes"], "connectors add files"
+
+
+def test_secrets_of_services_go_to_the_code_server_only():
+    """Pulls run in the code server, so no other service has the tokens."""
+    found = services({**SECRETS, "WORKIZ_TOKEN": "t0ken"})
+    assert [name for name, service in found.items() if "t0ken" in json.dumps(service)] == ["code"]
 
 
 def test_grafana_and_the_ui_have_no_owner_password():
