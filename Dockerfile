@@ -11,8 +11,10 @@ WORKDIR /app
 
 # dependencies first, because they rarely change
 COPY pyproject.toml constraints.txt ./
+# such as "k8s,s3"; only this installation has them, because an image of one machine needs none
+ARG EXTRAS=""
 RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
-    && pip install --constraint constraints.txt --editable .
+    && pip install --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}"
 
 # an editable installation finds the modules here, so nothing needs to be installed again
 COPY . .

@@ -23,7 +23,8 @@ from bench.twins import Twins, typed_rows
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.core.settings import settings
 from crm_analytics.orchestration.analytics.automation import load_landing_files
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
+from crm_analytics.orchestration.analytics.franchise import Franchise
+from crm_analytics.orchestration.analytics.jobs import refresh_job
 
 SECTION = "small files"
 FILES, RECORDS = 1_000, 100
@@ -140,15 +141,17 @@ def _tick(environment: Environment) -> BenchRow:
     config = settings().model_copy(
         update={"analytics_database_url": environment.analytics("listed"), "landing_dir": landing}
     )
+    franchise = Franchise(config)
+    sensor = load_landing_files(franchise, refresh_job(franchise))
     with dg.DagsterInstance.ephemeral() as instance:
 
         def tick() -> Cost:
             context = dg.build_sensor_context(
                 instance=instance,
-                resources={"analytics": AnalyticsDatabase(config), "landing": LandingFolder(landing)},
+                resources=franchise.resources,
             )
             found: list[dg.SensorExecutionData] = []
-            cost = environment.measure(lambda: found.append(load_landing_files.evaluate_tick(context)))
+            cost = environment.measure(lambda: found.append(sensor.evaluate_tick(context)))
             assert not found[0].run_requests, found
             return cost
 

@@ -13,19 +13,15 @@ from collections.abc import Mapping
 import dagster as dg
 
 from crm_analytics.core.settings import Settings
-from crm_analytics.orchestration.alerts import alert_sensors, alerts_sent
-from crm_analytics.orchestration.analytics.automation import (
-    analytics_jobs,
-    analytics_schedules,
-    analytics_sensors,
-)
+from crm_analytics.orchestration.alerts import alert_sensor, alerts_sent
+from crm_analytics.orchestration.analytics.automation import analytics_automation
 from crm_analytics.orchestration.analytics.checks import analytics_checks
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
 from crm_analytics.orchestration.analytics.metric_assets import metrics
 from crm_analytics.orchestration.analytics.pulls import after_pulls, pull_definitions
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.crm.assets import crm_assets
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules, crm_sensors
 from crm_analytics.orchestration.crm.checks import crm_checks
@@ -37,24 +33,55 @@ def build_defs(
     settings: Settings, loggers: Mapping[str, dg.LoggerDefinition] | None = None
 ) -> dg.Definitions:
     """Assembles everything for the databases, folders and secrets of `settings`; `loggers` replace Dagster's own."""
-    return dg.Definitions.merge(_platform(settings, loggers), pull_definitions(settings))
+    parts = [_franchise(Franchise(config)) for config in settings.of_franchises()]
+    if settings.crm_enabled:
+        parts.append(_crm(settings))
+    if settings.maintenance_enabled:
+        parts.append(_maintenance(settings))
+    return dg.Definitions.merge(*parts, dg.Definitions(loggers=loggers, executor=dg.in_process_executor))
 
 
-def _platform(settings: Settings, loggers: Mapping[str, dg.LoggerDefinition] | None) -> dg.Definitions:
+def _franchise(franchise: Franchise) -> dg.Definitions:
+    """Returns what every franchise has; without franchises, the only business."""
+    freshness = freshness_checks(franchise)
+    return dg.Definitions.merge(
+        dg.Definitions(
+            assets=[
+                *after_pulls(raw_assets(franchise), franchise),
+                *fact_specs(franchise),
+                metrics(franchise),
+                alerts_sent(franchise),
+            ],
+            asset_checks=[*analytics_checks(franchise), freshness],
+            sensors=[alert_sensor(franchise)],
+            resources={key: _resource(value) for key, value in franchise.resources.items()},
+        ),
+        analytics_automation(franchise, freshness),
+        pull_definitions(franchise),
+    )
+
+
+def _crm(settings: Settings) -> dg.Definitions:
+    """Returns the CRM, which one code location of an instance has."""
     return dg.Definitions(
-        assets=[*after_pulls(raw_assets, settings), *fact_specs, metrics, *crm_assets, alerts_sent],
-        asset_checks=[*analytics_checks, freshness_checks, *crm_checks],
-        jobs=[*analytics_jobs, *crm_jobs, *maintenance_jobs],
-        schedules=[*analytics_schedules, *crm_schedules, *maintenance_schedules],
-        sensors=[*analytics_sensors, *crm_sensors, *alert_sensors],
-        resources={
-            "settings": _resource(settings),
-            "analytics": _resource(AnalyticsDatabase(settings)),
-            "landing": _resource(LandingFolder(settings.landing_dir)),
-            "crm_database": _resource(CrmDatabase(settings)),
-        },
-        loggers=loggers,
-        executor=dg.in_process_executor,
+        assets=crm_assets,
+        asset_checks=crm_checks,
+        jobs=crm_jobs,
+        schedules=crm_schedules,
+        sensors=crm_sensors,
+        resources={"crm_database": _resource(CrmDatabase(settings))},
+    )
+
+
+def _maintenance(settings: Settings) -> dg.Definitions:
+    """Returns what one code location does for the instance: pruning, and alerts about what is no franchise's."""
+    common = Franchise(settings)
+    return dg.Definitions(
+        assets=[alerts_sent(common)] if common.is_common else [],
+        jobs=maintenance_jobs,
+        schedules=maintenance_schedules,
+        sensors=[alert_sensor(common)] if common.is_common else [],
+        resources={"settings": _resource(settings)},
     )
 
 

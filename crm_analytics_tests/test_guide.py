@@ -68,8 +68,11 @@ def session(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Callab
     environment = {
         name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields
     }
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    home.mkdir()
+    folder.mkdir()
     environment |= {
-        "HOME": str(tmp_path),
+        "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CRM_ANALYTICS_ENV_FILE": os.devnull,
         # instead of a server of its own
@@ -78,7 +81,7 @@ def session(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Callab
         "DAGSTER_POSTGRES_URL": new_database("dagster"),
     }
     shell = subprocess.Popen(
-        ["bash"], env=environment, cwd=tmp_path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ["bash"], env=environment, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert shell.stdin and shell.stdout
@@ -98,6 +101,8 @@ def session(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Callab
     yield run
     shell.stdin.close()
     shell.wait(PATIENCE)
+    assert list(folder.iterdir()) == [], "left in the folder from which the commands were run"
+    assert {path.name for path in home.iterdir()} <= {"guide"}
 
 
 def test_every_command_prints_what_the_guide_shows(session: Callable[[str], list[str]]) -> None:

@@ -23,7 +23,7 @@ FILES = sorted(
 PAGES = [path for path in FILES if path.suffix == ".md"]
 #: Documents of a design that isn't part of the repository.
 ELSEWHERE = re.compile(
-    r"\b(inputs|metrics|dagster|models|grafana|speed|scale|answers)\.md\b|architecture, decision"
+    r"\b(inputs|metrics|dagster|models|grafana|speed|answers)\.md\b|architecture, decision"
 )
 
 

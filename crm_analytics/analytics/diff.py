@@ -8,19 +8,20 @@ them, and nothing is waited for longer than `PATIENCE`, or half of `deadlock_tim
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg import errors, sql
 
-from crm_analytics.analytics.ingest.dry_run import place
+from crm_analytics.analytics.ingest.dry_run import place, why_ignored
 from crm_analytics.analytics.ingest.errors import cannot_be_read
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading import ledger
@@ -31,20 +32,22 @@ from crm_analytics.analytics.ingest.loading.load import (
     refuse_other_timezone,
     trial,
 )
-from crm_analytics.analytics.ingest.loading.queries import Connection
+from crm_analytics.analytics.ingest.loading.queries import Connection, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult
 from crm_analytics.analytics.ingest.reading.source_detection import export_time
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.refresh import MEASURES
 from crm_analytics.core.locks import LockHeld
 from crm_analytics.core.months import contiguous, next_month
+from crm_analytics.core.wording import listed
 
-#: Seconds to wait for any lock.
+#: Seconds to wait for any lock, at most.
 PATIENCE = 0.5
 #: A refresh locks these tables before it reads anything, and in this order.
 _RULES = "LOCK TABLE analytics.lead_channels, analytics.channel_aliases IN ROW EXCLUSIVE MODE"
 _BUSY = "a load, a refresh or another change holds what diff needs, and diff doesn't keep others waiting"
 _NOTHING = "Nothing was changed"
+_SETVAL = "no rollback takes back what setval does to a sequence. Leave it out"
 
 
 class CannotDiff(Exception):
@@ -52,8 +55,8 @@ class CannotDiff(Exception):
 
 
 @dataclass(frozen=True)
-class Change:
-    """A number of a month and source that would change."""
+class ChangedSum:
+    """A measure's sum of a month and source, as it is stored and as it would be."""
 
     month: date
     source: str
@@ -74,7 +77,8 @@ class TriedFile:
     result: FileResult
     #: UTC; None if the file is not read.
     exported_at: datetime | None = None
-    #: name, mtime, or before: that of the content which it replaces, which is later.
+    #: name, mtime, seen: that of the content when it was first seen, or before: that of the content which it replaces,
+    #: which is later.
     exported_at_from: str | None = None
 
     @property
@@ -90,7 +94,7 @@ class Difference:
     files: list[TriedFile] = field(default_factory=list)
     #: The months that it makes stale.
     months: list[date] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[ChangedSum] = field(default_factory=list)
     #: Months and sources whose sums stay, while days or segments change.
     moved: list[tuple[date, str]] = field(default_factory=list)
     #: Months with changes that were stale before: the pending change is included.
@@ -125,11 +129,11 @@ def diff_files(
         refuse_other_timezone(connection, timezone)
     except ValueError as error:
         raise CannotDiff(str(error)) from error
-    with _politely(connection):
+    with _politely(connection) as patience:
         files, _ = _pending(connection, landing, paths)
         wanted = {file.source for file in files}
         sources = [name for name in SOURCES if name in wanted]
-        with _without_loads(connection, sources), trial(connection):
+        with _without_loads(connection, sources, patience), trial(connection):
             # again, because a load may have taken some of them before it could be kept out
             files, others = _pending(connection, landing, paths)
             # the lock of the links comes before that of new names, as in every load
@@ -156,15 +160,23 @@ def diff_sql(connection: Connection, statements: str, *, start_month: date) -> D
         start_month: the first month that is computed.
 
     Raises:
-        CannotDiff: if the SQL fails, or would begin or end transactions.
+        CannotDiff: if the SQL fails, would begin or end transactions, or sets a sequence.
         LockHeld: if a load, a refresh or another change holds a lock that is needed.
     """
-    with _politely(connection), _without_loads(connection, list(SOURCES)), trial(connection):
+    if re.search(r"\bsetval\b", statements, re.IGNORECASE):
+        raise CannotDiff(f"the SQL names setval, and {_SETVAL}. {_NOTHING}")
+    with (
+        _politely(connection) as patience,
+        _without_loads(connection, list(SOURCES), patience),
+        _sequences_kept(connection),
+        trial(connection),
+    ):
         connection.execute(_RULES)
         _run(connection, statements)
-        # the SQL may have set another one
-        _limit_waiting(connection)
-        return _compare(connection, start_month)
+        with _told_as(connection, statements, "with the SQL, the months can't be computed"):
+            # the SQL may have set another one
+            _limit_waiting(connection)
+            return _compare(connection, start_month)
 
 
 def _pending(
@@ -173,8 +185,12 @@ def _pending(
     """Returns the files that a load would read, and what it would say of the others."""
     files: dict[str, PendingFile] = {}
     tried: list[TriedFile] = []
-    for path in dict.fromkeys(paths):
-        location, folder = place(path, landing)
+    for location, folder in dict.fromkeys(place(path, landing) for path in paths):
+        ignored = why_ignored(location, folder)
+        if ignored is not None:
+            name = location.relative_to(folder).as_posix()
+            tried.append(TriedFile(FileResult(name, "refused", ignored)))
+            continue
         try:
             status = landing_folder.stat(location, folder)
         except OSError as error:
@@ -203,32 +219,34 @@ def _pending(
 def _tried(connection: Connection, path: Path, result: FileResult, timezone: ZoneInfo) -> TriedFile:
     if not result.file_id:
         return TriedFile(result)
-    row = connection.execute(
-        "SELECT exported_at, exported_at_from FROM raw.source_files WHERE file_id = %s", [result.file_id]
-    ).fetchone()
-    assert row is not None
-    exported_at, told_by = row
+    exported_at, told_by, is_known = _row(
+        connection,
+        # a content that comes back is seen anew
+        "SELECT exported_at, exported_at_from, first_seen_at < now() FROM raw.source_files WHERE file_id = %s",
+        [result.file_id],
+    )
     own, _ = export_time(path, timezone)
-    return TriedFile(result, exported_at, told_by if own == exported_at else "before")
+    if own != exported_at:
+        told_by = "seen" if is_known else "before"
+    return TriedFile(result, exported_at, told_by)
 
 
 @contextmanager
-def _politely(connection: Connection) -> Iterator[None]:
-    """Waits for no lock for long, and turns every lock that others keep into `LockHeld`."""
-    _limit_waiting(connection)
+def _politely(connection: Connection) -> Iterator[float]:
+    """Waits for no lock for long, and turns every lock that others keep into `LockHeld`; gives the seconds."""
     try:
-        yield
+        yield _limit_waiting(connection)
     except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
         raise LockHeld(f"{_BUSY}. {_NOTHING}: try again in a moment") from error
 
 
 @contextmanager
-def _without_loads(connection: Connection, sources: Sequence[str]) -> Iterator[None]:
+def _without_loads(connection: Connection, sources: Sequence[str], patience: float) -> Iterator[None]:
     """Holds the locks of the sources' loads, which a rollback would leave with the session."""
     with ExitStack() as held:
         for source in sources:
             try:
-                held.enter_context(only_load_of(connection, source, lambda message: None, PATIENCE))
+                held.enter_context(only_load_of(connection, source, lambda message: None, patience))
             except LockHeld as error:
                 raise LockHeld(
                     f"a load, rebuild or diff of {source} is at work. {_NOTHING}: try again when it has ended"
@@ -236,33 +254,71 @@ def _without_loads(connection: Connection, sources: Sequence[str]) -> Iterator[N
         yield
 
 
-def _limit_waiting(connection: Connection) -> None:
-    connection.execute(
-        """
-        SELECT set_config('lock_timeout', greatest(1, least(%s, setting::int / 2)) || 'ms', false)
-        FROM pg_settings WHERE name = 'deadlock_timeout'
-        """,
-        [int(PATIENCE * 1000)],
+def _limit_waiting(connection: Connection) -> float:
+    """Sets the limit, below the time after which PostgreSQL looks for a deadlock; returns it in seconds."""
+    (deadlock_ms,) = _row(
+        connection, "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'", []
     )
+    limit_ms: int = max(1, min(int(PATIENCE * 1000), deadlock_ms // 2))
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{limit_ms}ms"])
+    return limit_ms / 1000
+
+
+@contextmanager
+def _sequences_kept(connection: Connection) -> Iterator[None]:
+    """Sets sequences forward again that were set back in whatever way: a later row would get an earlier one's number."""
+    before = connection.execute(
+        "SELECT format('%I.%I', schemaname, sequencename), last_value FROM pg_sequences"
+        " WHERE last_value IS NOT NULL AND NOT cycle"
+    ).fetchall()
+    set_back: list[str] = []
+    try:
+        yield
+    finally:
+        if takes_statements(connection):
+            found = connection.execute(
+                """
+                SELECT b.name, setval(b.name::regclass, b.last_value)
+                FROM unnest(%s::text[], %s::bigint[]) AS b (name, last_value)
+                JOIN pg_sequences s ON format('%%I.%%I', s.schemaname, s.sequencename) = b.name
+                WHERE s.last_value IS NULL OR (b.last_value - s.last_value) * sign(s.increment_by) > 0
+                ORDER BY b.name
+                """,
+                [[name for name, _ in before], [value for _, value in before]],
+            )
+            set_back = [name for name, _ in found]
+    if set_back:
+        raise CannotDiff(
+            f"the SQL sets back {listed(set_back)}, and {_SETVAL}. diff has set forward again what was set back"
+        )
 
 
 def _run(connection: Connection, statements: str) -> None:
     """Runs SQL inside a function's body, where PostgreSQL itself refuses to begin or end a transaction."""
+    with _told_as(connection, statements, "the SQL fails"):
+        try:
+            body = sql.SQL("BEGIN EXECUTE {}; END").format(sql.Literal(statements)).as_string(connection)
+            connection.execute(sql.SQL("DO {}").format(sql.Literal(body)))
+            # what would be found only when the transaction commits
+            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except (errors.FeatureNotSupported, errors.InvalidTransactionTermination) as error:
+            raise CannotDiff(
+                "the SQL can't be run in diff's own transaction, which is rolled back. Leave out BEGIN, COMMIT, ROLLBACK,"
+                f" SAVEPOINT and COPY from stdin (PostgreSQL says: {_told(error, statements)}). {_NOTHING}"
+            ) from error
+
+
+@contextmanager
+def _told_as(connection: Connection, statements: str, what: str) -> Iterator[None]:
+    """Turns what PostgreSQL says of the SQL into a sentence, but not locks that others hold, or a server that is gone."""
     try:
-        body = sql.SQL("BEGIN EXECUTE {}; END").format(sql.Literal(statements)).as_string(connection)
-        connection.execute(sql.SQL("DO {}").format(sql.Literal(body)))
-        # what would be found only when the transaction commits
-        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    except psycopg.OperationalError:
-        # a lock that others hold, a server that is gone
+        yield
+    except (errors.LockNotAvailable, errors.DeadlockDetected):
         raise
-    except (errors.FeatureNotSupported, errors.InvalidTransactionTermination) as error:
-        raise CannotDiff(
-            "the SQL can't be run in diff's own transaction, which is rolled back. Leave out BEGIN, COMMIT, ROLLBACK,"
-            f" SAVEPOINT and COPY from stdin (PostgreSQL says: {_told(error, statements)}). {_NOTHING}"
-        ) from error
     except psycopg.Error as error:
-        raise CannotDiff(f"the SQL fails: {_told(error, statements)}. {_NOTHING}") from error
+        if connection.closed:
+            raise
+        raise CannotDiff(f"{what}: {_told(error, statements)}. {_NOTHING}") from error
 
 
 def _told(error: psycopg.Error, statements: str) -> str:
@@ -310,7 +366,7 @@ _COMPARE = _compare_sql()
 
 def _compare(connection: Connection, start_month: date) -> Difference:
     """Compares what is stored for the months that this transaction has made stale with what its rows give."""
-    (this_month,) = _row(connection, "SELECT analytics.month_of(analytics.today())")
+    (this_month,) = _row(connection, "SELECT analytics.month_of(analytics.today())", [])
     stale = [month for (month,) in connection.execute(_STALE)]
     found = Difference(months=[month for month in stale if start_month <= month <= this_month])
     found.not_computed = [month for month in stale if month not in found.months]
@@ -320,7 +376,7 @@ def _compare(connection: Connection, start_month: date) -> Difference:
         for month, source, *numbers, pending in connection.execute(_COMPARE.encode(), window, prepare=False):
             old, new = numbers[: len(MEASURES)], numbers[len(MEASURES) :]
             changes = [
-                Change(month, source, measure, Decimal(before), Decimal(after))
+                ChangedSum(month, source, measure, Decimal(before), Decimal(after))
                 for measure, before, after in zip(MEASURES, old, new, strict=True)
                 if before != after
             ]
@@ -332,7 +388,7 @@ def _compare(connection: Connection, start_month: date) -> Difference:
     return found
 
 
-def _row(connection: Connection, query: Any) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
+def _row(connection: Connection, query: LiteralString, parameters: Sequence[object]) -> tuple[Any, ...]:
+    row = connection.execute(query, parameters).fetchone()
     assert row is not None
     return tuple(row)

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crm_analytics.analytics.diff import CannotDiff, Change, Difference, TriedFile, diff_files, diff_sql
+from crm_analytics.analytics.diff import CannotDiff, ChangedSum, Difference, TriedFile, diff_files, diff_sql
 from crm_analytics.analytics.ingest.loading.results import describe
+from crm_analytics.cli.databases import require_analytics
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core.database import connect, end_with_client
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
 
@@ -30,6 +30,7 @@ _MONEY = {"cost", "revenue_gross"}
 _TOLD_BY = {
     "name": "as its name says",
     "mtime": "its modification time: a copy with another one may come before or after other files",
+    "seen": "as when this content was first seen",
     "before": "that of the content which it replaces, which is later than its own",
 }
 
@@ -38,10 +39,7 @@ def diff(
     config: Settings, paths: Sequence[Path], statements: str | None, *, as_json: bool, console: Console
 ) -> int:
     """Prints what loading the files, or running the SQL, would change; returns the exit code."""
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
+    require_analytics(config)
     try:
         with connect("analytics", config, autocommit=True) as connection:
             end_with_client(connection)
@@ -102,7 +100,7 @@ def _print_file(file: TriedFile, timezone: ZoneInfo, console: Console) -> None:
         console.print(f"  assumed export time: {told}", highlight=False)
 
 
-def _print_changes(changes: Sequence[Change], console: Console) -> None:
+def _print_changes(changes: Sequence[ChangedSum], console: Console) -> None:
     table = Table("month", "source", "measure", title="what would change")
     for name in ("old", "new", "change"):
         table.add_column(name, justify="right")

@@ -25,9 +25,9 @@ from crm_analytics.analytics.warehouse.explain import (
     source_named,
     source_names,
 )
+from crm_analytics.cli.databases import require_analytics
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core.database import connect
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.months import contiguous, end_of_month
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
@@ -62,10 +62,7 @@ def print_explanation(
     last = end_of_month(month).day
     if day is not None and day > last:
         return _refused(f"no such day: {month:%Y-%m} has {last} days")
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
+    require_analytics(config)
     with connect("analytics", config, autocommit=True) as connection:
         if not _has_rows(connection, month):
             return False

@@ -9,14 +9,16 @@ from rich.markup import escape
 from crm_analytics.analytics.connectors.connector import ConnectorError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
-from crm_analytics.core.settings import Settings
+from crm_analytics.core.settings import NoFranchise, Settings
 
 #: Settings whose values aren't quoted: addresses that may have a password, and what is a secret by its type.
-SECRET = {"ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ALERT_WEBHOOK_URL"} | {
-    name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
-}
+SECRET = (
+    "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "ALERT_WEBHOOK_URL",
+    *(name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)),
+)  # fmt: skip
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
+    NoFranchise: "which franchise?",
     migrations.NotMigrated: "not migrated",
     migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
@@ -46,6 +48,7 @@ def _print_settings(error: ValidationError) -> None:
         if problem["type"] == "default_factory_not_called":
             continue
         name = "_".join(str(part) for part in problem["loc"]).upper()
-        found = "" if name in SECRET else f" (found {problem['input']!r})"
+        # a franchise's own has its name before it
+        found = "" if name.endswith(SECRET) or problem["input"] is None else f" (found {problem['input']!r})"
         text = problem["msg"].removeprefix("Value error, ")
         errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)

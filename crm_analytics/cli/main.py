@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from crm_analytics.cli import crm
+from crm_analytics.cli import crm, franchise
+from crm_analytics.cli.options import of_businesses, of_one_business
 from crm_analytics.core import DATABASES
 from crm_analytics.core.months import parse_month
+
+if TYPE_CHECKING:
+    from crm_analytics.core.settings import Settings
 
 PORT = click.IntRange(1, 65535)
 
@@ -72,15 +75,15 @@ def main() -> None:
 
     \b
     First steps:
-      crm-analytics demo                    sample data, metrics, Dagster UI
-      crm-analytics check FILE...           what would happen to an export
-      crm-analytics diff FILE...            which numbers it would change
-      crm-analytics refresh --from 2024-01  load LANDING_DIR and compute the months
-      crm-analytics pull                    services that can be asked for their data
-      crm-analytics up                      Dagster UI with sensors and schedules
-      crm-analytics explain 2024-10 repairs the rows behind a number
-      crm-analytics status                  what needs a person
-      crm-analytics psql analytics          look at the tables
+      crm-analytics demo                     sample data, metrics, Dagster UI
+      crm-analytics check FILE...            what would happen to an export
+      crm-analytics diff FILE...             which numbers it would change
+      crm-analytics refresh --from 2024-01   load LANDING_DIR and compute the months
+      crm-analytics pull                     services that can be asked for their data
+      crm-analytics up                       Dagster UI with sensors and schedules
+      crm-analytics explain 2024-10 repairs  the rows behind a number
+      crm-analytics status                   what needs a person
+      crm-analytics psql analytics           look at the tables
     """
 
 
@@ -104,18 +107,26 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="crm: a file with lines `older status = status`, for orders of a database that is adopted.",
 )
+@of_businesses
 def migrate(
-    database: str | None, sql: bool, check: bool, replace_legacy: bool, map_status: Path | None
+    database: str | None,
+    sql: bool,
+    check: bool,
+    replace_legacy: bool,
+    map_status: Path | None,
+    config: Settings,
 ) -> None:
     """Bring one database, or both, to the newest schema.
 
-    Safe to repeat, and to run twice at once.
+    The analytics databases of all franchises, if there are any. Safe to repeat, and to run twice at once.
     """
     from crm_analytics.cli import crm_schema
     from crm_analytics.core import migrations
 
     failed = False
-    for name in [database] if database else ["analytics", "crm"]:
+    # the CRM belongs to no franchise
+    both = ["analytics"] if config.franchise else ["analytics", "crm"]
+    for name in [database] if database else both:
         if name == "crm":
             echo = (lambda text: click.echo(f"crm: {text}")) if check else click.echo
             failed |= bool(
@@ -123,16 +134,19 @@ def migrate(
                     sql=sql, check=check, replace_legacy=replace_legacy, map_status=map_status, echo=echo
                 )
             )
-        elif sql:
-            click.echo(migrations.script(name))
-        elif check:
-            pending = migrations.status(name).pending
-            todo = f"pending: {', '.join(pending)}. Run: crm-analytics migrate {name}"
-            click.echo(f"{name}: {todo if pending else 'up to date'}")
-            failed |= bool(pending)
-        else:
-            done = migrations.migrate(name, report=click.echo)
-            click.echo(f"{name} is at {done.version}")
+            continue
+        for business in config.of_franchises():
+            called = f"{business.franchise} {name}".strip()
+            if sql:
+                click.echo(migrations.script(name, config=business))
+            elif check:
+                pending = migrations.status(name, config=business).pending
+                todo = f"pending: {', '.join(pending)}. Run: {business.command(f'migrate {name}')}"
+                click.echo(f"{called}: {todo if pending else 'up to date'}")
+                failed |= bool(pending)
+            else:
+                done = migrations.migrate(name, config=business, report=click.echo)
+                click.echo(f"{called} is at {done.version}")
     sys.exit(1 if failed else 0)
 
 
@@ -145,7 +159,10 @@ def migrate(
     help="Landing folder; LANDING_DIR by default.",
 )
 @click.option("--force", is_flag=True, help="Read every file again, even if its content is loaded already.")
-def refresh(first: date | None, last: date | None, landing: Path | None, force: bool) -> None:
+@of_one_business
+def refresh(
+    first: date | None, last: date | None, landing: Path | None, force: bool, config: Settings
+) -> None:
     """Load new files and compute the months.
 
     This is one Dagster run, and the UI shows it. Afterwards, the warnings about the files that it loaded are printed, the
@@ -159,9 +176,7 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     with lasting_imports():
         from crm_analytics.cli.refresh import refresh_months
         from crm_analytics.cli.terminal import console
-        from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
@@ -190,8 +205,14 @@ def refresh(first: date | None, last: date | None, landing: Path | None, force: 
     type=click.Path(file_okay=False, path_type=Path),
     help="Landing folder; LANDING_DIR by default.",
 )
+@of_one_business
 def rebuild(
-    source: str, without: tuple[Path, ...], restored: tuple[Path, ...], yes: bool, landing: Path | None
+    source: str,
+    without: tuple[Path, ...],
+    restored: tuple[Path, ...],
+    yes: bool,
+    landing: Path | None,
+    config: Settings,
 ) -> None:
     """Rebuild the table of SOURCE from the landing folder, e.g. without a wrong file.
 
@@ -210,9 +231,7 @@ def rebuild(
     """
     from crm_analytics.cli.rebuild import rebuild_source
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
@@ -222,16 +241,16 @@ def rebuild(
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-def check_files_command(files: tuple[Path, ...]) -> None:
+@of_one_business
+def check_files_command(files: tuple[Path, ...], config: Settings) -> None:
     """Print what loading FILES would do; write nothing.
 
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
     from crm_analytics.cli.check import check_with_database
-    from crm_analytics.core.settings import settings
 
-    sys.exit(0 if check_with_database(settings(), files) else 1)
+    sys.exit(0 if check_with_database(config, files) else 1)
 
 
 @main.command("diff")
@@ -249,7 +268,10 @@ def check_files_command(files: tuple[Path, ...]) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Landing folder; LANDING_DIR by default.",
 )
-def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None) -> None:
+@of_one_business
+def diff_command(
+    files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None, config: Settings
+) -> None:
     """Print which numbers loading FILES, or running SQL, would change; change nothing.
 
     In one transaction that is rolled back, the files are loaded or the SQL is run. The months that this makes stale are
@@ -268,10 +290,12 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
 
     A file's place among the other exports depends on its export time, so the assumed one is printed. A file outside
     LANDING_DIR is taken for one that lies directly in it, or in its source's folder if it is in a folder of that name.
+    A file that no load would see, such as one called .part or .tmp, is refused.
     Months that were stale before are named: changes that wait for a refresh there are part of what is printed.
 
     The SQL can't begin or end transactions. Put `SELECT analytics.queue_every_month('try');` behind functions that you
-    replace, because nothing else notes that these change a number.
+    replace, because nothing else notes that these change a number. What acts outside of transactions isn't taken back:
+    leave out ANALYZE, COPY TO a file or program, and dblink. SQL that names setval is refused.
 
     If a load of the same source is running (with --sql: any load or refresh), diff gives up after half a second. While diff
     runs, these wait for it.
@@ -286,9 +310,7 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
         raise click.ClickException(f"the SQL is not UTF-8 ({error.reason}): save it as UTF-8") from error
     from crm_analytics.cli.diff import diff
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     if landing:
         config = config.model_copy(update={"landing_dir": landing.resolve()})
     sys.exit(diff(config, files, text, as_json=as_json, console=console))
@@ -305,8 +327,15 @@ def diff_command(files: tuple[Path, ...], statements: Any, as_json: bool, landin
 )
 @click.option("--day", type=click.IntRange(1, 31), help="Only this day of the month.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV, and the conclusion on stderr.")
+@of_one_business
 def explain(
-    month: date, metric: str, source: str | None, segment: str | None, day: int | None, as_csv: bool
+    month: date,
+    metric: str,
+    source: str | None,
+    segment: str | None,
+    day: int | None,
+    as_csv: bool,
+    config: Settings,
 ) -> None:
     """Print the rows that a number is made of, and why each of them counts.
 
@@ -329,10 +358,9 @@ def explain(
     """
     from crm_analytics.cli.explain import print_explanation
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
     done = print_explanation(
-        settings(), month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
+        config, month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
     )
     sys.exit(0 if done else 1)
 
@@ -341,7 +369,8 @@ def explain(
 @click.argument("name", required=False)
 @click.option("--from", "first", type=Day(), help="First day; see below.")
 @click.option("--to", "last", type=Day(), help="Last day, included; today by default.")
-def pull(name: str | None, first: date | None, last: date | None) -> None:
+@of_one_business
+def pull(name: str | None, first: date | None, last: date | None, config: Settings) -> None:
     """Ask a service for its data, and write what it returns into the landing folder.
 
     Without NAME, lists the connectors: which are on, and which variables the others need (docs/connectors.md). The platform
@@ -363,33 +392,33 @@ def pull(name: str | None, first: date | None, last: date | None) -> None:
     """
     from crm_analytics.cli.pull import list_connectors, pull_by_hand
     from crm_analytics.cli.terminal import console
-    from crm_analytics.core.settings import settings
 
     if name is None:
         if first or last:
             raise click.UsageError(
                 "name the connector, e.g. crm-analytics pull workiz_jobs --from 2024-01-01"
             )
-        list_connectors(settings(), console)
+        list_connectors(config, console)
         return
-    pull_by_hand(settings(), name, first, last, console)
+    pull_by_hand(config, name, first, last, console)
 
 
 @main.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
-def status_command(as_json: bool) -> None:
+@of_one_business
+def status_command(as_json: bool, config: Settings) -> None:
     """Show the state of the platform, and what in it needs a person.
 
-    The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that died or failed, sensors,
-    schedules and checks that fail, how old the newest row of each source is, and the last alerts. Changes nothing.
+    The last refresh, stale months, files that are not loaded or wait, the quarantine, runs that wait, died or failed,
+    sensors, schedules and checks that fail, checks that did not run, how old the newest row of each source is, and the
+    last alerts. Changes nothing.
 
     Exit code 1 if something needs a person; the last lines say what, and the remedy. What the platform does by itself
     within 15 minutes needs nobody.
     """
     from crm_analytics.cli.status import print_status
-    from crm_analytics.core.settings import settings
 
-    sys.exit(0 if print_status(settings(), as_json=as_json) else 1)
+    sys.exit(0 if print_status(config, as_json=as_json) else 1)
 
 
 @main.command()
@@ -413,10 +442,12 @@ def up(port: int, host: str, path_prefix: str | None) -> None:
     config = settings() if path_prefix is None else Settings(dagster_webserver_path_prefix=path_prefix)
     _refuse_taken(host, port)
     migrate_both(config, console)
-    config.landing_dir.mkdir(parents=True, exist_ok=True)
-    console.print(
-        f"drop exports into [bold]{config.landing_dir}[/]/<source>/; they are loaded within seconds"
-    )
+    for business in config.of_franchises():
+        business.landing_dir.mkdir(parents=True, exist_ok=True)
+        whose = f"{business.franchise}: " if business.franchise else ""
+        console.print(
+            f"{whose}drop exports into [bold]{business.landing_dir}[/]/<source>/; they are loaded within seconds"
+        )
     sys.exit(serve(config, host, port, console))
 
 
@@ -431,24 +462,23 @@ def demo(serve: bool, port: int, months: int) -> None:
 
     The sample's landing folder is in the state folder, never your own. The CRM gets three months of invented business.
     """
-    from crm_analytics.cli.demo import demo_settings, run_demo
+    from crm_analytics.cli.demo import run_demo
     from crm_analytics.cli.terminal import console
     from crm_analytics.core.settings import settings
 
     if serve:
         _refuse_taken("127.0.0.1", port)
     config = settings()
-    wanted = demo_settings(config, months)
-    if wanted.start_month < config.start_month:
-        # the months are read from the environment when their module is imported: go on in a process that has it
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted.environment())  # noqa: S606
+    if config.franchise_names:
+        raise click.ClickException("the demo is of one business: unset FRANCHISES")
     sys.exit(run_demo(config, serve=serve, port=port, months=months, console=console))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("database", type=click.Choice(DATABASES))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def psql(database: str, arguments: tuple[str, ...]) -> None:
+@of_businesses
+def psql(database: str, arguments: tuple[str, ...], config: Settings) -> None:
     """Open psql on a database.
 
     What follows `--` goes to psql, e.g. `-- -c 'SELECT * FROM monthly_by_source'`.
@@ -457,22 +487,22 @@ def psql(database: str, arguments: tuple[str, ...]) -> None:
 
     from crm_analytics.core.database import database_url, embedded
 
-    program = embedded().bin / "psql"
-    sys.exit(subprocess.run([program, database_url(database), *arguments], check=False).returncode)
+    program = embedded(config).bin / "psql"
+    address = database_url(database, config)
+    sys.exit(subprocess.run([program, address, *arguments], check=False).returncode)
 
 
 @main.command()
 @click.argument("database", type=click.Choice(DATABASES))
-def url(database: str) -> None:
+@of_businesses
+def url(database: str, config: Settings) -> None:
     """Print a database's URL, for psql, DBeaver or Grafana.
 
     Leaves the embedded server running.
     """
     from crm_analytics.cli.terminal import errors
     from crm_analytics.core.database import database_url, embedded
-    from crm_analytics.core.settings import settings
 
-    config = settings()
     click.echo(database_url(database, config))
     if config.configured_url(database) is None:
         embedded(config).keep_running()
@@ -480,14 +510,16 @@ def url(database: str) -> None:
 
 
 @main.command("grafana-reader")
-def grafana_reader() -> None:
+@of_businesses
+def grafana_reader(config: Settings) -> None:
     """Set up the role grafana_reader in both databases.
 
-    Gives it its settings and the password in GRAFANA_READER_PASSWORD; without that variable it keeps the one it has.
+    Gives it its settings and the password in GRAFANA_READER_PASSWORD; without that variable it keeps the one it has. Every
+    franchise has a role of its own, such as grafana_reader_north with the password in NORTH_GRAFANA_READER_PASSWORD.
     """
     from crm_analytics.dashboards import reader_role as reader
 
-    reader.main()
+    reader.main(config)
 
 
 @main.command()
@@ -544,6 +576,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 
 main.add_command(crm.crm)
+main.add_command(franchise.franchise)
 
 if __name__ == "__main__":
     main()

@@ -13,8 +13,8 @@ from rich.table import Table
 from crm_analytics.analytics.connectors.connector import ConnectorError, RecordConnector, Window
 from crm_analytics.analytics.connectors.pull import PullResult, pull
 from crm_analytics.analytics.connectors.registry import CONNECTORS
+from crm_analytics.cli.databases import require_analytics
 from crm_analytics.core.database import connect
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 
@@ -42,10 +42,7 @@ def pull_by_hand(
         raise ConnectorError(f"there is no connector {name!r}; accepted: {', '.join(CONNECTORS)}")
     connector.require_on(config)
     window = _window(config, name, first, last)
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
+    require_analytics(config)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with (
         connect("analytics", config, autocommit=True) as connection,
@@ -105,4 +102,4 @@ def _record(config: Settings, result: PullResult, console: Console) -> None:
         console.print(f"not shown in Dagster: {escape(str(error))}", style="dim", highlight=False)
         return
     with open_instance(config) as instance:
-        record(instance, result)
+        record(instance, config, result)

@@ -15,8 +15,8 @@ from rich.table import Table
 from crm_analytics.analytics.ingest.loading.landing import QUIET_SECONDS
 from crm_analytics.analytics.ingest.loading.rebuild import PATIENCE, CannotRebuild, Rebuilt, rebuilt
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.cli.databases import require_analytics
 from crm_analytics.core.database import connect
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 
@@ -34,10 +34,7 @@ def rebuild_source(
     if source not in SOURCES:
         console.print(f"[red]no such source[/]: {escape(source)}; expected one of {', '.join(SOURCES)}")
         return False
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
+    require_analytics(config)
     try:
         with connect("analytics", config, autocommit=True) as connection, console.status(source) as status:
             changes = rebuilt(

@@ -12,17 +12,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from crm_analytics.cli.databases import require_storage
+from crm_analytics.analytics.ingest.loading.landing import missing
+from crm_analytics.cli.databases import require_analytics, require_storage
 from crm_analytics.cli.summary import print_failed_checks, print_summary
 from crm_analytics.core.database import connect
-from crm_analytics.core.migrations import migrate, require_migrated
 from crm_analytics.core.months import next_month
 from crm_analytics.core.settings import Settings
 from crm_analytics.definitions import build_defs
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
+from crm_analytics.orchestration.check_results import check_name
 from crm_analytics.orchestration.failures import root_cause
 from crm_analytics.orchestration.instance import open_instance
-from crm_analytics.orchestration.partitions import key_month, months, range_tags
+from crm_analytics.orchestration.partitions import key_month, range_tags
 
 #: Checks of files, which the summary lists one by one.
 LISTED = ("files_read", "unrecognized_files")
@@ -68,28 +70,25 @@ def refresh_months(
         True if every file was read (or `accept_refused`), the run succeeded, and no month in range is stale.
     """
     require_storage(config)
-    if config.configured_url("analytics") is None:
-        migrate("analytics", config=config)
-    else:
-        require_migrated("analytics", config=config)
-    known = [key_month(key) for key in months.get_partition_keys()]
+    require_analytics(config)
+    franchise = Franchise(config)
+    known = [key_month(key) for key in franchise.months.get_partition_keys()]
     asked = first or known[0], last or known[-1]
     covered = _covered(known, asked, console)
     if covered is None:
         return False
     if not config.landing_dir.is_dir():
-        console.print(
-            f"[red]the landing folder {config.landing_dir} does not exist[/]: create it, or set LANDING_DIR"
-        )
+        console.print(f"[red]not refreshed[/]: {escape(missing(config.landing_dir))}", highlight=False)
         return False
+    loads = ["__".join(franchise.key(key).path) for key in RAW_KEYS]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"refreshing {covered[0]:%Y-%m} to {covered[1]:%Y-%m}", total=None)
         result = run_job(
             config,
-            "refresh",
+            franchise.name("refresh"),
             tags=range_tags(*covered),
-            ops={"__".join(key.path): {"config": {"force": True}} for key in RAW_KEYS} if force else {},
+            ops={step: {"config": {"force": True}} for step in loads} if force else {},
             show=lambda text: progress.update(task, description=text),
         )
         progress.update(task, description="done" if result.success else "[red]failed[/]")
@@ -99,7 +98,7 @@ def refresh_months(
         )
     print_failed_checks(
         (
-            (f"{check.asset_key.to_user_string()} {check.check_name}", check.description or "")
+            (check_name(check.asset_check_key), check.description or "")
             for check in result.get_asset_check_evaluations()
             if not check.passed and check.check_name not in LISTED
         ),

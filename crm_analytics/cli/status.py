@@ -9,9 +9,8 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from crm_analytics.cli.databases import require_storage
+from crm_analytics.cli.databases import require_analytics, require_storage
 from crm_analytics.core.database import connect
-from crm_analytics.core.migrations import require_migrated
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted, listed
 from crm_analytics.definitions import build_defs
@@ -25,7 +24,7 @@ SHOWN = 5  #: entries named on one line
 def print_status(config: Settings, *, as_json: bool) -> bool:
     """Prints the status; returns whether nothing needs a person."""
     require_storage(config)
-    require_migrated("analytics", config=config)
+    require_analytics(config)
     with connect("analytics", config, autocommit=True) as connection, open_instance(config) as instance:
         found = status(config, connection, instance, build_defs(config))
     if as_json:
@@ -62,6 +61,7 @@ def to_json(found: Status) -> dict[str, Any]:
             }
             for source in found.freshness
         ],
+        "waiting_runs": [{"run_id": run.run_id, "job": run.job} for run in found.waiting_runs],
         "dead_runs": [{"run_id": run.run_id, "job": run.job} for run in found.dead_runs],
         "failed_runs": [
             {"run_id": run.run_id, "job": run.job, "reason": run.reason, "is_repeated": run.is_repeated}
@@ -69,6 +69,7 @@ def to_json(found: Status) -> dict[str, Any]:
         ],
         "failing_sensors_and_schedules": {ticks.name: ticks.reason for ticks in found.failing_ticks},
         "failing_checks": found.failing_checks,
+        "checks_not_run": found.checks_not_run,
         "alerts": [
             {"at": _moment(alert.at), "title": alert.title, "outcome": alert.outcome}
             for alert in found.alerts
@@ -89,10 +90,12 @@ def to_lines(found: Status, timezone: ZoneInfo) -> list[str]:
         "quarantine": listed(
             [f"{source} {records:,}" for source, records in found.quarantine.items()], SHOWN
         ),
+        "waiting runs": listed([f"{run.run_id} ({run.job})" for run in found.waiting_runs], SHOWN),
         "dead runs": listed([f"{run.run_id} ({run.job})" for run in found.dead_runs], SHOWN),
         "failed runs": listed([f"{run.run_id} ({run.job})" for run in found.failed_runs], SHOWN),
         "failing ticks": listed([ticks.name for ticks in found.failing_ticks], SHOWN),
         "failing checks": listed(list(found.failing_checks), SHOWN),
+        "checks not run": listed(found.checks_not_run, SHOWN),
         "daemon": "runs"
         if found.daemon_runs
         else "does not run: files and months wait for crm-analytics refresh or up",

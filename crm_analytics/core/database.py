@@ -8,7 +8,6 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from crm_analytics.core import DATABASES
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import Settings, settings
 
@@ -27,7 +26,12 @@ def embedded(config: Settings | None = None) -> EmbeddedPostgres:
 def database_url(database: str, config: Settings | None = None) -> str:
     """Returns the libpq URL or keyword string of `analytics`, `crm` or `dagster`; starts the embedded server if needed."""
     config = config or settings()
-    return config.configured_url(database) or embedded(config).start().url(database)
+    configured = config.configured_url(database)
+    if configured is not None:
+        return configured
+    server, name = embedded(config).start(), config.database_name(database)
+    server.ensure_databases([name])
+    return server.url(name)
 
 
 def connect(database: str, config: Settings | None = None, **options: Any) -> psycopg.Connection[Any]:
@@ -87,13 +91,12 @@ def sqlalchemy_url(conninfo: str, driver: str = "postgresql") -> str:
 
 
 def resolved(config: Settings | None = None) -> Settings:
-    """Returns the settings with all three addresses filled in; starts the embedded server if one is missing."""
+    """Returns the settings with all addresses filled in, those of several franchises excepted; starts the embedded server if one is missing."""
     config = config or settings()
-    urls = {name: database_url(name, config) for name in DATABASES}
-    return config.model_copy(
-        update={
-            "analytics_database_url": urls["analytics"],
-            "crm_database_url": urls["crm"],
-            "dagster_postgres_url": sqlalchemy_url(urls["dagster"]),
-        }
-    )
+    changes = {
+        "crm_database_url": database_url("crm", config),
+        "dagster_postgres_url": sqlalchemy_url(database_url("dagster", config)),
+    }
+    if config.franchise or not config.franchise_names:
+        changes["analytics_database_url"] = database_url("analytics", config)
+    return config.model_copy(update=changes)

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -87,6 +87,7 @@ class EmbeddedPostgres:
         self.bin: Path = POSTGRES_VERSIONS[version]
         self.options = dict(options or {})
         self._holders: IO[str] | None = None
+        self._existing: set[str] = set()
 
     def start(self) -> EmbeddedPostgres:
         """Initializes the server if it is new, starts it if it is down, and holds it up until `release()` or the process ends.
@@ -103,7 +104,7 @@ class EmbeddedPostgres:
             self._holders = holders
             if not self.initialized():
                 self._initialize()
-            self._ensure_databases()
+            self.ensure_databases(DATABASES)
         atexit.register(self.release)
         return self
 
@@ -275,12 +276,18 @@ class EmbeddedPostgres:
                     raise
             time.sleep(0.1)
 
-    def _ensure_databases(self) -> None:
+    def ensure_databases(self, names: Collection[str]) -> None:
+        """Creates those of these databases that the server lacks."""
+        if self._existing.issuperset(names):
+            return
         with self._connect() as connection:
             existing = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
-            for name in DATABASES:
+            for name in names:
                 if name not in existing:
-                    connection.execute(f'CREATE DATABASE "{name}"')
+                    # another process may create it, too
+                    with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                        connection.execute(f'CREATE DATABASE "{name}"')
+        self._existing = existing | set(names)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -74,11 +74,6 @@ def holder(connection: psycopg.Connection[Any], lock: str) -> str:
     return f"process {row[0]}, role {row[1]}" if row else "no process any more"
 
 
-def run_worker(run_id: str) -> str:
-    """Returns the lock that a run's worker holds in Dagster's database for as long as it lives."""
-    return f"dagster:run:{run_id}"
-
-
 def load(source: str) -> str:
     """Returns the lock of a source's loads: one at a time."""
     return f"analytics:load:{source}"

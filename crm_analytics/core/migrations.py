@@ -4,7 +4,8 @@ A file is named `NNNN_what_it_does.sql`; its number is its Alembic revision, and
 file runs in its own transaction, all of them under one advisory lock. The checksum of every applied file is stored: a
 file that changed after it ran is refused, because databases would silently differ; so is a database that lacks what the
 record of applied files says it has. `server.sql` beside the migrations has what belongs to the server (roles,
-settings); it runs first, every time. docs/decisions/migrations-as-sql.md has the reasons.
+settings); it runs first, every time. Roles are the server's, so where there are franchises, `grafana_reader` in the
+analytics files stands for the franchise's own. docs/decisions/migrations-as-sql.md has the reasons.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
-from crm_analytics.core import locks
+from crm_analytics.core import business, locks
 from crm_analytics.core.database import database_url
 from crm_analytics.core.migrated_objects import MigratedObjects, found, remedy
 from crm_analytics.core.settings import SQL_DIR, Settings, settings
@@ -119,7 +121,7 @@ def migrate(
 
     Raises:
         MigrationError: the server is too old, an applied file changed, the database lacks what its record says it
-            has, it was made with another business timezone, a restore lost its roles, or another session does not
+            has, it is another business's, a restore lost its roles, or another session does not
             release the lock.
     """
     config = config or settings()
@@ -132,7 +134,10 @@ def migrate(
             )
         guard.execute(f"SET search_path = {SEARCH_PATH}")
         _take_lock(guard, report)
-        apply_server_part(guard, database, report)
+        # before anything is changed in what may be another's database
+        if database == "analytics" and _exists(guard, "to_regclass('analytics.business')"):
+            _refuse_other(guard, config)
+        apply_server_part(guard, database, report, config)
         state = _status(_recorded(guard, database, files), files)
         prepare_bookkeeping(guard, database)
         if before is not None:
@@ -140,10 +145,10 @@ def migrate(
                 connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}")
                 before(connection)
         if state.pending:
-            _apply(database, url, files, report)
+            _apply(database, url, files, report, config)
             state = _status(_recorded(guard, database, files), files)
         if database == "analytics":
-            _remember_timezone(guard, config.business_timezone)
+            business.remember(guard, config)
         return state
 
 
@@ -163,26 +168,38 @@ def require_migrated(database: str, *, config: Settings | None = None, url: str 
 
     Raises:
         NotMigrated: if one is pending.
-        MigrationError: if a file changed after it was applied, or the database lacks what its record says it has.
+        MigrationError: if a file changed after it was applied, the database lacks what its record says it has, or
+            it is another business's than the one of `config`.
     """
     pending = status(database, config=config, url=url).pending
     if pending:
         more = f" and {counted(len(pending) - 1, 'more migration')}" if pending[1:] else ""
         raise NotMigrated(
-            f"the {database} database lacks {pending[0]}{more}: run `crm-analytics migrate {database}`"
+            f"the {database} database lacks {pending[0]}{more}: run "
+            f"`{(config or settings()).command(f'migrate {database}')}`"
         )
+    if database == "analytics" and config is not None:
+        with psycopg.connect(url or database_url(database, config)) as connection:
+            _refuse_other(connection, config)
 
 
-def script(database: str, after: str | None = None) -> str:
+def script(database: str, after: str | None = None, config: Settings | None = None) -> str:
     """Returns the server's part and every migration after version `after` (all by default), for review or psql."""
     files = [file for file in migration_files(database) if after is None or file.version > after]
     texts = [(SERVER_FILE, _server_part(database)), *((file.name, file.text()) for file in files)]
+    reader = config or settings()
     begin = f"BEGIN;\nSET LOCAL search_path = {SEARCH_PATH};"
-    return "\n".join(f"-- {name}\n{begin}\n{text.rstrip()}\nCOMMIT;\n" for name, text in texts)
+    return "\n".join(
+        f"-- {name}\n{begin}\n{_with_reader(text, database, reader).rstrip()}\nCOMMIT;\n"
+        for name, text in texts
+    )
 
 
 def apply_server_part(
-    connection: psycopg.Connection[Any], database: str, report: Callable[[str], None] = lambda line: None
+    connection: psycopg.Connection[Any],
+    database: str,
+    report: Callable[[str], None] = lambda line: None,
+    config: Settings | None = None,
 ) -> None:
     """Creates the roles and settings of `sql/<database>/server.sql`; harmless when repeated.
 
@@ -195,7 +212,11 @@ def apply_server_part(
 
     connection.add_notice_handler(warn)
     try:
-        connection.execute(f"SET LOCAL search_path = {SEARCH_PATH};\n{_server_part(database)}".encode())
+        config = config or settings()
+        text = _with_reader(_server_part(database), database, config)
+        connection.execute(f"SET LOCAL search_path = {SEARCH_PATH};\n{text}".encode())
+        if database == "analytics" and config.franchise:
+            _close_to_other_franchises(connection, config)
     except psycopg.Error as error:
         raise MigrationError(f"{database}/{SERVER_FILE}: {error}") from error
     finally:
@@ -208,6 +229,26 @@ def record_applied(connection: psycopg.Connection[Any], database: str, file: Sql
         f"INSERT INTO {VERSION_SCHEMA[database]}.migration_files (version, name, sha256) VALUES (%s, %s, %s)",
         [file.version, file.name, file.sha256()],
     )
+
+
+def _close_to_other_franchises(connection: psycopg.Connection[Any], config: Settings) -> None:
+    """Lets nobody but the database's owner and its reader connect: other franchises' roles are on the same server."""
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+    reader = sql.Identifier(config.grafana_reader)
+    connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(name, reader))
+
+
+def _with_reader(text: str, database: str, config: Settings) -> str:
+    """Returns SQL for the role that reads this business's database."""
+    return text.replace("grafana_reader", config.grafana_reader) if database == "analytics" else text
+
+
+def _refuse_other(connection: psycopg.Connection[Any], config: Settings) -> None:
+    try:
+        business.refuse_other(connection, config)
+    except business.OtherBusiness as error:
+        raise MigrationError(str(error)) from error
 
 
 def _server_part(database: str) -> str:
@@ -310,7 +351,9 @@ def _refuse_changed_files(applied: Mapping[str, str], files: list[SqlFile]) -> N
         )
 
 
-def _apply(database: str, url: str, files: list[SqlFile], report: Callable[[str], None]) -> None:
+def _apply(
+    database: str, url: str, files: list[SqlFile], report: Callable[[str], None], config: Settings
+) -> None:
     # a quarter of a second to import, and most commands find nothing to apply
     from crm_analytics.core.alembic_files import run_pending
 
@@ -320,7 +363,7 @@ def _apply(database: str, url: str, files: list[SqlFile], report: Callable[[str]
             _hold_refreshes(connection)
         # psycopg takes a whole file in one go
         try:
-            connection.execute(file.text().encode())
+            connection.execute(_with_reader(file.text(), database, config).encode())
         except psycopg.Error as error:
             raise MigrationError(f"{file.name}: {error}") from error
         record_applied(connection, database, file)
@@ -366,19 +409,3 @@ def _status(applied: Collection[str], files: list[SqlFile]) -> Status:
         applied=tuple(file.name for file in files if file.version in applied),
         pending=tuple(file.name for file in files if file.version not in applied),
     )
-
-
-def _remember_timezone(connection: psycopg.Connection[Any], timezone: str) -> None:
-    """Refuses another business timezone than the one whose dates the database has.
-
-    docs/decisions/business-timezone.md has the reasons.
-    """
-    connection.execute(
-        "INSERT INTO analytics.business (timezone) VALUES (%s) ON CONFLICT DO NOTHING", [timezone]
-    )
-    row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
-    if row and row[0] != timezone:
-        raise MigrationError(
-            f"this database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {timezone}. "
-            f"Set BUSINESS_TIMEZONE={row[0]}, or load the landing folder into a new database."
-        )

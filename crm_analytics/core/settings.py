@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from crm_analytics.core import DATABASES, EMBEDDED_LOGIN
 from crm_analytics.core.months import parse_month
@@ -22,6 +31,20 @@ SQL_DIR = PROJECT_DIR / "sql"
 EMBEDDED_VERSIONS = (16, 18)
 #: Below the state folder, so that the sample never lands among people's own exports.
 SAMPLE_FOLDER = "sample_landing"
+#: Where `franchise add` writes, below the working directory.
+FRANCHISES_FOLDER = Path("franchises")
+FRANCHISES_FILE = "franchises.env"
+#: First parts of the keys of assets that belong to no franchise.
+RESERVED = ("analytics", "crm", "lake", "landing", "operation", "raw")
+#: What an instance, a server or a process has once, whatever franchises there are.
+COMMON = (
+    "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
+    "dagster_postgres_url", "dagster_connections_kept", "dagster_connections_max", "crm_analytics_home",
+    "embedded_postgres_version", "run_log_level", "crm_expected_logins", "crm_app_members",
+    "dagster_webserver_path_prefix", "dagster_url",
+)  # fmt: skip
+#: What would mix two franchises' rows, or let one read the other's: databases, and accounts of services.
+NEVER_SHARED = ("analytics_database_url", "grafana_reader_password", "workiz_token")
 
 
 def _default_landing_dir(values: dict[str, Any]) -> Path:
@@ -40,30 +63,53 @@ def _default_dagster_url(values: dict[str, Any]) -> str:
     return f"http://localhost:3000{values.get('dagster_webserver_path_prefix', '')}"
 
 
+class NoFranchise(Exception):
+    """Raised when one business's data are asked for, and it isn't said which of several; the message says how."""
+
+
 class Settings(BaseSettings):
     """The platform's settings; every field is the environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(
         # tests name another file, so that they never meet the databases and the webhook of a developer's .env
-        env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE", ".env"),
+        env_file=os.environ.get("CRM_ANALYTICS_ENV_FILE") or (FRANCHISES_FOLDER / FRANCHISES_FILE, ".env"),
         extra="ignore",
         env_ignore_empty=True,
         hide_input_in_errors=True,
     )
 
+    franchise: str = Field(
+        "",
+        description="the franchise that these settings are of, none when there is only one business; no variable sets it",
+    )
+    franchises: str = Field(
+        "",
+        description="the franchises of this code location, separated by commas; none when there is only one business",
+    )
     analytics_database_url: str | None = Field(None, description="any libpq URL or keyword string")
     crm_database_url: str | None = None
     dagster_postgres_url: str | None = None
+    dagster_connections_kept: int = Field(
+        1, ge=1, description="connections to Dagster's database that a process keeps once it needed them"
+    )
+    dagster_connections_max: int = Field(
+        20, ge=5, description="connections to Dagster's database that a process has at a time"
+    )
+    admin_database_url: str | None = Field(
+        None, description="an administrator's address of the server on which `franchise add` makes a database"
+    )
+    crm_enabled: bool = Field(
+        True, description="whether the CRM belongs to this code location: one of an instance's has it"
+    )
+    maintenance_enabled: bool = Field(
+        True, description="whether pruning, and alerts about it and the CRM, belong to this code location"
+    )
     crm_expected_logins: str = Field(
         default_factory=_default_expected_logins,
         description="logins whose calls of the CRM's RPCs are expected besides those of crm_app's members, separated by commas",
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
-    franchise: str = Field(
-        "",
-        description="the franchise whose databases and landing folder these are; none when there is only one",
-    )
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
@@ -86,15 +132,37 @@ class Settings(BaseSettings):
         description="the Dagster UI, for links in alerts and dashboards",
     )
 
-    @field_validator("franchise")
     @classmethod
-    def _franchise_name(cls, value: str) -> str:
-        # part of asset keys, of database names and of roles
-        if not re.fullmatch(r"([a-z][a-z0-9_]{0,29})?", value, re.ASCII):
-            raise ValueError(
-                f"{value!r} is not a franchise's name: up to 30 lowercase letters, digits and underscores, a letter first"
-            )
-        return value
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Ignores the variable FRANCHISE, which chooses a franchise for a command: a name alone makes no settings."""
+        for source in (env_settings, dotenv_settings):
+            assert isinstance(source, EnvSettingsSource)
+            source.env_vars = {name: value for name, value in source.env_vars.items() if name != "franchise"}
+        return init_settings, env_settings, dotenv_settings
+
+    @field_validator("franchise", "franchises")
+    @classmethod
+    def _franchise_names(cls, value: str) -> str:
+        names = _names(value)
+        for name in names:
+            # part of asset keys, where two underscores end it, and of names of databases and roles
+            if len(name) > 30 or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name, re.ASCII):
+                raise ValueError(
+                    f"{name!r} is not a franchise's name: up to 30 lowercase letters and digits, a letter first, "
+                    "words joined by an underscore"
+                )
+            if name in RESERVED:
+                raise ValueError(f"no franchise may be named {name}: assets that belong to none begin so")
+        if len(set(names)) < len(names):
+            raise ValueError("a franchise occurs twice")
+        return ",".join(names)
 
     @field_validator("business_timezone")
     @classmethod
@@ -116,7 +184,20 @@ class Settings(BaseSettings):
             raise ValueError(f"{value:%Y-%m} is in the future: give the first month with data, e.g. 2023-01")
         return value
 
-    @field_validator("analytics_database_url", "crm_database_url", "dagster_postgres_url")
+    @field_validator("analytics_database_url")
+    @classmethod
+    def _of_one_business(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = _names(info.data.get("franchises", ""))
+        if value is not None and names and not info.data.get("franchise"):
+            raise ValueError(
+                "franchises can't share a database: unset it, and set "
+                + " and ".join(f"{name.upper()}_ANALYTICS_DATABASE_URL" for name in names)
+            )
+        return value
+
+    @field_validator(
+        "analytics_database_url", "crm_database_url", "dagster_postgres_url", "admin_database_url"
+    )
     @classmethod
     def _database_address(cls, value: str | None) -> str | None:
         if value is not None:
@@ -126,6 +207,32 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "not a database address: write postgresql://user:password@host:5432/database, or host=… dbname=…"
                 ) from None
+        return value
+
+    @field_validator("dagster_connections_max")
+    @classmethod
+    def _at_least_those_kept(cls, value: int, info: ValidationInfo) -> int:
+        kept = info.data.get("dagster_connections_kept", 1)
+        if value < kept:
+            raise ValueError(f"{value} is less than DAGSTER_CONNECTIONS_KEPT, {kept}")
+        return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _webhook_address(cls, value: str | None) -> str | None:
+        # no text quotes it: whoever has the address may post
+        if value is not None:
+            try:
+                parts = urlsplit(value)
+                is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:
+                is_address = False
+            # a space or a letter beyond ASCII must be written as %20; urllib takes a login for part of the host
+            if not is_address or "@" in parts.netloc or not re.fullmatch("[!-~]+", value):
+                raise ValueError(
+                    "not the address of a webhook: write http(s)://…, e.g. https://hooks.slack.com/services/…, without"
+                    " a login"
+                )
         return value
 
     @field_validator("embedded_postgres_version")
@@ -171,6 +278,60 @@ class Settings(BaseSettings):
         """The roles that may hold crm_app."""
         return tuple(name.strip() for name in self.crm_app_members.split(",") if name.strip())
 
+    @property
+    def franchise_names(self) -> tuple[str, ...]:
+        """The franchises of this code location; none when there is only one business."""
+        return _names(self.franchises)
+
+    def of(self, franchise: str, **values: Any) -> Settings:
+        """Returns the settings of a franchise: its own variables, and these for whatever may be shared.
+
+        Its own variables have its name in capitals before them, as in NORTH_START_MONTH. Without a landing folder of its
+        own it has a folder of its name in the common one.
+
+        Args:
+            values: fields in place of its own variables.
+
+        Raises:
+            ValidationError: if a value is wrong, or a variable can't be a franchise's own; it names the variable.
+        """
+        own = {**own_variables(franchise), **values}
+        wrong = [name for name in own if name in COMMON]
+        if wrong:
+            raise _error(
+                ((franchise, name), f"all franchises have the same: set {name.upper()} instead", None)
+                for name in wrong
+            )
+        shared = {
+            name: getattr(self, name)
+            for name in self.model_fields_set
+            if name not in NEVER_SHARED and name != "landing_dir"
+        }
+        shared["landing_dir"] = self.landing_dir / franchise
+        try:
+            return Settings(**{**shared, **own, "franchise": franchise})
+        except ValidationError as error:
+            raise _error(
+                (
+                    (franchise, *problem["loc"]) if problem["loc"][0] in own else problem["loc"],
+                    problem["msg"],
+                    problem["input"],
+                )
+                for problem in error.errors()
+                if problem["type"] != "default_factory_not_called"
+            ) from None
+
+    def of_franchises(self) -> list[Settings]:
+        """Returns the settings of each franchise; these alone if they are one's, or there is only one business."""
+        if self.franchise or not self.franchise_names:
+            return [self]
+        return [self.of(name) for name in self.franchise_names]
+
+    def command(self, arguments: str) -> str:
+        """Returns the command line `crm-analytics …` as it is typed for these settings' business."""
+        chosen = f" --franchise {self.franchise}" if self.franchise else ""
+        return f"crm-analytics {arguments}{chosen}"
+
     def login(self, database: str) -> str | None:
         """Returns the login that a configured address names; None if it names none."""
         login = conninfo_to_dict(self.configured_url(database) or "").get("user")
@@ -181,24 +342,82 @@ class Settings(BaseSettings):
         """The folder that the demo writes its sample exports into."""
         return self.crm_analytics_home / SAMPLE_FOLDER
 
+    def database_name(self, database: str) -> str:
+        """Returns the name that `analytics`, `crm` or `dagster` has on the embedded server."""
+        return f"{database}_{self.franchise}" if self.franchise and database == "analytics" else database
+
+    @property
+    def grafana_reader(self) -> str:
+        """The role that reads the analytics database for Grafana; roles are the server's, so a franchise has its own."""
+        return f"grafana_reader_{self.franchise}" if self.franchise else "grafana_reader"
+
     def configured_url(self, database: str) -> str | None:
-        """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server."""
+        """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server.
+
+        Raises:
+            NoFranchise: for `analytics` without a franchise, if there are several.
+        """
+        if database == "analytics" and self.franchise_names and not self.franchise:
+            raise NoFranchise(
+                f"add --franchise NAME, or set FRANCHISE: one of {', '.join(self.franchise_names)}"
+            )
         urls = (self.analytics_database_url, self.crm_database_url, self.dagster_postgres_url)
         return dict(zip(DATABASES, urls, strict=True))[database]
 
     def environment(self) -> dict[str, str]:
         """Returns the process's environment with these settings, for child processes in any directory."""
+        values = self._variables()
+        for config in self.of_franchises():
+            if config.franchise != self.franchise:
+                own = config._variables().items()
+                prefix = config.franchise.upper()
+                values |= {f"{prefix}_{name}": value for name, value in own if name.lower() not in COMMON}
+        return {**os.environ, **values}
+
+    def _variables(self) -> dict[str, str]:
+        hidden = {"start_month", "grafana_reader_password", "admin_database_url", "franchise"}
         values = {
-            **self.model_dump(exclude={"start_month", "grafana_reader_password"}, exclude_none=True),
+            **self.model_dump(exclude=hidden, exclude_none=True),
             "start_month": f"{self.start_month:%Y-%m}",
         }
-        return {**os.environ, **{name.upper(): _plain(value) for name, value in values.items()}}
+        return {name.upper(): _plain(value) for name, value in values.items()}
 
 
 def _plain(value: object) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
-def settings() -> Settings:
-    """Returns the settings of this moment's environment."""
-    return Settings()
+def settings(franchise: str = "") -> Settings:
+    """Returns the settings of this moment's environment, those of a franchise if one is named."""
+    common = Settings()
+    return common.of(franchise) if franchise else common
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def own_variables(franchise: str) -> dict[str, Any]:
+    """Returns the values of a franchise's own variables, as text, by the names of their fields."""
+    prefix = f"{franchise}_"
+    file = DotEnvSettingsSource(Settings, env_file=Settings.model_config.get("env_file"), env_prefix=prefix)
+    return {
+        name: value
+        for source in (file, EnvSettingsSource(Settings, env_prefix=prefix))
+        for name, value in source().items()
+        if name in Settings.model_fields
+    }
+
+
+def _error(problems: Iterable[tuple[tuple[int | str, ...], str, Any]]) -> ValidationError:
+    """Returns an error with these problems: the parts of the variable's name, what is wrong, and what was found."""
+    return ValidationError.from_exception_data(
+        Settings.__name__,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=loc, input=found
+            )
+            for loc, text, found in problems
+        ],
+        hide_input=True,
+    )

@@ -39,7 +39,8 @@ class RpcCaller:
     """Calls RPCs on one connection; `CrmClient` adds a typed method for each of them.
 
     Every call is a transaction of its own, or a savepoint if the connection is already in a transaction. A refused
-    call therefore changes nothing and leaves the connection usable.
+    call therefore changes nothing and leaves the connection usable. Behind a pooler that works by transaction, open the
+    connection with `prepare_threshold=None`.
 
     Raises (every call):
         Forbidden, NotFound, Conflict, Invalid, Malformed, Busy, WrongIsolation: see crm_analytics.crm.errors.

@@ -269,8 +269,8 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Freshness by kind of export",
-            "The newest loaded file of each kind and the latest date in it. Days behind: from that date to today in "
-            "the business timezone.",
+            "The newest loaded file of each kind, and the newest day of its rows, future days left out. Days behind: "
+            "from that day to today in the business timezone.",
             query("freshness"),
             ("source", "last_file", "last_exported_at", "last_loaded_at", "last_row", "days_behind"),
         ), 12, 8,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
 import dagster as dg
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
+from dagster._utils.error import SerializableErrorInfo
 
 from crm_analytics.orchestration.failures import root_message
 
@@ -17,6 +18,8 @@ FAILURES = 3
 FINISHED = (TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE)
 #: The code server was away, as during an upgrade; whoever reads this runs in it, or beside it.
 UNREACHABLE = ("DagsterUserCodeUnreachableError", "DagsterCodeLocationLoadError")
+#: What Dagster writes into such an error, too, when the code server was there and the tick took too long.
+TOO_LONG = "timed out"
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,26 @@ def _newest(name: str, ticks: list[InstigatorTick]) -> Ticks:
         "Schedule" if last.instigator_type == InstigatorType.SCHEDULE else "Sensor",
         sum(1 for _ in takewhile(_failed, newest)),
         last.status != TickStatus.FAILURE,
-        root_message(last.tick_data.error) if _failed(last) else "",
+        (_timeout(last) or root_message(last.tick_data.error)) if _failed(last) else "",
     )
 
 
 def _failed(tick: InstigatorTick) -> bool:
     """Returns whether a tick failed by itself, and not because the code server was away."""
+    away = any(link.cls_name in UNREACHABLE for link in _causes(tick))
+    return tick.status == TickStatus.FAILURE and (not away or _timeout(tick) is not None)
+
+
+def _timeout(tick: InstigatorTick) -> str | None:
+    """Returns what Dagster says of a tick that took too long; None for any other."""
+    for link in _causes(tick):
+        if link.cls_name in UNREACHABLE and TOO_LONG in link.message:
+            return link.message.partition(": ")[2].strip()
+    return None
+
+
+def _causes(tick: InstigatorTick) -> Iterator[SerializableErrorInfo]:
     error = tick.tick_data.error
-    while error and error.cls_name not in UNREACHABLE:
+    while error:
+        yield error
         error = error.cause
-    return tick.status == TickStatus.FAILURE and error is None

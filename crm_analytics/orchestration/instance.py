@@ -6,6 +6,7 @@ It asks the settings for the database and the folder, so that every Dagster comm
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from crm_analytics.core.database import database_url, sqlalchemy_url
 from crm_analytics.core.settings import PROJECT_DIR, Settings
 from crm_analytics.orchestration.event_storage import BatchedEventStorage
-from crm_analytics.orchestration.worker_lock import WatchedRunStorage
+from crm_analytics.orchestration.worker_lease import WatchedRunStorage
 
 EVENT_BATCH_SIZE = 1000
 
@@ -47,33 +48,56 @@ class PlatformInstance(dg.DagsterInstance):
         """Replaces the variable DAGSTER_EVENT_BATCH_SIZE, which every process would need."""
         return EVENT_BATCH_SIZE
 
+    def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+        """Limits the web server's statements; its pool is that of the settings, as in every process.
+
+        Dagster would make pools of its own, whose sessions begin with SET: behind a pooler that works by transaction, it
+        would limit other processes' statements.
+
+        Args:
+            statement_timeout: milliseconds.
+            pool_recycle: ignored.
+            max_overflow: ignored.
+        """
+        storage = self.run_storage
+        assert isinstance(storage, WatchedRunStorage)
+        limit_statements(storage._engine, statement_timeout)
+
 
 class PooledPostgresStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` whose three storages keep a connection each, checked before every use."""
+    """`DagsterPostgresStorage` whose three storages share the process's pool of connections.
 
-    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
+    No statement needs the session of the one before it, so a pooler may stand between
+    (docs/decisions/pooled-dagster-storage.md).
+
+    Args:
+        postgres_url: as SQLAlchemy takes it.
+        kept: connections that stay open once they were needed.
+        at_most: connections at a time; who needs another one waits for it.
+    """
+
+    def __init__(
+        self,
+        postgres_url: str,
+        inst_data: ConfigurableClassData | None = None,
+        *,
+        kept: int = 1,
+        at_most: int = 20,
+    ) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
         # in place of those that it has made, and with their tables
         self._run_storage: WatchedRunStorage = WatchedRunStorage(postgres_url)
         self._event_log_storage: BatchedEventStorage = BatchedEventStorage(
             postgres_url, should_autocreate_tables=False
         )
-        self._storages = (self._run_storage, self._event_log_storage, self._schedule_storage)
-        for storage in self._storages:
-            storage._engine = sa.create_engine(
-                postgres_url,
-                isolation_level="AUTOCOMMIT",
-                pool_size=1,
-                max_overflow=20,
-                pool_recycle=3600,
-                pool_pre_ping=True,  # a restarted server costs a ping, not a run
-            )
+        self._engine = _pool(postgres_url, kept, at_most)
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = self._engine
 
     def close(self) -> None:
         """Closes the kept connections."""
-        self._run_storage.release_all()
-        for storage in self._storages:
-            storage._engine.dispose()
+        self._run_storage.stop_renewing_all()
+        self._engine.dispose()
 
     @classmethod
     def config_type(cls) -> Any:
@@ -85,7 +109,13 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         cls, inst_data: ConfigurableClassData | None, config_value: Any
     ) -> PooledPostgresStorage:
         """Opens the given address, or the one in the settings; starts the embedded server if there is none."""
-        return cls(config_value.get("postgres_url") or storage_url(Settings()), inst_data)
+        config = Settings()
+        return cls(
+            config_value.get("postgres_url") or storage_url(config),
+            inst_data,
+            kept=config.dagster_connections_kept,
+            at_most=config.dagster_connections_max,
+        )
 
 
 def open_instance(config: Settings) -> dg.DagsterInstance:
@@ -98,6 +128,33 @@ def open_instance(config: Settings) -> dg.DagsterInstance:
         storage_data=ConfigurableClassData(__name__, PooledPostgresStorage.__name__, storage),
     )
     return dg.DagsterInstance.from_ref(ref)
+
+
+#: The pools of this process. A run's worker opens Dagster's instance twice, a code server for every tick of a sensor.
+_pools: weakref.WeakValueDictionary[tuple[str, int, int], sa.Engine] = weakref.WeakValueDictionary()
+
+
+def _pool(url: str, kept: int, at_most: int) -> sa.Engine:
+    engine = _pools.get((url, kept, at_most))
+    if engine is None:
+        engine = _pools[url, kept, at_most] = sa.create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=kept,
+            max_overflow=at_most - kept,
+            pool_recycle=3600,
+            pool_pre_ping=True,  # a restarted server costs a ping, not a run
+        )
+    return engine
+
+
+def limit_statements(engine: sa.Engine, milliseconds: int) -> None:
+    """Lets the server cancel every statement of an engine that takes longer, in whatever session it runs."""
+
+    @sa.event.listens_for(engine, "before_cursor_execute", retval=True)
+    def limited(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        # psycopg2 sends both at once, which makes them one transaction
+        return f"SET LOCAL statement_timeout = {milliseconds}; {statement}", parameters
 
 
 def storage_url(config: Settings) -> str:

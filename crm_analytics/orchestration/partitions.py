@@ -1,7 +1,4 @@
-"""The months: the one partitions definition that all partitioned assets share (docs/decisions/months-as-partitions.md).
-
-The first month and the business timezone are read from the environment here, once, when this module is imported.
-"""
+"""The months: the one partitions definition that all partitioned assets of a business share (docs/decisions/months-as-partitions.md)."""
 
 from __future__ import annotations
 
@@ -15,15 +12,14 @@ from crm_analytics.core.settings import Settings
 MONTH_FORMAT = "%Y-%m"
 
 
-_settings = Settings()
-
-#: START_MONTH to the current month inclusive (month to date), in the business timezone.
-months = dg.MonthlyPartitionsDefinition(
-    start_date=f"{_settings.start_month:%Y-%m}",
-    fmt=MONTH_FORMAT,
-    timezone=_settings.business_timezone,
-    end_offset=1,
-)
+def months_of(settings: Settings) -> dg.MonthlyPartitionsDefinition:
+    """Returns START_MONTH to the current month inclusive (month to date), in the business timezone."""
+    return dg.MonthlyPartitionsDefinition(
+        start_date=f"{settings.start_month:%Y-%m}",
+        fmt=MONTH_FORMAT,
+        timezone=settings.business_timezone,
+        end_offset=1,
+    )
 
 
 def month_key(month: date) -> str:

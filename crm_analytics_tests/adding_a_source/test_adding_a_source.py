@@ -19,9 +19,9 @@ from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.checks import build_checks
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import build_freshness_checks
 from crm_analytics.orchestration.analytics.raw_assets import build_raw_asset
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics_tests.adding_a_source.reviews import REVIEWS
 from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, text
 from crm_analytics_tests.databases import set_today
@@ -44,13 +44,14 @@ def review(number: int, stars: str = "5", day: str = "10/15/2024") -> tuple[str,
 
 def run(landing: Landing, url: str) -> dg.ExecuteInProcessResult:
     """Materializes the source's asset for October and runs its checks."""
+    franchise = Franchise(Settings(analytics_database_url=url, landing_dir=landing.folder))
     definitions = dg.Definitions(
-        assets=[build_raw_asset(REVIEWS)],
-        asset_checks=[build_checks("raw/reviews"), build_freshness_checks([REVIEWS])],
-        resources={
-            "analytics": AnalyticsDatabase(Settings(analytics_database_url=url)),
-            "landing": LandingFolder(landing.folder),
-        },
+        assets=[build_raw_asset(franchise, REVIEWS)],
+        asset_checks=[
+            build_checks(franchise, "raw/reviews"),
+            build_freshness_checks(franchise, [REVIEWS]),
+        ],
+        resources=franchise.resources,
     )
     job = definitions.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(partition_key="2024-10")
@@ -149,9 +150,10 @@ def test_asset_and_its_checks(landing: Landing, analytics_url: str, monkeypatch:
 
 def test_asset_says_when_it_is_late_and_what_it_is() -> None:
     """What is expected of its newest row, and its description, come from the declaration."""
-    (spec,) = build_raw_asset(REVIEWS).specs
+    franchise = Franchise(Settings())
+    (spec,) = build_raw_asset(franchise, REVIEWS).specs
     assert spec.key == KEY
-    (fresh,) = build_freshness_checks([REVIEWS]).check_specs
+    (fresh,) = build_freshness_checks(franchise, [REVIEWS]).check_specs
     assert fresh.asset_key == KEY
     assert "warns when it is older than 7 days and fails when it is older than 14 days" in (
         fresh.description or ""

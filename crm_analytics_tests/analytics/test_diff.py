@@ -14,11 +14,12 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics import diff as module
-from crm_analytics.analytics.diff import CannotDiff, Change, Difference, diff_files, diff_sql
+from crm_analytics.analytics.diff import CannotDiff, ChangedSum, Difference, diff_files, diff_sql
 from crm_analytics.analytics.ingest.dry_run import examine
 from crm_analytics.analytics.ingest.loading.load import only_load_of
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics.core.locks import LockHeld
+from crm_analytics_tests.analytics.held_refresh import refresh_held
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     ELOCALS,
     JOBS,
@@ -27,12 +28,18 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
     Landing,
     job,
     text,
+    write_export,
 )
-from crm_analytics_tests.analytics.warehouse.test_refresh import monthly, refresh_held_before_monthly
+from crm_analytics_tests.analytics.warehouse.test_refresh import monthly
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
-NOVEMBER, DECEMBER, FEBRUARY = date(2024, 11, 1), date(2024, 12, 1), date(2025, 2, 1)
+OCTOBER, NOVEMBER, DECEMBER, FEBRUARY = (
+    date(2024, 10, 1),
+    date(2024, 11, 1),
+    date(2024, 12, 1),
+    date(2025, 2, 1),
+)
 #: J1 is a COD Service of November 15, J2 one of November 20, both from Google; of J1, 80.00 are paid.
 TWO_JOBS = text(JOBS, [job(1, "J1"), job(2, "J2", Created="Wed Nov 20 2024")])
 PAID_80 = text(PAYMENTS, [("P1", "1", "11/16/2024", "80.00", "Cash", "Paid", "")])
@@ -71,13 +78,7 @@ def diff_of(asking: Connection, statements: str) -> Difference:
 
 def write(folder: Path, name: str, content: str, day: int = 9) -> Path:
     """Writes a file outside the landing folder."""
-    folder.mkdir(exist_ok=True)
-    return Landing.write(_Folder(folder), name, content, day=day)  # type: ignore[arg-type]
-
-
-class _Folder:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    return write_export(folder, name, content, day=day)
 
 
 def numbers(found: Difference) -> list[tuple[str, str, str, str]]:
@@ -94,8 +95,8 @@ def test_late_payment_that_makes_a_repair(asking: Connection, landing: Landing, 
     found = diff(asking, landing, write(tmp_path / "downloads", "late.csv", PAID_30))
     assert found.months == [NOVEMBER]
     assert found.changes == [
-        Change(NOVEMBER, "Google", "repairs", Decimal(0), Decimal(1)),
-        Change(NOVEMBER, "Google", "revenue_gross", Decimal(80), Decimal(110)),
+        ChangedSum(NOVEMBER, "Google", "repairs", Decimal(0), Decimal(1)),
+        ChangedSum(NOVEMBER, "Google", "revenue_gross", Decimal(80), Decimal(110)),
     ]
     assert found.changes[1].change == Decimal("30.00")
     (file,) = found.files
@@ -169,6 +170,27 @@ def test_export_times_and_who_tells_them(asking: Connection, landing: Landing, t
     assert ("Google", "revenue_gross", "80.00", "145.00") in numbers(found)
 
 
+def test_export_time_of_content_that_was_seen_before_stays(asking: Connection, landing: Landing) -> None:
+    """A content that is read again, by a newer declaration, keeps its place, whatever its modification time is by now."""
+    landing.connection.execute(
+        "UPDATE raw.source_files SET declaration_version = 0 WHERE path = 'payments/a.csv'"
+    )
+    for day in (1, 20):
+        path = landing.write("payments/a.csv", PAID_80, day=day)
+        (file,) = diff(asking, landing, path).files
+        assert (file.exported_at, file.exported_at_from) == (datetime(2025, 1, 3, 12, tzinfo=UTC), "seen")
+    # other content in between, and it comes back: now it counts from its modification time, or after what it replaces
+    landing.write("payments/a.csv", PAID_80.replace("80.00", "85.00"), day=10)
+    landing.load_one("payments")
+    for day, told in ((20, (20, "mtime")), (1, (10, "before"))):
+        path = landing.write("payments/a.csv", PAID_80, day=day)
+        (file,) = diff(asking, landing, path).files
+        assert (file.exported_at, file.exported_at_from) == (
+            datetime(2025, 1, told[0], 12, tzinfo=UTC),
+            told[1],
+        )
+
+
 def test_older_export_changes_only_what_newer_ones_left_open(
     asking: Connection, landing: Landing, tmp_path: Path
 ) -> None:
@@ -200,6 +222,44 @@ def test_files_that_are_not_loaded_are_told(asking: Connection, landing: Landing
     landing.load("jobs")
     (again,) = diff(asking, landing, landing.folder / "jobs/bad.csv").files
     assert (again.result.status, again.is_refused) == ("refused", True)
+
+
+@pytest.mark.parametrize(
+    "name", [".payments.csv", "~payments.csv", "payments.csv.part", "payments.tmp", "payments.csv~", ".old/payments.csv"]
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [True, False])
+def test_names_that_loads_ignore_are_refused(
+    asking: Connection, landing: Landing, tmp_path: Path, name: str, inside: bool
+) -> None:
+    """What no load would see changes no number, in the landing folder as elsewhere, and the reason is its name."""
+    folder = landing.folder if inside else tmp_path / ".downloads"
+    good = write(tmp_path / ".downloads", "late.csv", PAID_30)
+    ignored = write(folder / "payments", name, PAID_30)
+    called = Path(name).parts[0]
+    found = diff(asking, landing, ignored, good)
+    assert [(f.result.path, f.is_refused) for f in found.files] == [
+        (f"payments/{name}", True),
+        ("late.csv", False),
+    ]
+    assert (found.files[0].result.message or "").startswith(f"no load sees what is called {called}: ")
+    assert (
+        examine(ignored, timezone=NEW_YORK, landing=landing.folder).refusal == found.files[0].result.message
+    )
+    assert ("Google", "revenue_gross", "80.00", "110.00") in numbers(found)
+
+
+def test_one_file_named_twice_is_one(
+    asking: Connection, landing: Landing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a file is named, by another path or by a link, it is compared once."""
+    path = write(tmp_path / "downloads", "late.csv", PAID_30)
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    monkeypatch.chdir(path.parent)
+    names = (path, path.parent / ".." / "downloads" / "late.csv", Path("late.csv"), link)
+    found = diff(asking, landing, *names)
+    assert [file.result.path for file in found.files] == ["late.csv"]
+    assert ("Google", "revenue_gross", "80.00", "110.00") in numbers(found)
 
 
 def test_mistakes_are_told(asking: Connection, landing: Landing, tmp_path: Path) -> None:
@@ -319,6 +379,14 @@ def test_files_leave_no_trace(asking: Connection, landing: Landing, tmp_path: Pa
         ("UPDATE raw.jobs SET source = 'X';\nUPDATE raw.jos SET source = 'Y'", 'line 2: relation "raw.jos" does not'),
         ("UPDATE raw.jobs SET source = 'it''s 100%% \\'; SELECT 1 / 0", "the SQL fails: division by zero. Nothing was"),
         ("VACUUM raw.jobs", "VACUUM cannot run inside a transaction block"),
+        # errors that psycopg takes for operational ones
+        ("UPDATE reporting.sources SET source = 'X'", 'the SQL fails: cannot update view "sources"; Views'),
+        ("SELECT lastval()", "the SQL fails: lastval is not yet defined in this session. Nothing was"),
+        (
+            "CREATE OR REPLACE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE"
+            " RETURN 1 / length(left(type_folded, 0)) > 0; SELECT analytics.queue_every_month('try')",
+            "with the SQL, the months can't be computed: division by zero. Nothing was",
+        ),
         (
             "INSERT INTO analytics.lead_channels VALUES ('Yelp', '2024-01-01', 'elocals_paid', 'none')",
             "rule elocals_paid can belong to one channel only, found: Yelp, eLocals; Its rows would be counted once for",
@@ -339,6 +407,42 @@ def test_sql_that_cannot_be_tried_leaves_nothing(
     assert told in str(refusal.value)
     assert str(refusal.value).endswith("Nothing was changed")
     assert traces(landing.connection, landing.folder) == before
+
+
+SET_BACK = """
+    DO $$ BEGIN
+        EXECUTE 'SELECT set' || 'val(''raw.source_files_file_id_seq'', 1, false)';
+        EXECUTE 'SELECT set' || 'val(''analytics.refresh_log_refresh_id_seq'', 1)';
+    END $$;
+"""
+
+
+NUMBERS = "SELECT nextval('raw.source_files_file_id_seq'), nextval('analytics.refresh_log_refresh_id_seq')"
+
+
+@pytest.mark.usefixtures("without_autovacuum")
+def test_sequences_that_are_set_back_are_set_forward_again(asking: Connection, landing: Landing) -> None:
+    """setval survives a rollback, and text can hide it: later rows still get new numbers, also if the SQL fails then."""
+    before = traces(landing.connection, landing.folder)
+    (first,) = landing.rows(NUMBERS)
+    with pytest.raises(CannotDiff, match=r"names setval, and no rollback takes back .* Nothing was changed"):
+        diff_of(asking, "SELECT setval('raw.source_files_file_id_seq', 1)")
+    with pytest.raises(CannotDiff) as refusal:
+        diff_of(asking, SET_BACK)
+    assert str(refusal.value).startswith(
+        "the SQL sets back analytics.refresh_log_refresh_id_seq, raw.source_files_file_id_seq, and no rollback takes"
+    )
+    assert landing.rows(NUMBERS) == [tuple(number + 1 for number in first)]
+    with pytest.raises(CannotDiff, match="the SQL fails: division by zero"):
+        diff_of(asking, SET_BACK + "SELECT 1 / 0")
+    assert landing.rows(NUMBERS) == [tuple(number + 2 for number in first)]
+    assert traces(landing.connection, landing.folder) == before
+
+
+def test_a_lost_server_is_no_fault_of_the_sql(asking: Connection, landing: Landing) -> None:
+    """A session that an administrator ends says so: correcting the SQL wouldn't help."""
+    with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+        diff_of(asking, "SELECT pg_terminate_backend(pg_backend_pid()); SELECT pg_sleep(9)")
 
 
 @pytest.mark.usefixtures("without_autovacuum")
@@ -458,6 +562,14 @@ def test_waits_less_than_deadlocks_are_looked_for(
         diff_of(asking, "DO $$ BEGIN RAISE 'it is %', current_setting('lock_timeout'); END $$")
 
 
+def test_waits_for_loads_no_longer_than_for_others(asking: Connection, landing: Landing) -> None:
+    """The lock of a load, which is taken outside the transaction, is waited for as long as every other lock."""
+    asking.execute("SET deadlock_timeout = '300ms'")
+    with only_load_of(landing.connection, "calls", print), pytest.raises(LockHeld) as refusal:
+        diff_of(asking, "SELECT 1")
+    assert str(refusal.value.__cause__).startswith("waited 0.15 seconds for the lock analytics:load:calls")
+
+
 def test_gives_up_during_a_refresh_which_goes_on(
     asking: Connection, landing: Landing, analytics_url: str, tmp_path: Path
 ) -> None:
@@ -466,7 +578,7 @@ def test_gives_up_during_a_refresh_which_goes_on(
     landing.connection.execute("UPDATE raw.payments SET amount = 81")
     with psycopg.connect(analytics_url, autocommit=True) as refresher:
         landing.connection.execute("UPDATE raw.jobs SET job_date = '2024-10-31' WHERE job_id = 'J2'")
-        with refresh_held_before_monthly(refresher, landing.connection):
+        with refresh_held(refresher, landing.connection, OCTOBER):
             with pytest.raises(LockHeld, match="a load, a refresh or another change holds what diff needs"):
                 diff_of(asking, "UPDATE analytics.lead_channels SET lead_segment = 'COD'")
             assert ("Google", "revenue_gross", "80.00", "111.00") in [

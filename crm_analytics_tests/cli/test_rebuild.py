@@ -173,7 +173,7 @@ def test_late_answer_changes_nothing(
         ),
         (
             ["elocals_leads", "--landing", "/nowhere"],
-            "nothing was changed: landing folder /nowhere does not exist",
+            "nothing was changed: the landing folder /nowhere does not exist",
         ),
     ],
 )

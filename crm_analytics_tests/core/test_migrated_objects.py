@@ -239,11 +239,23 @@ def test_crm_that_only_drifted_is_left_to_its_own_check(new_database: Callable[.
     assert "CREATE UNIQUE INDEX users_email_folded_key" in done.output
 
 
-@pytest.mark.parametrize("part", ["raw", "analytics", "reporting", "public", "crm_private"])
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("raw", "aren't recorded as applied: schema raw (0001_raw.sql)"),
+        ("analytics", "missing: schema raw (0001_raw.sql)"),
+        ("reporting", "aren't recorded as applied: schema reporting (0006_reporting.sql)"),
+        ("public", LOST),
+        (
+            "crm_private",
+            "missing: schema reporting (0090_grafana.sql), table public.audit_log (0003_expand.sql)",
+        ),
+    ],
+)
 def test_half_a_backup_is_refused(
-    part: str, new_database: Callable[..., str], server: EmbeddedPostgres, tmp_path: Path
+    part: str, named: str, new_database: Callable[..., str], server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    """A restore of a single schema is refused, whichever of them holds the record."""
+    """A restore of a single schema is refused, whichever of them holds the record, and an object is named."""
     database = "crm" if part in ("public", "crm_private") else "analytics"
     dump, url = tmp_path / "dump", new_database()
     subprocess.run([server.bin / "pg_dump", "-Fc", "-f", dump, new_database(database)], check=True)
@@ -251,7 +263,8 @@ def test_half_a_backup_is_refused(
     subprocess.run(
         [server.bin / "pg_restore", "-d", url, "-n", part, dump], check=False, capture_output=True
     )  # it reports what it cannot create without the other schemas
-    assert "restore the whole backup" in refusal(database, url)
+    message = refusal(database, url)
+    assert named in message and "restore the whole backup" in message, message
 
 
 @pytest.mark.parametrize("database", DATABASES)

@@ -154,7 +154,7 @@ def test_failed_file_leaves_nothing_and_names_itself(
     folder = tmp_path / "analytics"
     folder.mkdir()
     (folder / "server.sql").write_text("")
-    (folder / "0001_good.sql").write_text("CREATE TABLE analytics.business (timezone text UNIQUE);")
+    (folder / "0001_good.sql").write_text("CREATE TABLE analytics.business (timezone text, franchise text);")
     (folder / "0002_bad.sql").write_text("CREATE TABLE analytics.half (x int); SELECT 1/0;")
     monkeypatch.setattr(migrations, "SQL_DIR", tmp_path)
     url = new_database()

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 
 from crm_analytics.core.settings import settings
 
@@ -39,6 +40,31 @@ def test_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("START_MONTH", "")
     assert settings().alert_webhook_url is None
     assert settings().start_month == date(2023, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hooks.example.com/secret-part", "ftp://hooks.example.com/secret-part", "http:///secret-part",
+        "https://hooks.example.com:secret-part/", "https://[secret-part/", "https://me:secret-part@hooks.example.com/",
+        "https://hooks.example.com/secret part", "https://hooks.example.com/secret-part/ü",
+    ],
+)  # fmt: skip
+def test_address_of_no_webhook_is_refused_and_not_quoted(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped address is told at the start, not with the first alert that gets lost; it stays secret."""
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", address)
+    with pytest.raises(ValidationError, match="not the address of a webhook: write http") as refused:
+        settings()
+    assert "secret" not in str(refused.value)
+
+
+def test_address_of_a_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses of any host and path are accepted as they are: a port, a query, an address in numbers."""
+    for address in ("https://hooks.slack.com/services/T0/B0/x", "http://[::1]:8080/a?token=%20", "http://h"):
+        monkeypatch.setenv("ALERT_WEBHOOK_URL", address)
+        assert settings().alert_webhook_url == address
 
 
 @pytest.fixture

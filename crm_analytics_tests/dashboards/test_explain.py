@@ -7,18 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import psycopg
 import pytest
 
+from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.values.column_types import Identifier, Label, Text
 from crm_analytics.analytics.warehouse.explain import METRICS, RATIOS
 from crm_analytics.dashboards.panels import EXPLAIN
 from crm_analytics.dashboards.queries import query
 from crm_analytics.dashboards.tools.expand_macros import expand
 from crm_analytics.dashboards.tools.lint import panels_of
 from crm_analytics.dashboards.tools.panel_fields import properties_of
+from crm_analytics_tests.analytics.ingest.landing_folder import Landing, text
+from crm_analytics_tests.analytics.model_comparison import refresh_stale
 from crm_analytics_tests.chance import generator
 from crm_analytics_tests.dashboards.conftest import Sample, as_reader, moment, plus_months
 from crm_analytics_tests.dashboards.test_queries import (
@@ -70,17 +75,19 @@ def test_a_stale_month_shows_both_numbers(analytics: Connection, analytics_url: 
         "INSERT INTO raw.jobs (job_id, type, source, created_at, job_date)"
         " VALUES ('A', 'COD Repair', 'Google', now(), '2024-10-05'), ('B', 'COD Repair', 'Google', now(), '2024-11-05')"
     )
-    text = expand(
+    analytics.execute("UPDATE raw.jobs SET zip = '10001' WHERE job_id = 'B'")
+    analytics.execute("UPDATE raw.jobs SET type = 'INS Repair' WHERE job_id = 'B'")
+    statement = expand(
         query("explain_months"),
         moment(date(2024, 10, 1)),
         moment(date(2024, 12, 1)),
         {"source": ["Google"], "segment": SEGMENTS, "month": ["2024-10", "2024-11"], "metric": "repairs"},
     )
     with as_reader(analytics_url, "analytics") as reader:
-        found = reader.execute(text.encode()).fetchall()
+        found = reader.execute(statement.encode()).fetchall()
     assert [(row[0], int(row[1]), int(row[2]), int(row[3]), row[6]) for row in found] == [
-        ("Total", 2, 2, 0, "jobs insert, jobs insert"),
-        ("2024-11", 1, 1, 0, "jobs insert"),
+        ("Total", 2, 2, 0, "jobs insert, jobs update"),
+        ("2024-11", 1, 1, 0, "jobs insert, jobs update"),
         ("2024-10", 1, 1, 0, "jobs insert"),
     ]
     assert all(row[5] is not None for row in found)
@@ -99,6 +106,62 @@ def test_rows_have_no_personal_data(grafana: Connection, sample: Sample) -> None
         assert set(found[0]) == {
             "part", "counted_on", "kind", "id", "source", "segment", "amount", "rule", "file", "record_no",
         }  # fmt: skip
+
+
+MARK = "Jane Roe"
+#: One row of an export at least for each kind of contribution. All other columns with text have the mark.
+MARKED: dict[str, list[dict[str, str]]] = {
+    "jobs": [
+        {"job_id": "JOB001", "type": "COD Service", "source": "Google", "created_at": "2024-10-05"},
+        {"job_id": "JOB002", "type": "INS Repair", "source": "Rely", "created_at": "2024-10-05"},
+        {"job_id": "JOB003", "source": "Angi", "created_at": "2024-10-05"},
+    ],
+    "payments": [
+        {"payment_id": "P1", "job_uuid": "JOB001", "paid_at": "2024-10-05", "amount": "120.00"},
+        {"payment_id": "P2", "paid_at": "2024-10-06", "amount": "-5.00"},
+    ],
+    "calls": [{"started_at": "2024-10-05 10:00", "duration_seconds": "60", "flow": "Google"}],
+    "elocals_leads": [{"lead_id": "L1", "lead_at": "2024-10-05", "cost": "65.25"}],
+    "proref_leads": [{"lead_id": "R1", "lead_at": "2024-10-05"}],
+    "google_spend": [{"month": "2024-10", "amount": "310.00"}],
+    "targets": [{"month": "2024-10", "segment": "ALL", "target_repairs": "3"}],
+}
+
+
+def test_words_quote_no_text_of_exports(analytics: Connection, analytics_url: str, tmp_path: Path) -> None:
+    """Whatever people type into a column, only sources and the ids of rows come out: types and statuses may be names, too."""
+    landing = Landing(tmp_path, analytics)
+    for source in SOURCES.values():
+        rows_of = [
+            {
+                column.name: given.get(
+                    column.name, MARK if isinstance(column.kind, Text | Label | Identifier) else ""
+                )
+                for column in source.columns
+            }
+            for given in MARKED[source.name]
+        ]
+        names = [name for name in rows_of[0] if any(row[name] for row in rows_of)]
+        headers = [source.column(name).headers[0] for name in names]
+        landing.write(
+            f"{source.name}/a.csv", text(headers, [[row[name] for name in names] for row in rows_of])
+        )
+        loaded = landing.load_one(source.name)
+        assert loaded.counts.inserted == len(rows_of), loaded
+        marked = landing.rows(f"SELECT t::text FROM {source.table} t")
+        assert all(MARK.casefold() in row.casefold() for (row,) in marked), marked
+    refresh_stale(analytics)
+    shown = []
+    with as_reader(analytics_url, "analytics") as reader:
+        for metric in METRICS:
+            shown += reader.execute(
+                "SELECT e.kind, e::text FROM reporting.explain("
+                " '{2024-10-01}', %s, ARRAY(SELECT DISTINCT source FROM monthly_metrics), %s) e",
+                [metric, list(SEGMENTS)],
+            ).fetchall()
+    assert {kind for kind, _ in shown} == {"job", "payment", "lead", "call", "spend"}
+    assert [row for _, row in shown if MARK.casefold() in row.casefold()] == []
+    assert any("COD Service with 120.00 paid" in row for _, row in shown)
 
 
 # -- links --------------------------------------------------------------------------------------------------------
@@ -129,8 +192,8 @@ def explained(grafana: Connection, link: str) -> Any:
         chosen[name.removeprefix("var-")].append(value)
     (metric,) = chosen.pop("metric")
     start = moment(date(2024, 1, 1))
-    text = expand(query("explain_months"), start, start, {**chosen, "metric": metric})
-    found = grafana.execute(text.encode()).fetchall()
+    statement = expand(query("explain_months"), start, start, {**chosen, "metric": metric})
+    found = grafana.execute(statement.encode()).fetchall()
     assert len(found) == (1 if len(chosen["month"]) == 1 else len(chosen["month"]) + 1)
     return found[0][2]
 

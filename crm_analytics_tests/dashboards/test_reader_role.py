@@ -53,8 +53,8 @@ def test_reads_reporting_and_nothing_else(new_database, database, readable):
         ).fetchall() == []  # fmt: skip
 
 
-def test_runs_no_security_definer_function_except_two(new_database):
-    """Only the reconciliation and Explain run with the owner's rights; any other such function would bypass the grants."""
+def test_runs_no_security_definer_function_except_three(new_database):
+    """Only the reconciliation, the newest days and Explain run with the owner's rights; any other such function would bypass the grants."""
     query = (
         "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
         " WHERE p.prosecdef AND has_function_privilege('grafana_reader', p.oid, 'EXECUTE')"
@@ -66,7 +66,7 @@ def test_runs_no_security_definer_function_except_two(new_database):
             found[database] = [name for (name,) in connection.execute(query)]
     explain = "reporting.explain(date[],text,text[],text[])"
     assert {name: sorted(functions) for name, functions in found.items()} == {
-        "analytics": [explain, "reporting.reconciliation(date)"],
+        "analytics": [explain, "reporting.newest_days()", "reporting.reconciliation(date)"],
         "crm": [],
     }
 

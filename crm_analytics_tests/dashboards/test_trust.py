@@ -78,11 +78,14 @@ def grafana(world, analytics_url):
 def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
     """Freshness names the newest file and last day of each source, so that a stopped export shows."""
     found = {row["source"]: row for row in rows(grafana, "freshness", choice)}
-    assert set(found) == {"jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend"}
-    assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", "2024-03-08")
-    assert (found["calls"]["last_file"], found["calls"]["days_behind"]) == (None, None)
+    assert set(found) == {
+        "jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend", "targets",
+    }  # fmt: skip
+    assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", "2024-03-04")
+    assert (found["calls"]["last_file"], found["calls"]["last_row"]) == (None, "2024-03-07")
+    assert (found["targets"]["last_file"], found["targets"]["days_behind"]) == (None, None)
     (today,) = grafana.execute("SELECT analytics.today()").fetchone()
-    assert found["payments"]["days_behind"] == (today - date(2024, 3, 5)).days
+    assert found["payments"]["days_behind"] == (today - date(2024, 3, 6)).days
 
 
 def test_files_not_loaded_are_judged_by_their_current_content(grafana, choice):

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from crm_analytics.core import locks
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.conftest import PATIENCE, PG_VERSION
-from crm_analytics_tests.ports import free_port
+from crm_analytics_tests.ports import free_port, listens
 
 COMPOSE_FILE = PROJECT_DIR / "docker-compose.yml"
 SECRETS = {
@@ -242,10 +241,7 @@ class LocalStack:
 
     def _listens(self, name: str) -> bool:
         words = self._words(self.services[name]["command"])
-        if "-p" not in words:
-            return True
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(words[words.index("-p") + 1]))) == 0
+        return "-p" not in words or listens(int(words[words.index("-p") + 1]))
 
     def _environment(self, name: str) -> dict[str, str]:
         image = image_environment(PROJECT_DIR / "Dockerfile")

@@ -60,6 +60,14 @@ class Platform:
 
         return build_defs(self.settings)
 
+    def sensor(self, name: str) -> dg.SensorDefinition:
+        """A sensor of the assembly."""
+        return self.defs.get_repository_def().get_sensor_def(name)
+
+    def schedule(self, name: str) -> dg.ScheduleDefinition:
+        """A schedule of the assembly."""
+        return self.defs.get_repository_def().get_schedule_def(name)
+
     @property
     def resources(self) -> dict[str, Any]:
         """The resources of the assembly, for a tick or a check outside a job."""

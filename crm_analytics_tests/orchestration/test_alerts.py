@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +19,11 @@ from crm_analytics.orchestration.alerts import (
     LONGEST_TEXT,
     Alert,
     WebhookError,
-    alerts,
+    alert_sensor,
     message,
     post,
 )
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.instance import open_instance
 from crm_analytics.orchestration.retries import GOES_ON, RUN_KEY_TAG, WORK_TAG
 from crm_analytics_tests.orchestration.webhook import Webhook
@@ -45,9 +47,11 @@ def tick(
         def evaluate(**changes: object) -> Any:
             nonlocal cursor
             changed = settings.model_copy(update=changes)
-            resources = {"analytics": AnalyticsDatabase(changed), "settings": changed}
-            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-                data = alerts.evaluate_tick(context)
+            franchise = Franchise(changed)
+            with dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources=franchise.resources
+            ) as context:
+                data = alert_sensor(franchise).evaluate_tick(context)
             cursor = data.cursor
             return data
 
@@ -81,7 +85,7 @@ def test_failed_run_is_posted_once_with_its_reason_and_a_link(tick, webhook):
     (text,) = webhook.texts
     assert text.startswith("*Run failed: ")
     assert "table: ValueError: disk &lt;full&gt; &amp; slow" in text
-    assert text.endswith(f"<https://dagster.example.com/runs/{run_id}|Open the run in Dagster>")
+    assert text.endswith(f"\n{link(run_id)}")
     assert webhook.received[0]["text"].startswith("crm-analytics: Run failed: ")
 
 
@@ -108,8 +112,8 @@ def test_alert_says_whether_the_work_is_tried_again(tick, webhook, error, told):
     assert f"\n{told}\n" in text
 
 
-def link(text: str) -> str:
-    return text.rsplit("\n", 1)[-1]
+def link(run_id: str) -> str:
+    return f"<https://dagster.example.com/runs/{run_id}|Open the run in Dagster>"
 
 
 def test_error_check_alerts_when_it_begins_to_fail_and_when_it_recovers(tick, webhook):
@@ -119,15 +123,11 @@ def test_error_check_alerts_when_it_begins_to_fail_and_when_it_recovers(tick, we
     tick()
     _run(tick.instance, passed=False)
     tick()
-    assert len(webhook.texts) == 1
-    assert "*Check failed: table: sums_agree*\n3 months differ" in webhook.texts[0]
-    assert first in webhook.texts[0]
-    _run(tick.instance, passed=True)
+    assert webhook.texts == [f"*Check failed: table: sums_agree*\n3 months differ\n{link(first)}"]
+    second = _run(tick.instance, passed=True)
     tick()
     tick()
-    assert webhook.texts[1:] == [
-        f"*Check recovered: table: sums_agree*\n3 months differ\n{link(webhook.texts[1])}"
-    ]
+    assert webhook.texts[1:] == [f"*Check recovered: table: sums_agree*\n3 months differ\n{link(second)}"]
     _run(tick.instance, passed=False)
     tick()
     assert len(webhook.texts) == 3
@@ -153,17 +153,21 @@ def _refuse(analytics: psycopg.Connection[Any], *names: str) -> None:
         analytics.execute(INSERT, [f"jobs/{name}.csv", name, "refused", "no column created_at"])
 
 
-def test_refused_file_is_posted_once(tick, webhook, analytics):
-    """A refused file is posted once; no run fails for it, and yet the numbers lack its rows."""
+def test_file_that_is_not_loaded_is_posted_once(tick, webhook, analytics):
+    """A refused or unrecognized file is posted once; no run fails for it, and yet the numbers lack its rows."""
     analytics.execute(INSERT, ["jobs/a.csv", "1", "refused", "no column created_at"])
     analytics.execute(INSERT, ["jobs/b.csv", "2", "refused", "was damaged"])
     analytics.execute(INSERT, ["jobs/b.csv", "3", "loaded", None])
     tick()
     tick()
-    assert webhook.texts == ["*File refused: jobs/a.csv*\nno column created_at"]
+    assert webhook.texts == ["*File not loaded: jobs/a.csv*\nno column created_at"]
     analytics.execute(INSERT, ["jobs/a.csv", "4", "refused", "still no column created_at"])
     tick()
-    assert webhook.texts[1:] == ["*File refused: jobs/a.csv*\nstill no column created_at"]
+    assert webhook.texts[1:] == ["*File not loaded: jobs/a.csv*\nstill no column created_at"]
+    analytics.execute(INSERT.replace("'jobs'", "NULL"), ["notes.txt", "5", "unrecognized", "fits no source"])
+    for _ in range(2):
+        tick()
+    assert webhook.texts[2:] == ["*File not loaded: notes.txt*\nfits no source"]
 
 
 def test_webhook_that_is_down_loses_nothing_and_keeps_its_secret(tick, webhook):
@@ -201,7 +205,7 @@ def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, a
     """An alert that the webhook cannot read is set aside; otherwise it would end all alerting."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad")
     for _ in range(2):  # alone it may be the address that is wrong
@@ -210,7 +214,7 @@ def test_alert_that_the_webhook_refuses_does_not_hold_up_others(tick, webhook, a
     _refuse(analytics, "good")
     data = tick()
     assert "1 alert sent, 1 alert refused by the webhook" in data.skip_message
-    assert webhook.texts == ["*File refused: jobs/good.csv*\nno column created_at"]
+    assert webhook.texts == ["*File not loaded: jobs/good.csv*\nno column created_at"]
     assert "nothing to report" in tick().skip_message
 
 
@@ -255,11 +259,50 @@ def test_message_keeps_the_link_of_a_long_text():
     assert len(block["text"]["text"]) <= LONGEST_TEXT + 100
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.com/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/secret-part", "ftp://example.com/secret-part", "secret-part", "http://[secret-part",
+        "http://127.0.0.1:secret-part/", "http://a:secret-part@127.0.0.1/", "http://127.0.0.1/secret-part /",
+        "http://127.0.0.1/secret-part/ü",
+    ],
+)  # fmt: skip
 def test_only_http_addresses_are_posted_to(url):
-    """Only http(s) addresses are posted to; urllib would read a local file."""
-    with pytest.raises(WebhookError, match="not an http"):
+    """Only http(s) addresses are posted to; urllib would read a local file. What is no address is never quoted."""
+    with pytest.raises(WebhookError, match="did not accept the message") as failure:
         post(url, {})
+    assert "secret-part" not in "".join(traceback.format_exception(failure.value))
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_redirect_is_no_acceptance(webhook, status):
+    """A redirect isn't followed: the page that it leads to would answer 200 to a GET, and the message would be lost."""
+    webhook.status = status
+    with pytest.raises(WebhookError, match=f"did not accept the message: {status}") as failure:
+        post(webhook.url, {})
+    assert failure.value.status == status and webhook.followed == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"SSH-2.0-secret-part\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: 1\r\n" * 200]
+)
+def test_what_speaks_no_http_is_no_acceptance(answer):
+    """A port that answers something else, or nothing, is told like any webhook that is down, without what it said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        served = threading.Thread(target=serve)
+        served.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/secret-part"
+        with pytest.raises(WebhookError, match=r"127\.0\.0\.1 did not accept the message: \w+$") as failure:
+            post(url, {})
+        served.join()
+    assert "secret-part" not in "".join(traceback.format_exception(failure.value))
 
 
 def test_work_that_succeeds_after_a_failure_is_told_and_first_attempts_are_not(tick, webhook):
@@ -324,7 +367,7 @@ def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics
     """The page of operation/alerts says what was sent, and what the webhook refused, in the order of sending."""
     tick()
     webhook.judge = lambda body: (
-        400 if any("bad" in block["text"]["text"] for block in body["blocks"]) else 200
+        400 if any("bad.csv" in block["text"]["text"] for block in body["blocks"]) else 200
     )
     _refuse(analytics, "bad", "good")
     tick()
@@ -333,12 +376,38 @@ def test_what_was_sent_is_written_down_with_its_outcome(tick, webhook, analytics
     records = tick.instance.fetch_observations(ALERTS_KEY, limit=10, ascending=True).records
     found = [record.asset_observation.metadata for record in records]
     assert [(values["alert"].value.split(",")[0], values["outcome"].value) for values in found] == [
-        ("File refused: jobs/good.csv", "sent"),
-        ("File refused: jobs/bad.csv", "refused by the webhook"),
+        ("File not loaded: jobs/good.csv", "sent"),
+        ("File not loaded: jobs/bad.csv", "refused by the webhook"),
         ("Run failed: __ephemeral_asset_job__", "sent"),
     ]
     assert found[0]["detail"].value == "no column created_at"
     assert found[2]["run"].value == run_id
+
+
+def test_alert_that_cannot_be_written_down_is_not_sent_again(tick, webhook, monkeypatch):
+    """What is sent is sent: a page that cannot be written costs its line, not a second alert."""
+
+    def fail(_: object) -> None:
+        raise OSError("no space left")
+
+    tick()
+    _run(tick.instance, fail=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(tick.instance, "report_runless_asset_event", fail)
+        assert "1 alert sent" in tick().skip_message
+    assert "nothing to report" in tick().skip_message
+    assert len(webhook.texts) == 1
+    assert tick.instance.fetch_observations(ALERTS_KEY, limit=1).records == []
+
+
+def test_more_runs_than_dagster_returns_at_once(tick, webhook, monkeypatch):
+    """After a long outage there may be more failed runs than one page has; each of them is told, the oldest first."""
+    tick()
+    failed = [_run(tick.instance, fail=True) for _ in range(5)]
+    monkeypatch.setattr("crm_analytics.orchestration.alerts.PAGE", 2)
+    tick()
+    assert [run_id for text in webhook.texts for run_id in failed if run_id in text] == failed
+    assert len(webhook.texts) == 5
 
 
 def test_recovery_waits_behind_the_alert_that_it_ends(tick, webhook, analytics):

@@ -51,6 +51,14 @@ def run(new_database: Callable[..., str], tmp_path: Path) -> Run:
     return command
 
 
+def test_first_steps_of_the_help_are_commands() -> None:
+    """Each is set off from what it does, so that nobody types a word of the explanation."""
+    page = CliRunner().invoke(main, ["--help"]).output
+    steps = [line for line in page.splitlines() if line.startswith("    crm-analytics ")]
+    assert len(steps) > 5
+    assert all(re.fullmatch(r" +crm-analytics( \S+)+  +\w.*", line) for line in steps), steps
+
+
 def test_refresh_names_the_months_that_it_cannot_refresh(run: Run, tmp_path: Path) -> None:
     """A range that begins before START_MONTH is cut with a message, and fails if a month that was cut is stale."""
     jobs = [job_row("AAAAAA", "2020-05-04"), job_row("BBBBBB", "2023-02-03")]
@@ -81,7 +89,7 @@ def test_refresh_prints_warnings_failed_checks_and_files_not_loaded(run: Run, tm
     code, text = run("refresh", "--from", "2025-01", "--to", "2025-02")
     assert code == 1
     assert "warning proref_leads/a.csv and 2 more files: the file has a header but no records" in text
-    assert "check failed raw/proref_leads quarantine: 1 record in quarantine" in text
+    assert "check failed raw/proref_leads: quarantine: 1 record in quarantine" in text
     assert text.count("not loaded ") == 20 and "not loaded minutes 0.csv: " in text
     query = re.search(r'… and 2 more; all of them: crm-analytics psql analytics -- -c "(.+?)"', text)
     assert query and "HTML or XML" in run("psql", "analytics", "--", "-c", query[1])[1]

@@ -12,12 +12,13 @@ import psycopg
 
 from crm_analytics.analytics.warehouse import catalog
 from crm_analytics.analytics.warehouse.refresh import MEASURES
+from crm_analytics.core.settings import Settings
 from crm_analytics.definitions import defs
 from crm_analytics.orchestration.analytics.column_lineage import GENERATED
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
-from crm_analytics.orchestration.partitions import months
 
 GRAPH = defs.resolve_asset_graph()
 ANALYTICS = [key for key in GRAPH.get_all_asset_keys() if key.path[0] in ("raw", "analytics")]
@@ -59,7 +60,7 @@ def test_every_executable_analytics_asset_shares_the_months_and_backfills_in_one
     executable = [key for key in ANALYTICS if GRAPH.get(key).is_executable]
     assert set(executable) == {*RAW_KEYS, DAILY, MONTHLY}
     for key in executable:
-        assert GRAPH.get(key).partitions_def == months, key
+        assert GRAPH.get(key).partitions_def == Franchise(Settings()).months, key
         assert GRAPH.get(key).backfill_policy == dg.BackfillPolicy.single_run(), key
 
 
@@ -71,7 +72,7 @@ def test_every_asset_explains_itself() -> None:
 
 def test_columns_in_the_ui_are_those_of_the_catalog(analytics: psycopg.Connection[Any]) -> None:
     """The columns of facts, which the code lists because no run materializes them, equal the catalog's."""
-    for spec in fact_specs:
+    for spec in fact_specs(Franchise(Settings())):
         schema = spec.metadata["dagster/column_schema"]
         found = catalog.columns(analytics, *spec.key.path)
         assert [(c.name, c.type, c.description) for c in schema.columns] == [

@@ -241,7 +241,7 @@ def test_alerts_go_on_after_pruning(
 
     def tick(cursor: str | None) -> str:
         context = dg.build_sensor_context(instance=crm.instance, cursor=cursor, resources=crm.resources)
-        alerts.alerts(context)
+        crm.sensor("alerts").evaluate_tick(context)
         assert context.cursor
         return context.cursor
 

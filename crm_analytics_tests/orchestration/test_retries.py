@@ -8,18 +8,17 @@ import dagster as dg
 import psycopg
 import pytest
 
-from crm_analytics.orchestration.analytics.automation import load_landing_files, refresh_stale_months
 from crm_analytics.orchestration.failures import RunFailure, run_failure
 from crm_analytics.orchestration.retries import DELAYS, GOES_ON, WORK_TAG, outlook
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, Platform, job_row
 
 
-def tick(platform: Platform, sensor: dg.SensorDefinition) -> tuple[list[dg.RunRequest], str]:
+def tick(platform: Platform, sensor: str) -> tuple[list[dg.RunRequest], str]:
     """Evaluates a sensor once; returns what it requests, or why it doesn't."""
     context = dg.build_sensor_context(
         instance=platform.instance, definitions=platform.defs, resources=platform.resources
     )
-    answer = sensor.evaluate_tick(context)
+    answer = platform.sensor(sensor).evaluate_tick(context)
     return list(answer.run_requests or []), answer.skip_message or ""
 
 
@@ -52,12 +51,12 @@ def test_full_disk_is_tried_three_times_and_then_given_up(platform: Platform) ->
     """A load that finds the disk full follows after 30 s, 2 min and 10 min; the sensor says when, and how to go on."""
     path = platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     fail_writes(platform, "raw.jobs", "53100", "could not extend file: No space left on device")
-    requests, _ = tick(platform, load_landing_files)
+    requests, _ = tick(platform, "load_landing_files")
     base = (requests[0].run_key or "").removesuffix(":1")
     for number, delay in enumerate((30, 120, 600), 1):
         assert not launch(platform, requests).success
         later(platform, delay - 15)
-        requests, why = tick(platform, load_landing_files)
+        requests, why = tick(platform, "load_landing_files")
         assert requests == []
         assert re.fullmatch(
             rf"retry {number} of 3 of jobs/a\.csv at \d\d:\d\d:\d\d after: raw__jobs: "
@@ -65,48 +64,48 @@ def test_full_disk_is_tried_three_times_and_then_given_up(platform: Platform) ->
             why,
         )
         later(platform, 15)
-        requests, _ = tick(platform, load_landing_files)
+        requests, _ = tick(platform, "load_landing_files")
         assert [request.run_key for request in requests] == [f"{base}:{number + 1}"]
     assert not launch(platform, requests).success
     later(platform, 86_400)
-    requests, why = tick(platform, load_landing_files)
+    requests, why = tick(platform, "load_landing_files")
     assert requests == []
     assert why.startswith(f"gave up on jobs/a.csv after 3 retries; {GOES_ON}. Run ")
     platform.execute("DROP TRIGGER fail ON raw.jobs")
     path.write_text(path.read_text() + job_row("BBBBBB", "2024-10-30") + "\n")
-    requests, _ = tick(platform, load_landing_files)
+    requests, _ = tick(platform, "load_landing_files")
     assert launch(platform, requests).success
     assert platform.query("SELECT count(*) FROM raw.jobs") == [(2,)]
-    assert tick(platform, load_landing_files) == ([], "no new or changed files")
+    assert tick(platform, "load_landing_files") == ([], "no new or changed files")
 
 
 def test_stale_months_are_tried_again(platform: Platform) -> None:
     """A refresh that meets a deadlock follows after 30 s, and repairs its months."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
-    launch(platform, tick(platform, load_landing_files)[0])
+    launch(platform, tick(platform, "load_landing_files")[0])
     fail_writes(platform, "analytics.daily_metrics", "40P01", "deadlock detected")
-    assert not launch(platform, tick(platform, refresh_stale_months)[0]).success
-    requests, why = tick(platform, refresh_stale_months)
+    assert not launch(platform, tick(platform, "refresh_stale_months")[0]).success
+    requests, why = tick(platform, "refresh_stale_months")
     assert requests == [] and why.startswith("retry 1 of 3 of 2024-10 at ") and "deadlock detected" in why
     later(platform, 31)
     platform.execute("DROP TRIGGER fail ON analytics.daily_metrics")
-    requests, _ = tick(platform, refresh_stale_months)
+    requests, _ = tick(platform, "refresh_stale_months")
     assert launch(platform, requests).success
-    assert tick(platform, refresh_stale_months) == ([], "no month is stale")
+    assert tick(platform, "refresh_stale_months") == ([], "no month is stale")
 
 
 def test_permanent_failure_waits_for_news(platform: Platform) -> None:
     """A missing permission fails once: trying again would fail again, and alert again."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     fail_writes(platform, "raw.jobs", "42501", "permission denied for table jobs")
-    assert not launch(platform, tick(platform, load_landing_files)[0]).success
+    assert not launch(platform, tick(platform, "load_landing_files")[0]).success
     later(platform, 86_400)
-    requests, why = tick(platform, load_landing_files)
+    requests, why = tick(platform, "load_landing_files")
     assert requests == []
     assert why.startswith(f"gave up on jobs/a.csv; {GOES_ON}. Run ")
     assert "permission denied for table jobs" in why
     platform.drop("jobs/b.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
-    assert tick(platform, load_landing_files)[0] != [], "another file is news"
+    assert tick(platform, "load_landing_files")[0] != [], "another file is news"
 
 
 def begun(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
@@ -123,10 +122,10 @@ def test_work_of_a_dead_worker_is_asked_for_at_once(platform: Platform) -> None:
     """A worker's death says nothing about the work: no delay, but not more than three retries either."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     for attempt in range(1, 5):
-        ((request,), _) = tick(platform, load_landing_files)
+        ((request,), _) = tick(platform, "load_landing_files")
         assert (request.run_key or "").endswith(f":{attempt}")
         run = begun(platform, request, dg.DagsterRunStatus.STARTED)
-        assert tick(platform, load_landing_files) == ([], f"jobs/a.csv: run {run.run_id} is started")
+        assert tick(platform, "load_landing_files") == ([], f"jobs/a.csv: run {run.run_id} is started")
         platform.instance.report_run_failed(run, "no process holds its lock")
         failure = run_failure(platform.instance, run.run_id)
         assert failure.worker_gone and failure.reason.endswith("no process holds its lock")
@@ -136,16 +135,16 @@ def test_work_of_a_dead_worker_is_asked_for_at_once(platform: Platform) -> None:
             if attempt <= len(DELAYS)
             else f"No retry follows: {GOES_ON}."
         )
-    assert tick(platform, load_landing_files)[1].startswith("gave up on jobs/a.csv after 3 retries; ")
+    assert tick(platform, "load_landing_files")[1].startswith("gave up on jobs/a.csv after 3 retries; ")
 
 
 def test_canceled_run_is_not_asked_for_again(platform: Platform) -> None:
     """A canceled load is not asked for again, because someone wanted that; the sensor says how to go on."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
-    ((request,), _) = tick(platform, load_landing_files)
+    ((request,), _) = tick(platform, "load_landing_files")
     run = begun(platform, request, dg.DagsterRunStatus.STARTED)
     platform.instance.report_run_canceled(run)
-    assert tick(platform, load_landing_files) == (
+    assert tick(platform, "load_landing_files") == (
         [],
         f"jobs/a.csv: run {run.run_id} has ended (canceled); {GOES_ON}",
     )
@@ -279,11 +278,11 @@ def failure_of(asset: dg.AssetsDefinition) -> RunFailure:
 def test_months_of_a_request_are_those_of_the_work(platform: Platform) -> None:
     """Stretches of stale months are separate work: one of them may wait while the other is asked for."""
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-03-02"), job_row("BBBBBB", "2024-10-31"))
-    launch(platform, tick(platform, load_landing_files)[0])
-    first, second = tick(platform, refresh_stale_months)[0]
+    launch(platform, tick(platform, "load_landing_files")[0])
+    first, second = tick(platform, "refresh_stale_months")[0]
     run = begun(platform, first, dg.DagsterRunStatus.STARTED)
-    assert [request.run_key for request in tick(platform, refresh_stale_months)[0]] == [second.run_key]
+    assert [request.run_key for request in tick(platform, "refresh_stale_months")[0]] == [second.run_key]
     begun(platform, second, dg.DagsterRunStatus.STARTING)
-    requests, why = tick(platform, refresh_stale_months)
+    requests, why = tick(platform, "refresh_stale_months")
     assert requests == [] and why.split("\n")[0] == f"2024-03: run {run.run_id} is started"
     assert "2024-10: run" in why

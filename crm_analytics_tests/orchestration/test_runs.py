@@ -162,11 +162,12 @@ def test_wrong_numbers_are_blocking_errors(platform: Platform) -> None:
         "daily_values_sane": "UPDATE analytics.daily_metrics SET units = 9",
     }
     from crm_analytics.orchestration.analytics.checks import analytics_checks
+    from crm_analytics.orchestration.analytics.franchise import Franchise
 
     for name, tampering in checks_of.items():
         platform.execute(tampering)
         found = []
-        for definition in analytics_checks:
+        for definition in analytics_checks(Franchise(platform.settings)):
             if any(key.name == name for key in definition.check_keys):
                 result = dg.materialize(  # checks alone, as "Execute" in the UI does
                     [definition],

@@ -120,9 +120,37 @@ def test_expectations_can_be_replaced_and_rows_of_the_future_hide_nothing(watche
     watched.execute(
         "INSERT INTO analytics.source_expectations VALUES ('jobs', 15, 20), ('elocals_leads', NULL, NULL), ('google_spend', 45, NULL)"
     )
+    shown = dict(
+        watched.query("SELECT source, days_behind FROM reporting.freshness WHERE days_behind IS NOT NULL")
+    )
+    assert shown == {"jobs": 15, "elocals_leads": 15, "google_spend": 46, "targets": 15}
     found = check_freshness(watched)
     assert found["jobs"] == (True, late) and found["elocals_leads"] == (True, late)
     assert found["google_spend"][1].endswith("analytics.source_expectations.")
+
+
+def test_emptied_table_is_silence(watched: Platform) -> None:
+    """Without a row, a source passes only while no file of it was loaded: rows that are gone tell of no silence.
+
+    Nor do rows that are all in the future. Limits that are off stay off.
+    """
+    watched.drop("jobs/1.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-20"))
+    watched.set_today("2024-10-21")
+    assert watched.run(OCTOBER, OCTOBER).success
+    watched.execute("DELETE FROM raw.jobs")
+    found = check_freshness(watched)
+    assert not found["jobs"][0]
+    assert found["jobs"][1].startswith(
+        "no row up to today, 2024-10-21, although files were loaded; expected: 7 days at most. Remedy: "
+    )
+    assert found["payments"] == (True, "no row yet")
+    watched.execute(
+        "INSERT INTO raw.jobs (job_id, created_at, job_date) VALUES ('B', now(), '2042-10-01');"
+        "INSERT INTO analytics.source_expectations VALUES ('jobs', 3, NULL)"
+    )
+    assert not check_freshness(watched)["jobs"][0]
+    watched.execute("UPDATE analytics.source_expectations SET warn_days = NULL")
+    assert check_freshness(watched)["jobs"][0]
 
 
 def test_sensor_that_raises_three_times_is_told_once_and_so_is_that_it_works_again(
@@ -155,18 +183,24 @@ def test_sensor_that_raises_three_times_is_told_once_and_so_is_that_it_works_aga
 def test_schedule_that_fails_three_nights_is_told(
     watched: Platform, daemon: Daemon, webhook: Webhook
 ) -> None:
-    """A schedule that cannot ask for its runs is told, too: nightly_refresh reads the queue of stale months."""
+    """A schedule that cannot ask for its runs is told after the third night, once: it reads the queue of stale months."""
     watched.execute("ALTER TABLE analytics.stale_months RENAME TO stale_months_gone")
-    for day in (2, 3, 4, 5):
+
+    def told(what: str) -> list[str]:
+        return [text for text in webhook.texts if text.startswith(f"*{what}: nightly_refresh*\n")]
+
+    def night(day: int) -> None:
         daemon.schedules(datetime(2024, 11, day, 12, tzinfo=UTC))
-    daemon.tick(2)
-    told = [text.split("\n")[0] for text in webhook.texts]
-    assert "*Schedule fails: nightly_refresh*" in told
+        daemon.tick(2)
+
+    daemon.schedules(datetime(2024, 11, 1, 12, tzinfo=UTC))  # from then on it is due
+    for day, alerts in ((2, 0), (3, 0), (4, 1), (5, 1)):
+        night(day)
+        assert len(told("Schedule fails")) == alerts, day
+    assert "missing: table analytics.stale_months" in told("Schedule fails")[0]
     watched.execute("ALTER TABLE analytics.stale_months_gone RENAME TO stale_months")
-    daemon.schedules(datetime(2024, 11, 6, 12, tzinfo=UTC))
-    daemon.tick(2)
-    again = [text.split("\n")[0] for text in webhook.texts][len(told) :]
-    assert "*Works again: nightly_refresh*" in again
+    night(6)
+    assert len(told("Works again")) == 1
 
 
 def test_sensor_that_is_turned_off_is_no_news(watched: Platform, daemon: Daemon, webhook: Webhook) -> None:
@@ -202,6 +236,14 @@ def test_code_server_that_was_away_says_nothing_about_a_sensor(
     assert len(webhook.texts) == 1
     daemon.tick(2)
     assert [text.split("\n")[0] for text in webhook.texts[1:]] == ["*Works again: number_crm_changes*"]
+
+
+def test_sensor_that_takes_too_long_fails(watched: Platform, daemon: Daemon, webhook: Webhook) -> None:
+    """Dagster calls the code server unreachable then, too, but a sensor that never ends starts no runs: it is told."""
+    message = "The sensor tick timed out due to taking longer than 60 seconds to execute the sensor function."
+    with broken_crm(DagsterUserCodeUnreachableError(message)):
+        daemon.tick(4)
+    assert webhook.texts == [f"*Sensor fails: number_crm_changes*\n3 ticks in a row, the last one: {message}"]
 
 
 @contextmanager

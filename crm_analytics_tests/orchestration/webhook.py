@@ -10,10 +10,14 @@ from typing import Any
 
 
 class Webhook:
-    """A local HTTP server that keeps what it accepts, and answers with `status` or with what `judge` returns for a body."""
+    """A local HTTP server that keeps what it accepts, and answers with `status` or with what `judge` returns for a body.
+
+    An answer leads a client that follows redirects to a page that answers 200; `followed` counts them.
+    """
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
+        self.followed = 0
         self.status = 200
         self.judge: Callable[[dict[str, Any]], int] = lambda body: self.status
         outer = self
@@ -26,6 +30,12 @@ class Webhook:
                 if status == 200:
                     outer.received.append(body)
                 self.send_response(status)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                outer.followed += 1
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:

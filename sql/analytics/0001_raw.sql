@@ -27,14 +27,16 @@ COMMENT ON FUNCTION analytics.describe IS
 
 CREATE TABLE analytics.business (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    timezone text NOT NULL
+    timezone text NOT NULL,
+    franchise text NOT NULL DEFAULT ''
 );
 COMMENT ON TABLE analytics.business IS
-    'One row: the business timezone in which every date of this database was computed. A run in another one is '
-    'refused.';
+    'One row: whose database this is, and the business timezone in which every date of it was computed. A run of '
+    'another franchise, or in another timezone, is refused.';
 SELECT analytics.describe('{analytics.business}', $$
     only_row: Always true: there is one row.
     timezone: IANA name, e.g. America/New_York.
+    franchise: The franchise whose rows these are; empty when there is only one business.
 $$);
 
 CREATE FUNCTION analytics.today() RETURNS date LANGUAGE sql STABLE
@@ -226,7 +228,7 @@ CREATE TABLE analytics.source_expectations (
 COMMENT ON TABLE analytics.source_expectations IS
     'How old the newest row of a source may be, where its declaration doesn''t fit. Both limits replace those of the '
     'declaration; NULL is no limit. For a source that is no longer used: INSERT INTO analytics.source_expectations '
-    'VALUES (''elocals_leads'', NULL, NULL, ''no longer a customer'')';
+    '(source, warn_days, error_days, note) VALUES (''elocals_leads'', NULL, NULL, ''we left eLocals'')';
 SELECT analytics.describe('{analytics.source_expectations}', $$
     source: The source, as its landing folder is called.
     warn_days: The check `fresh` warns when the newest row is older than so many days; NULL: never.

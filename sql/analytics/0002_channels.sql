@@ -37,8 +37,8 @@ SELECT analytics.describe('{analytics.lead_channels, analytics.channel_rules}', 
     source: The channel's name, as metrics show it.
     valid_from: First day on which the rule is in force, always the first of a month.
     valid_to: First day on which it is no longer in force; NULL while it still is.
-    lead_rule: elocals_paid: rows of raw.elocals_leads with cost > 0; proref_not_passed: rows of raw.proref_leads that
-        are not Passed; jobs: jobs of this source; units: units of this source; none.
+    lead_rule: elocals_paid: rows of raw.elocals_leads, by analytics.is_elocals_lead; proref_not_passed: rows of
+        raw.proref_leads, by analytics.is_proref_lead; jobs: jobs of this source; units: units of this source; none.
     cost_rule: sum_cost: the leads' own cost; per_lead: cost_per_lead each; google_spend: the month's Google spend;
         none: free.
     cost_per_lead: Dollars per lead, for per_lead; else NULL.

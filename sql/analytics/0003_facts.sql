@@ -2,7 +2,9 @@
 -- alike. First the rules themselves (except which payments count: the generated column raw.payments.counts), then the
 -- facts made with them: each is a function of a date range [p_from, p_to) and a view of the same name over all time.
 -- PostgreSQL inlines all of these functions: docs/decisions/facts-as-range-functions.md. A rule's comment is its only
--- wording: dashboards and the UI read it from here, everything else names the function.
+-- wording: dashboards and the UI read it from here, everything else names the function. Beside it are the words that
+-- say of one row why it counts. They quote types and statuses only if a rule names them: any other text may be a
+-- customer's.
 
 CREATE FUNCTION analytics.is_unit(type_folded text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type_folded IN ('cod service', 'ins service');
@@ -11,7 +13,7 @@ COMMENT ON FUNCTION analytics.is_unit IS 'Unit: a job of type COD Service or INS
 CREATE FUNCTION analytics.repair_threshold() RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 100;
 COMMENT ON FUNCTION analytics.repair_threshold IS
-    'Dollars: a service job for which more than this was paid can be a repair. analytics.is_repair has the wording.';
+    'Dollars: the limit in analytics.is_repair, which has the wording.';
 
 CREATE FUNCTION analytics.repair_rule(type_folded text, paid numeric) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -29,6 +31,23 @@ RETURN analytics.repair_rule(type_folded, paid) IS NOT NULL;
 COMMENT ON FUNCTION analytics.is_repair IS
     'Repair: a job of type COD Repair or INS Repair, or of type COD Service with more than 100.00 dollars paid.';
 
+CREATE FUNCTION analytics.job_words(type text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN type IS NULL THEN 'job without a type'
+    WHEN analytics.is_unit(raw.fold(type)) OR analytics.is_repair(raw.fold(type), 0) THEN type
+    ELSE 'job of another type'
+END || ': every job counts, in any status';
+COMMENT ON FUNCTION analytics.job_words IS
+    'Why a job counts as a job; names its type if that alone makes it a unit or a repair.';
+
+CREATE FUNCTION analytics.repair_words(repair_rule text, type text, paid numeric) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE repair_rule
+    WHEN 'repair_type' THEN type || ', a repair by its type'
+    WHEN 'paid_service' THEN type || ' with ' || paid || ' paid, more than ' || analytics.repair_threshold()
+END;
+COMMENT ON FUNCTION analytics.repair_words IS 'Why a job is a repair, from its repair_rule.';
+
 CREATE FUNCTION analytics.segment_of(type_folded text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN type_folded ~ '\mcod\M' THEN 'COD' WHEN type_folded ~ '\mins\M' THEN 'INS' ELSE 'OTHER' END;
 COMMENT ON FUNCTION analytics.segment_of IS
@@ -43,6 +62,25 @@ CREATE FUNCTION analytics.is_proref_lead(status text) RETURNS boolean LANGUAGE s
 RETURN raw.fold(status) <> 'passed';
 COMMENT ON FUNCTION analytics.is_proref_lead IS
     'Rule proref_not_passed: a row of raw.proref_leads that is not Passed; a blank status counts.';
+
+CREATE FUNCTION analytics.lead_words(lead_rule text, source text, has_status boolean, price numeric) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE lead_rule
+    WHEN 'jobs' THEN 'job of ' || source || ', whose jobs are leads'
+    WHEN 'units' THEN 'unit of ' || source || ', whose units are leads'
+    WHEN 'elocals_paid' THEN 'lead with a price of ' || price || ', above 0'
+    WHEN 'proref_not_passed'
+        THEN CASE WHEN has_status THEN 'lead with another status than Passed' ELSE 'lead without a status' END
+END;
+COMMENT ON FUNCTION analytics.lead_words IS 'Why a row is a lead, from its lead_rule.';
+
+CREATE FUNCTION analytics.cost_words(cost_rule text, source text, cost numeric) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE cost_rule
+    WHEN 'sum_cost' THEN 'the lead''s own price of ' || cost
+    WHEN 'per_lead' THEN cost || ' per lead of ' || source
+END;
+COMMENT ON FUNCTION analytics.cost_words IS 'Why a lead costs something, from its cost_rule.';
 
 CREATE FUNCTION analytics.source_name(meant text, folded text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -169,19 +169,46 @@ SELECT analytics.describe('{reporting.files}', $$
     is_current: Whether this is the content seen last at its path.
 $$);
 
--- Every table that a load writes has updated_at and the name of its source, so that a new source appears by itself.
--- The default collation, because the index of raw.source_files cannot serve that of catalog names.
+-- Every table that a load writes has updated_at, record_no and the name of its source, so that a new source appears
+-- by itself. Its first date is the day that a row belongs to; covered_to is the last day of a month's sum. With the
+-- owner's rights: the reader sees the days only. Each table has its own statement, which reads an entry of an index.
+CREATE FUNCTION reporting.newest_days() RETURNS TABLE (source text, newest date)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    relation regclass;
+    day text;
+    counted text;
+BEGIN
+    FOR source, relation, day, counted IN
+        SELECT
+            c.relname, c.oid, (array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.atttypid = 'date'::regtype))[1],
+            CASE WHEN bool_or(a.attname = 'covered_to') THEN 'least(covered_to, analytics.today())' END
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace IN ('raw'::regnamespace, 'analytics'::regnamespace) AND c.relkind = 'r' AND a.attnum > 0
+            AND NOT a.attisdropped
+        GROUP BY c.relname, c.oid
+        HAVING array_agg(a.attname) @> '{updated_at, record_no}'
+        ORDER BY c.relname
+    LOOP
+        EXECUTE format(
+            'SELECT max(%s) FROM %s WHERE %I <= analytics.today()', coalesce(counted, quote_ident(day)), relation, day
+        ) INTO newest;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION reporting.newest_days IS
+    'The day of the newest row of every table that exports fill, by source. A row of a later day than today, such as '
+    'one with a mistyped year, would hide that exports have stopped: it is left out. Of a month''s total the last day '
+    'that it covers counts, at most today.';
+REVOKE ALL ON FUNCTION reporting.newest_days() FROM PUBLIC;
+
 CREATE VIEW reporting.freshness AS
 SELECT
-    s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, l.last_row,
-    analytics.today() - l.last_row AS days_behind
-FROM (
-    SELECT c.relname::text COLLATE "default" AS source
-    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace = 'raw'::regnamespace AND c.relkind = 'r' AND a.attname = 'updated_at'
-) s
+    s.source, f.path AS last_file, f.exported_at AS last_exported_at, l.last_loaded_at, s.newest AS last_row,
+    analytics.today() - s.newest AS days_behind
+FROM reporting.newest_days() s
 LEFT JOIN LATERAL (
-    SELECT max(a.finished_at) AS last_loaded_at, max(a.last_date) AS last_row
+    SELECT max(a.finished_at) AS last_loaded_at
     FROM raw.source_files a
     WHERE a.source = s.source AND a.status = 'loaded'
 ) l ON true
@@ -192,13 +219,13 @@ LEFT JOIN LATERAL (
     ORDER BY b.exported_at DESC, b.path DESC
     LIMIT 1
 ) f ON true;
-COMMENT ON VIEW reporting.freshness IS 'One row per kind of export: the last file and the last day that it brought.';
+COMMENT ON VIEW reporting.freshness IS 'One row per kind of export: its last file, and the newest day of its rows.';
 SELECT analytics.describe('{reporting.freshness}', $$
     source: Kind of export.
     last_file: The newest loaded file; NULL if there has never been one.
     last_exported_at: When that file was exported.
-    last_loaded_at: When a file of this kind was last loaded.
-    last_row: The latest date in any loaded file.
+    last_loaded_at: When a file of this kind was last loaded; NULL if there has never been one.
+    last_row: The newest day of its rows, as reporting.newest_days tells it; NULL if there is none.
     days_behind: Days from last_row to today in the business timezone.
 $$);
 
@@ -435,4 +462,4 @@ GRANT SELECT ON reporting.deployment, reporting.sources, reporting.months, repor
     reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.revisions,
     reporting.sources_without_rule
     TO grafana_reader;
-GRANT EXECUTE ON FUNCTION reporting.reconciliation(date) TO grafana_reader;
+GRANT EXECUTE ON FUNCTION reporting.newest_days(), reporting.reconciliation(date) TO grafana_reader;

@@ -1,9 +1,36 @@
 -- Why a number is what it is: the rows that it is made of, each with its amount, its file and, in words, the rule by
--- which it counts. Nothing is decided here: the facts name the rule (repair_rule, lead_rule, cost_rule), and words are
--- made from its name.
+-- which it counts. Nothing is decided here: the facts name the rule (repair_rule, lead_rule, cost_rule), and functions
+-- beside the rules make words from its name.
+
+-- The only list of metrics, in the order in which people are told of them. A constant, so that the planner knows which
+-- measures it needs.
+CREATE FUNCTION analytics.metric_parts() RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN '{
+    "jobs": {"jobs": "whole"},
+    "units": {"units": "whole"},
+    "repairs": {"repairs": "whole"},
+    "leads": {"leads": "whole"},
+    "calls": {"calls": "whole"},
+    "cost": {"cost": "whole"},
+    "revenue_gross": {"revenue_gross": "whole"},
+    "revenue40": {"revenue_gross": "whole"},
+    "profit": {"revenue_gross": "whole", "cost": "whole"},
+    "conv_l_to_u": {"units": "numerator", "leads": "denominator"},
+    "conv_l_to_r": {"repairs": "numerator", "leads": "denominator"},
+    "conv_u_to_r": {"repairs": "numerator", "units": "denominator"},
+    "cpl": {"cost": "numerator", "leads": "denominator"}
+}'::json;
+COMMENT ON FUNCTION analytics.metric_parts IS
+    'Every metric with the measures that it is made of, and what their rows are to it: whole, they add up to it; '
+    'numerator or denominator, it is a ratio.';
+
+CREATE FUNCTION analytics.part_of(metric text, measure text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN analytics.metric_parts() -> metric ->> measure;
+COMMENT ON FUNCTION analytics.part_of IS
+    'What a measure''s rows are to a metric, by analytics.metric_parts; NULL: nothing.';
 
 CREATE FUNCTION analytics.is_ratio(metric text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN metric IN ('conv_l_to_u', 'conv_l_to_r', 'conv_u_to_r', 'cpl');
+RETURN (analytics.metric_parts() -> metric)::text LIKE '%"denominator"%';
 COMMENT ON FUNCTION analytics.is_ratio IS 'Whether a metric is a ratio of two measures; all others add up.';
 
 CREATE FUNCTION analytics.metric_of(
@@ -27,70 +54,26 @@ RETURN CASE metric
 END;
 COMMENT ON FUNCTION analytics.metric_of IS 'The metric of this name, from the sums of the seven measures.';
 
-CREATE FUNCTION analytics.part_of(metric text, measure text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE
-    WHEN metric = measure THEN 'whole'
-    WHEN metric IN ('revenue40', 'profit') AND measure = 'revenue_gross' THEN 'whole'
-    WHEN metric = 'profit' AND measure = 'cost' THEN 'whole'
-    WHEN metric = 'conv_l_to_u' AND measure = 'units' THEN 'numerator'
-    WHEN metric IN ('conv_l_to_r', 'conv_u_to_r') AND measure = 'repairs' THEN 'numerator'
-    WHEN metric = 'cpl' AND measure = 'cost' THEN 'numerator'
-    WHEN metric IN ('conv_l_to_u', 'conv_l_to_r', 'cpl') AND measure = 'leads' THEN 'denominator'
-    WHEN metric = 'conv_u_to_r' AND measure = 'units' THEN 'denominator'
-END;
-COMMENT ON FUNCTION analytics.part_of IS
-    'What a measure''s rows are to a metric: whole, they add up to it; numerator or denominator, it is a ratio; NULL, '
-    'nothing.';
-
 CREATE FUNCTION analytics.require_metric(metric text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
-DECLARE
-    metrics CONSTANT text[] := '{
-        jobs, units, repairs, leads, calls, cost, revenue_gross, revenue40, profit, conv_l_to_u, conv_l_to_r,
-        conv_u_to_r, cpl
-    }';
 BEGIN
-    IF metric = ANY (metrics) THEN
+    IF analytics.metric_parts() -> metric IS NOT NULL THEN
         RETURN true;
     END IF;
     RAISE EXCEPTION 'no such metric: %', coalesce(metric, 'NULL')
-        USING ERRCODE = 'invalid_parameter_value', HINT = 'Metrics: ' || array_to_string(metrics, ', ') || '.';
+        USING ERRCODE = 'invalid_parameter_value', HINT = 'Metrics: ' || (
+            SELECT string_agg(m.name, ', ' ORDER BY m.position)
+            FROM json_object_keys(analytics.metric_parts()) WITH ORDINALITY AS m (name, position)
+        ) || '.';
 END $$;
 COMMENT ON FUNCTION analytics.require_metric IS 'Refuses a metric that daily_metrics does not have.';
 
--- Words.
-
-CREATE FUNCTION analytics.repair_words(repair_rule text, type text, paid numeric) RETURNS text
+CREATE FUNCTION analytics.payment_words(metric text, amount numeric, paid_date date, job_id text) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE repair_rule
-    WHEN 'repair_type' THEN type || ', a repair by its type'
-    WHEN 'paid_service' THEN type || ' with ' || paid || ' paid, more than ' || analytics.repair_threshold()
-END;
-COMMENT ON FUNCTION analytics.repair_words IS 'Why a job is a repair, from its repair_rule.';
-
-CREATE FUNCTION analytics.lead_words(lead_rule text, source text, status text, price numeric) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE lead_rule
-    WHEN 'jobs' THEN 'job of ' || source || ', whose jobs are leads'
-    WHEN 'units' THEN 'unit of ' || source || ', whose units are leads'
-    WHEN 'elocals_paid' THEN 'lead with a price of ' || price || ', above 0'
-    WHEN 'proref_not_passed'
-        THEN 'lead ' || coalesce('with the status ' || status, 'without a status') || ', not Passed'
-END;
-COMMENT ON FUNCTION analytics.lead_words IS 'Why a row is a lead, from its lead_rule.';
-
-CREATE FUNCTION analytics.cost_words(cost_rule text, source text, cost numeric) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE cost_rule
-    WHEN 'sum_cost' THEN 'the lead''s own price of ' || cost
-    WHEN 'per_lead' THEN cost || ' per lead of ' || source
-END;
-COMMENT ON FUNCTION analytics.cost_words IS 'Why a lead costs something, from its cost_rule.';
-
-CREATE FUNCTION analytics.payment_words(amount numeric, paid_date date, job_id text) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE WHEN amount < 0 THEN -amount || ' refunded on ' ELSE amount || ' paid on ' END
+RETURN CASE metric WHEN 'revenue_gross' THEN '' ELSE 'revenue40 of ' END
+    || CASE WHEN amount < 0 THEN -amount || ' refunded on ' ELSE amount || ' paid on ' END
     || to_char(paid_date, 'YYYY-MM-DD') || coalesce(' for job ' || job_id, ' for a job that is not known yet');
-COMMENT ON FUNCTION analytics.payment_words IS 'What a payment is, and for which job; NULL means that it is unknown.';
+COMMENT ON FUNCTION analytics.payment_words IS
+    'What a payment is to a metric, and for which job; NULL means that it is unknown.';
 
 -- One branch per fact and measure. Where the metric is a constant, the planner keeps only those that it is made of.
 CREATE FUNCTION analytics.explain_between(p_from date, p_to date, p_metric text, p_source text, p_segment text)
@@ -105,8 +88,7 @@ RETURNS TABLE (
         SELECT
             analytics.part_of(p_metric, 'jobs') AS part, 'job' AS kind, j.job_id AS id, j.job_date AS day, j.source,
             j.segment, 1::numeric AS amount,
-            coalesce(j.type, 'job without a type') || ': every job counts, in any status' AS rule,
-            j.file_id, j.record_no, NULL::text AS files
+            analytics.job_words(j.type) AS rule, j.file_id, j.record_no, NULL::text AS files
         FROM analytics.job_facts_between(p_from, p_to) j
         WHERE analytics.part_of(p_metric, 'jobs') IS NOT NULL
         UNION ALL
@@ -125,7 +107,7 @@ RETURNS TABLE (
         SELECT
             analytics.part_of(p_metric, 'leads'), CASE l.origin WHEN 'jobs' THEN 'job' ELSE 'lead' END, l.lead_id,
             l.lead_date, l.source, l.segment, 1::numeric,
-            analytics.lead_words(l.lead_rule, l.source, l.status, l.price), l.file_id, l.record_no, NULL::text
+            analytics.lead_words(l.lead_rule, l.source, l.status IS NOT NULL, l.price), l.file_id, l.record_no, NULL::text
         FROM analytics.lead_facts_between(p_from, p_to) l
         WHERE analytics.part_of(p_metric, 'leads') IS NOT NULL
         UNION ALL
@@ -156,8 +138,7 @@ RETURNS TABLE (
         SELECT
             analytics.part_of(p_metric, 'revenue_gross'), 'payment', p.payment_id, j.job_date, j.source, j.segment,
             CASE p_metric WHEN 'revenue_gross' THEN p.amount ELSE analytics.revenue40(p.amount) END,
-            CASE p_metric WHEN 'revenue_gross' THEN '' ELSE 'revenue40 of ' END
-                || analytics.payment_words(p.amount, p.paid_date, j.job_id), p.file_id, p.record_no, NULL::text
+            analytics.payment_words(p_metric, p.amount, p.paid_date, j.job_id), p.file_id, p.record_no, NULL::text
         FROM analytics.job_facts_between(p_from, p_to) j
         JOIN raw.payments p ON p.job_id = j.job_id AND p.counts
         WHERE analytics.part_of(p_metric, 'revenue_gross') IS NOT NULL
@@ -165,8 +146,7 @@ RETURNS TABLE (
         SELECT
             analytics.part_of(p_metric, 'revenue_gross'), 'payment', o.payment_id, o.paid_date, o.source, o.segment,
             CASE p_metric WHEN 'revenue_gross' THEN o.amount ELSE analytics.revenue40(o.amount) END,
-            CASE p_metric WHEN 'revenue_gross' THEN '' ELSE 'revenue40 of ' END
-                || analytics.payment_words(o.amount, o.paid_date, NULL), o.file_id, o.record_no, NULL::text
+            analytics.payment_words(p_metric, o.amount, o.paid_date, NULL), o.file_id, o.record_no, NULL::text
         FROM analytics.orphan_payments_between(p_from, p_to) o
         WHERE analytics.part_of(p_metric, 'revenue_gross') IS NOT NULL
     ) c
@@ -181,8 +161,8 @@ COMMENT ON FUNCTION analytics.explain_between IS
     'its job. file is NULL for a row written by hand. Leads that cost nothing are no contribution to the cost.';
 
 -- For Grafana. Raw tables stay closed to its role, so this runs with the owner's rights, and has ids, dates, amounts,
--- files and the words above, nothing else. A call's id is left out: it is a hash of two telephone numbers and a
--- minute, and there are few enough of them to try all.
+-- sources, files and words, which quote no other text of an export. A call's id is left out: it is a hash of two
+-- telephone numbers and a minute, and there are few enough of them to try all.
 
 CREATE FUNCTION reporting.explain(p_months date[], p_metric text, p_sources text[], p_segments text[])
 RETURNS TABLE (

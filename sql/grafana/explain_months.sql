@@ -34,16 +34,20 @@ compared AS (
             coalesce(sum(s.leads), 0), coalesce(sum(s.calls), 0), coalesce(sum(s.cost), 0),
             coalesce(sum(s.revenue_gross), 0)
         ) AS stored,
-        min(t.stale_since) AS stale_since, string_agg(t.causes, ', ' ORDER BY c.month) AS causes
+        array_agg(c.month) AS months
     FROM chosen c
     LEFT JOIN explained e ON e.month = c.month
     LEFT JOIN stored s ON s.month = c.month
-    LEFT JOIN reporting.month_status t ON t.month = c.month
     GROUP BY GROUPING SETS ((c.month), ())
     HAVING grouping(c.month) = 0 OR count(*) > 1
 )
 SELECT
-    coalesce(to_char(month, 'YYYY-MM'), 'Total') AS month, rows, explained, stored, explained - stored AS difference,
-    stale_since, causes
-FROM compared
-ORDER BY compared.month DESC
+    coalesce(to_char(c.month, 'YYYY-MM'), 'Total') AS month, c.rows, c.explained, c.stored,
+    c.explained - c.stored AS difference, q.stale_since, q.causes
+FROM compared c
+CROSS JOIN LATERAL (
+    SELECT min(s.noted_at) AS stale_since, string_agg(DISTINCT s.cause, ', ' ORDER BY s.cause) AS causes
+    FROM stale_months s
+    WHERE s.month = ANY(c.months)
+) AS q
+ORDER BY c.month DESC

@@ -1,4 +1,4 @@
--- The last file and the last day of every kind of export.
+-- The last file and the newest day of every kind of export.
 SELECT source, last_file, last_exported_at, last_loaded_at,
     to_char(last_row, 'YYYY-MM-DD') AS last_row, days_behind
 FROM reporting.freshness

@@ -67,7 +67,9 @@ def examine(
         connection: to the analytics database.
     """
     path, landing = place(path, landing)
-    report = FileReport(path)
+    report = FileReport(path, refusal=why_ignored(path, landing))
+    if report.refusal is not None:
+        return report
     try:
         source = detect_source(path, landing)
         report.exported_at, exported_at_from = export_time(path, timezone)
@@ -111,6 +113,17 @@ def place(path: Path, landing: Path | None) -> tuple[Path, Path]:
                 return absolute, landing
     path = path.resolve()
     return path, next((folder.parent for folder in path.parents if folder.name in SOURCES), path.parent)
+
+
+def why_ignored(path: Path, landing: Path) -> str | None:
+    """Says why no load sees a file, whose name or folder below the landing folder is ignored; returns None if loads do."""
+    for name in path.relative_to(landing).parts:
+        if landing_folder.is_ignored(name):
+            return (
+                f"no load sees what is called {name}: such names are those of hidden, temporary and lock files and of"
+                " unfinished downloads; rename it if it is an export"
+            )
+    return None
 
 
 def _read(opened: OpenFile, report: FileReport) -> None:

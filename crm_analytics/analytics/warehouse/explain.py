@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from crm_analytics.analytics.warehouse.refresh import MEASURES
+from crm_analytics.analytics.warehouse.refresh import MEASURES, Stale, stale
 from crm_analytics.core.months import next_month
 
 #: The measures whose sums a ratio divides: numerator, denominator.
@@ -39,14 +39,6 @@ class Contribution(NamedTuple):
     rule: str
     file: str | None
     record_no: int | None
-
-
-@dataclass(frozen=True)
-class Stale:
-    """A month that has changed since it was computed: since when, and which tables changed."""
-
-    since: datetime
-    causes: str
 
 
 class Revised(NamedTuple):
@@ -130,13 +122,9 @@ def explain(
         )
         contributions = [Contribution._make(row) for row in rows]
         stored = _stored(connection, "monthly_metrics" if day is None else "daily_metrics", asked)
-        stale = connection.execute(
-            "SELECT stale_since, causes FROM reporting.month_status WHERE month = %(month)s"
-            " AND stale_since IS NOT NULL",
-            asked,
-        ).fetchone()
+        behind = stale(connection, month)
         revisions = _revisions(connection, asked)
-    return Explanation(contributions, stored, Stale(*stale) if stale else None, revisions)
+    return Explanation(contributions, stored, behind[0] if behind else None, revisions)
 
 
 def _revisions(connection: psycopg.Connection[Any], asked: Mapping[str, Any]) -> list[Revised]:

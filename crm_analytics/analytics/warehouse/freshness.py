@@ -1,6 +1,7 @@
 """How old the newest row of each source is, and whether that is expected: what tells that exports have stopped.
 
 The rows decide, not the runs and not the files: a nightly run without a file, or a new file with old rows, is silence.
+Which day the newest one is, reporting.newest_days says, to the dashboards, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from enum import Enum
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from crm_analytics.analytics.ingest.sources.declaration import Expectation, Source
 from crm_analytics.core.wording import counted
@@ -24,17 +24,22 @@ class Age(Enum):
     FRESH = "fresh"
     LATE = "late"
     SILENT = "silent"
-    #: There is no row that could be old: the business may not use the tool.
+    #: There is no row that could be old, and never was a file: the business may not use the tool.
     EMPTY = "empty"
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """The newest day in a source's table, today in the business timezone, and what is expected."""
+    """The newest day in a source's table, today in the business timezone, and what is expected.
+
+    Attributes:
+        was_loaded: whether a file of the source has ever been loaded and not taken back.
+    """
 
     source: str
     newest: date | None
     today: date
+    was_loaded: bool
     expectation: Expectation
 
     @property
@@ -45,23 +50,26 @@ class Freshness:
     @property
     def age(self) -> Age:
         """What the age of the newest row means."""
-        if self.days is None:
+        if self.days is None and not self.was_loaded:
             return Age.EMPTY
-        if _older(self.days, self.expectation.error_days):
+        if self._is_older(self.expectation.error_days):
             return Age.SILENT
-        return Age.LATE if _older(self.days, self.expectation.warn_days) else Age.FRESH
+        return Age.LATE if self._is_older(self.expectation.warn_days) else Age.FRESH
+
+    def _is_older(self, limit: int | None) -> bool:
+        """Returns whether the newest row is older than a limit; rows that are gone are older than any."""
+        return limit is not None and (self.days is None or self.days > limit)
 
     def __str__(self) -> str:
-        if self.days is None:
+        if self.days is None and not self.was_loaded:
             return "no row yet"
-        found = f"the newest row is of {self.newest}, {counted(self.days, 'day')} old"
+        if self.days is None:
+            found = f"no row up to today, {self.today}, although files were loaded"
+        else:
+            found = f"the newest row is of {self.newest}, {counted(self.days, 'day')} old"
         limits = {Age.SILENT: self.expectation.error_days, Age.LATE: self.expectation.warn_days}
         limit = limits.get(self.age)
         return found if limit is None else f"{found}; expected: {counted(limit, 'day')} at most"
-
-
-def _older(days: int, limit: int | None) -> bool:
-    return limit is not None and days > limit
 
 
 def freshness(connection: psycopg.Connection[Any], sources: Iterable[Source]) -> list[Freshness]:
@@ -72,8 +80,14 @@ def freshness(connection: psycopg.Connection[Any], sources: Iterable[Source]) ->
             "SELECT source, warn_days, error_days FROM analytics.source_expectations"
         )
     }
+    found = {
+        source: (newest, today, was_loaded)
+        for source, newest, today, was_loaded in connection.execute(
+            "SELECT source, last_row, analytics.today(), last_loaded_at IS NOT NULL FROM reporting.freshness"
+        )
+    }
     return [
-        Freshness(source.name, *_newest(connection, source), replaced.get(source.name, source.expectation))
+        Freshness(source.name, *found[source.name], replaced.get(source.name, source.expectation))
         for source in sources
     ]
 
@@ -85,17 +99,3 @@ def unknown_expectations(connection: psycopg.Connection[Any], sources: Iterable[
         [[source.name for source in sources]],
     )
     return [name for (name,) in found]
-
-
-def _newest(connection: psycopg.Connection[Any], source: Source) -> tuple[date | None, date]:
-    """Returns the newest day and today. A row of the future, such as a mistyped year, would hide silence: it is left out.
-
-    Of a month's total the last day that it covers counts, at most today.
-    """
-    newest = "max({day})" if source.month_totals is None else "max(least({covered_to}, analytics.today()))"
-    query = sql.SQL(
-        f"SELECT (SELECT {newest} FROM {{table}} WHERE {{day}} <= analytics.today()), analytics.today()"
-    ).format(**{name: source.fragments[name] for name in ("day", "covered_to", "table")})
-    found = connection.execute(query).fetchone()
-    assert found is not None
-    return found[0], found[1]

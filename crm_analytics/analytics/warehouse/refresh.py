@@ -33,22 +33,36 @@ class RefreshedMonth:
 
 
 @dataclass(frozen=True)
-class StaleMonth:
-    """A month that is queued for a refresh."""
+class QueuedMonth:
+    """A month that is queued for a refresh, and the newest entry of the queue that says so."""
 
     month: date
     newest_id: int
-    entries: int
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A month that has changed since it was computed: since when, and which tables changed."""
+
+    month: date
+    since: datetime
+    causes: str
 
 
 def _write_sql(
     table: LiteralString, key: LiteralString, answer: LiteralString, kept: LiteralString = ""
 ) -> LiteralString:
-    """Returns SQL that makes `table` equal its compute function over the range.
+    """Returns SQL that makes `table` equal its compute function over the range, and answers with a SELECT.
 
-    `answer` is the statement's own SELECT, over the rows that differ and `kept`, further columns of them. Writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
-    loop, however wrong the statistics of a table are that has just been filled. New rows go in by date, so that a
-    month of ten years is on as few pages as a month of one year.
+    It writes only rows that differ; where the range is empty, that is a plain insert. A full join cannot become a nested
+    loop, however wrong the statistics of a table are that has just been filled. New rows go in by date, so that a month
+    of ten years is on as few pages as a month of one year.
+
+    Args:
+        table: daily_metrics or monthly_metrics.
+        key: its column with the day or month.
+        answer: the SELECT, which may read `difference`: the key, source, segment and measures of each row that differs.
+        kept: further columns of `difference`, each with a comma behind it.
     """
     columns = ", ".join(MEASURES)
     computed = ", ".join(f"computed.{name}" for name in MEASURES)
@@ -213,11 +227,25 @@ def _forget_empty_months(connection: psycopg.Connection[Any], window: dict[str, 
             )
 
 
-def stale_months(connection: psycopg.Connection[Any]) -> list[StaleMonth]:
+def stale_months(connection: psycopg.Connection[Any]) -> list[QueuedMonth]:
     """Returns the queued months, in order."""
     return [
-        StaleMonth(*row)
+        QueuedMonth(*row)
         for row in connection.execute(
-            "SELECT month, max(id), count(*) FROM analytics.stale_months GROUP BY month ORDER BY month"
+            "SELECT month, max(id) FROM analytics.stale_months GROUP BY month ORDER BY month"
+        )
+    ]
+
+
+def stale(connection: psycopg.Connection[Any], month: date | None = None) -> list[Stale]:
+    """Returns the stale months in order, or only the one that is asked for, with what people want to know of them."""
+    return [
+        Stale(*row)
+        for row in connection.execute(
+            """
+            SELECT month, stale_since, causes FROM reporting.month_status
+            WHERE stale_since IS NOT NULL AND (%(month)s::date IS NULL OR month = %(month)s) ORDER BY month
+            """,
+            {"month": month},
         )
     ]

@@ -572,7 +572,10 @@ def collect(
     config = config or settings()
     parameters = {
         "app_members": list(config.crm_app_member_names),
-        "reader_admins": [login for login in (config.login("analytics"),) if login],
+        # a franchise's owner administers its own reader only
+        "reader_admins": []
+        if config.franchise_names
+        else [login for login in (config.login("analytics"),) if login],
         "tables": list(CRM_TABLES),
         "types": list(CRM_TYPES),
         "rpcs": [*RPC_NAMES, *READ_NAMES],

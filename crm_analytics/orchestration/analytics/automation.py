@@ -4,6 +4,8 @@ Their state is in the database (the queue and the ledger), not in cursors: a sen
 sensor asks for is named by a key that changes with the news; `orchestration/retries.py` decides about further attempts.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from datetime import date
@@ -14,23 +16,22 @@ import psycopg
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
-from crm_analytics.analytics.warehouse.refresh import StaleMonth, stale_months
+from crm_analytics.analytics.warehouse.refresh import QueuedMonth, stale_months
 from crm_analytics.core.database import incarnation
 from crm_analytics.core.months import contiguous
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.freshness_checks import check_freshness_hourly, check_freshness_job
-from crm_analytics.orchestration.analytics.jobs import check_history_job, refresh_job
+from crm_analytics.orchestration.analytics.franchise import Franchise
+from crm_analytics.orchestration.analytics.jobs import check_freshness_job, check_history_job, refresh_job
 from crm_analytics.orchestration.analytics.metric_assets import DAILY, MONTHLY
 from crm_analytics.orchestration.analytics.raw_assets import RAW_KEYS
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
-from crm_analytics.orchestration.partitions import key_month, months, range_tags
+from crm_analytics.orchestration.partitions import key_month, range_tags
 from crm_analytics.orchestration.retries import request
 
 METRICS = [DAILY, MONTHLY]
 INTERVAL = 10  #: seconds between a sensor's ticks
 
 
-def _partitioned(stale: list[StaleMonth], known: set[date]) -> dict[date, StaleMonth]:
+def _partitioned(stale: list[QueuedMonth], known: set[date]) -> dict[date, QueuedMonth]:
     return {entry.month: entry for entry in stale if entry.month in known}
 
 
@@ -43,116 +44,165 @@ def _known(connection: psycopg.Connection[Any], news: list[landing_folder.Pendin
     return [incarnation(connection), landing_folder.declarations_version(), read]
 
 
-@dg.schedule(
-    cron_schedule="15 3 * * *",
-    execution_timezone=months.timezone,
-    job=refresh_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
-)
-def nightly_refresh(
-    context: dg.ScheduleEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
-) -> Iterator[dg.RunRequest]:
-    """Requests the current month through the whole graph, and older stale months through the metrics."""
-    at = context.scheduled_execution_time
-    known = {key_month(key) for key in months.get_partition_keys(current_time=at)}
-    current = max(known)
-    yield dg.RunRequest(run_key=f"nightly:{at:%Y-%m-%d}", tags=range_tags(current, current))
-    with analytics.connect() as connection:
-        stale = _partitioned(stale_months(connection), known)
-    for first, last in contiguous(set(stale) - {current}):
-        yield dg.RunRequest(
-            run_key=f"nightly:{at:%Y-%m-%d}:{first:%Y-%m}:{last:%Y-%m}",
-            asset_selection=METRICS,
-            tags=range_tags(first, last),
-        )
+def nightly_refresh(franchise: Franchise, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+    """Returns the schedule that loads and computes every night."""
+    metrics = [franchise.key(key) for key in METRICS]
 
-
-@dg.sensor(
-    job=refresh_job,
-    minimum_interval_seconds=INTERVAL,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Recomputes months that late or corrected data made stale: neighbors in one run, nothing else.",
-)
-def refresh_stale_months(
-    context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
-) -> list[dg.RunRequest] | dg.SkipReason:
-    """Requests one run per stretch of stale months, whose key has the newest queue id."""
-    known = {key_month(key) for key in months.get_partition_keys()}
-    with analytics.connect() as connection:
-        stale = _partitioned(stale_months(connection), known)
-        database = incarnation(connection)
-    asked = [
-        request(
-            context.instance,
-            f"stale:{first:%Y-%m}:{last:%Y-%m}:{max(stale[m].newest_id for m in stale if first <= m <= last)}:{database}",
-            f"{first:%Y-%m}" + (f" to {last:%Y-%m}" if last > first else ""),
-            timezone=analytics.settings.timezone,
-            tags=range_tags(first, last),
-            asset_selection=METRICS,
-        )
-        for first, last in contiguous(stale)
-    ]
-    requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
-    return requests or dg.SkipReason("\n".join(map(str, asked)) or "no month is stale")
-
-
-@dg.sensor(
-    job=refresh_job,
-    minimum_interval_seconds=INTERVAL,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Loads new and changed files of the landing folder. A file that still grows waits; a refused one"
-    " is not tried again until it changes.",
-)
-def load_landing_files(
-    context: dg.SensorEvaluationContext,
-    analytics: dg.ResourceParam[AnalyticsDatabase],
-    landing: dg.ResourceParam[LandingFolder],
-) -> dg.RunRequest | dg.SkipReason:
-    """Requests one run for the sources with news; its key is a hash of the news.
-
-    The hash covers what the ledger knew before: content that comes back is news again, although it looks as it did.
-    """
-    folder = landing.path
-    if not folder.is_dir():
-        return dg.SkipReason(landing.missing())
-    listing = landing_folder.scan(folder)
-    with analytics.connect() as connection:
-        news = landing_folder.pending(
-            connection, folder, listing=listing, quiet_seconds=landing_folder.QUIET_SECONDS
-        )
-        known = _known(connection, news) if news else []
-    if not news:
-        unreadable = "".join(f"; {entry.name}: {entry.message}" for entry in listing.unreadable)
-        return dg.SkipReason("no new or changed files" + unreadable)
-    current = max(key_month(key) for key in months.get_partition_keys())
-    fingerprint = hashlib.sha256(
-        repr([*sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news), *known]).encode()
-    ).hexdigest()
-    wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
-    keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
-    names = sorted(file.name for file in news)
-    asked = request(
-        context.instance,
-        f"files:{fingerprint}",
-        names[0] + (f" and {counted(len(names) - 1, 'more file')}" if names[1:] else ""),
-        timezone=analytics.settings.timezone,
-        tags=range_tags(current, current),
-        asset_selection=keys,
+    @dg.schedule(
+        cron_schedule="15 3 * * *",
+        execution_timezone=franchise.months.timezone,
+        job=job,
+        name=franchise.name("nightly_refresh"),
+        required_resource_keys=franchise.resource_keys,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Nightly, business timezone: loads and refreshes the current month, and recomputes everything stale.",
     )
-    return asked if isinstance(asked, dg.RunRequest) else dg.SkipReason(asked)
+    def evaluate(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        """Requests the current month through the whole graph, and older stale months through the metrics."""
+        at = context.scheduled_execution_time
+        known = {key_month(key) for key in franchise.months.get_partition_keys(current_time=at)}
+        current = max(known)
+        yield dg.RunRequest(run_key=f"nightly:{at:%Y-%m-%d}", tags=range_tags(current, current))
+        with franchise.analytics(context).connect() as connection:
+            stale = _partitioned(stale_months(connection), known)
+        for first, last in contiguous(set(stale) - {current}):
+            yield dg.RunRequest(
+                run_key=f"nightly:{at:%Y-%m-%d}:{first:%Y-%m}:{last:%Y-%m}",
+                asset_selection=metrics,
+                tags=range_tags(first, last),
+            )
+
+    return evaluate
 
 
-check_history_nightly = dg.ScheduleDefinition(
-    name="check_history_nightly",
-    job=check_history_job,
-    # an hour after the refresh, so that its runs have mostly ended
-    cron_schedule="15 4 * * *",
-    execution_timezone=months.timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
-)
+def refresh_stale_months(franchise: Franchise, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Returns the sensor that keeps the metrics up to date."""
+    metrics = [franchise.key(key) for key in METRICS]
 
-analytics_jobs = [refresh_job, check_history_job, check_freshness_job]
-analytics_schedules = [nightly_refresh, check_history_nightly, check_freshness_hourly]
-analytics_sensors = [refresh_stale_months, load_landing_files]
+    @dg.sensor(
+        job=job,
+        name=franchise.name("refresh_stale_months"),
+        required_resource_keys=franchise.resource_keys,
+        minimum_interval_seconds=INTERVAL,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Recomputes months that late or corrected data made stale: neighbors in one run, nothing else.",
+    )
+    def evaluate(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        """Requests one run per stretch of stale months, whose key has the newest queue id."""
+        known = {key_month(key) for key in franchise.months.get_partition_keys()}
+        analytics = franchise.analytics(context)
+        with analytics.connect() as connection:
+            stale = _partitioned(stale_months(connection), known)
+            database = incarnation(connection)
+        asked = [
+            request(
+                context.instance,
+                franchise.name(
+                    f"stale:{first:%Y-%m}:{last:%Y-%m}:{max(stale[m].newest_id for m in stale if first <= m <= last)}:{database}"
+                ),
+                f"{first:%Y-%m}" + (f" to {last:%Y-%m}" if last > first else ""),
+                timezone=analytics.settings.timezone,
+                tags=range_tags(first, last),
+                asset_selection=metrics,
+            )
+            for first, last in contiguous(stale)
+        ]
+        requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
+        return requests or dg.SkipReason("\n".join(map(str, asked)) or "no month is stale")
+
+    return evaluate
+
+
+def load_landing_files(franchise: Franchise, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Returns the sensor that loads files."""
+
+    @dg.sensor(
+        job=job,
+        name=franchise.name("load_landing_files"),
+        required_resource_keys=franchise.resource_keys,
+        minimum_interval_seconds=INTERVAL,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Loads new and changed files of the landing folder. A file that still grows waits; a refused one"
+        " is not tried again until it changes.",
+    )
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Requests one run for the sources with news; its key is a hash of the news.
+
+        The hash covers what the ledger knew before: content that comes back is news again, although it looks as it did.
+        """
+        analytics, landing = franchise.analytics(context), franchise.landing(context)
+        folder = landing.path
+        if not folder.is_dir():
+            return dg.SkipReason(landing_folder.missing(folder))
+        listing = landing_folder.scan(folder)
+        with analytics.connect() as connection:
+            news = landing_folder.pending(
+                connection, folder, listing=listing, quiet_seconds=landing_folder.QUIET_SECONDS
+            )
+            known = _known(connection, news) if news else []
+        if not news:
+            unreadable = "".join(f"; {entry.name}: {entry.message}" for entry in listing.unreadable)
+            return dg.SkipReason("no new or changed files" + unreadable)
+        current = max(key_month(key) for key in franchise.months.get_partition_keys())
+        fingerprint = hashlib.sha256(
+            repr([*sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news), *known]).encode()
+        ).hexdigest()
+        wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
+        keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]
+        names = sorted(file.name for file in news)
+        asked = request(
+            context.instance,
+            franchise.name(f"files:{fingerprint}"),
+            names[0] + (f" and {counted(len(names) - 1, 'more file')}" if names[1:] else ""),
+            timezone=analytics.settings.timezone,
+            tags=range_tags(current, current),
+            asset_selection=[franchise.key(key) for key in keys],
+        )
+        return asked if isinstance(asked, dg.RunRequest) else dg.SkipReason(asked)
+
+    return evaluate
+
+
+def check_history_nightly(
+    franchise: Franchise, job: dg.UnresolvedAssetJobDefinition
+) -> dg.ScheduleDefinition:
+    """Returns the schedule that checks all months every night."""
+    return dg.ScheduleDefinition(
+        name=franchise.name("check_history_nightly"),
+        job=job,
+        # an hour after the refresh, so that its runs have mostly ended
+        cron_schedule="15 4 * * *",
+        execution_timezone=franchise.months.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Nightly, business timezone: every month's numbers are checked, also those that no run touches.",
+    )
+
+
+def check_freshness_hourly(
+    franchise: Franchise, job: dg.UnresolvedAssetJobDefinition
+) -> dg.ScheduleDefinition:
+    """Returns the schedule that looks how old the newest rows are."""
+    return dg.ScheduleDefinition(
+        name=franchise.name("check_freshness_hourly"),
+        job=job,
+        cron_schedule="25 * * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Hourly: no file starts a run when exports stop, so this looks at the rows.",
+    )
+
+
+def analytics_automation(franchise: Franchise, freshness: dg.AssetChecksDefinition) -> dg.Definitions:
+    """Returns a franchise's jobs, and what starts them; `freshness` are the checks that run hourly."""
+    refresh = refresh_job(franchise)
+    check_history = check_history_job(franchise)
+    check_freshness = check_freshness_job(franchise, freshness)
+    return dg.Definitions(
+        jobs=[refresh, check_history, check_freshness],
+        schedules=[
+            nightly_refresh(franchise, refresh),
+            check_history_nightly(franchise, check_history),
+            check_freshness_hourly(franchise, check_freshness),
+        ],
+        sensors=[refresh_stale_months(franchise, refresh), load_landing_files(franchise, refresh)],
+    )

@@ -20,30 +20,34 @@ from crm_analytics.analytics.warehouse.check_queries import (
     vanished_sql,
 )
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
-from crm_analytics.orchestration.partitions import months, window_of
+from crm_analytics.orchestration.analytics.franchise import Franchise
+from crm_analytics.orchestration.partitions import window_of
 
 SAMPLE = 10
 LONGEST_CELL = 300  #: characters
+#: Of the only business.
+CHECKED_ASSETS = dict.fromkeys(
+    [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
+)
 
 
 def _key(asset: str) -> dg.AssetKey:
     return dg.AssetKey.from_user_string(asset)
 
 
-def _parameters(context: dg.AssetCheckExecutionContext) -> dict[str, Any]:
+def _parameters(context: dg.AssetCheckExecutionContext, franchise: Franchise) -> dict[str, Any]:
     start, end = window_of(context) or (date(2000, 1, 1), date(2101, 1, 1))
-    return {"start": start, "end": end, "first_partition": months.start.date()}
+    return {"start": start, "end": end, "first_partition": franchise.settings.start_month}
 
 
 def _result(
-    asset: str, name: str, rows: list[dict[str, Any]], description: str, error: bool, **metadata: Any
+    asset: dg.AssetKey, name: str, rows: list[dict[str, Any]], description: str, error: bool, **metadata: Any
 ) -> dg.AssetCheckResult:
     found: dict[str, Any] = {"found": len(rows), **metadata}
     if rows:
         found["sample"] = dg.MetadataValue.md(_table(rows[:SAMPLE]))
     return dg.AssetCheckResult(
-        asset_key=_key(asset),
+        asset_key=asset,
         check_name=name,
         passed=not rows,
         severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
@@ -72,8 +76,21 @@ def _rows(
         return cursor.execute(sql.encode(), parameters).fetchall()
 
 
-def build_checks(asset: str) -> dg.AssetChecksDefinition:
+def analytics_checks(franchise: Franchise) -> list[dg.AssetChecksDefinition]:
+    """Returns the checks of all assets."""
+    return [build_checks(franchise, asset) for asset in CHECKED_ASSETS]
+
+
+def windowed_checks(franchise: Franchise) -> list[dg.AssetCheckKey]:
+    """Returns the checks that cover their run's months only."""
+    return [
+        dg.AssetCheckKey(franchise.key(_key(query.asset)), query.name) for query in QUERIES if query.windowed
+    ]
+
+
+def build_checks(franchise: Franchise, asset: str) -> dg.AssetChecksDefinition:
     """Returns all checks of one asset, which run in one step and one snapshot."""
+    key = franchise.key(_key(asset))
     queries = [query for query in QUERIES if query.asset == asset]
     source = next((s for s in SOURCES.values() if s.table.replace(".", "/") == asset), None)
     # a file that replaces whole months leaves no rows of older ones behind
@@ -86,10 +103,10 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
     ) -> dg.AssetCheckSpec:
         return dg.AssetCheckSpec(
             name,
-            asset=_key(asset),
+            asset=key,
             description=description,
             blocking=blocking,
-            additional_deps=[_key(after)] if after else None,
+            additional_deps=[franchise.key(_key(after))] if after else None,
         )
 
     specs = [spec(query.name, query.description, query.error, query.after) for query in queries]
@@ -123,12 +140,14 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
             )
         )
 
-    @dg.multi_asset_check(name=f"{asset.replace('/', '_')}_checks", specs=specs, can_subset=True)
-    def checks(
-        context: dg.AssetCheckExecutionContext,
-        analytics: dg.ResourceParam[AnalyticsDatabase],
-        landing: dg.ResourceParam[LandingFolder],
-    ) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(
+        name=franchise.name(f"{asset.replace('/', '_')}_checks"),
+        specs=specs,
+        can_subset=True,
+        required_resource_keys=franchise.resource_keys,
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        analytics, landing = franchise.analytics(context), franchise.landing(context)
         wanted = {key.name for key in context.selected_asset_check_keys}
         # once for all checks of the step; None where the folder cannot be seen
         listing = scan(landing.path) if source is not None and landing.path.is_dir() else None
@@ -136,23 +155,23 @@ def build_checks(asset: str) -> dg.AssetChecksDefinition:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:
                 if query.name in wanted:
-                    yield _run(connection, query, _parameters(context), listing)
+                    yield _run(connection, key, query, _parameters(context, franchise), listing)
             if source is not None and "quarantine" in wanted:
-                yield _quarantine(connection, asset, source.name)
+                yield _quarantine(connection, key, source.name)
             if vanishing is not None and "vanished_rows" in wanted:
                 rows = _rows(connection, vanished_sql(vanishing), {})
                 yield _result(
-                    asset, "vanished_rows", rows, f"{counted(len(rows), 'row')} vanished", error=False
+                    key, "vanished_rows", rows, f"{counted(len(rows), 'row')} vanished", error=False
                 )
             if totaled is not None and "file_totals" in wanted:
                 rows = _still_there(_rows(connection, totals_sql(), {"source": totaled.name}), listing)
                 found = f"{counted(len(rows), 'file')} with another total than its records"
-                yield _result(asset, "file_totals", rows, found, error=True)
+                yield _result(key, "file_totals", rows, found, error=True)
             if source is not None and "files_read" in wanted:
                 rows = _still_there(_rows(connection, refused_sql(), {"source": source.name}), listing)
                 rows += _unreadable(listing, source.name)
                 yield _result(
-                    asset, "files_read", rows, f"{counted(len(rows), 'file')} could not be read", error=True
+                    key, "files_read", rows, f"{counted(len(rows), 'file')} could not be read", error=True
                 )
 
     return checks
@@ -173,15 +192,19 @@ def _unreadable(listing: Listing | None, source: str | None) -> list[dict[str, A
 
 
 def _run(
-    connection: psycopg.Connection[Any], query: Query, parameters: Mapping[str, Any], listing: Listing | None
+    connection: psycopg.Connection[Any],
+    asset: dg.AssetKey,
+    query: Query,
+    parameters: Mapping[str, Any],
+    listing: Listing | None,
 ) -> dg.AssetCheckResult:
     rows = _rows(connection, query.sql, parameters)
     if query.name == "unrecognized_files":
         rows = _still_there(rows, listing) + _unreadable(listing, None)
-    return _result(query.asset, query.name, rows, query.description, query.error)
+    return _result(asset, query.name, rows, query.description, query.error)
 
 
-def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) -> dg.AssetCheckResult:
+def _quarantine(connection: psycopg.Connection[Any], asset: dg.AssetKey, source: str) -> dg.AssetCheckResult:
     rows = _rows(connection, quarantine_sql(), {"source": source})
     reasons = _rows(connection, quarantine_reasons_sql(), {"source": source}) if rows else []
     return _result(
@@ -192,10 +215,3 @@ def _quarantine(connection: psycopg.Connection[Any], asset: str, source: str) ->
         error=False,
         reasons={row["reason"]: row["records"] for row in reasons},
     )
-
-
-CHECKED_ASSETS = dict.fromkeys(
-    [source.table.replace(".", "/") for source in SOURCES.values()] + [query.asset for query in QUERIES]
-)
-analytics_checks = [build_checks(asset) for asset in CHECKED_ASSETS]
-WINDOWED_CHECKS = [dg.AssetCheckKey(_key(query.asset), query.name) for query in QUERIES if query.windowed]

@@ -13,6 +13,7 @@ import dagster as dg
 
 from crm_analytics.analytics.warehouse.explain import RATIOS
 from crm_analytics.core.migrations import migration_files
+from crm_analytics.orchestration.analytics.franchise import Franchise
 
 #: Relation -> its columns, each with its type and the columns that it comes from, `asset.column`; constants have none.
 _COLUMNS = {
@@ -195,16 +196,16 @@ def _meanings(relation: str) -> dict[str, str]:
     }
 
 
-def column_lineage(relation: str) -> dg.TableColumnLineage:
+def column_lineage(franchise: Franchise, relation: str) -> dg.TableColumnLineage:
     """Returns the columns that each column of a relation of schema `analytics` comes from; constants have none."""
     return dg.TableColumnLineage(
         deps_by_column={
-            column: [_dependency(origin) for origin in origins]
+            column: [_dependency(franchise, origin) for origin in origins]
             for column, origins in _LINEAGE[relation].items()
         }
     )
 
 
-def _dependency(origin: str) -> dg.TableColumnDep:
+def _dependency(franchise: Franchise, origin: str) -> dg.TableColumnDep:
     asset, column = origin.rsplit(".", 1)
-    return dg.TableColumnDep(dg.AssetKey(asset.split("/")), column)
+    return dg.TableColumnDep(franchise.key(dg.AssetKey.from_user_string(asset)), column)

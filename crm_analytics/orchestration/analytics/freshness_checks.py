@@ -8,7 +8,7 @@ from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse.freshness import Age, Freshness, freshness
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.franchise import Franchise
 
 FRESH = "fresh"
 REMEDY = (
@@ -17,20 +17,23 @@ REMEDY = (
 )
 
 
-def build_freshness_checks(sources: Iterable[Source]) -> dg.AssetChecksDefinition:
+def build_freshness_checks(franchise: Franchise, sources: Iterable[Source]) -> dg.AssetChecksDefinition:
     """Returns the checks of all sources, which run in one step and one snapshot."""
-    by_key = {dg.AssetKey(list(source.table_path)): source for source in sources}
+    by_key = {franchise.key(dg.AssetKey(list(source.table_path))): source for source in sources}
     specs = [
         dg.AssetCheckSpec(FRESH, asset=key, description=f"{_expected(source)} {REMEDY}")
         for key, source in by_key.items()
     ]
 
-    @dg.multi_asset_check(name="freshness_checks", specs=specs, can_subset=True)
-    def checks(
-        context: dg.AssetCheckExecutionContext, analytics: dg.ResourceParam[AnalyticsDatabase]
-    ) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(
+        name=franchise.name("freshness_checks"),
+        specs=specs,
+        can_subset=True,
+        required_resource_keys=franchise.resource_keys,
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = sorted(key.asset_key for key in context.selected_asset_check_keys)
-        with analytics.connect() as connection, connection.transaction():
+        with franchise.analytics(context).connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             found = freshness(connection, [by_key[key] for key in keys])
         for key, fresh in zip(keys, found, strict=True):
@@ -62,17 +65,6 @@ def _result(key: dg.AssetKey, found: Freshness) -> dg.AssetCheckResult:
     )
 
 
-freshness_checks = build_freshness_checks(SOURCES.values())
-check_freshness_job = dg.define_asset_job(
-    "check_freshness",
-    selection=dg.AssetSelection.checks(freshness_checks),
-    description="Looks how old the newest row of every source is. Changes nothing.",
-)
-check_freshness_hourly = dg.ScheduleDefinition(
-    name="check_freshness_hourly",
-    job=check_freshness_job,
-    cron_schedule="25 * * * *",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Hourly: no file starts a run when exports stop, so this looks at the rows.",
-)
+def freshness_checks(franchise: Franchise) -> dg.AssetChecksDefinition:
+    """Returns the checks of all sources."""
+    return build_freshness_checks(franchise, SOURCES.values())

@@ -25,12 +25,13 @@ from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
-from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.asset_metadata import OWNERS, code_references
 from crm_analytics.orchestration.failures import run_failure
 from crm_analytics.orchestration.retries import request
 
 PULLED = "pulled"
+SENSOR = "pull_connectors"
 #: Hours without a pull after which the check fails. A pull that finds nothing new writes no file, but is one.
 STALE_HOURS = 6
 _REMEDY = (
@@ -70,14 +71,14 @@ def job_name(connector: Connector) -> str:
     return f"pull_{connector.name}"
 
 
-def after_pulls(assets: Iterable[dg.AssetsDefinition], settings: Settings) -> Iterable[dg.AssetsDefinition]:
+def after_pulls(assets: Iterable[dg.AssetsDefinition], franchise: Franchise) -> Iterable[dg.AssetsDefinition]:
     """Returns the raw assets with the pulls that fill their folders upstream of them."""
     upstream: dict[dg.AssetKey, list[dg.AssetKey]] = {}
-    for connector in connectors_on(settings):
+    for connector in connectors_on(franchise.settings):
         for name in connector.sources:
             if name in SOURCES:
-                raw = dg.AssetKey(list(SOURCES[name].table_path))
-                upstream.setdefault(raw, []).append(landing_key(connector))
+                raw = franchise.key(dg.AssetKey(list(SOURCES[name].table_path)))
+                upstream.setdefault(raw, []).append(franchise.key(landing_key(connector)))
 
     def with_pulls(spec: dg.AssetSpec) -> dg.AssetSpec:
         pulls = upstream.get(spec.key)
@@ -86,28 +87,28 @@ def after_pulls(assets: Iterable[dg.AssetsDefinition], settings: Settings) -> It
     return dg.map_asset_specs(with_pulls, list(assets))
 
 
-def pull_definitions(settings: Settings) -> dg.Definitions:
-    """Returns assets, jobs, checks and sensors of the connectors that are on; nothing if none is."""
-    on = connectors_on(settings)
+def pull_definitions(franchise: Franchise) -> dg.Definitions:
+    """Returns assets, jobs, checks and sensors of a franchise's connectors that are on; nothing if none is."""
+    on = connectors_on(franchise.settings)
     if not on:
         return dg.Definitions()
-    assets = [_asset(connector) for connector in on]
+    assets = [_asset(franchise, connector) for connector in on]
     jobs = [
         dg.define_asset_job(
-            job_name(connector),
-            selection=dg.AssetSelection.assets(landing_key(connector)),
+            franchise.name(job_name(connector)),
+            selection=dg.AssetSelection.assets(franchise.key(landing_key(connector))),
             description=f"Pulls {connector.title}.",
         )
         for connector in on
     ]
-    check = _check(on)
+    check = _check(franchise, on)
     check_job = dg.define_asset_job(
-        "check_pulls",
+        franchise.name("check_pulls"),
         selection=dg.AssetSelection.checks(check),
         description="Looks when each connector was last pulled. Changes nothing.",
     )
     hourly = dg.ScheduleDefinition(
-        name="check_pulls_hourly",
+        name=franchise.name("check_pulls_hourly"),
         job=check_job,
         cron_schedule="35 * * * *",
         execution_timezone="UTC",
@@ -119,23 +120,23 @@ def pull_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[check],
         jobs=[*jobs, check_job],
         schedules=[hourly],
-        sensors=[_sensor(on, jobs)],
+        sensors=[_sensor(franchise, on, jobs)],
     )
 
 
-def _check(on: list[Connector]) -> dg.AssetChecksDefinition:
+def _check(franchise: Franchise, on: list[Connector]) -> dg.AssetChecksDefinition:
     """Returns the checks `pulled`, which run in one step."""
     limit = counted(STALE_HOURS, "hour")
     specs = [
         dg.AssetCheckSpec(
             PULLED,
-            asset=landing_key(connector),
+            asset=franchise.key(landing_key(connector)),
             description=f"When the last pull succeeded, whether it wrote a file or not: fails after {limit}.",
         )
         for connector in on
     ]
 
-    @dg.multi_asset_check(name="pulled_checks", specs=specs, can_subset=True)
+    @dg.multi_asset_check(name=franchise.name("pulled_checks"), specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         for key in sorted(context.selected_asset_check_keys):
             event = context.instance.get_latest_materialization_event(key.asset_key)
@@ -154,22 +155,22 @@ def _check(on: list[Connector]) -> dg.AssetChecksDefinition:
     return checks
 
 
-def _asset(connector: Connector) -> dg.AssetsDefinition:
+def _asset(franchise: Franchise, connector: Connector) -> dg.AssetsDefinition:
     @dg.asset(
-        key=landing_key(connector),
+        key=franchise.key(landing_key(connector)),
+        required_resource_keys=franchise.resource_keys,
         description=(
             f"{connector.description}\n\nA pull writes one complete file into the folder of the landing folder that the"
             " loader reads, or none: when the service fails, and when nothing has changed since the last one."
         ),
         metadata=code_references(f"crm_analytics/analytics/connectors/{_module(connector)}.py"),
-        group_name="landing",
+        group_name=franchise.name("landing"),
         kinds={"api", "file"},
         owners=OWNERS,
         tags={"connector": connector.name},
     )
-    def run_pull(
-        context: dg.AssetExecutionContext, config: PullConfig, analytics: dg.ResourceParam[AnalyticsDatabase]
-    ) -> dg.MaterializeResult[Any]:
+    def run_pull(context: dg.AssetExecutionContext, config: PullConfig) -> dg.MaterializeResult[Any]:
+        analytics = franchise.analytics(context)
         settings = analytics.settings
         written = [0.0]
 
@@ -225,45 +226,44 @@ def metadata(result: PullResult) -> dict[str, Any]:
     }
 
 
-def record(instance: dg.DagsterInstance, result: PullResult) -> None:
+def record(instance: dg.DagsterInstance, settings: Settings, result: PullResult) -> None:
     """Writes down a pull that was made outside of Dagster, so that its asset is as fresh as it."""
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
-            landing_key(CONNECTORS[result.connector]),
+            Franchise(settings).key(landing_key(CONNECTORS[result.connector])),
             metadata=metadata(result),
             description="pulled on the command line",
         )
     )
 
 
-def _sensor(on: list[Connector], jobs: list[Any]) -> dg.SensorDefinition:
+def _sensor(franchise: Franchise, on: list[Connector], jobs: list[Any]) -> dg.SensorDefinition:
     @dg.sensor(
-        name="pull_connectors",
+        name=franchise.name(SENSOR),
         jobs=jobs,
         minimum_interval_seconds=INTERVAL,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Hourly: pulls the recent days of each connector. Weekly, in the night to Monday, and at first:"
         " everything since START_MONTH.",
     )
-    def pull_connectors(
-        context: dg.SensorEvaluationContext, analytics: dg.ResourceParam[AnalyticsDatabase]
-    ) -> list[dg.RunRequest] | dg.SkipReason:
+    def evaluate(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         """Requests what is due."""
-        now = _now().astimezone(analytics.settings.timezone)
-        asked = [_due(context.instance, connector, now) for connector in on]
+        asked = [_due(context.instance, franchise, connector) for connector in on]
         requests = [answer for answer in asked if isinstance(answer, dg.RunRequest)]
         return requests or dg.SkipReason("\n".join(map(str, asked)))
 
-    return pull_connectors
+    return evaluate
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _due(instance: dg.DagsterInstance, connector: Connector, now: datetime) -> dg.RunRequest | str:
+def _due(instance: dg.DagsterInstance, franchise: Franchise, connector: Connector) -> dg.RunRequest | str:
     """Returns the request for the connector's next pull, or why there is none now."""
-    job = job_name(connector)
+    now = _now().astimezone(franchise.settings.timezone)
+    job = franchise.name(job_name(connector))
+    step = "__".join(franchise.key(landing_key(connector)).path)
     if instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS_RUN_STATUSES), limit=1):
         return f"{connector.name}: being pulled"
     monday = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=now.weekday())
@@ -278,12 +278,12 @@ def _due(instance: dg.DagsterInstance, connector: Connector, now: datetime) -> d
         config = {"everything": True} if what == EVERYTHING else {}
         answer = request(
             instance,
-            f"pull:{connector.name}:{what}:{slot}",
+            franchise.name(f"pull:{connector.name}:{what}:{slot}"),
             connector.name,
-            timezone=now.tzinfo or UTC,
+            timezone=franchise.settings.timezone,
             tags={WHAT_TAG: what},
             job_name=job,
-            run_config={"ops": {"__".join(landing_key(connector).path): {"config": config}}},
+            run_config={"ops": {step: {"config": config}}},
         )
         if isinstance(answer, dg.RunRequest):
             break

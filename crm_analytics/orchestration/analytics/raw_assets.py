@@ -10,15 +10,19 @@ from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.months import months_between
+from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.load_log import LoadLog
-from crm_analytics.orchestration.analytics.resources import POOL, AnalyticsDatabase, LandingFolder
+from crm_analytics.orchestration.analytics.resources import POOL
 from crm_analytics.orchestration.asset_metadata import (
     OWNERS,
     add_by_month,
     definition_metadata,
     table_metadata,
 )
-from crm_analytics.orchestration.partitions import key_month, month_key, months, window_of
+from crm_analytics.orchestration.partitions import key_month, month_key, window_of
+
+#: Of the only business.
+RAW_KEYS = [dg.AssetKey(list(source.table_path)) for source in SOURCES.values()]
 
 LOADING = (
     "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
@@ -34,15 +38,21 @@ class LoadConfig(dg.Config):
     force: bool = False
 
 
-def build_raw_asset(source: Source) -> dg.AssetsDefinition:
+def raw_assets(franchise: Franchise) -> list[dg.AssetsDefinition]:
+    """Returns the assets of all sources."""
+    return [build_raw_asset(franchise, source) for source in SOURCES.values()]
+
+
+def build_raw_asset(franchise: Franchise, source: Source) -> dg.AssetsDefinition:
     """Returns the asset that loads one source's files into its table."""
     schema, table = source.table_path
 
     @dg.asset(
-        key=[schema, table],
-        partitions_def=months,
+        key=franchise.key(dg.AssetKey([schema, table])),
+        partitions_def=franchise.months,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool=POOL,
+        pool=franchise.name(POOL),
+        required_resource_keys=franchise.resource_keys,
         description=source.description + LOADING,
         metadata={
             **definition_metadata(
@@ -52,17 +62,13 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
                 f"sql/analytics/{source.migration}",
             ),
         },
-        group_name="raw" if schema == "raw" else "metrics",
+        group_name=franchise.name("raw" if schema == "raw" else "metrics"),
         kinds={"postgres", "csv", "table"},
         owners=OWNERS,
         tags={"source": source.name},
     )
-    def load(
-        context: dg.AssetExecutionContext,
-        config: LoadConfig,
-        analytics: dg.ResourceParam[AnalyticsDatabase],
-        landing: dg.ResourceParam[LandingFolder],
-    ) -> dg.MaterializeResult[Any]:
+    def load(context: dg.AssetExecutionContext, config: LoadConfig) -> dg.MaterializeResult[Any]:
+        analytics, landing = franchise.analytics(context), franchise.landing(context)
         log = LoadLog(context.log.info)
         with analytics.connect() as connection:
             try:
@@ -81,7 +87,7 @@ def build_raw_asset(source: Source) -> dg.AssetsDefinition:
                 log.flush()
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
-        _report_months(context, result, rows, columns)
+        _report_months(context, franchise, result, rows, columns)
         uri = f"{landing.path.as_uri()}/{source.name}"
         return dg.MaterializeResult(metadata={"dagster/uri": uri, **_files_metadata(result)})
 
@@ -97,7 +103,11 @@ def _rows_by_month(connection: Any, source: Source) -> dict[Any, int]:
 
 
 def _report_months(
-    context: dg.AssetExecutionContext, result: LoadResult, rows: dict[Any, int], columns: dict[str, Any]
+    context: dg.AssetExecutionContext,
+    franchise: Franchise,
+    result: LoadResult,
+    rows: dict[Any, int],
+    columns: dict[str, Any],
 ) -> None:
     """Reports row counts of the run's months, and a materialization of each month that files touched outside them."""
     window = window_of(context)
@@ -109,7 +119,7 @@ def _report_months(
     )
     if inside:
         add_by_month(context, context.asset_key, {max(inside): columns})
-    known = {key_month(key) for key in months.get_partition_keys()}
+    known = {key_month(key) for key in franchise.months.get_partition_keys()}
     for month in sorted((set(result.months) & known) - inside):
         context.log_event(
             dg.AssetMaterialization(
@@ -130,7 +140,3 @@ def _files_metadata(result: LoadResult) -> dict[str, Any]:
         "records_quarantined": totals.quarantined,
         "records_changed": totals.inserted + totals.updated,
     }
-
-
-raw_assets = [build_raw_asset(source) for source in SOURCES.values()]
-RAW_KEYS = [asset.key for asset in raw_assets]

@@ -11,6 +11,8 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.core.business import OtherBusiness, refuse_other
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
 from crm_analytics.core.settings import Settings
@@ -37,12 +39,15 @@ class AnalyticsDatabase:
         """Opens an autocommit connection and closes it at the end.
 
         Raises:
-            dg.Failure: if the database is not migrated, not whole, or belongs to another business timezone.
+            dg.Failure: if the database is not migrated, not whole, or another business's.
             psycopg.OperationalError: if the server cannot be reached.
         """
         with connection_to("analytics", self.address()) as connection:
             end_with_client(connection)
-            _refuse_other_timezone(connection, self.settings.business_timezone)
+            try:
+                refuse_other(connection, self.settings)
+            except OtherBusiness as error:
+                raise dg.Failure(str(error)) from error
             yield connection
 
 
@@ -59,18 +64,5 @@ class LandingFolder:
             dg.Failure: if it does not exist.
         """
         if not self.path.is_dir():
-            raise dg.Failure(self.missing())
+            raise dg.Failure(landing_folder.missing(self.path))
         return self.path
-
-    def missing(self) -> str:
-        """Returns the sentence for a folder that does not exist."""
-        return f"the landing folder {self.path} does not exist: create it, or set LANDING_DIR"
-
-
-def _refuse_other_timezone(connection: psycopg.Connection[Any], wanted: str) -> None:
-    """A date is a local date, so a run with another timezone must not touch it (docs/decisions/business-timezone.md)."""
-    row = connection.execute("SELECT timezone FROM analytics.business").fetchone()
-    if row and row[0] != wanted:
-        raise dg.Failure(
-            f"the database's dates are in {row[0]}, but BUSINESS_TIMEZONE is {wanted}: set it to {row[0]}"
-        )

@@ -99,6 +99,17 @@ def text_of(statement: Any) -> str:
     return " ".join(text.split())
 
 
+def write_export(folder: Path, name: str, content: str | bytes, *, day: int | None = None) -> Path:
+    """Writes a file below a folder; `day` sets its modification time to that day of January 2025, 12:00 UTC."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    if day is not None:
+        moment = datetime(2025, 1, day, 12, tzinfo=UTC).timestamp()
+        os.utime(path, (moment, moment))
+    return path
+
+
 class Landing:
     """A landing folder under `folder`, and a connection to the database into which it loads."""
 
@@ -108,14 +119,8 @@ class Landing:
         self.connection = connection
 
     def write(self, name: str, content: str | bytes, *, day: int | None = None) -> Path:
-        """Writes a file; `day` sets its modification time to that day of January 2025, 12:00 UTC."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        if day is not None:
-            moment = datetime(2025, 1, day, 12, tzinfo=UTC).timestamp()
-            os.utime(path, (moment, moment))
-        return path
+        """Writes a file into the folder, as `write_export` does."""
+        return write_export(self.folder, name, content, day=day)
 
     def load(self, source: str, **options: Any) -> LoadResult:
         """Loads one source."""

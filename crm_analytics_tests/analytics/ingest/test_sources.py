@@ -90,10 +90,25 @@ def test_headers_that_only_look_alike():
     assert match_header(SOURCES["google_spend"], ["Cost / conv.", "Avg. cost"]).positions == {}
 
 
-def test_freshness_view_has_every_raw_source(analytics: psycopg.Connection[Any]) -> None:
+def test_freshness_view_has_every_source(analytics: psycopg.Connection[Any]) -> None:
     """The dashboards show of every export how fresh it is."""
-    shown = {source for (source,) in analytics.execute("SELECT source FROM reporting.freshness")}
-    assert shown == {source.name for source in SOURCES.values() if source.table_path[0] == "raw"}
+    shown = [source for (source,) in analytics.execute("SELECT source FROM reporting.freshness")]
+    assert sorted(shown) == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_newest_day_is_told_by_the_declared_columns(
+    source: Source, analytics: psycopg.Connection[Any]
+) -> None:
+    """SQL knows the day of a row from the table, Python from the declaration: the two mean the same column."""
+    days = analytics.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND atttypid = 'date'::regtype"
+        " ORDER BY attnum",
+        [source.table],
+    ).fetchall()
+    assert days[0] == (source.date_column,)
+    covered = source.month_totals.covered_to if source.month_totals else None
+    assert [name for (name,) in days if name == "covered_to"] == ([covered] if covered else [])
 
 
 def test_module_of_each_source_has_its_name() -> None:

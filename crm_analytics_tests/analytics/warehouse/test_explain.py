@@ -20,8 +20,8 @@ from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.analytics.warehouse import catalog
 from crm_analytics.analytics.warehouse import explain as reading
-from crm_analytics.analytics.warehouse.explain import METRICS, RATIOS, explain
-from crm_analytics.analytics.warehouse.refresh import refresh
+from crm_analytics.analytics.warehouse.explain import MADE_OF, METRICS, RATIOS, explain
+from crm_analytics.analytics.warehouse.refresh import MEASURES, refresh
 from crm_analytics.core.months import months_between, next_month
 from crm_analytics.demo.sample_exports import write_landing
 from crm_analytics_tests.analytics import reference_model
@@ -114,8 +114,8 @@ def test_every_row_says_why_it_counts(october: Connection) -> None:
     ]
     assert told(october, "leads") == [
         "01 lead L1 eLocals/OTHER 1: lead with a price of 65.25, above 0",
-        "02 lead R1 Pro Referral/OTHER 1: lead with the status Booked, not Passed",
-        "02 lead R2 Pro Referral/OTHER 1: lead without a status, not Passed",
+        "02 lead R1 Pro Referral/OTHER 1: lead with another status than Passed",
+        "02 lead R2 Pro Referral/OTHER 1: lead without a status",
         "05 job A Google/COD 1: job of Google, whose jobs are leads",
         "06 job C Rely/INS 1: unit of Rely, whose units are leads",
     ]
@@ -262,9 +262,32 @@ def test_every_metric_of_the_tables_is_explained(analytics: Connection) -> None:
             "SELECT * FROM analytics.explain_between('2024-10-01', '2024-11-01', 'repair', NULL, NULL)"
         )
     assert refused.value.diag.message_hint == f"Metrics: {', '.join(METRICS)}."
-    for metric in METRICS:
-        ratio = analytics.execute("SELECT analytics.is_ratio(%s)", [metric]).fetchone()
-        assert ratio == (metric in RATIOS,), metric
+
+
+def test_python_and_sql_agree_on_what_metrics_are_made_of(analytics: Connection) -> None:
+    """Each metric has the same measures in both, and the same two of them as numerator and denominator."""
+    found = analytics.execute(
+        """
+        SELECT metric, analytics.is_ratio(metric), array_agg(measure), array_agg(analytics.part_of(metric, measure))
+        FROM unnest(%s::text[]) AS metric, unnest(%s::text[]) AS measure
+        WHERE analytics.part_of(metric, measure) IS NOT NULL
+        GROUP BY metric
+        """,
+        [list(METRICS), list(MEASURES)],
+    ).fetchall()
+    in_sql = {
+        metric: (ratio, dict(zip(measures, parts, strict=True))) for metric, ratio, measures, parts in found
+    }
+    in_python = {
+        metric: (
+            metric in RATIOS,
+            dict(zip(RATIOS[metric], ("numerator", "denominator"), strict=True))
+            if metric in RATIOS
+            else dict.fromkeys(MADE_OF.get(metric, (metric,)), "whole"),
+        )
+        for metric in METRICS
+    }
+    assert in_sql == in_python
 
 
 def test_metric_of_gives_what_the_tables_generate(october: Connection) -> None:

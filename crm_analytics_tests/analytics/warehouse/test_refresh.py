@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -14,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from crm_analytics.analytics.warehouse.refresh import WRITE_DAILY, WRITE_MONTHLY, refresh, stale_months
 from crm_analytics.core import migrations
 from crm_analytics.core.embedded_postgres import EmbeddedPostgres
+from crm_analytics_tests.analytics.held_refresh import refresh_held
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 
 Connection = psycopg.Connection[Any]
@@ -159,28 +158,14 @@ def test_change_that_commits_during_a_refresh_stays_queued(analytics_url: str) -
         psycopg.connect(analytics_url, autocommit=True) as watcher,
     ):
         insert_job(first, "A", "2024-10-31")
-        with refresh_held_before_monthly(
-            first, watcher
-        ):  # daily metrics are computed, the queue is not emptied
+        # daily metrics are computed, the queue is not emptied
+        with refresh_held(first, watcher, OCTOBER):
             insert_payment(loader, "p", "A", "500.00")
         assert monthly(first)[0][-1] == "0.00"
         assert [entry.month for entry in stale_months(loader)] == [OCTOBER]
         refresh(first, OCTOBER, NOVEMBER)
         assert monthly(first) == [("2024-10", "Google", "COD", 1, 1, 1, 1, "500.00")]
         assert stale_months(first) == []
-
-
-@contextmanager
-def refresh_held_before_monthly(refresher: Connection, holder: Connection) -> Iterator[None]:
-    """Runs a refresh of October in a thread, stopped between writing daily_metrics and monthly_metrics."""
-    thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER))
-    with holder.transaction():
-        holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
-        thread.start()
-        wait_until_blocked(holder, "relation")
-        yield
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
 
 
 def test_refresh_waits_for_open_changes_of_rules(analytics_url: str) -> None:

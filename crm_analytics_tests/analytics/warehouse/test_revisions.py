@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -25,6 +24,7 @@ from crm_analytics.analytics.warehouse.refresh import MEASURES, refresh, stale_m
 from crm_analytics.core import EMBEDDED_LOGIN
 from crm_analytics.core.months import next_month
 from crm_analytics_tests import chance
+from crm_analytics_tests.analytics.held_refresh import refresh_held
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     JOBS,
     NEW_YORK,
@@ -33,7 +33,7 @@ from crm_analytics_tests.analytics.ingest.landing_folder import (
     job,
     text,
 )
-from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
+from crm_analytics_tests.conftest import PATIENCE
 
 Connection = psycopg.Connection[Any]
 SEPTEMBER, OCTOBER, NOVEMBER, DECEMBER = (date(2024, month, 1) for month in (9, 10, 11, 12))
@@ -481,14 +481,8 @@ def test_a_change_that_commits_just_before_the_computation_is_a_cause(analytics_
     ):
         insert_job(editor, "A", "2024-10-05")
         refresh(refresher, OCTOBER, NOVEMBER)
-        thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER))
-        with holder.transaction():
-            holder.execute("LOCK TABLE analytics.daily_metrics IN ACCESS EXCLUSIVE MODE")
-            thread.start()
-            wait_until_blocked(editor, "relation")
+        with refresh_held(refresher, holder, OCTOBER, before="daily_metrics"):
             insert_payment(editor, "p", "A", "10.00")
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
         assert [row[-1] for row in changes(editor)] == ["10.00"]
         assert causes(editor) == [("2024-10", "payments", "insert", None, EMBEDDED_LOGIN, 1)]
         assert stale_months(editor) == []
@@ -504,13 +498,8 @@ def test_a_change_that_commits_after_the_computation_belongs_to_the_next_revisio
         insert_job(editor, "A", "2024-10-05")
         refresh(refresher, OCTOBER, NOVEMBER)
         insert_payment(editor, "p", "A", "10.00")
-        thread = threading.Thread(target=refresh, args=(refresher, OCTOBER, NOVEMBER, "first"))
-        with holder.transaction():
-            holder.execute("LOCK TABLE analytics.monthly_metrics IN EXCLUSIVE MODE")
-            thread.start()
-            wait_until_blocked(editor, "relation")
+        with refresh_held(refresher, holder, OCTOBER, "first"):
             editor.execute("UPDATE raw.payments SET amount = 25")
-        thread.join(PATIENCE)
         assert [entry.month for entry in stale_months(editor)] == [OCTOBER]
         refresh(refresher, OCTOBER, NOVEMBER, "second")
         assert revisions(editor) == [("2024-10", "first"), ("2024-10", "second")]

@@ -137,6 +137,11 @@ def _moment(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
 
 
+def missing(landing: Path) -> str:
+    """Returns the sentence for a landing folder that does not exist."""
+    return f"the landing folder {landing} does not exist: create it, or set LANDING_DIR"
+
+
 def scan(landing: Path) -> Listing:
     """Lists every file of the landing folder and its subfolders, and what there cannot be read.
 
@@ -145,7 +150,7 @@ def scan(landing: Path) -> Listing:
         OSError: if it cannot be listed.
     """
     if not landing.is_dir():
-        raise FileNotFoundError(f"landing folder {landing} does not exist: create it, or set LANDING_DIR")
+        raise FileNotFoundError(missing(landing))
     listing = Listing()
 
     def not_listed(error: OSError) -> None:
@@ -153,7 +158,7 @@ def scan(landing: Path) -> Listing:
         if folder == landing:
             raise OSError(
                 error.errno,
-                f"landing folder {landing} cannot be listed ({error.strerror}): give this user permission to read it",
+                f"the landing folder {landing} cannot be listed ({error.strerror}): give this user permission to read it",
             )
         # a folder that is gone was removed meanwhile
         if not isinstance(error, FileNotFoundError):
@@ -234,6 +239,7 @@ def pending(
     only: str | None = None,
     quiet_seconds: float = 0,
     include_loaded: bool = False,
+    read_only: bool = False,
 ) -> list[PendingFile]:
     """Lists the files of the landing folder that are new or changed since the ledger saw them, unrecognized ones too.
 
@@ -248,6 +254,7 @@ def pending(
         only: leaves out files of other sources, but not unrecognized ones.
         quiet_seconds: leaves out files touched within so many seconds, which may still be growing.
         include_loaded: lists every file, not only new and changed ones, for a forced reload.
+        read_only: leaves the new time of known content out of the ledger, so that it is hashed again next time.
 
     Raises:
         FileNotFoundError: if the landing folder does not exist.
@@ -264,7 +271,9 @@ def pending(
     found = []
     for file in files:
         seen_here = known.get(file.name, [])
-        current = _current_entry(connection, file, seen_here)
+        current = _current_entry(file, seen_here)
+        if current is not None and current.modified_at != file.modified_at and not read_only:
+            ledger.touch(connection, current.file_id, file.modified_at)
         source = current.source if current else None
         if (
             current is not None
@@ -304,9 +313,7 @@ def _version(source: str | None) -> int | None:
     return declarations_version() if source is None else _versions().get(source)
 
 
-def _current_entry(
-    connection: ledger.Connection, file: LandingFile, known: Iterable[ledger.Entry]
-) -> ledger.Entry | None:
+def _current_entry(file: LandingFile, known: Iterable[ledger.Entry]) -> ledger.Entry | None:
     """Returns the ledger's entry for what is at this path now, or None if its content is new."""
     newest_first = sorted(known, key=lambda entry: entry.first_seen_at, reverse=True)
     for entry in newest_first:
@@ -320,19 +327,19 @@ def _current_entry(
             return None
         for entry in same_size:
             if entry.sha256 == sha256:
-                ledger.touch(connection, entry.file_id, file.modified_at)
                 return entry
     return None
 
 
 def unreadable(connection: ledger.Connection, listing: Listing) -> list[ledger.Entry]:
     """Lists the refused and unrecognized ledger entries whose files are still in the landing folder, unchanged."""
-    present = {(file.name, file.size, file.modified_at) for file in listing.files}
+    present = {file.name: file for file in listing.files}
     return [
         entry
         for entry in ledger.entries(connection)
         if entry.status in ("refused", "unrecognized")
-        and (entry.path, entry.size_bytes, entry.modified_at) in present
+        and entry.path in present
+        and _current_entry(present[entry.path], [entry])
     ]
 
 

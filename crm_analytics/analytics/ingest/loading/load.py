@@ -99,7 +99,7 @@ def load_source(
 
 @contextmanager
 def trial(connection: Connection) -> Iterator[None]:
-    """Gives a transaction that is rolled back, and leaves alone the statistics of tables, which a rollback would not restore."""
+    """Gives a transaction that is rolled back, in which no table is analyzed: a rollback wouldn't restore its statistics."""
     with connection.transaction(force_rollback=True):
         connection.execute(
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL crm_analytics.trial = on"
@@ -110,7 +110,7 @@ def trial(connection: Connection) -> Iterator[None]:
 def load_in_trial(
     connection: Connection, landing: Path, files: list[PendingFile], *, timezone: ZoneInfo
 ) -> list[FileResult]:
-    """Loads files of any sources, in their order, inside a trial of the caller, who holds the locks of their sources."""
+    """Loads files inside the caller's `trial`, source by source; the caller holds the locks of these sources' loads."""
     results: list[FileResult] = []
     for source in SOURCES.values():
         own = [file for file in files if file.source == source.name]

@@ -301,11 +301,6 @@ class Source:
         return schema, name
 
     @property
-    def newest_column(self) -> str:
-        """The table's column with the last day that a row is about."""
-        return self.month_totals.covered_to if self.month_totals else self.date_column
-
-    @property
     def value_columns(self) -> tuple[str, ...]:
         """The table's columns that a record fills, key columns left out."""
         return tuple(name for name in self.staged_columns if name not in self.key.columns)

@@ -11,7 +11,7 @@ PROREF_LEADS = Source(
     version=1,
     table="raw.proref_leads",
     title="leads of Pro Referral",
-    description="Leads from Pro Referral; every one that is not Passed counts.",
+    description="Leads from Pro Referral, with their status.",
     columns=(
         Column("lead_id", Identifier(), ("Lead ID", "Unique ID", "Call ID"), required=True, not_null=True),
         Column(

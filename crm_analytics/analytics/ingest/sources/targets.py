@@ -83,6 +83,6 @@ TARGETS = Source(
     needs_one_of=(("target_repairs", "target_revenue40", "target_conv_l_to_r", "target_cpl_max"),),
     review=_REVIEW,
     migration="0004_metrics.sql",
-    # a month's target is of its first day
+    # A target is of the first day of its month: one that is over 30 days old is last month's.
     expectation=Expectation(30, None),
 )
