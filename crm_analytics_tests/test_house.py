@@ -18,7 +18,15 @@ PACKAGE = "crm_analytics"
 #: Modules and packages that import nothing after them in their line, except what is inside them.
 ORDERS = {
     "crm_analytics.analytics": ["connectors", "ingest"],
-    "crm_analytics.analytics.connectors": ["registry", "pull", "spool", "publishing", "client", "connector"],
+    "crm_analytics.analytics.connectors": [
+        "registry",
+        "pull",
+        "spool",
+        "publishing",
+        "connector",
+        "client",
+        "errors",
+    ],
     "crm_analytics.analytics.ingest": ["dry_run", "loading", "reading", "sources", "values", "errors"],
     "crm_analytics.crm": ["proof", "migrating", "schema"],
 }

@@ -6,7 +6,7 @@ import psycopg
 from pydantic import ValidationError
 from rich.markup import escape
 
-from crm_analytics.analytics.connectors.connector import ConnectorError
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
 from crm_analytics.core.settings import NoFranchise, Settings

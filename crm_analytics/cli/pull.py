@@ -10,7 +10,11 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crm_analytics.analytics.connectors.connector import ConnectorError, RecordConnector, Window
+from crm_analytics.analytics.connectors.connector import (
+    RecordConnector,
+    Window,
+)
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.analytics.connectors.pull import PullResult, pull
 from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.cli.databases import require_analytics

@@ -10,7 +10,7 @@ import psycopg
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._utils.error import SerializableErrorInfo
 
-from crm_analytics.analytics.connectors.connector import TransientError
+from crm_analytics.analytics.connectors.errors import TransientError
 
 #: What Dagster writes before the message of such an exception.
 FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}: "

@@ -77,6 +77,7 @@ def test_no_secret_has_a_default(raw):
         "CRM_EXPECTED_LOGINS",
         "DAGSTER_URL",
         "DAGSTER_WEBSERVER_PATH_PREFIX",
+        "WORKIZ_TOKEN",
     }
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
     assert used == set(example), "the example must name every variable, and no other"

@@ -22,7 +22,7 @@ from urllib.parse import quote, quote_plus
 import requests
 import tenacity
 
-from crm_analytics.analytics.connectors.connector import ConnectorError, TransientError
+from crm_analytics.analytics.connectors.errors import ConnectorError, TransientError
 
 #: Attempts at one request. The waits between them add up to some two minutes.
 ATTEMPTS = 7

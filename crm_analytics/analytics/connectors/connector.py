@@ -18,20 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.core.settings import Settings
 
 if TYPE_CHECKING:
     from crm_analytics.analytics.connectors.client import Client, Clock
 
 Record = Mapping[str, Any]
-
-
-class ConnectorError(Exception):
-    """A pull that cannot succeed as things are: one sentence that names what, found, accepted and the remedy."""
-
-
-class TransientError(ConnectorError):
-    """A pull that may succeed later without any change, because the service is busy, down or out of reach."""
 
 
 @dataclass(frozen=True)

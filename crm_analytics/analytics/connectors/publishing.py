@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from crm_analytics.analytics.connectors.connector import ConnectorError
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.core.settings import Settings
 
 #: Between the dot and the ending, of files that are being written; the landing folder's scan ignores both.

@@ -17,13 +17,12 @@ import psycopg
 from crm_analytics.analytics.connectors.client import Clock
 from crm_analytics.analytics.connectors.connector import (
     Connector,
-    ConnectorError,
     FileConnector,
     Reading,
     RecordConnector,
-    TransientError,
     Window,
 )
+from crm_analytics.analytics.connectors.errors import ConnectorError, TransientError
 from crm_analytics.analytics.connectors.publishing import LandingPlace, landing_place
 from crm_analytics.analytics.connectors.spool import OLDEST, SUFFIX, Spool, remove
 from crm_analytics.core import locks

@@ -18,7 +18,11 @@ from typing import Any
 
 import simplejson
 
-from crm_analytics.analytics.connectors.connector import Added, Page, Record
+from crm_analytics.analytics.connectors.connector import (
+    Added,
+    Page,
+    Record,
+)
 
 SUFFIX = ".spool"
 #: A pull that was killed longer ago begins anew: its pages have become too old to go on from.

@@ -16,7 +16,6 @@ from urllib.parse import quote
 from crm_analytics.analytics.connectors.client import Client, Clock, words_of
 from crm_analytics.analytics.connectors.connector import (
     Added,
-    ConnectorError,
     Covers,
     Page,
     Pages,
@@ -26,6 +25,7 @@ from crm_analytics.analytics.connectors.connector import (
     Window,
     secret,
 )
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.core.settings import Settings
 
 #: Records per page, as many as the service gives.

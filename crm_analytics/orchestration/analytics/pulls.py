@@ -15,11 +15,10 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
 from crm_analytics.analytics.connectors.connector import (
     Connector,
-    ConnectorError,
     RecordConnector,
-    TransientError,
     Window,
 )
+from crm_analytics.analytics.connectors.errors import ConnectorError, TransientError
 from crm_analytics.analytics.connectors.pull import PullResult, pull
 from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.analytics.ingest.sources.registry import SOURCES

@@ -15,7 +15,10 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.connectors.client import Clock
-from crm_analytics.analytics.connectors.connector import Connector, Window
+from crm_analytics.analytics.connectors.connector import (
+    Connector,
+    Window,
+)
 from crm_analytics.analytics.connectors.pull import HEADER, PullResult, pull
 from crm_analytics.core.settings import Settings
 from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN

@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from crm_analytics.analytics.connectors.connector import ConnectorError, Window
+from crm_analytics.analytics.connectors.connector import Window
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.analytics.connectors.workiz import ASKED, WORKIZ_JOBS
 from crm_analytics.analytics.ingest.loading import landing as landing_folder

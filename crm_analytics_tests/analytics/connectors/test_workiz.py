@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 from werkzeug import Response
 
-from crm_analytics.analytics.connectors.connector import ConnectorError, TransientError, Window
+from crm_analytics.analytics.connectors.connector import Window
+from crm_analytics.analytics.connectors.errors import ConnectorError, TransientError
 from crm_analytics.analytics.connectors.workiz import PACE, WORKIZ_JOBS, WORKIZ_LEADS
 from crm_analytics_tests.analytics.connectors.conftest import NOW, Pulling, identities, once, read
 from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN, job, serving
