@@ -14,7 +14,7 @@ COPY pyproject.toml constraints.txt ./
 # such as "k8s,s3"; only this installation has them, because an image of one machine needs none
 ARG EXTRAS=""
 RUN mkdir crm_analytics && touch crm_analytics/__init__.py README.md \
-    && pip install --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}"
+    && pip install --constraint constraints.txt --editable ".[s3,lake${EXTRAS:+,$EXTRAS}]"
 
 # an editable installation finds the modules here, so nothing needs to be installed again
 COPY . .

@@ -12,7 +12,7 @@ TIMES ?= 5
 .PHONY: demo test fuzz chaos lint generate bench up help clean
 help:
 	@echo "make demo          load sample data, compute everything, serve Dagster on port $(PORT) (SERVE=0: don't serve)"
-	@echo "make up            serve Dagster with its daemon on your own exports in LANDING_DIR"
+	@echo "make up            serve Dagster with its daemon on your own exports"
 	@echo "make test [PG=16]  run lint and all tests on the embedded PostgreSQL (TESTS=path: only these)"
 	@echo "make fuzz          run all random tests with a new SEED and TIMES=$(TIMES) as many cases"
 	@echo "make chaos         kill loads and refreshes $(KILLS) times, compare with undisturbed ones, write docs/chaos.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.cost import Cost
 from bench.environment import Environment, run
-from crm_analytics.analytics.ingest.loading.landing import QUIET_SECONDS
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core.settings import Settings, settings
 from crm_analytics.demo.sample_exports import LandingSummary, write_landing
 from crm_analytics.orchestration.instance import open_instance
@@ -42,7 +42,7 @@ def write_sample(environment: Environment, months: int) -> LandingSummary:
     for path in sample.refused:
         # a file that isn't loaded is news in every run
         path.unlink()
-    time.sleep(QUIET_SECONDS)
+    time.sleep(LocalFolder.quiet_seconds)
     return sample
 
 

@@ -1,7 +1,7 @@
 """The Definitions: the page from which everything in the platform can be reached.
 
-- Analytics, in `orchestration/analytics/`: `pulls` (services into files), `raw_assets` (files into raw tables), `fact_assets` (the rules, in SQL),
-  `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`.
+- Analytics, in `orchestration/analytics/`: `pulls` (services into files), `raw_assets` (files into raw tables), `fact_assets`
+  (the rules, in SQL), `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`; `lake`, if there is one.
 - CRM, in `orchestration/crm/`: `assets` (migrations and seals), `checks` (the proof), `automation`.
 - Operation, in `orchestration/`: `alerts`, `maintenance`.
 """
@@ -19,6 +19,7 @@ from crm_analytics.orchestration.analytics.checks import analytics_checks
 from crm_analytics.orchestration.analytics.fact_assets import fact_specs
 from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
+from crm_analytics.orchestration.analytics.lake import lake_definitions
 from crm_analytics.orchestration.analytics.metric_assets import metrics
 from crm_analytics.orchestration.analytics.pulls import after_pulls, pull_definitions
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
@@ -58,6 +59,7 @@ def _franchise(franchise: Franchise) -> dg.Definitions:
         ),
         analytics_automation(franchise, freshness),
         pull_definitions(franchise),
+        lake_definitions(franchise),
     )
 
 

@@ -130,6 +130,23 @@ def analytics(analytics_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a server with the API of S3, for all tests of this worker."""
+    from crm_analytics_tests.object_storage import serve
+
+    with serve(tmp_path_factory.mktemp("object_storage")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def prefix(object_storage: str) -> Any:
+    """An empty prefix of its bucket, as a landing folder."""
+    from crm_analytics_tests.object_storage import Prefix
+
+    return Prefix(object_storage, f"test {next(_numbers)}/é")
+
+
 def wait_until_blocked(watcher: psycopg.Connection[Any], kind: str) -> None:
     """Waits until a session of the watcher's database waits for a lock; other workers share the server.
 

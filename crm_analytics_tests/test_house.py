@@ -27,7 +27,15 @@ ORDERS = {
         "client",
         "errors",
     ],
-    "crm_analytics.analytics.ingest": ["dry_run", "loading", "reading", "sources", "values", "errors"],
+    "crm_analytics.analytics.ingest": [
+        "dry_run",
+        "loading",
+        "reading",
+        "storage",
+        "sources",
+        "values",
+        "errors",
+    ],
     "crm_analytics.crm": ["proof", "migrating", "schema"],
 }
 TOP = ["__main__", "cli", "definitions", "orchestration"]  #: nothing below imports these

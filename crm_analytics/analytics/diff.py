@@ -21,11 +21,11 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import errors, sql
 
-from crm_analytics.analytics.ingest.dry_run import place, why_ignored
+from crm_analytics.analytics.ingest.dry_run import named_file, why_ignored
 from crm_analytics.analytics.ingest.errors import cannot_be_read
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.loading.landing import Listing, PendingFile
+from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.load import (
     load_in_trial,
     only_load_of,
@@ -36,6 +36,8 @@ from crm_analytics.analytics.ingest.loading.queries import Connection, takes_sta
 from crm_analytics.analytics.ingest.loading.results import FileResult
 from crm_analytics.analytics.ingest.reading.source_detection import export_time
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile, Listing
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 from crm_analytics.analytics.warehouse.refresh import MEASURES
 from crm_analytics.core.locks import LockHeld
 from crm_analytics.core.months import contiguous, next_month
@@ -109,7 +111,12 @@ class Difference:
 
 
 def diff_files(
-    connection: Connection, landing: Path, paths: Sequence[Path], *, timezone: ZoneInfo, start_month: date
+    connection: Connection,
+    landing: Place,
+    paths: Sequence[str | Path],
+    *,
+    timezone: ZoneInfo,
+    start_month: date,
 ) -> Difference:
     """Says what loading these files and refreshing would change.
 
@@ -129,6 +136,7 @@ def diff_files(
         refuse_other_timezone(connection, timezone)
     except ValueError as error:
         raise CannotDiff(str(error)) from error
+    landing = landing_at(landing)
     with _politely(connection) as patience:
         files, _ = _pending(connection, landing, paths)
         wanted = {file.source for file in files}
@@ -142,9 +150,9 @@ def diff_files(
                     connection.execute(lock)
             results = load_in_trial(connection, landing, files, timezone=timezone)
             found = _compare(connection, start_month)
-            locations = {file.name: file.path for file in files}
+            tried = {pending.name: pending.file for pending in files}
             found.files = others + [
-                _tried(connection, locations[result.path], result, timezone) for result in results
+                _tried(connection, tried[result.path], result, timezone) for result in results
             ]
             return found
 
@@ -180,43 +188,44 @@ def diff_sql(connection: Connection, statements: str, *, start_month: date) -> D
 
 
 def _pending(
-    connection: Connection, landing: Path, paths: Sequence[Path]
+    connection: Connection, landing: Landing, paths: Sequence[str | Path]
 ) -> tuple[list[PendingFile], list[TriedFile]]:
     """Returns the files that a load would read, and what it would say of the others."""
     files: dict[str, PendingFile] = {}
+    named: dict[str, str | Path] = {}
     tried: list[TriedFile] = []
-    for location, folder in dict.fromkeys(place(path, landing) for path in paths):
-        ignored = why_ignored(location, folder)
-        if ignored is not None:
-            name = location.relative_to(folder).as_posix()
-            tried.append(TriedFile(FileResult(name, "refused", ignored)))
-            continue
+    for path in dict.fromkeys(paths):
         try:
-            status = landing_folder.stat(location, folder)
+            file, _ = named_file(path, landing)
         except OSError as error:
-            raise CannotDiff(f"{location}: {cannot_be_read(error)}") from error
-        if status.name in files:
+            raise CannotDiff(f"{path}: {cannot_be_read(error)}") from error
+        ignored = why_ignored(file.name)
+        if ignored is not None:
+            tried.append(TriedFile(FileResult(file.name, "refused", ignored)))
+            continue
+        if file.name in files:
             raise CannotDiff(
-                f"{files[status.name].path} and {location} would both be {status.name} in the landing folder, where the"
-                " second replaces the first: compare them one after the other"
+                f"{named[file.name]} and {path} would both be {file.name} in the landing folder, where the second"
+                " replaces the first: compare them one after the other"
             )
+        named[file.name] = path
         # a new modification time of known content is noted in the ledger, which is for loads to do
         with connection.transaction(force_rollback=True):
-            found = landing_folder.pending(connection, folder, listing=Listing([status]))
+            found = landing_folder.pending(connection, landing, listing=Listing([file]))
         if not found:
-            entry = max(ledger.entries_at(connection, [status.name]), key=lambda entry: entry.first_seen_at)
-            known = FileResult(status.name, entry.status, entry.message)
+            entry = max(ledger.entries_at(connection, [file.name]), key=lambda entry: entry.first_seen_at)
+            known = FileResult(file.name, entry.status, entry.message)
             if entry.counts_in_order:
-                known = FileResult(status.name, "known", "loaded already")
+                known = FileResult(file.name, "known", "loaded already")
             tried.append(TriedFile(known))
         elif found[0].source is None:
-            tried.append(TriedFile(FileResult(status.name, "unrecognized", found[0].message)))
+            tried.append(TriedFile(FileResult(file.name, "unrecognized", found[0].message)))
         else:
-            files[status.name] = found[0]
+            files[file.name] = found[0]
     return list(files.values()), tried
 
 
-def _tried(connection: Connection, path: Path, result: FileResult, timezone: ZoneInfo) -> TriedFile:
+def _tried(connection: Connection, file: LandingFile, result: FileResult, timezone: ZoneInfo) -> TriedFile:
     if not result.file_id:
         return TriedFile(result)
     exported_at, told_by, is_known = _row(
@@ -225,7 +234,7 @@ def _tried(connection: Connection, path: Path, result: FileResult, timezone: Zon
         "SELECT exported_at, exported_at_from, first_seen_at < now() FROM raw.source_files WHERE file_id = %s",
         [result.file_id],
     )
-    own, _ = export_time(path, timezone)
+    own, _ = export_time(file, timezone)
     if own != exported_at:
         told_by = "seen" if is_known else "before"
     return TriedFile(result, exported_at, told_by)

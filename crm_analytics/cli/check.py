@@ -14,6 +14,7 @@ from rich.table import Table
 from crm_analytics.analytics.ingest.dry_run import FileReport, examine
 from crm_analytics.analytics.ingest.loading.ledger import Connection
 from crm_analytics.analytics.ingest.reading.batches import Records
+from crm_analytics.analytics.ingest.storage.places import Place, landing_of
 from crm_analytics.cli.terminal import console, errors
 from crm_analytics.core.database import database_url, embedded
 from crm_analytics.core.migrations import MigrationError, require_migrated
@@ -24,7 +25,7 @@ from crm_analytics.core.wording import counted
 MOST_RECORDS = 20
 
 
-def check_with_database(config: Settings, paths: Sequence[Path]) -> bool:
+def check_with_database(config: Settings, paths: Sequence[str | Path]) -> bool:
     """Prints what loading the files would do, also in the analytics database if it can be asked."""
     connection = None
     if config.analytics_database_url or embedded(config).initialized():
@@ -34,16 +35,16 @@ def check_with_database(config: Settings, paths: Sequence[Path]) -> bool:
         except (psycopg.OperationalError, MigrationError) as error:
             errors.print(f"without the database: {escape(str(error))}", style="dim", highlight=False)
     return check_files(
-        paths, console=console, timezone=config.timezone, landing=config.landing_dir, connection=connection
+        paths, console=console, timezone=config.timezone, landing=landing_of(config), connection=connection
     )
 
 
 def check_files(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     *,
     console: Console,
     timezone: ZoneInfo,
-    landing: Path | None = None,
+    landing: Place | None = None,
     connection: Connection | None = None,
 ) -> bool:
     """Prints what loading the files would do; returns whether all of them can be read.
@@ -59,7 +60,7 @@ def check_files(
 
 def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
     console.print()
-    console.rule(escape(report.path.name), align="left")
+    console.rule(escape(report.name), align="left")
     if report.refusal is not None:
         console.print(f"[red]would be refused:[/] {escape(report.refusal)}", highlight=False)
         return

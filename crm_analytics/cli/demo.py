@@ -22,6 +22,7 @@ def demo_settings(config: Settings, months: int) -> Settings:
     years, month = divmod(today.year * 12 + today.month - months, 12)
     changes = {
         "landing_dir": config.sample_dir,
+        "landing_url": None,
         "start_month": min(date(years, month + 1, 1), config.start_month),
     }
     return config.model_copy(update=changes)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from crm_analytics.analytics.diff import CannotDiff, ChangedSum, Difference, TriedFile, diff_files, diff_sql
 from crm_analytics.analytics.ingest.loading.results import describe
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.cli.databases import require_analytics
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core.database import connect, end_with_client
@@ -36,7 +36,7 @@ _TOLD_BY = {
 
 
 def diff(
-    config: Settings, paths: Sequence[Path], statements: str | None, *, as_json: bool, console: Console
+    config: Settings, paths: Sequence[str], statements: str | None, *, as_json: bool, console: Console
 ) -> int:
     """Prints what loading the files, or running the SQL, would change; returns the exit code."""
     require_analytics(config)
@@ -48,7 +48,7 @@ def diff(
             else:
                 found = diff_files(
                     connection,
-                    config.landing_dir,
+                    landing_of(config),
                     paths,
                     timezone=config.timezone,
                     start_month=config.start_month,

@@ -7,13 +7,16 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from crm_analytics.analytics.connectors.errors import ConnectorError
+from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
+from crm_analytics.analytics.lake.errors import LakeError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
 from crm_analytics.core.settings import NoFranchise, Settings
 
 #: Settings whose values aren't quoted: addresses that may have a password, and what is a secret by its type.
 SECRET = (
-    "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "ALERT_WEBHOOK_URL",
+    "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "LAKE_CATALOG_URL",
+    "ALERT_WEBHOOK_URL", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "LANDING_URL",
     *(name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)),
 )  # fmt: skip
 #: What the line begins with; the first kind that fits is the error's.
@@ -22,12 +25,14 @@ KINDS = {
     migrations.NotMigrated: "not migrated",
     migrations.DriftError: "migrated, but drifted",
     migrations.MigrationError: "migration refused",
+    LakeError: "the lake",
     locks.LockHeld: "busy",
     ConnectorError: "not pulled",
     psycopg.errors.LockNotAvailable: "busy",
     psycopg.errors.QueryCanceled: "took too long",
     psycopg.OperationalError: "no connection to the database",
     psycopg.Error: "the database refused",
+    LandingUnavailable: "the landing folder",
 }
 
 

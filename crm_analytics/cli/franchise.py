@@ -39,8 +39,8 @@ def franchise() -> None:
 @click.option("--start-month", metavar="YYYY-MM", help="Its START_MONTH; the common one by default.")
 @click.option(
     "--landing",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Its landing folder; a folder of its name in the common one by default.",
+    metavar="FOLDER|URL",
+    help="Its landing folder, or s3://bucket/prefix; a folder of its name in the common one by default.",
 )
 @click.option(
     "--folder",
@@ -52,7 +52,7 @@ def add(
     name: str,
     timezone: str | None,
     start_month: str | None,
-    landing: Path | None,
+    landing: str | None,
     folder: Path | None,
     new_passwords: bool,
 ) -> None:
@@ -84,7 +84,8 @@ def add(
     wanted = {
         "business_timezone": timezone,
         "start_month": start_month,
-        "landing_dir": landing and str(landing.resolve()),
+        "landing_url": landing if landing and "://" in landing else None,
+        "landing_dir": str(Path(landing).resolve()) if landing and "://" not in landing else None,
     }
     given = {field: value for field, value in wanted.items() if value}
     try:
@@ -94,6 +95,7 @@ def add(
 
 
 def _add(common: Settings, name: str, given: dict[str, str], folder: Path, *, new_passwords: bool) -> None:
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.core.migrations import migrate
     from crm_analytics.core.settings import FRANCHISES_FILE
     from crm_analytics.dashboards import reader_role
@@ -114,10 +116,11 @@ def _add(common: Settings, name: str, given: dict[str, str], folder: Path, *, ne
         grafana.write()
         migrate("analytics", config=config, report=click.echo)
         reader_role.apply(config)
+        landing = landing_of(config)
         try:
-            config.landing_dir.mkdir(parents=True, exist_ok=True)
+            landing.prepare()
         except OSError as error:
-            click.echo(f"make the landing folder {config.landing_dir} yourself: {error.strerror}")
+            click.echo(f"make the landing folder {landing} yourself: {error.strerror}")
         several = [platform.settings(common, each) for each in listed]
         _write_grafana(several, folder / "grafana")
     click.echo(_told(config, folder, listed))
@@ -165,12 +168,13 @@ def _write_grafana(franchises: list[Settings], folder: Path) -> None:
 
 def _told(config: Settings, folder: Path, names: dict[str, None]) -> str:
     """Returns what was made, and what to do with it."""
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.core.settings import FRANCHISES_FILE, FRANCHISES_FOLDER, settings
 
     name = config.franchise
     lines = [
         f"franchise {name} is ready: dates in {config.business_timezone}, from {config.start_month:%Y-%m} on",
-        f"  exports          {config.landing_dir}/<source>/",
+        f"  exports          {landing_of(config)}/<source>/",
         f"  variables        {folder / FRANCHISES_FILE} (for the platform; has passwords)",
         f"                   {folder / GRAFANA_FILE} (for Grafana; has passwords)",
         f"  Grafana          {folder / 'grafana'}: data sources and dashboards",
@@ -241,6 +245,7 @@ def list_franchises(names: bool) -> None:
     Something for each of them:
       for f in $(crm-analytics franchise list --names); do crm-analytics status --franchise $f; done
     """
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.core.settings import settings
 
     config = settings()
@@ -254,7 +259,7 @@ def list_franchises(names: bool) -> None:
     for business, problem in states:
         click.echo(
             f"{business.franchise:20} {business.business_timezone:20} from {business.start_month:%Y-%m}  "
-            f"{problem or 'ready'}\n{'':20} {business.landing_dir}"
+            f"{problem or 'ready'}\n{'':20} {landing_of(business)}"
         )
     raise SystemExit(1 if any(problem for _, problem in states) else 0)
 

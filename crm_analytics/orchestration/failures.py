@@ -24,7 +24,7 @@ TRANSIENT_SQLSTATES = ("08", "53", "40001", "40P01", "55P03", "57P01", "57P02", 
 #: OSError is a disk that is full or fails.
 TRANSIENT_EXCEPTIONS = (
     "OperationalError", "OSError", "TimeoutError", "ConnectionError", "ConnectionRefusedError", "ConnectionResetError",
-    "BrokenPipeError", "MemoryError", "DagsterUserCodeUnreachableError", TransientError.__name__,
+    "BrokenPipeError", "MemoryError", "DagsterUserCodeUnreachableError", "LandingUnreachable", TransientError.__name__,
 )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from dagster._core.storage.asset_check_execution_record import (
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.analytics.warehouse.freshness import Age, Freshness, freshness, unknown_expectations
 from crm_analytics.analytics.warehouse.refresh import Stale, stale
 from crm_analytics.core.settings import Settings
@@ -160,10 +162,13 @@ def _look_at_months(
 
 
 def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: Settings) -> Iterator[str]:
-    folder = config.landing_dir
+    landing = landing_of(config)
     try:
-        listing = landing_folder.scan(folder)
-        pending = landing_folder.pending(connection, folder, listing=listing, read_only=True)
+        listing = landing.scan()
+        waiting = landing_folder.pending(connection, landing, listing=listing, read_only=True)
+    except LandingUnavailable as error:
+        yield str(error)
+        return
     except OSError as error:
         # the scan's own sentence, or what the system says
         yield error.strerror or str(error)
@@ -174,11 +179,11 @@ def _look_at_files(found: Status, connection: psycopg.Connection[Any], config: S
     ]
     for path, message in found.not_loaded:
         yield f"{path} is not loaded: {message}"
-    for file in pending:
-        since = found.at - timedelta(seconds=file.age())
-        found.waiting.append(WaitingFile(file.name, since))
+    for pending in waiting:
+        since = found.at - timedelta(seconds=pending.file.age())
+        found.waiting.append(WaitingFile(pending.name, since))
         if found.at - since > PATIENCE:
-            yield f"{file.name} waits and nothing loads it: {config.command('refresh')} loads it, or says why not"
+            yield f"{pending.name} waits and nothing loads it: {config.command('refresh')} loads it, or says why not"
 
 
 def _look_at_rows(found: Status, connection: psycopg.Connection[Any], config: Settings) -> Iterator[str]:

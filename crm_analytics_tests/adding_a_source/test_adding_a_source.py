@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from crm_analytics.analytics.ingest.dry_run import examine
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.analytics.warehouse.data_model_doc import data_model
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.analytics.checks import build_checks
@@ -120,7 +120,7 @@ def test_dry_run(landing: Landing) -> None:
 
 def test_asset_and_its_checks(landing: Landing, analytics_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The asset loads the files and describes the table; its checks find quarantine, refused files, vanished rows, silence."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(LocalFolder, "quiet_seconds", 0)
     set_today(landing.connection, date(2024, 10, 22))
     landing.write("reviews/1.csv", text(HEADER, [review(number) for number in range(1, 6)]), day=1)
     good = run(landing, analytics_url)

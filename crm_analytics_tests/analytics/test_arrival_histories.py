@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_analytics.analytics.ingest.loading.load import load_source
+from crm_analytics.analytics.ingest.storage.places import Place
 from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics import test_correction_histories as corrections
 from crm_analytics_tests.analytics.model_comparison import (
@@ -37,6 +39,7 @@ from crm_analytics_tests.analytics.reference_model import (
 )
 from crm_analytics_tests.analytics.test_correction_histories import FIRST, LAST, Model, PaymentRow, Step
 from crm_analytics_tests.chance import examples
+from crm_analytics_tests.object_storage import Prefix
 
 NEW_YORK = ZoneInfo("America/New_York")
 EXPORTED = [datetime(2025, 2, day, 13, 58, 55, 706000, tzinfo=UTC) for day in (3, 9, 16)]
@@ -271,41 +274,49 @@ def assert_raw(connection: psycopg.Connection[Any], model: Model) -> None:
     )
 
 
+numbers = itertools.count(1)
+
+
 @pytest.fixture(scope="module")
 def connection(new_database: Callable[..., str]) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(new_database("analytics"), autocommit=True) as opened:
         yield opened
 
 
-def load(connection: psycopg.Connection[Any], landing: Path, file: Written) -> None:
-    path = landing / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(file.text(), newline="")
+#: Puts a file into a landing folder: its path below it, and its text.
+Put = Callable[[str, str], None]
+
+
+def into(folder: Path) -> Put:
+    def put(name: str, content: str) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, newline="")
+
+    return put
+
+
+def load(connection: psycopg.Connection[Any], landing: Place, put: Put, file: Written) -> None:
+    put(file.path, file.text())
     result = load_source(connection, landing, file.source, timezone=NEW_YORK)
     ((found, status),) = [(done.path, done.status) for done in result.files]
     assert found == file.path
     assert status in ("loaded", "same_content"), result.files
 
 
-@examples(14, shrink=False)
-@given(
-    files=arrivals(),
-    pauses=st.lists(st.booleans(), min_size=20, max_size=20),
-    by_hand=st.lists(st.one_of(corrections.local_steps, corrections.global_steps), max_size=4),
-)
-def test_files_in_any_order_and_corrections_give_the_reference_tables(
+def assert_history(
     connection: psycopg.Connection[Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    landing: Place,
+    put: Put,
     files: list[Written],
     pauses: list[bool],
     by_hand: list[Step],
 ) -> None:
-    """Late, repeated, conflicting and damaged exports give the same tables as if all had come in their turn."""
+    """Loads the files as they come, makes the corrections, and compares tables and metrics with the reference model."""
     corrections.empty(connection)
     connection.execute("TRUNCATE raw.source_files, raw.rejected_rows, raw.vanished_rows")
-    landing = tmp_path_factory.mktemp("landing")
     for file, pause in zip(files, pauses, strict=False):
-        load(connection, landing, file)
+        load(connection, landing, put, file)
         if pause:
             refresh_stale(connection)
     model = model_of(files)
@@ -315,3 +326,38 @@ def test_files_in_any_order_and_corrections_give_the_reference_tables(
     for step in by_hand:
         step(connection, model)
     assert_every_way_agrees(connection, model.warehouse(), FIRST, LAST)
+
+
+histories = given(
+    files=arrivals(),
+    pauses=st.lists(st.booleans(), min_size=20, max_size=20),
+    by_hand=st.lists(st.one_of(corrections.local_steps, corrections.global_steps), max_size=4),
+)
+
+
+@examples(14, shrink=False)
+@histories
+def test_files_in_any_order_and_corrections_give_the_reference_tables(
+    connection: psycopg.Connection[Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    files: list[Written],
+    pauses: list[bool],
+    by_hand: list[Step],
+) -> None:
+    """Late, repeated, conflicting and damaged exports give the same tables as if all had come in their turn."""
+    landing = tmp_path_factory.mktemp("landing")
+    assert_history(connection, landing, into(landing), files, pauses, by_hand)
+
+
+@examples(6, shrink=False)
+@histories
+def test_the_same_histories_in_object_storage(
+    connection: psycopg.Connection[Any],
+    object_storage: str,
+    files: list[Written],
+    pauses: list[bool],
+    by_hand: list[Step],
+) -> None:
+    """Where the files are changes nothing: late ones are placed, and newer ones read again, from a bucket, too."""
+    prefix = Prefix(object_storage, f"history {next(numbers)}")
+    assert_history(connection, prefix.landing(), prefix.write, files, pauses, by_hand)

@@ -25,12 +25,13 @@ from crm_analytics_tests.analytics import reference_model
 from crm_analytics_tests.analytics import test_arrival_histories as histories
 from crm_analytics_tests.analytics import test_correction_histories as corrections
 from crm_analytics_tests.analytics.model_comparison import assert_metrics, refresh_stale
-from crm_analytics_tests.analytics.reference_model import MEASURES, folded
+from crm_analytics_tests.analytics.reference_model import folded
 from crm_analytics_tests.analytics.test_arrival_histories import NEW_YORK, Written, arrivals, model_of
 from crm_analytics_tests.analytics.test_correction_histories import Model, Step
 from crm_analytics_tests.chance import examples
 
 Connection = psycopg.Connection[Any]
+MEASURES = ("jobs", "units", "repairs", "leads", "calls", "cost", "revenue_gross")
 HISTORIES, PROMISED = 18, 200
 #: By month and source, under its folded name.
 Sums = dict[tuple[date, str], dict[str, Decimal]]
@@ -182,7 +183,7 @@ def test_what_a_diff_says_then_happens(
         )
         world.judge(
             told,
-            partial(histories.load, connection, landing, file),
+            partial(histories.load, connection, landing, histories.into(landing), file),
             partial(model_of, files[:number]),
         )
         # otherwise the next file meets months that wait for a refresh

@@ -226,6 +226,22 @@ def test_grafana_has_a_data_source_for_each_and_dashboards_choose_one(place: Pla
         )
 
 
+def test_compose_file_names_what_is_written(place: Place) -> None:
+    """The Compose file for franchises changes services that there are, and names the files that are written."""
+    main = yaml.safe_load((PROJECT_DIR / "docker-compose.yml").read_text())
+    more = yaml.safe_load((PROJECT_DIR / "deploy" / "docker-compose.franchises.yml").read_text())
+    assert set(more["services"]) == {"migrate", "code", "grafana"} <= set(main["services"])
+    for service in more["services"].values():
+        for file in service["env_file"]:
+            assert (place.folder / file).is_file()
+        for volume in service.get("volumes", []):
+            assert (place.folder / volume.split(":")[0]).is_dir()
+    # Grafana gets no owner's password, and the platform's code no database that franchises would share
+    assert more["services"]["grafana"]["env_file"] == ["franchises/grafana.env"]
+    for name in ("migrate", "code"):
+        assert more["services"][name]["environment"] == {"ANALYTICS_DATABASE_URL": ""}
+
+
 def test_on_the_embedded_server_it_needs_no_address(tmp_path: Path, server: EmbeddedPostgres) -> None:
     """Without a server of one's own, the database is made on the embedded one."""
     place = Place(tmp_path, server)

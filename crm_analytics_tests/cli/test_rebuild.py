@@ -152,7 +152,7 @@ def test_late_answer_changes_nothing(
     done = command.rebuild_source(
         config,
         "elocals_leads",
-        [Path("wrong file.csv")],
+        ["wrong file.csv"],
         [],
         yes=False,
         console=Console(file=told, width=200),

@@ -77,6 +77,8 @@ def test_no_secret_has_a_default(raw):
         "CRM_EXPECTED_LOGINS",
         "DAGSTER_URL",
         "DAGSTER_WEBSERVER_PATH_PREFIX",
+        "LAKE_CATALOG_URL",
+        "LAKE_URL",
         "WORKIZ_TOKEN",
     }
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core.database import database_url
 from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration.instance import open_instance
@@ -123,7 +123,7 @@ def platform(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Platform]:
     """Fresh databases and folders on the instance that dagster.yaml describes; files need not settle first."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(LocalFolder, "quiet_seconds", 0)
     landing = tmp_path / "landing"
     landing.mkdir()
     settings = Settings(

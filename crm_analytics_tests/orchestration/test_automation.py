@@ -16,6 +16,7 @@ import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.analytics.warehouse.refresh import refresh
 from crm_analytics_tests.analytics.ingest.landing_folder import set_ages
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, Platform, job_row
@@ -174,7 +175,7 @@ def test_landing_sensor_keeps_its_state_in_the_ledger(platform: Platform) -> Non
 
 def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that still grows waits: half an export must not be loaded while the other half is being copied."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(LocalFolder, "quiet_seconds", 5.0)
     platform.drop("jobs/a.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     ages = set_ages(monkeypatch, {"jobs/a.csv": 4.9})
     assert tick(platform, "load_landing_files") == []
@@ -184,7 +185,7 @@ def test_growing_file_waits(platform: Platform, monkeypatch: pytest.MonkeyPatch)
 
 def test_runs_leave_growing_files(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that something else started does not load a file that is still being copied either."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(LocalFolder, "quiet_seconds", 0.5)
     platform.drop("jobs/done.csv", JOBS_HEADER, job_row("AAAAAA", "2024-10-31"))
     platform.drop("jobs/growing.csv", JOBS_HEADER, job_row("BBBBBB", "2024-10-31"))
     ages = set_ages(monkeypatch, {"jobs/done.csv": 1.0, "jobs/growing.csv": 0.0})

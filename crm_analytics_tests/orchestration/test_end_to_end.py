@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from crm_analytics.analytics.ingest.loading.landing import QUIET_SECONDS
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core.settings import PROJECT_DIR
 from crm_analytics_tests.conftest import PATIENCE
 from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEADER, job_row
@@ -65,7 +65,7 @@ def test_late_payments_file_is_seen_by_the_next_tick(
         assert f"http://127.0.0.1:{port}{PREFIX} (" in (tmp_path / "up.log").read_text()
         wait_for(PATIENCE, lambda: monthly(url)["2024-10"] == (1, "100.01"), tmp_path)
         assert set(log_of_refreshes(url, storage)[len(marked) :]) == {"2024-10"}
-        settled, asked = late.stat().st_ctime + QUIET_SECONDS, ticks(storage, "SUCCESS")[-1]
+        settled, asked = late.stat().st_ctime + LocalFolder.quiet_seconds, ticks(storage, "SUCCESS")[-1]
         assert not [at for at in ticks(storage, "SKIPPED") if settled < at < asked]
         assert backfill(port, ["2024-09", "2024-10", "2024-11"], tmp_path) == 1
         wait_for(PATIENCE, lambda: statuses_of_unscheduled_runs(storage) == {"SUCCESS"}, tmp_path)

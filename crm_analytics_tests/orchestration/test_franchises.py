@@ -14,7 +14,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core.settings import Settings
 from crm_analytics.definitions import build_defs
 from crm_analytics.orchestration.analytics.franchise import Franchise
@@ -187,7 +187,7 @@ def chain(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Chain]:
     """Franchises north and south with databases that are theirs, on the instance that dagster.yaml describes."""
-    monkeypatch.setattr(landing_folder, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(LocalFolder, "quiet_seconds", 0)
     for name in ("north", "south"):
         url = new_database("analytics")
         with psycopg.connect(url, autocommit=True) as connection:

@@ -26,7 +26,8 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.utils import make_new_run_id
 from dagster._daemon.types import DaemonHeartbeat
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.storage.landing import Listing
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.cli.status import to_json, to_lines
 from crm_analytics.orchestration.alerts import ALERTS_KEY
 from crm_analytics.orchestration.retries import RUN_KEY_TAG, WORK_TAG
@@ -323,14 +324,14 @@ def test_status_changes_nothing(platform: Platform) -> None:
 
 def test_status_is_of_one_moment(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed while it looks is told next time: its parts never contradict each other."""
-    original = landing_folder.scan
+    original = LocalFolder.scan
 
-    def meanwhile(landing: Path) -> landing_folder.Listing:
+    def meanwhile(landing: LocalFolder) -> Listing:
         platform.execute("INSERT INTO analytics.source_expectations VALUES ('job', 1, 2)")
         return original(landing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(landing_folder, "scan", meanwhile)
+        patch.setattr(LocalFolder, "scan", meanwhile)
         assert look(platform).to_do == []
     assert len(look(platform).to_do) == 1
 

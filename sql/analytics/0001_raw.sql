@@ -64,6 +64,7 @@ CREATE TABLE raw.source_files (
     sha256 text NOT NULL,
     size_bytes bigint NOT NULL,
     modified_at timestamptz NOT NULL,
+    etag text,
     declaration_version int,
     exported_at timestamptz NOT NULL,
     exported_at_from text NOT NULL CHECK (exported_at_from IN ('name', 'mtime')),
@@ -110,7 +111,10 @@ SELECT analytics.describe('{raw.source_files}', $$
     path: Path below the landing folder.
     sha256: Hash of the content. Together with declaration_version it tells whether the file is new.
     size_bytes: Size when read, in bytes.
-    modified_at: The file's modification time when last seen; if it and the size are unchanged, the file isn't hashed.
+    modified_at: The file's modification time when last seen; if it, the size and the etag are unchanged, the file isn't
+        hashed.
+    etag: What the object storage called this version of the object when last seen, which is no hash of its content;
+        NULL for a file of a local folder.
     declaration_version: Version of the source declaration that read the file; a newer declaration reads it again.
     exported_at: When the export was made; frozen when the content was first seen, and never earlier than that of the
         content it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).

@@ -459,8 +459,8 @@ BEGIN
     THEN
         PERFORM crm_private.invalid(
             p_field, crm_private.visible(v_address),
-            'an address that starts with https:// or s3://, or a path; at most 2048 bytes, without invisible characters '
-            'or white space except spaces'
+            'an address that starts with https:// or s3://, or a path; at most 2048 bytes, without invisible '
+            'characters or white space except spaces'
         );
     END IF;
     RETURN v_address;

@@ -1,4 +1,4 @@
-"""Pulls: what a connector returns becomes one complete file in the landing place, or none at all."""
+"""Pulls: what a connector returns becomes one complete file in the landing folder, or none at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,9 @@ from crm_analytics.analytics.connectors.connector import (
     Window,
 )
 from crm_analytics.analytics.connectors.errors import ConnectorError, TransientError
-from crm_analytics.analytics.connectors.publishing import LandingPlace, landing_place
 from crm_analytics.analytics.connectors.spool import OLDEST, SUFFIX, Spool, remove
+from crm_analytics.analytics.ingest.storage.landing import Landing
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.core import locks
 from crm_analytics.core.settings import Settings
 
@@ -89,17 +91,19 @@ def pull(
     """
     clock = clock or Clock()
     connector.require_on(config)
-    place = landing_place(config)
+    landing = landing_of(config)
+    if not landing.exists():
+        raise ConnectorError(landing.missing())
     with _only_pull_of(connection, connector.name, report):
         for source in connector.sources:
-            place.sweep(source, f"{connector.name}_")
+            landing.sweep(source, f"{connector.name}_")
         if isinstance(connector, RecordConnector):
             window = window or connector.recent(clock.now().astimezone(config.timezone).date())
-            return _pull_records(connection, connector, config, window, place, clock, report)
+            return _pull_records(connection, connector, config, window, landing, clock, report)
         if isinstance(connector, FileConnector):
             if window is not None:
                 raise ConnectorError(f"{connector.name} takes no days: its files are fetched once each")
-            return _pull_files(connector, config, place, clock, report)
+            return _pull_files(connector, config, landing, clock, report)
     raise TypeError(f"{type(connector).__name__} is no kind of connector that a pull knows")
 
 
@@ -108,7 +112,7 @@ def _pull_records(
     connector: RecordConnector,
     config: Settings,
     window: Window,
-    place: LandingPlace,
+    landing: Landing,
     clock: Clock,
     report: Report,
 ) -> PullResult:
@@ -121,7 +125,7 @@ def _pull_records(
             report(f"{connector.name}: going on after page {spool.pages} of a pull that was interrupted")
         reading = _read_all(connector, config, window, spool, clock, report)
         covers = None if reading.covers is None else reading.covers.as_dict()
-        earlier = _earlier(connector, place)
+        earlier = _earlier(connector, landing)
         last = max(earlier, key=lambda file: file.moment, default=None)
         sha256, records, pages = spool.sha256(), spool.records, spool.pages
         # names are to the second, and a clock may go back: an earlier file is never replaced
@@ -136,10 +140,10 @@ def _pull_records(
             "sha256": sha256,
         }
         files: tuple[str, ...] = ()
-        if last is None or _is_news(connection, connector, place, last, header, window):
+        if last is None or _is_news(connection, connector, landing, last, header, window):
             name = f"{connector.name}_{window}_{moment:%Y-%m-%dT%H_%M_%SZ}.jsonl.gz"
             _require_lock(connection, connector.name)
-            place.publish(connector.source, name, lambda file: _write(file, header, spool.lines()))
+            _publish(landing, f"{connector.source}/{name}", lambda file: _write(file, header, spool.lines()))
             files = (f"{connector.source}/{name}",)
     except BaseException:
         spool.close()
@@ -165,13 +169,13 @@ def _read_all(
 
 
 def _pull_files(
-    connector: FileConnector, config: Settings, place: LandingPlace, clock: Clock, report: Report
+    connector: FileConnector, config: Settings, landing: Landing, clock: Clock, report: Report
 ) -> PullResult:
-    names = {source: set(place.names(source)) for source in connector.sources}
+    names = {source: set(_names(landing, source)) for source in connector.sources}
     written = []
     for file in connector.files(config, lambda source, name: name in names[source], clock):
         content = file.content()
-        place.publish(file.source, file.name, lambda out, content=content: _write_bytes(out, content))  # type: ignore[misc]
+        _publish(landing, f"{file.source}/{file.name}", partial(_write_bytes, content))
         names[file.source].add(file.name)
         written.append(f"{file.source}/{file.name}")
         report(f"{connector.name}: {file.source}/{file.name}")
@@ -198,13 +202,30 @@ def _remove_old_spools(folder: Path, connector: RecordConnector, now: datetime) 
             remove(path)
 
 
-def _earlier(connector: RecordConnector, place: LandingPlace) -> list[_Pulled]:
-    """Returns the files of earlier pulls, as far as they are in the landing place."""
+def _names(landing: Landing, source: str) -> list[str]:
+    """Returns the names of the files in a source's folder."""
+    folder = landing.below(source)
+    return [file.name for file in folder.scan().files] if folder.exists() else []
+
+
+def _publish(landing: Landing, name: str, write: Callable[[BinaryIO], None]) -> None:
+    """Puts a file into the landing folder. Raises ConnectorError where it can't be written."""
+    try:
+        landing.publish(name, write)
+    except OSError as error:
+        raise ConnectorError(
+            f"{landing}/{name} can't be written ({error.strerror}): give this user permission to write there, or free some"
+            " space"
+        ) from error
+
+
+def _earlier(connector: RecordConnector, landing: Landing) -> list[_Pulled]:
+    """Returns the files of earlier pulls, as far as they are in the landing folder."""
     day = r"(?:\d{4}-\d\d-\d\d|open)"
     pattern = re.compile(
         rf"{re.escape(connector.name)}_({day})_{day}_(\d{{4}}-\d\d-\d\dT\d\d_\d\d_\d\dZ)\.jsonl\.gz"
     )
-    found = (pattern.fullmatch(name) for name in place.names(connector.source))
+    found = (pattern.fullmatch(name) for name in _names(landing, connector.source))
     return [
         _Pulled(match[0], match[1], datetime.strptime(match[2], "%Y-%m-%dT%H_%M_%SZ").replace(tzinfo=UTC))
         for match in found
@@ -215,7 +236,7 @@ def _earlier(connector: RecordConnector, place: LandingPlace) -> list[_Pulled]:
 def _is_news(
     connection: psycopg.Connection[Any],
     connector: RecordConnector,
-    place: LandingPlace,
+    landing: Landing,
     last: _Pulled,
     header: dict[str, Any],
     window: Window,
@@ -225,7 +246,7 @@ def _is_news(
     Other records do. So does a window that begins earlier, since a file proves what has vanished in its window. And after
     a later export of the source, loaded in between, the same records are news again.
     """
-    before = read_header(place, connector.source, last.name)
+    before = read_header(landing, f"{connector.source}/{last.name}")
     if before is None or before.get("sha256") != header["sha256"]:
         return True
     first = "" if window.first is None else window.first.isoformat()
@@ -238,10 +259,13 @@ def _is_news(
     return later == (True,)
 
 
-def read_header(place: LandingPlace, source: str, name: str) -> dict[str, Any] | None:
+def read_header(landing: Landing, name: str) -> dict[str, Any] | None:
     """Returns what the first line of a pulled file says; None if it says nothing."""
+    listed = landing.find(name)
+    if listed is None:
+        return None
     try:
-        with place.open(source, name) as file, gzip.open(file) as lines:
+        with listed.content.open("rb") as file, gzip.open(file) as lines:
             found = json.loads(lines.readline())
     except (OSError, EOFError, ValueError):
         return None
@@ -257,7 +281,7 @@ def _write(file: BinaryIO, header: dict[str, Any], lines: Iterator[bytes]) -> No
             packed.write(line)
 
 
-def _write_bytes(file: BinaryIO, content: bytes) -> None:
+def _write_bytes(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 

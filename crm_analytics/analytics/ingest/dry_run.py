@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -15,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
@@ -24,6 +25,9 @@ from crm_analytics.analytics.ingest.reading.source_detection import detect_sourc
 from crm_analytics.analytics.ingest.reading.totals import compare
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile, is_ignored
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 
 #: A record's place among the accepted ones, and its staged columns.
 Repeated = tuple[int, dict[str, Any]]
@@ -43,7 +47,7 @@ class Quarantined:
 class FileReport:
     """What loading one file would do."""
 
-    path: Path
+    name: str  #: without folders
     refusal: str | None = None
     file: OpenFile | None = None  #: read to its end; None if it cannot be opened
     exported_at: datetime | None = None  #: UTC
@@ -55,26 +59,31 @@ class FileReport:
 
 
 def examine(
-    path: Path, *, timezone: ZoneInfo, landing: Path | None = None, connection: Connection | None = None
+    path: str | Path,
+    *,
+    timezone: ZoneInfo,
+    landing: Place | None = None,
+    connection: Connection | None = None,
 ) -> FileReport:
     """Reads a file as the loader would; with a connection, also loads it in a transaction that is rolled back.
 
     Args:
-        path: a file inside the landing folder or elsewhere. Elsewhere, the nearest folder above it that has a source's
+        path: a file inside the landing folder or elsewhere on this machine. Elsewhere, the nearest folder above it that has a source's
             name tells the source, or else the file's name or header.
         timezone: the business timezone.
         landing: the landing folder.
         connection: to the analytics database.
     """
-    path, landing = place(path, landing)
-    report = FileReport(path, refusal=why_ignored(path, landing))
-    if report.refusal is not None:
-        return report
+    report = FileReport(Path(path).name)
     try:
-        source = detect_source(path, landing)
-        report.exported_at, exported_at_from = export_time(path, timezone)
+        file, landing = named_file(path, None if landing is None else landing_at(landing))
+        report.refusal = why_ignored(file.name)
+        if report.refusal is not None:
+            return report
+        source = detect_source(file)
+        report.exported_at, exported_at_from = export_time(file, timezone)
         report.file = open_file(
-            path,
+            file.content,
             source,
             exported_at=report.exported_at,
             timezone=timezone,
@@ -88,8 +97,7 @@ def examine(
         report.refusal = str(cannot_be_read(error))
         return report
     if connection is not None:
-        status = landing_folder.stat(path, landing)
-        pending = PendingFile.of(status, source.name)
+        pending = PendingFile(file, source.name)
         result, rejected = try_file(connection, landing, pending, timezone=timezone)
         if result.status in ("refused", "withdrawn"):
             report.refusal = result.message
@@ -103,24 +111,39 @@ def examine(
     return report
 
 
-def place(path: Path, landing: Path | None) -> tuple[Path, Path]:
-    """Returns the file's absolute path, and the landing folder that it is in or would be in."""
+def named_file(file: str | Path, landing: Landing | None) -> tuple[LandingFile, Landing]:
+    """Returns the file that a person names, and the landing folder that it is in or would be in.
+
+    That is a file of this machine, inside the landing folder or elsewhere, or else one of the landing folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if it cannot be looked at.
+        LandingUnavailable: the same, of a file that is not on this machine.
+    """
+    path = Path(file)
+    is_here = path.exists()
     if landing is not None:
-        landing = landing.resolve()
-        # A link inside the landing folder is a file of it.
-        for absolute in (path.absolute(), path.resolve()):
-            if absolute.is_relative_to(landing):
-                return absolute, landing
+        for name in landing.names(path.absolute() if is_here else file):
+            found = landing.find(name)
+            if found is not None:
+                return found, landing
     path = path.resolve()
-    return path, next((folder.parent for folder in path.parents if folder.name in SOURCES), path.parent)
+    folder = LocalFolder(
+        next((folder.parent for folder in path.parents if folder.name in SOURCES), path.parent)
+    )
+    found = folder.find(path.relative_to(folder.path).as_posix())
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    return found, landing or folder
 
 
-def why_ignored(path: Path, landing: Path) -> str | None:
-    """Says why no load sees a file, whose name or folder below the landing folder is ignored; returns None if loads do."""
-    for name in path.relative_to(landing).parts:
-        if landing_folder.is_ignored(name):
+def why_ignored(name: str) -> str | None:
+    """Says why no load sees a file of the landing folder, of which a part of the path is ignored; None if loads do."""
+    for part in name.split("/"):
+        if is_ignored(part):
             return (
-                f"no load sees what is called {name}: such names are those of hidden, temporary and lock files and of"
+                f"no load sees what is called {part}: such names are those of hidden, temporary and lock files and of"
                 " unfinished downloads; rename it if it is an export"
             )
     return None

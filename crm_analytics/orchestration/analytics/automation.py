@@ -131,13 +131,13 @@ def load_landing_files(franchise: Franchise, job: dg.UnresolvedAssetJobDefinitio
         The hash covers what the ledger knew before: content that comes back is news again, although it looks as it did.
         """
         analytics, landing = franchise.analytics(context), franchise.landing(context)
-        folder = landing.path
-        if not folder.is_dir():
-            return dg.SkipReason(landing_folder.missing(folder))
-        listing = landing_folder.scan(folder)
+        folder = landing.landing
+        if not folder.exists():
+            return dg.SkipReason(folder.missing())
+        listing = folder.scan()
         with analytics.connect() as connection:
             news = landing_folder.pending(
-                connection, folder, listing=listing, quiet_seconds=landing_folder.QUIET_SECONDS
+                connection, folder, listing=listing, quiet_seconds=folder.quiet_seconds
             )
             known = _known(connection, news) if news else []
         if not news:
@@ -145,7 +145,7 @@ def load_landing_files(franchise: Franchise, job: dg.UnresolvedAssetJobDefinitio
             return dg.SkipReason("no new or changed files" + unreadable)
         current = max(key_month(key) for key in franchise.months.get_partition_keys())
         fingerprint = hashlib.sha256(
-            repr([*sorted((f.name, f.size, f.modified_at, f.changed_at) for f in news), *known]).encode()
+            repr([*sorted((pending.name, *pending.file.state) for pending in news), *known]).encode()
         ).hexdigest()
         wanted = {SOURCES[file.source].table.replace(".", "/") for file in news if file.source}
         keys = [key for key in RAW_KEYS if "/".join(key.path) in wanted] or RAW_KEYS[:1]

@@ -8,8 +8,8 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from crm_analytics.analytics.ingest.loading.landing import Listing, scan
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import Listing
 from crm_analytics.analytics.warehouse.check_queries import (
     QUERIES,
     Query,
@@ -150,7 +150,8 @@ def build_checks(franchise: Franchise, asset: str) -> dg.AssetChecksDefinition:
         analytics, landing = franchise.analytics(context), franchise.landing(context)
         wanted = {key.name for key in context.selected_asset_check_keys}
         # once for all checks of the step; None where the folder cannot be seen
-        listing = scan(landing.path) if source is not None and landing.path.is_dir() else None
+        folder = landing.landing
+        listing = folder.scan() if source is not None and folder.exists() else None
         with analytics.connect() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for query in queries:

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from crm_analytics.analytics.ingest.storage.places import landing_of
 from crm_analytics.core.settings import RESERVED, Settings
 from crm_analytics.orchestration.analytics.resources import AnalyticsDatabase, LandingFolder
 from crm_analytics.orchestration.partitions import months_of
@@ -73,7 +74,7 @@ class Franchise:
         """The database and the landing folder, by their keys."""
         return {
             self.name("analytics"): AnalyticsDatabase(self.settings),
-            self.name("landing"): LandingFolder(self.settings.landing_dir),
+            self.name("landing"): LandingFolder(landing_of(self.settings)),
         }
 
     def analytics(self, context: Any) -> AnalyticsDatabase:

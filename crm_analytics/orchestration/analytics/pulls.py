@@ -22,6 +22,7 @@ from crm_analytics.analytics.connectors.errors import ConnectorError, TransientE
 from crm_analytics.analytics.connectors.pull import PullResult, pull
 from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable, LandingUnreachable
 from crm_analytics.core.settings import Settings
 from crm_analytics.core.wording import counted
 from crm_analytics.orchestration.analytics.franchise import Franchise
@@ -182,9 +183,9 @@ def _asset(franchise: Franchise, connector: Connector) -> dg.AssetsDefinition:
             with analytics.connect() as connection:
                 window = _window(connector, config, settings)
                 result = pull(connection, connector, settings, window, report=report)
-        except TransientError:
+        except (TransientError, LandingUnreachable):
             raise
-        except ConnectorError as error:
+        except (ConnectorError, LandingUnavailable) as error:
             # as a failure that no retry helps
             raise dg.Failure(str(error)) from error
         return dg.MaterializeResult(metadata=metadata(result))

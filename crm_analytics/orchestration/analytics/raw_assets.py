@@ -4,7 +4,6 @@ from typing import Any
 
 import dagster as dg
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import LoadResult
 from crm_analytics.analytics.ingest.sources.declaration import Source
@@ -25,7 +24,7 @@ from crm_analytics.orchestration.partitions import key_month, month_key, window_
 RAW_KEYS = [dg.AssetKey(list(source.table_path)) for source in SOURCES.values()]
 
 LOADING = (
-    "\n\nA run loads every new or changed file of `LANDING_DIR` for this source **whole**, whatever months it touches;"
+    "\n\nA run loads every new or changed file of the landing folder for this source **whole**, whatever months it touches;"
     " the run's months decide only what is reported, and other months touched are reported too. Files already loaded are"
     " skipped by content. `force: true` reads everything again. The ledger is `raw.source_files`, the quarantine"
     " `raw.rejected_rows`."
@@ -70,16 +69,17 @@ def build_raw_asset(franchise: Franchise, source: Source) -> dg.AssetsDefinition
     def load(context: dg.AssetExecutionContext, config: LoadConfig) -> dg.MaterializeResult[Any]:
         analytics, landing = franchise.analytics(context), franchise.landing(context)
         log = LoadLog(context.log.info)
+        folder = landing.existing()
         with analytics.connect() as connection:
             try:
                 result = load_source(
                     connection,
-                    landing.existing(),
+                    folder,
                     source.name,
                     timezone=analytics.settings.timezone,
                     run_id=context.run_id,
                     force=config.force,
-                    quiet_seconds=landing_folder.QUIET_SECONDS,
+                    quiet_seconds=folder.quiet_seconds,
                     report=log.report,
                     concluded=log.conclude,
                 )
@@ -88,7 +88,7 @@ def build_raw_asset(franchise: Franchise, source: Source) -> dg.AssetsDefinition
             columns = table_metadata(connection, schema, table)
             rows = _rows_by_month(connection, source)
         _report_months(context, franchise, result, rows, columns)
-        uri = f"{landing.path.as_uri()}/{source.name}"
+        uri = folder.below(source.name).uri
         return dg.MaterializeResult(metadata={"dagster/uri": uri, **_files_metadata(result)})
 
     return load

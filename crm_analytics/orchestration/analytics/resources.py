@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.storage.landing import Landing
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 from crm_analytics.core.business import OtherBusiness, refuse_other
 from crm_analytics.core.database import end_with_client
 from crm_analytics.core.migrations import migrate
@@ -53,16 +53,21 @@ class AnalyticsDatabase:
 
 @dataclass(frozen=True)
 class LandingFolder:
-    """The folder that people drop exports into."""
+    """The folder that people drop exports into, on this machine or in a bucket."""
 
-    path: Path
+    place: Place
 
-    def existing(self) -> Path:
+    @property
+    def landing(self) -> Landing:
+        """The folder, which may not exist."""
+        return landing_at(self.place)
+
+    def existing(self) -> Landing:
         """Returns the folder.
 
         Raises:
             dg.Failure: if it does not exist.
         """
-        if not self.path.is_dir():
-            raise dg.Failure(landing_folder.missing(self.path))
-        return self.path
+        if not self.landing.exists():
+            raise dg.Failure(self.landing.missing())
+        return self.landing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -19,14 +20,16 @@ from crm_analytics.analytics.connectors.connector import Window
 from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.analytics.connectors.registry import CONNECTORS
 from crm_analytics.analytics.connectors.workiz import ASKED, WORKIZ_JOBS
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core import locks
 from crm_analytics.core.settings import Settings
 from crm_analytics_tests.analytics.connectors.conftest import NOW, Pulling, identities, once, read
-from crm_analytics_tests.analytics.connectors.workiz_server import Workiz, job, serving
+from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN, Workiz, job, serving
 from crm_analytics_tests.chance import generator
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
+from crm_analytics_tests.object_storage import Prefix
 
 JULY = Window(date(2024, 7, 1), None)
 
@@ -167,7 +170,8 @@ def test_nothing_is_asked_where_nothing_can_be_written(pulling: Pulling, workiz:
     assert workiz.asked == []
     (pulling.config.landing_dir / "jobs").write_text("a file")
     with pytest.raises(
-        ConnectorError, match=r"jobs can't be listed .*a folder that this user may read and write"
+        ConnectorError,
+        match=r"jobs/workiz_jobs.* can't be written \(File exists\): give this user permission",
     ):
         pulling(WORKIZ_JOBS)
 
@@ -246,8 +250,8 @@ def test_killed_at_any_moment_the_next_pull_repairs(pulling: Pulling, workiz: Wo
         process.kill()
         process.communicate()
         # what scans see is whole
-        for file in landing_folder.scan(pulling.config.landing_dir).files:
-            assert len(set(identities(file.path))) == 345
+        for file in LocalFolder(pulling.config.landing_dir).scan().files:
+            assert len(set(identities(pulling.config.landing_dir / file.name))) == 345
         finished(start(pulling, workiz))
         assert len(pulling.spools) == 0
         assert [path for path in pulling.files if not path.name.endswith("Z.jsonl.gz")] == []
@@ -261,11 +265,15 @@ def test_what_a_kill_left_in_the_landing_folder_is_swept(pulling: Pulling, worki
     """A file that was being written is ignored by scans, and removed by the next pull; others' files are left alone."""
     folder = pulling.config.landing_dir / "jobs"
     folder.mkdir()
-    for name in (".pull-workiz_jobs_2024-07-01_open.part", ".pull-callrail_calls_x.part", "jobs.csv.part"):
+    for name in (
+        ".publishing-workiz_jobs_2024-07-01_open.part",
+        ".publishing-callrail_calls_x.part",
+        "jobs.csv.part",
+    ):
         (folder / name).write_text("half")
-    assert landing_folder.scan(pulling.config.landing_dir).files == []
+    assert LocalFolder(pulling.config.landing_dir).scan().files == []
     pulling(WORKIZ_JOBS)
-    assert [path.name for path in pulling.files][:1] == [".pull-callrail_calls_x.part"]
+    assert [path.name for path in pulling.files][:1] == [".publishing-callrail_calls_x.part"]
     assert len(pulling.files) == 3
 
 
@@ -304,3 +312,23 @@ def test_pace_of_a_year(pulling: Pulling) -> None:
     assert len(pulling.reports) == len(workiz.asked) == 203
     assert pulling.reports[99] == "workiz_jobs: 9,803 records in 100 pages"
     assert Path(pulling.files[0]).stat().st_size < 2_000_000
+
+
+def test_pull_into_a_bucket(pulling: Pulling, workiz: Workiz, prefix: Prefix) -> None:
+    """In object storage a file is one object, which is there whole; the last one there tells that nothing is new."""
+    bucket = prefix.landing()
+    pulling.config = Settings(
+        landing_url=prefix.url, crm_analytics_home=pulling.config.crm_analytics_home, workiz_token=TOKEN,
+        workiz_url=workiz.url, **prefix.access,
+    )  # fmt: skip
+    (name,) = pulling(WORKIZ_JOBS).files
+    (file,) = bucket.scan().files
+    assert file.name == name
+    with file.content.open("rb") as content, gzip.open(content) as lines:
+        assert len(lines.readlines()) == 346
+    assert pulling(WORKIZ_JOBS).files == ()
+    workiz.jobs[0]["Status"] = "Canceled"
+    assert len(pulling(WORKIZ_JOBS).files) == 1 and len(bucket.scan().files) == 2
+    pulling.config = pulling.config.model_copy(update={"landing_url": "s3://nowhere"})
+    with pytest.raises(LandingUnavailable, match="nowhere"):
+        pulling(WORKIZ_JOBS)

@@ -15,9 +15,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from crm_analytics.analytics.ingest.loading.landing import LandingFile
 from crm_analytics.analytics.ingest.loading.load import load_source
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult
+from crm_analytics.analytics.ingest.storage.landing import LandingFile
+from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 
 NEW_YORK = ZoneInfo("America/New_York")
 JOBS = ("Job #", "UUID", "Job Type", "Source", "Status", "Created", "Job Date", "Tech", "Zip Code", "Total")
@@ -108,6 +109,13 @@ def write_export(folder: Path, name: str, content: str | bytes, *, day: int | No
         moment = datetime(2025, 1, day, 12, tzinfo=UTC).timestamp()
         os.utime(path, (moment, moment))
     return path
+
+
+def local_file(path: Path, landing: Path) -> LandingFile:
+    """Returns a file of a landing folder on this machine."""
+    found = LocalFolder(landing).find(path.relative_to(landing).as_posix())
+    assert found is not None
+    return found
 
 
 class Landing:

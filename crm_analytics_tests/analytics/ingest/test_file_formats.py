@@ -13,7 +13,7 @@ from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
-from crm_analytics_tests.analytics.ingest.landing_folder import Landing
+from crm_analytics_tests.analytics.ingest.landing_folder import Landing, local_file
 from crm_analytics_tests.analytics.ingest.samples import SAMPLES, day, read, read_text, workbook_bytes
 
 ROWS: list[list[object]] = [
@@ -99,7 +99,7 @@ def test_formats_that_are_not_read(tmp_path: Path, name: str, content: bytes, me
     )  # fmt: skip
     path = path.rename(tmp_path / "export (3).bin")
     with pytest.raises(RefusedFile, match=message.split(";")[0].split(": ")[-1]):
-        detect_source(path, tmp_path)
+        detect_source(local_file(path, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["payments.csv", "payments.xls", "payments.XLSM", "payments"])
@@ -162,7 +162,7 @@ def test_report_in_another_language(tmp_path: Path, language: str, form: str):
     assert "amount: Amount, Cost, Spend" in str(refusal.value)
     assert "; export the file in English, with its header row, or move it" in str(refusal.value)
     with pytest.raises(RefusedFile) as refusal:
-        detect_source(tmp_path / "export.csv", tmp_path)
+        detect_source(local_file(tmp_path / "export.csv", tmp_path))
     shown = (
         f"export.csv: {shown}neither name nor header tells the source; move it into the folder of its source"
     )

@@ -13,7 +13,7 @@ from crm_analytics.analytics.ingest.reading.file_kind import weigh
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
-from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing
+from crm_analytics_tests.analytics.ingest.landing_folder import NEW_YORK, Landing, local_file
 from crm_analytics_tests.analytics.ingest.samples import (
     JOBS_HEADER,
     SAMPLES,
@@ -353,7 +353,7 @@ def test_custom_column_refuses_no_jobs(custom: str, tmp_path: Path) -> None:
     """Accounts add columns of their own; one that another kind of file has too refuses no real export."""
     wide = csv_text([[*JOBS_HEADER, custom], [*jobs_row(), "x"]])
     assert len(read_text(tmp_path, "jobs", wide).rows) == 1
-    assert detect_source(tmp_path / "export.csv", tmp_path).name == "jobs"
+    assert detect_source(local_file(tmp_path / "export.csv", tmp_path)).name == "jobs"
     narrow = f"Job #,Job Type,Source,Created,{custom}\n3504,COD Service,Google,{CREATED},x\n"
     assert len(read_text(tmp_path, "jobs", narrow).rows) == 1
 
@@ -400,6 +400,6 @@ def test_sheet_of_another_kind_is_passed_over(tmp_path: Path) -> None:
     both.write_bytes(workbook_bytes(leads, [JOBS_HEADER, jobs_row()]))
     only_leads.write_bytes(workbook_bytes(leads))
     assert [row["job_id"] for row in read(both, "jobs").rows] == ["AB12CD"]
-    assert detect_source(both, tmp_path).name == "jobs"
+    assert detect_source(local_file(both, tmp_path)).name == "jobs"
     with pytest.raises(UnrecognizedFile, match="headers of another kind of file"):
-        detect_source(only_leads, tmp_path)
+        detect_source(local_file(only_leads, tmp_path))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from crm_analytics.analytics.ingest.loading import landing as landing_folder
-from crm_analytics.analytics.ingest.loading.landing import is_ignored, not_loaded, pending, scan, unreadable
+from crm_analytics.analytics.ingest.loading.landing import not_loaded, pending, scan, unreadable
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import is_ignored
 from crm_analytics_tests.analytics.ingest.landing_folder import (
     ELOCALS,
     JOBS,
@@ -142,7 +143,7 @@ def test_many_loaded_files_are_only_listed(landing: Landing, monkeypatch: pytest
         SELECT 'elocals_leads', path, %s, %s, %s, %s, %s, 'mtime', 'loaded' FROM unnest(%s::text[]) AS path RETURNING 1
         """,
         [
-            landing_folder.fingerprint(files[0].path),
+            landing_folder.fingerprint(files[0].content),
             files[0].size,
             files[0].modified_at,
             SOURCES["elocals_leads"].version,

@@ -35,7 +35,7 @@ def was_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, threading.Event]:
 
     def recorded(opened: OpenFile) -> list[Encoded]:
         batches = encode_whole(opened)
-        events[opened.path.name].set()
+        events[opened.content.name].set()
         return batches
 
     monkeypatch.setattr(load_file, "encode_whole", recorded)

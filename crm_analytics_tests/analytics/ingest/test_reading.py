@@ -22,7 +22,7 @@ from crm_analytics.analytics.ingest.reading.open_file import UNCOMPUTED, open_fi
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.workbook import cell_text
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
-from crm_analytics_tests.analytics.ingest.landing_folder import record_calls
+from crm_analytics_tests.analytics.ingest.landing_folder import local_file, record_calls
 from crm_analytics_tests.analytics.ingest.samples import (
     EXPORTED_AT,
     JOBS_HEADER,
@@ -317,10 +317,10 @@ def test_every_source_is_detected_by_its_header(tmp_path: Path, source: str):
     """Exactly one source fits each header, because users drop files with meaningless names."""
     path = tmp_path / "export_export (23).csv"
     path.write_text(SAMPLES[source])
-    assert detect_source(path, tmp_path).name == source
+    assert detect_source(local_file(path, tmp_path)).name == source
     path = path.rename(tmp_path / "Book1.xlsx")
     path.write_bytes(workbook_bytes([line.split(",") for line in SAMPLES[source].splitlines()]))
-    assert detect_source(path, tmp_path).name == source
+    assert detect_source(local_file(path, tmp_path)).name == source
 
 
 BARE_HEADERS = {
@@ -350,10 +350,10 @@ def test_source_is_detected_by_name(tmp_path: Path, name: str, expected: str):
     """A telling name is enough for columns that any list may have; without it, they tell nothing."""
     path = tmp_path / name
     path.write_text(f"{BARE_HEADERS[expected]}\n")
-    assert detect_source(path, tmp_path).name == expected
+    assert detect_source(local_file(path, tmp_path)).name == expected
     path = path.rename(tmp_path / "export.csv")
     with pytest.raises(UnrecognizedFile, match="a name that tells the source, or headers that only"):
-        detect_source(path, tmp_path)
+        detect_source(local_file(path, tmp_path))
 
 
 @pytest.mark.parametrize("source", ["payments", "google_spend"])
@@ -365,7 +365,7 @@ def test_name_is_not_enough_without_the_columns(tmp_path: Path, source: str):
         f'^{source}.csv: "{source}": name tells this source but the header does not fit; .*missing columns'
     )
     with pytest.raises(UnrecognizedFile, match=message):
-        detect_source(path, tmp_path)
+        detect_source(local_file(path, tmp_path))
 
 
 def test_source_is_detected_by_folder(tmp_path: Path):
@@ -373,7 +373,7 @@ def test_source_is_detected_by_folder(tmp_path: Path):
     path = tmp_path / "payments" / "2025" / "jobs.csv"
     path.parent.mkdir(parents=True)
     path.write_text("x")
-    assert detect_source(path, tmp_path).name == "payments"
+    assert detect_source(local_file(path, tmp_path)).name == "payments"
 
 
 def test_unrecognized_files(tmp_path: Path):
@@ -398,7 +398,7 @@ def test_unrecognized_files(tmp_path: Path):
     ):
         path.write_text(content)
         with pytest.raises(UnrecognizedFile, match=message):
-            detect_source(path, tmp_path)
+            detect_source(local_file(path, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_unrecognized_files(tmp_path: Path):
 def test_export_time_in_the_name(tmp_path: Path, name: str, expected: datetime):
     """A date-time in the name beats the copy's modification time; without Z it is business time."""
     (tmp_path / name).touch()
-    assert export_time(tmp_path / name, NEW_YORK) == (expected, "name")
+    assert export_time(local_file(tmp_path / name, tmp_path), NEW_YORK) == (expected, "name")
 
 
 @pytest.mark.parametrize("name", ["jobs 2025-12-16.csv", "2025-13-16T13_58_55Z.csv", "2025-12-16T13_58.csv"])
@@ -420,7 +420,10 @@ def test_export_time_from_the_file(tmp_path: Path, name: str):
     """A date alone or an impossible time in the name does not count."""
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
-    assert export_time(tmp_path / name, NEW_YORK) == (datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "mtime")
+    assert export_time(local_file(tmp_path / name, tmp_path), NEW_YORK) == (
+        datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC),
+        "mtime",
+    )
 
 
 def test_workbook_of_jobs(tmp_path: Path):

@@ -10,6 +10,7 @@ from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.reading import csv_records
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics_tests.analytics.ingest.damage import damaged_export, damaged_workbook
+from crm_analytics_tests.analytics.ingest.landing_folder import local_file
 from crm_analytics_tests.analytics.ingest.samples import SAMPLES, read
 from crm_analytics_tests.chance import TIMES, generator
 
@@ -19,7 +20,7 @@ WORKBOOKS = 280
 
 def _survives(path: Path, source: str) -> bool:
     try:
-        detect_source(path, path.parent)
+        detect_source(local_file(path, path.parent))
     except RefusedFile as error:
         assert str(error).startswith(path.name)
     try:

@@ -15,6 +15,7 @@ from crm_analytics.analytics.ingest.reading.source_detection import detect_sourc
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 from crm_analytics.core.settings import PROJECT_DIR
+from crm_analytics_tests.analytics.ingest.landing_folder import local_file
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -125,10 +126,10 @@ def test_leads_of_the_jobs_tool_are_not_jobs(tmp_path: Path) -> None:
     path = tmp_path / "export_export (23).csv"
     path.write_text(f"{header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,,A1B2C3\n")
     with pytest.raises(UnrecognizedFile):
-        detect_source(path, tmp_path)
+        detect_source(local_file(path, tmp_path))
     jobs_header = header.replace("Lead #", "Job #").replace("Converted Lead total", "Total")
     path.write_text(f"{jobs_header}\n17,Open,Google,Ann,Troy,COD Service,,Fri Nov 15 2024,,85,A1B2C3\n")
-    assert detect_source(path, tmp_path).name == "jobs"
+    assert detect_source(local_file(path, tmp_path)).name == "jobs"
 
 
 def test_header_row_is_the_first_complete_one():

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
-from crm_analytics.analytics.ingest.loading.landing import PendingFile, fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Order
 from crm_analytics.analytics.ingest.reading.source_detection import export_time
+from crm_analytics.analytics.ingest.storage.landing import LandingFile, fingerprint
 
 #: What is at a path now comes after whatever was there before.
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -19,7 +19,7 @@ _LAST = datetime.max.replace(tzinfo=UTC)
 class IdentifiedFile:
     """A file to be read: its content with its export time in the order, and its ledger entry if it has one."""
 
-    file: PendingFile
+    file: LandingFile
     content: Content
     entry: Entry | None
     #: Its modification time is before that of the content which it replaces.
@@ -31,15 +31,14 @@ class IdentifiedFile:
         return (self.content.exported_at, self.content.path, _LAST)
 
 
-def read_content(file: PendingFile, timezone: ZoneInfo) -> Content:
+def read_content(file: LandingFile, timezone: ZoneInfo) -> Content:
     """Reads what identifies a file's content. Raises OSError where the file cannot be read."""
-    exported_at, exported_at_from = export_time(file.path, timezone)
-    return Content(
-        file.name, fingerprint(file.path), file.size, file.modified_at, exported_at, exported_at_from
-    )
+    sha256 = fingerprint(file.content)
+    exported_at, exported_at_from = export_time(file, timezone)
+    return Content(file.name, sha256, file.size, file.modified_at, file.etag, exported_at, exported_at_from)
 
 
-def identify(file: PendingFile, timezone: ZoneInfo, known: KnownFiles) -> IdentifiedFile:
+def identify(file: LandingFile, timezone: ZoneInfo, known: KnownFiles) -> IdentifiedFile:
     """Finds the file's place in the order among those of its source.
 
     The export time is frozen when a content is first seen, until other content of its path was loaded after it. It is

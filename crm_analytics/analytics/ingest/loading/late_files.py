@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, LiteralString
 from zoneinfo import ZoneInfo
 
@@ -19,11 +18,11 @@ from psycopg import errors, sql
 
 from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
-from crm_analytics.analytics.ingest.loading.landing import fingerprint
 from crm_analytics.analytics.ingest.loading.ledger import Entry, Order
 from crm_analytics.analytics.ingest.loading.queries import NEWER, SourceSession, drop_temporary
 from crm_analytics.analytics.ingest.loading.staging import Staged, settle_repeats, stage
 from crm_analytics.analytics.ingest.reading.open_file import open_file
+from crm_analytics.analytics.ingest.storage.landing import Content, Landing, fingerprint
 from crm_analytics.core.wording import counted
 
 #: Records of the source that wait in the quarantine.
@@ -48,7 +47,7 @@ class NewerKeys(SourceSession):
     totals and whether the file has the complete month.
     """
 
-    landing: Path
+    landing: Landing
     timezone: ZoneInfo
     report: Callable[[str], None]
     places: list[Entry] | None = None
@@ -100,32 +99,35 @@ class NewerKeys(SourceSession):
                 """
             )
         for place, entry in enumerate(self.places):
-            path = self._find(entry, known)
-            if path is None:
+            content = self._find(entry, known)
+            if content is None:
                 self.lost.add(entry.file_id)
                 continue
             self.report(f"{entry.path}: read again, because an older file came after it")
             try:
                 with self.connection.transaction():
-                    self._note_keys(path, entry, place)
+                    self._note_keys(content, entry, place)
             except (RefusedFile, OSError, errors.DataError):
                 self.lost.add(entry.file_id)
 
-    def _find(self, entry: Entry, known: KnownFiles) -> Path | None:
-        """Returns where the entry's content is now, under whichever of the source's names."""
+    def _find(self, entry: Entry, known: KnownFiles) -> Content | None:
+        """Returns the entry's content where it is now, under whichever of the source's names."""
         names = [entry.path, *(other.path for other in known.with_content(entry.sha256))]
         for name in dict.fromkeys(names):
-            path = self.landing / name
             try:
-                if path.stat().st_size == entry.size_bytes and fingerprint(path) == entry.sha256:
-                    return path
+                file = self.landing.find(name)
+                if file is None or file.size != entry.size_bytes:
+                    continue
+                content = file.content
+                if fingerprint(content) == entry.sha256:
+                    return content
             except OSError:
                 continue
         return None
 
-    def _note_keys(self, path: Path, entry: Entry, place: int) -> None:
+    def _note_keys(self, content: Content, entry: Entry, place: int) -> None:
         opened = open_file(
-            path,
+            content,
             self.source,
             exported_at=entry.exported_at,
             timezone=self.timezone,

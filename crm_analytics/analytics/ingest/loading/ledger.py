@@ -26,6 +26,7 @@ class Entry:
     sha256: str
     size_bytes: int
     modified_at: datetime
+    etag: str | None
     declaration_version: int | None
     exported_at: datetime
     exported_at_from: str
@@ -77,6 +78,7 @@ class Content:
     sha256: str
     size_bytes: int
     modified_at: datetime
+    etag: str | None
     exported_at: datetime
     exported_at_from: str
     #: Known content that is at its path again, which makes its entry the path's last once more.
@@ -143,14 +145,15 @@ def shapes(connection: Connection, source: str) -> dict[Shape, set[int]]:
     return {Shape(frozenset(names), has_records): set(files) for names, has_records, files in found}
 
 
+#: Path, bytes, modification time (microseconds since 1970, UTC) and etag of a content.
+Seen = tuple[str, int, int, str | None]
+
 #: What `seen_last` returned last, and the state of the ledger, the versions and the database that it is true for.
-_seen_last: tuple[object, frozenset[tuple[str, int, int]]] = (None, frozenset())
+_seen_last: tuple[object, frozenset[Seen]] = (None, frozenset())
 
 
-def seen_last(
-    connection: Connection, versions: dict[str, int], unrecognized: int
-) -> frozenset[tuple[str, int, int]]:
-    """Returns path, bytes and modification time (microseconds since 1970, UTC) of the last content of each path.
+def seen_last(connection: Connection, versions: dict[str, int], unrecognized: int) -> frozenset[Seen]:
+    """Returns the last content of each path.
 
     It is kept until the ledger changes, because a sensor asks every few seconds. Every insert and update gives a row
     another `xmin`, a later one, so as many rows with the same sum of them are the same rows.
@@ -172,10 +175,10 @@ def seen_last(
     found = connection.execute(
         """
         WITH last AS (
-            SELECT DISTINCT ON (path COLLATE "C") path, size_bytes, modified_at, source, declaration_version
+            SELECT DISTINCT ON (path COLLATE "C") path, size_bytes, modified_at, etag, source, declaration_version
             FROM raw.source_files ORDER BY path COLLATE "C", first_seen_at DESC, file_id
         )
-        SELECT path, size_bytes, (extract(epoch FROM modified_at) * 1000000)::bigint FROM last
+        SELECT path, size_bytes, (extract(epoch FROM modified_at) * 1000000)::bigint, etag FROM last
         WHERE declaration_version = CASE WHEN source IS NULL THEN %s ELSE (%s::jsonb ->> source)::int END
         """,
         [unrecognized, Json(versions)],
@@ -185,21 +188,21 @@ def seen_last(
     return seen
 
 
-def touch(connection: Connection, file_id: int, modified_at: datetime) -> None:
-    """Notes a new modification time of known content, so that it is not hashed again."""
+def touch(connection: Connection, file_id: int, modified_at: datetime, etag: str | None) -> None:
+    """Notes a new modification time and etag of known content, so that it is not hashed again."""
     connection.execute(
-        "UPDATE raw.source_files SET modified_at = %s WHERE file_id = %s", [modified_at, file_id]
+        "UPDATE raw.source_files SET modified_at = %s, etag = %s WHERE file_id = %s",
+        [modified_at, etag, file_id],
     )
 
 
-def see_unrecognized_again(connection: Connection, file_id: int, modified_at: datetime) -> None:
+def see_unrecognized_again(connection: Connection, file_id: int) -> None:
     """Notes that this content, which no source recognizes, is at its path now.
 
     Only for content without a place in the order, of which `first_seen_at` is a part.
     """
     connection.execute(
-        "UPDATE raw.source_files SET modified_at = %s, first_seen_at = clock_timestamp() WHERE file_id = %s",
-        [modified_at, file_id],
+        "UPDATE raw.source_files SET first_seen_at = clock_timestamp() WHERE file_id = %s", [file_id]
     )
 
 
@@ -215,7 +218,7 @@ def identify(connection: Connection, source: str | None, content: Content, versi
         """
         WITH known AS (
             UPDATE raw.source_files
-            SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s,
+            SET source = %(source)s, size_bytes = %(size_bytes)s, modified_at = %(modified_at)s, etag = %(etag)s,
                 exported_at = CASE WHEN %(returned)s THEN %(exported_at)s ELSE exported_at END,
                 exported_at_from = CASE WHEN %(returned)s THEN %(exported_at_from)s ELSE exported_at_from END,
                 first_seen_at = CASE WHEN %(returned)s THEN clock_timestamp() ELSE first_seen_at END
@@ -226,13 +229,14 @@ def identify(connection: Connection, source: str | None, content: Content, versi
             )
             RETURNING file_id
         ), added AS (
-            INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, declaration_version,
+            INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, etag, declaration_version,
                 exported_at, exported_at_from, status)
-            SELECT %(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(version)s,
+            SELECT %(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(etag)s, %(version)s,
                 %(exported_at)s, %(exported_at_from)s, 'loaded'
             WHERE NOT EXISTS (SELECT FROM known)
             -- loads of two sources at once may both meet a file that no source recognizes
-            ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE SET modified_at = excluded.modified_at
+            ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE
+                SET modified_at = excluded.modified_at, etag = excluded.etag
             RETURNING file_id
         ), here AS (
             SELECT file_id FROM known UNION ALL SELECT file_id FROM added

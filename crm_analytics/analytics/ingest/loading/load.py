@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -19,6 +18,8 @@ from crm_analytics.analytics.ingest.loading.load_file import FileLoader
 from crm_analytics.analytics.ingest.loading.queries import Connection, drop_temporary, takes_statements
 from crm_analytics.analytics.ingest.loading.results import FileResult, LoadResult, describe
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import Landing
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 from crm_analytics.core import locks
 from crm_analytics.core.database import end_with_client
 
@@ -29,7 +30,7 @@ LOAD_PATIENCE = 3600
 
 def load_source(
     connection_or_url: Connection | str,
-    landing: Path,
+    landing: Place,
     source: str,
     *,
     timezone: ZoneInfo,
@@ -59,16 +60,19 @@ def load_source(
 
     Raises:
         FileNotFoundError: if the landing folder does not exist.
+        LandingUnavailable: if it is not on this machine, and does not answer as it should; files loaded before stay
+            loaded.
         ValueError: if the database's dates are in another timezone.
         psycopg.Error: if the database fails; files loaded before stay loaded.
     """
+    landing = landing_at(landing)
     with open_session(connection_or_url) as connection, only_load_of(connection, source, report):
         refuse_other_timezone(connection, timezone)
         found = settled(connection, landing, source, force, quiet_seconds, report)
         quiet: list[PendingFile] = []
         growing: list[PendingFile] = []
-        for file in found:
-            (quiet if file.age() >= quiet_seconds else growing).append(file)
+        for pending in found:
+            (quiet if pending.file.age() >= quiet_seconds else growing).append(pending)
         _record_unrecognized(connection, quiet, timezone, run_id)
         result = LoadResult(source)
 
@@ -79,19 +83,19 @@ def load_source(
             else:
                 report(describe(file))
 
-        for entry in landing_folder.scan(landing).unreadable:
+        for entry in landing.scan().unreadable:
             if entry.source == source:
                 conclude(FileResult(entry.name, "refused", entry.message))
-        for file in growing:
-            if file.source == source:
+        for pending in growing:
+            if pending.source == source:
                 message = (
                     f"touched less than {quiet_seconds:g} s ago, so it may still be growing; the first run after it has"
                     " settled loads it"
                 )
-                conclude(FileResult(file.name, "waiting", message))
+                conclude(FileResult(pending.name, "waiting", message))
         loader = FileLoader(connection, SOURCES[source], landing, timezone, run_id, report, may_lock=True)
         try:
-            loader.load([file for file in quiet if file.source == source], conclude)
+            loader.load([pending.file for pending in quiet if pending.source == source], conclude)
             return result
         finally:
             loader.close()
@@ -108,23 +112,22 @@ def trial(connection: Connection) -> Iterator[None]:
 
 
 def load_in_trial(
-    connection: Connection, landing: Path, files: list[PendingFile], *, timezone: ZoneInfo
+    connection: Connection, landing: Place, files: list[PendingFile], *, timezone: ZoneInfo
 ) -> list[FileResult]:
     """Loads files inside the caller's `trial`, source by source; the caller holds the locks of these sources' loads."""
     results: list[FileResult] = []
     for source in SOURCES.values():
-        own = [file for file in files if file.source == source.name]
+        own = [pending.file for pending in files if pending.source == source.name]
         if own:
-            FileLoader(connection, source, landing, timezone, None, lambda message: None).load(
-                own, results.append
-            )
+            loader = FileLoader(connection, source, landing_at(landing), timezone, None, lambda message: None)
+            loader.load(own, results.append)
             # the next source's have other columns
             drop_temporary(connection)
     return results
 
 
 def try_file(
-    connection: Connection, landing: Path, file: PendingFile, *, timezone: ZoneInfo
+    connection: Connection, landing: Place, file: PendingFile, *, timezone: ZoneInfo
 ) -> tuple[FileResult, list[tuple[int, int, str | None, list[dict[str, str]]]]]:
     """Loads a file in a transaction that is rolled back.
 
@@ -145,11 +148,13 @@ def try_file(
 
 
 def settled(
-    connection: Connection, landing: Path, source: str, force: bool, quiet_seconds: float, report: Report
+    connection: Connection, landing: Landing, source: str, force: bool, quiet_seconds: float, report: Report
 ) -> list[PendingFile]:
     """Returns the pending files, after those of this source that were just touched had time to settle."""
     found = landing_folder.pending(connection, landing, only=source, include_loaded=force)
-    young = [file for file in found if file.source == source and file.age() < quiet_seconds]
+    young = [
+        pending.file for pending in found if pending.source == source and pending.file.age() < quiet_seconds
+    ]
     if not young:
         return found
     seconds = quiet_seconds - min(file.age() for file in young)
@@ -163,19 +168,19 @@ def _record_unrecognized(
     connection: Connection, found: list[PendingFile], timezone: ZoneInfo, run_id: str | None
 ) -> None:
     """Writes files that no source recognizes into the ledger, once for each content."""
-    for file in found:
-        if file.source is not None:
+    for pending in found:
+        if pending.source is not None:
             continue
         try:
-            content = read_content(file, timezone)
+            content = read_content(pending.file, timezone)
         except OSError:
             # gone, or not readable by this user: the next run sees
             continue
         version = landing_folder.declarations_version()
         with connection.transaction():
             file_id = ledger.identify(connection, None, content, version)
-            ledger.see_unrecognized_again(connection, file_id, content.modified_at)
-            reading = Reading("unrecognized", version, file.message, run_id=run_id)
+            ledger.see_unrecognized_again(connection, file_id)
+            reading = Reading("unrecognized", version, pending.message, run_id=run_id)
             ledger.conclude(connection, file_id, reading)
 
 

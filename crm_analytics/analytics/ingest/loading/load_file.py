@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -17,7 +16,6 @@ from crm_analytics.analytics.ingest.loading import bulk, ledger, quarantine
 from crm_analytics.analytics.ingest.loading.alternate_keys import KNOWN_BY_ALTERNATE, find_keys
 from crm_analytics.analytics.ingest.loading.file_identity import IdentifiedFile, find_loaded_copy, identify
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
-from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.late_files import (
     WAITING,
     NewerFiles,
@@ -51,6 +49,7 @@ from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
+from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile
 from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced, whose joins get more memory, and which may fill its table while it is read.
@@ -74,7 +73,7 @@ class _FileChanged(Exception):
 class FileLoader(SourceSession):
     """Loads the files of one run: knows the source's files, and the newer keys once a late file needs them."""
 
-    landing: Path
+    landing: Landing
     timezone: ZoneInfo
     run_id: str | None
     report: Callable[[str], None]
@@ -105,7 +104,7 @@ class FileLoader(SourceSession):
         if takes_statements(self.connection):
             drop_temporary(self.connection)
 
-    def load(self, files: list[PendingFile], conclude: Callable[[FileResult], None]) -> None:
+    def load(self, files: list[LandingFile], conclude: Callable[[FileResult], None]) -> None:
         """Loads the files in their order; notes copies of loaded files first, since late files may need them."""
         to_read: list[IdentifiedFile] = []
         for file in files:
@@ -115,7 +114,7 @@ class FileLoader(SourceSession):
                 # removed since the folder was listed
                 continue
             except OSError as error:
-                conclude(_not_readable(file, error))
+                conclude(_not_readable(file, error) if file.is_unchanged() else _changed(file))
                 continue
             settled = self._conclude_withdrawn(item) or self._conclude_copy(item)
             if settled is not None:
@@ -174,8 +173,7 @@ class FileLoader(SourceSession):
         """Refuses a content only for what is in it: not for what was read while it changed, or could not be read."""
         content = item.content
         if isinstance(error, _FileChanged) or not item.file.is_unchanged():
-            message = "changed while it was read; it is loaded when it has settled"
-            return FileResult(content.path, "waiting", message)
+            return _changed(item.file)
         fault = error if isinstance(error, OSError) else error.__cause__
         if isinstance(fault, OSError):
             return _not_readable(item.file, fault)
@@ -237,14 +235,14 @@ class FileLoader(SourceSession):
 
     def _read_small(self, item: IdentifiedFile) -> ReadFile | None:
         """Reads a file to its end, in whichever thread; returns None if it is not small, or may fill its table while it is read."""
-        if item.file.path.stat().st_size > min(SMALL, LARGE):
+        if item.file.size > min(SMALL, LARGE):
             return None
         opened = self._open(item)
         return ReadFile(opened, encode_whole(opened))
 
     def _open(self, item: IdentifiedFile) -> OpenFile:
         return open_file(
-            item.file.path,
+            item.file.content,
             self.source,
             exported_at=item.content.exported_at,
             timezone=self.timezone,
@@ -387,7 +385,11 @@ def withdrawal(source: str, path: str) -> str:
     return f"taken back by a person; to load it after all: crm-analytics rebuild {source} --with {shlex.quote(path)}"
 
 
-def _not_readable(file: PendingFile, error: OSError) -> FileResult:
+def _changed(file: LandingFile) -> FileResult:
+    return FileResult(file.name, "waiting", "changed while it was read; it is loaded when it has settled")
+
+
+def _not_readable(file: LandingFile, error: OSError) -> FileResult:
     """Reports a file that may be readable later: the ledger has no entry for it, and the next run tries again."""
     return FileResult(file.name, "refused", str(cannot_be_read(error)))
 

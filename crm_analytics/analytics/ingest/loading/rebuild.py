@@ -7,7 +7,6 @@ triggers note exactly the months that it affects. See docs/decisions/rebuilding.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,9 @@ from zoneinfo import ZoneInfo
 
 from psycopg import sql
 
-from crm_analytics.analytics.ingest.loading import landing as landing_folder
+from crm_analytics.analytics.ingest.errors import RefusedFile
 from crm_analytics.analytics.ingest.loading import ledger
-from crm_analytics.analytics.ingest.loading.landing import PendingFile, fingerprint
+from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.load import (
     Report,
     only_load_of,
@@ -33,6 +32,8 @@ from crm_analytics.analytics.ingest.loading.results import FileResult, describe
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source
 from crm_analytics.analytics.ingest.sources.declaration import column_list
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile, fingerprint
+from crm_analytics.analytics.ingest.storage.places import Place, landing_at
 
 #: How long the source's loads wait at most while a person is asked whether the changes are right.
 PATIENCE = "10min"
@@ -87,12 +88,12 @@ class Rebuilt:
 @contextmanager
 def rebuilt(
     connection_or_url: Connection | str,
-    landing: Path,
+    landing: Place,
     source: str,
     *,
     timezone: ZoneInfo,
-    without: Collection[Path] = (),
-    restored: Collection[Path] = (),
+    without: Collection[str | Path] = (),
+    restored: Collection[str | Path] = (),
     quiet_seconds: float = 0,
     report: Report = lambda message: None,
 ) -> Iterator[Rebuilt]:
@@ -112,6 +113,7 @@ def rebuilt(
         CannotRebuild: if a file is unknown, is still growing or cannot be read, or the database has another timezone.
         psycopg.Error: if the database fails. Nothing was changed.
     """
+    landing = landing_at(landing)
     with open_session(connection_or_url) as connection, only_load_of(connection, source, report):
         try:
             refuse_other_timezone(connection, timezone)
@@ -140,27 +142,21 @@ def rebuilt(
         loader.close()
 
 
-def _content(connection: Connection, landing: Path, source: str, file: Path) -> tuple[str, str]:
+def _content(connection: Connection, landing: Landing, source: str, file: str | Path) -> tuple[str, str]:
     """Returns the path below the landing folder, and the hash, of the file that a person names.
 
-    The name may begin at the working directory, at the landing folder or at the source's folder. A file that is gone is
-    found by the path that the ledger has.
+    A file that is gone is found by the path that the ledger has.
     """
-    landing = landing.resolve()
-    places = [place / file for place in (Path.cwd(), landing, landing / source)]
-    # a link inside the landing folder is a file of it
-    paths = [path for place in places for path in (Path(os.path.normpath(place)), place.resolve())]
-    inside = [path for path in paths if path.is_relative_to(landing)]
+    names = landing.names(file, source)
     known = [entry for entry in ledger.entries(connection) if entry.source == source]
-    for path in inside:
-        name = path.relative_to(landing).as_posix()
-        if path.is_file():
-            sha256 = fingerprint(path)
-            if any(entry.sha256 == sha256 for entry in known) or _is_of(source, path, landing):
+    for name in names:
+        found = landing.find(name)
+        if found is not None:
+            sha256 = fingerprint(found.content)
+            if any(entry.sha256 == sha256 for entry in known) or _is_of(source, found):
                 return name, sha256
             raise CannotRebuild(f"{name} is not a file of {source}, so the table has no rows of it")
-    for path in inside:
-        name = path.relative_to(landing).as_posix()
+    for name in names:
         here = [entry for entry in known if entry.path == name]
         if here:
             return name, max(here, key=lambda entry: entry.first_seen_at).sha256
@@ -169,10 +165,10 @@ def _content(connection: Connection, landing: Path, source: str, file: Path) -> 
     )
 
 
-def _is_of(source: str, path: Path, landing: Path) -> bool:
+def _is_of(source: str, file: LandingFile) -> bool:
     try:
-        return detect_source(path, landing).name == source
-    except Exception as error:
+        return detect_source(file).name == source
+    except RefusedFile as error:
         raise CannotRebuild(str(error)) from error
 
 
@@ -185,14 +181,14 @@ def _load(loader: FileLoader, files: list[PendingFile], quiet_seconds: float, re
         result.files.append(file)
         loader.report(describe(file))
 
-    growing = [file.name for file in files if file.age() < quiet_seconds]
+    growing = [pending.name for pending in files if pending.file.age() < quiet_seconds]
     if growing:
         raise CannotRebuild(f"{growing[0]} is still growing: try again when it has settled")
-    loader.load(files, conclude)
+    loader.load([pending.file for pending in files], conclude)
 
 
-def _refuse_unreadable(landing: Path, source: str) -> None:
-    for entry in landing_folder.scan(landing).unreadable:
+def _refuse_unreadable(landing: Landing, source: str) -> None:
+    for entry in landing.scan().unreadable:
         if entry.source == source:
             raise CannotRebuild(f"{entry.name}: {entry.message}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
+from crm_analytics.analytics.ingest.storage.landing import Content
 
 BLOCK = 4 << 20
 DELIMITERS = ",;\t|"
@@ -16,25 +17,25 @@ ENCODINGS = "UTF-8, UTF-16 or Windows-1252 (cp1252) text"
 EXPORT_AGAIN = "export the file again as CSV (UTF-8)"
 
 
-def sniff_encoding(path: Path) -> tuple[str, list[str]]:
+def sniff_encoding(content: Content) -> tuple[str, list[str]]:
     """Returns the encoding and warnings: strict UTF-8 first, UTF-16 if there are NUL bytes, and cp1252 last.
 
     Reads the whole file once. Raises RefusedFile if none of them can be the encoding.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     utf8 = True
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         start = file.read(BLOCK)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return _checked(path, "utf-16"), []
+            return _checked(content, "utf-16"), []
         block, position = start, 0
         undecodable = 0
         while block:
             if b"\x00" in block:
                 even, odd = block[::2].count(0), block[1::2].count(0)
                 if max(even, odd) > len(block) // 8 and position == 0:
-                    return _checked(path, "utf-16-le" if odd > even else "utf-16-be"), []
-                raise _nul(path, f"byte {position + block.index(0) + 1}")
+                    return _checked(content, "utf-16-le" if odd > even else "utf-16-be"), []
+                raise _nul(content, f"byte {position + block.index(0) + 1}")
             # ASCII is UTF-8, unless it breaks into a character that the block before began
             if utf8 and not (block.isascii() and not decoder.getstate()[0]):
                 try:
@@ -50,32 +51,35 @@ def sniff_encoding(path: Path) -> tuple[str, list[str]]:
                 utf8, undecodable = False, position
     if utf8:
         return "utf-8", []
-    return _checked(path, "cp1252"), [
+    return _checked(content, "cp1252"), [
         f"not UTF-8 (byte {undecodable}), so it was read as Windows-1252 (cp1252); check names with accents, "
         f"or {EXPORT_AGAIN}"
     ]
 
 
-def _checked(path: Path, encoding: str) -> str:
+def _checked(content: Content, encoding: str) -> str:
     """Returns the encoding if the whole file decodes strictly in it. Raises RefusedFile otherwise."""
     try:
-        with path.open("r", encoding=encoding, newline="") as file:
+        with (
+            content.open("rb") as raw,
+            io.TextIOWrapper(raw, encoding=encoding, newline="") as file,
+        ):
             while block := file.read(BLOCK):
                 if "\x00" in block:
-                    raise _nul(path)
+                    raise _nul(content)
     except UnicodeError as error:
         found = f"neither UTF-8 nor valid {encoding} ({error})"
         reason = Reason("unknown_encoding", None, found, ENCODINGS, EXPORT_AGAIN)
-        raise RefusedFile(path.name, reason) from error
+        raise RefusedFile(content.name, reason) from error
     return encoding
 
 
-def _nul(path: Path, place: str | None = None) -> RefusedFile:
+def _nul(content: Content, place: str | None = None) -> RefusedFile:
     reason = Reason("nul_character_in_text", accepted=ENCODINGS, remedy=EXPORT_AGAIN)
-    return RefusedFile(path.name, reason, place=place)
+    return RefusedFile(content.name, reason, place=place)
 
 
-def utf8_blocks(path: Path, encoding: str, plain: int | None = None) -> Iterator[bytes]:
+def utf8_blocks(content: Content, encoding: str, plain: int | None = None) -> Iterator[bytes]:
     """Yields the file's text as blocks of UTF-8, without BOM and with a plain newline at every line's end.
 
     After the first `plain` bytes, if that is given, carriage returns may stay before newlines: they take long to remove.
@@ -83,7 +87,7 @@ def utf8_blocks(path: Path, encoding: str, plain: int | None = None) -> Iterator
     first = True
     yielded = 0
     held = b""
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("strict")
         while raw := file.read(BLOCK):
             block = raw if decoder is None else decoder.decode(raw).encode()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.storage.landing import Content
 
 _ACCEPTED = "CSV text or an XLSX workbook"
 _SAVE = "open it in a spreadsheet program and save it as Excel Workbook (*.xlsx) or CSV"
@@ -48,19 +48,22 @@ _MARKUP = (
 )
 
 
-def is_workbook(path: Path) -> bool:
+def is_workbook(content: Content) -> bool:
     """Returns whether the content is an `.xlsx` workbook, and otherwise text. Raises RefusedFile for other formats."""
     try:
-        with path.open("rb") as file:
+        with content.open("rb") as file:
             start = file.read(4096)
+            is_all = not file.read(1)
     except OSError as error:
-        raise RefusedFile(path.name, cannot_be_read(error)) from error
-    if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and path.stat().st_size <= len(start):
-        raise RefusedFile(path.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row"))
+        raise RefusedFile(content.name, cannot_be_read(error)) from error
+    if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and is_all:
+        raise RefusedFile(
+            content.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row")
+        )
     archive = start.startswith(b"PK\x03\x04")
-    reason = _other_archive(path) if archive else _other_format(start)
+    reason = _other_archive(content) if archive else _other_format(start)
     if reason:
-        raise RefusedFile(path.name, replace(reason, accepted=_ACCEPTED))
+        raise RefusedFile(content.name, replace(reason, accepted=_ACCEPTED))
     return archive
 
 
@@ -78,10 +81,10 @@ def _other_format(start: bytes) -> Reason | None:
     return _WEB_PAGE
 
 
-def _other_archive(path: Path) -> Reason | None:
+def _other_archive(content: Content) -> Reason | None:
     """Returns which ZIP archive it is, or None for a workbook; one that is damaged is left to the workbook's reader."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with content.open("rb") as file, zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
             kind, relations = (
                 _beginning(archive, name) if name in names else b"" for name in ("mimetype", "_rels/.rels")
@@ -112,13 +115,13 @@ def _beginning(archive: zipfile.ZipFile, name: str) -> bytes:
 MAX_UNCOMPRESSED = 512 << 20
 
 
-def check_workbook_size(path: Path) -> None:
+def check_workbook_size(content: Content) -> None:
     """Raises RefusedFile for a workbook that would unpack to more than 512 MiB, and for a damaged archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with content.open("rb") as file, zipfile.ZipFile(file) as archive:
             size = sum(part.file_size for part in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise damaged_workbook(path, error) from error
+        raise damaged_workbook(content, error) from error
     if size > MAX_UNCOMPRESSED:
         reason = Reason(
             "workbook_too_large",
@@ -127,11 +130,11 @@ def check_workbook_size(path: Path) -> None:
             f"at most {MAX_UNCOMPRESSED:,} bytes",
             "save it as CSV",
         )
-        raise RefusedFile(path.name, reason)
+        raise RefusedFile(content.name, reason)
 
 
-def damaged_workbook(path: Path, error: Exception) -> RefusedFile:
+def damaged_workbook(content: Content, error: Exception) -> RefusedFile:
     """Returns the refusal of a workbook that the libraries cannot read."""
     found = f"{type(error).__name__}: {str(error)[:200]}"
     remedy = "copy or export it again, or save it as CSV"
-    return RefusedFile(path.name, Reason("damaged_workbook", found=found, remedy=remedy))
+    return RefusedFile(content.name, Reason("damaged_workbook", found=found, remedy=remedy))

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read, quotable
 from crm_analytics.analytics.ingest.reading import workbook
@@ -19,6 +18,7 @@ from crm_analytics.analytics.ingest.reading.encoding import (
 from crm_analytics.analytics.ingest.reading.file_formats import is_workbook
 from crm_analytics.analytics.ingest.reading.file_kind import Evidence, weigh
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
+from crm_analytics.analytics.ingest.storage.landing import Content
 
 HEADER_ROWS = 30
 HEADER_BYTES = 1 << 18
@@ -40,7 +40,7 @@ class Beginning:
 class Beginnings:
     """Every way that a file's first rows can be read: every sheet, or a text with every delimiter that is in it."""
 
-    path: Path
+    content: Content
     encoding: str  #: `xlsx` for a workbook
     warnings: list[str]
     readings: list[Beginning]
@@ -149,29 +149,29 @@ class Located:
         return self.reading.next_bytes[self.row]
 
 
-def read_beginnings(path: Path) -> Beginnings:
+def read_beginnings(content: Content) -> Beginnings:
     """Reads the first rows of a file with every delimiter, or of every visible sheet. Raises RefusedFile."""
     try:
-        if is_workbook(path):
+        if is_workbook(content):
             return Beginnings(
-                path, "xlsx", [], [_of_sheet(path, sheet) for sheet in workbook.sheet_names(path)]
+                content, "xlsx", [], [_of_sheet(content, sheet) for sheet in workbook.sheet_names(content)]
             )
-        encoding, warnings = sniff_encoding(path)
-        return Beginnings(path, encoding, warnings, _of_text(path, encoding))
+        encoding, warnings = sniff_encoding(content)
+        return Beginnings(content, encoding, warnings, _of_text(content, encoding))
     except (OSError, UnicodeError) as error:
-        raise RefusedFile(path.name, cannot_be_read(error)) from error
+        raise RefusedFile(content.name, cannot_be_read(error)) from error
 
 
-def _of_sheet(path: Path, sheet: str) -> Beginning:
-    rows = list(islice(workbook.rows(path, sheet), HEADER_ROWS))
+def _of_sheet(content: Content, sheet: str) -> Beginning:
+    rows = list(islice(workbook.rows(content, sheet), HEADER_ROWS))
     return Beginning(
         "", sheet, [cells for _, cells in rows], [number + 1 for number, _ in rows], [0] * len(rows)
     )
 
 
-def _of_text(path: Path, encoding: str) -> list[Beginning]:
+def _of_text(content: Content, encoding: str) -> list[Beginning]:
     text = b""
-    for block in utf8_blocks(path, encoding):
+    for block in utf8_blocks(content, encoding):
         text += block
         if len(text) >= HEADER_BYTES:
             break
@@ -271,7 +271,7 @@ def locate(source: Source, beginnings: Beginnings) -> Located:
     """
     found = best_match(source, beginnings)
     if found is None or not found.fits:
-        raise RefusedFile(beginnings.path.name, *why_unfit(source, beginnings, found))
+        raise RefusedFile(beginnings.content.name, *why_unfit(source, beginnings, found))
     return found
 
 

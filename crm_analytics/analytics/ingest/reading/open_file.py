@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from crm_analytics.analytics.ingest.reading.header import Located, locate, read_
 from crm_analytics.analytics.ingest.reading.parts import without_cells
 from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
+from crm_analytics.analytics.ingest.storage.landing import Content
 from crm_analytics.analytics.ingest.values.column_types import Context
 from crm_analytics.analytics.ingest.values.timezones import zone
 
@@ -29,7 +29,7 @@ from crm_analytics.analytics.ingest.values.timezones import zone
 class OpenFile:
     """A file whose header is matched. `batches()` reads it, once; `records` and `warnings` are complete after that."""
 
-    path: Path
+    content: Content
     encoding: str  #: `xlsx` for a workbook
     warnings: list[str]
     located: Located
@@ -115,7 +115,7 @@ class OpenFile:
             records = _unread_records(self.source, self.located, facts, judging=False)
             with self._refusing():
                 if records.clean(row).rows.num_rows:
-                    raise RefusedFile(self.path.name, RECORD_ABOVE, place=self._place(line))
+                    raise RefusedFile(self.content.name, RECORD_ABOVE, place=self._place(line))
 
     def _place(self, line: int) -> str:
         return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
@@ -126,12 +126,12 @@ class OpenFile:
             yield
         except csv_records.Unsplittable as error:
             place = f"line {error.line}, record {error.record}"
-            raise RefusedFile(self.path.name, error.reason, place=place) from error
+            raise RefusedFile(self.content.name, error.reason, place=place) from error
         except SecondTable as error:
-            raise RefusedFile(self.path.name, error.reason, place=self._place(error.line)) from error
+            raise RefusedFile(self.content.name, error.reason, place=self._place(error.line)) from error
         except (OSError, UnicodeError) as error:
             reason = Reason("changed_or_vanished_while_it_was_read", found=str(error), remedy="load it again")
-            raise RefusedFile(self.path.name, reason) from error
+            raise RefusedFile(self.content.name, reason) from error
 
     def _blocks(self) -> Iterator[csv_records.Block]:
         """Yields the file's records as text."""
@@ -139,7 +139,7 @@ class OpenFile:
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
         start = self.located.first_byte
-        data = _after(utf8_blocks(self.path, self.encoding, plain=start), start)
+        data = _after(utf8_blocks(self.content, self.encoding, plain=start), start)
         # the first column tells blank rows and totals; where a file replaces whole months, every cell may matter
         needed = None if self.source.month_totals else frozenset({0, *match.positions.values()})
         splitter = csv_records.Splitter(
@@ -149,9 +149,9 @@ class OpenFile:
 
     def _sheet_blocks(self, sheet: str) -> Iterator[csv_records.Block]:
         width = len(self.located.match.cells)
-        uncomputed = workbook.formulas_without_result(self.path, sheet)
+        uncomputed = workbook.formulas_without_result(self.content, sheet)
         headers = {position: self.mapping[name] for name, position in self.located.match.positions.items()}
-        rows = workbook.rows(self.path, sheet, uncomputed, self.records.conventions.shown_to_the_minute)
+        rows = workbook.rows(self.content, sheet, uncomputed, self.records.conventions.shown_to_the_minute)
         records = (row for row in rows if row[0] >= self.located.first_line)
         while part := list(islice(records, csv_records.RECORDS_PER_BLOCK)):
             defects = {
@@ -194,14 +194,14 @@ def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
 
 
 def open_file(
-    path: Path, source: Source, *, exported_at: datetime, timezone: ZoneInfo, export_named: bool = False
+    content: Content, source: Source, *, exported_at: datetime, timezone: ZoneInfo, export_named: bool = False
 ) -> OpenFile:
     """Opens an export file of a known source and matches its header.
 
     `exported_at` is aware, and `export_named` says whether the file's name tells it; `timezone` is the business timezone.
     Raises RefusedFile if the file cannot be read, or if its header lacks what the source needs.
     """
-    beginnings = read_beginnings(path)
+    beginnings = read_beginnings(content)
     located = locate(source, beginnings)
     header = located.match
     mapping = {name: header.labels[position] for name, position in header.positions.items()}
@@ -213,11 +213,11 @@ def open_file(
         export_named=export_named,
     )
     unknown = {fold_header(cell): cell.strip() for cell in header.unknown}
-    facts = FileFacts(path.name, mapping, located.preamble, context, unknown)
+    facts = FileFacts(content.name, mapping, located.preamble, context, unknown)
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
     records = _unread_records(source, located, facts)
-    opened = OpenFile(path, beginnings.encoding, warnings, located, records)
+    opened = OpenFile(content, beginnings.encoding, warnings, located, records)
     opened.refuse_records_above()
     return opened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.errors import Reason, UnrecognizedFile
@@ -18,19 +18,20 @@ from crm_analytics.analytics.ingest.reading.header import (
 )
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
+from crm_analytics.analytics.ingest.storage.landing import LandingFile
 
 _EXPORT_TIME = re.compile(
     r"(?<!\d)(\d{4})-(\d{2})-(\d{2})T(\d{2})[_:-](\d{2})[_:-](\d{2})(?:\.(\d{1,9}))?(Z)?", re.IGNORECASE
 )
 
 
-def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
+def export_time(file: LandingFile, timezone: ZoneInfo) -> tuple[datetime, str]:
     """Returns when the file was exported, in UTC, and whether its `name` or its `mtime` tells.
 
     A full date-time in the file's name counts first (with `Z` it is UTC, otherwise business time), then the
     modification time.
     """
-    for match in _EXPORT_TIME.finditer(path.name):
+    for match in _EXPORT_TIME.finditer(PurePosixPath(file.name).name):
         *parts, fraction, utc = match.groups()
         try:
             year, month, day, hour, minute, second = (int(part) for part in parts)
@@ -40,10 +41,10 @@ def export_time(path: Path, timezone: ZoneInfo) -> tuple[datetime, str]:
         except ValueError:
             continue
         return named.astimezone(UTC), "name"
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC), "mtime"
+    return file.modified_at, "mtime"
 
 
-def detect_source(path: Path, landing: Path) -> Source:
+def detect_source(file: LandingFile) -> Source:
     """Returns the source of a landing file: its folder's, or else the one that its header identifies.
 
     A header that fits a source without identifying it is enough where the file's name tells the source. Whether the
@@ -51,27 +52,31 @@ def detect_source(path: Path, landing: Path) -> Source:
 
     Raises UnrecognizedFile if no source or several sources can be meant, and RefusedFile if the file cannot be read.
     """
-    folders = path.relative_to(landing).parts[:-1] if path.is_relative_to(landing) else ()
+    *folders, name = file.name.split("/")
     if folders:
         if folders[0] in SOURCES:
             return SOURCES[folders[0]]
         remedy = "move the file into one of these, or directly into the landing folder"
         reason = Reason("unknown_source_folder", found=folders[0], accepted=", ".join(SOURCES), remedy=remedy)
-        raise UnrecognizedFile("/".join((*folders, path.name)), reason)
-    beginnings = read_beginnings(path)
+        raise UnrecognizedFile(file.name, reason)
+    beginnings = read_beginnings(file.content)
     headers = {name: best_match(source, beginnings) for name, source in SOURCES.items()}
     fitting = {name: header for name, header in headers.items() if header and header.fits}
-    named = _named(path)
+    named = _named(name)
     meant = [name for name, header in fitting.items() if header.evidence.identifies]
     meant = meant or [name for name in fitting if name in named]
     if len(meant) == 1:
         return SOURCES[meant[0]]
-    raise UnrecognizedFile(path.name, *_why_unrecognized(beginnings, headers, named, meant))
+    raise UnrecognizedFile(name, *_why_unrecognized(beginnings, headers, named, meant))
 
 
-def _named(path: Path) -> list[str]:
+def _named(name: str) -> list[str]:
     """Returns the sources that the file's name tells."""
-    words = re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem)).casefold().strip()
+    words = (
+        re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", PurePosixPath(name).stem))
+        .casefold()
+        .strip()
+    )
     return [
         source.name
         for source in SOURCES.values()

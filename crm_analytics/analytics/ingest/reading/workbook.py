@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.reading.file_formats import check_workbook_size, damaged_workbook
+from crm_analytics.analytics.ingest.storage.landing import Content
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
 # Its warnings (styles, extensions, bad dates) do not matter here, or the cell becomes text like `#VALUE!`.
@@ -75,7 +75,7 @@ def _duration(value: datetime | time | timedelta, clock: str | None) -> datetime
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(content: Content) -> Iterator[None]:
     """Turns every error of the library, which raises many kinds for damaged workbooks, into a refusal."""
     try:
         yield
@@ -84,14 +84,14 @@ def _refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         # An OSError as the cause means a file that may be readable later; the library raises it for damage, too.
         damage = isinstance(error, OSError) and error.errno in (None, errno.EINVAL)
-        raise damaged_workbook(path, error) from (None if damage else error)
+        raise damaged_workbook(content, error) from (None if damage else error)
 
 
-def sheet_names(path: Path) -> list[str]:
+def sheet_names(content: Content) -> list[str]:
     """Returns the names of the visible sheets, in order. Raises RefusedFile."""
-    with _refusing(path):
-        check_workbook_size(path)
-        with _open(path, data_only=True) as workbook:
+    with _refusing(content):
+        check_workbook_size(content)
+        with _open(content, data_only=True) as workbook:
             return [sheet.title for sheet in workbook.worksheets if sheet.sheet_state == "visible"]
 
 
@@ -100,19 +100,22 @@ Formulas = dict[int, dict[int, str]]
 
 
 def rows(
-    path: Path, sheet: str, uncomputed: Formulas | None = None, shown_to_the_minute: set[int] | None = None
+    content: Content,
+    sheet: str,
+    uncomputed: Formulas | None = None,
+    shown_to_the_minute: set[int] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields the sheet's rows that are not blank: row number from 1, and cells as text. Raises RefusedFile.
 
     A formula without a stored result is blank, or its own text if `uncomputed` has it. `shown_to_the_minute` gets the
     positions of columns with durations that are shown without seconds.
     """
-    with _refusing(path), _sheet(path, sheet, data_only=True) as worksheet:
+    with _refusing(content), _sheet(content, sheet, data_only=True) as worksheet:
         for number, row in enumerate(worksheet.iter_rows(), start=1):
             if number > MAX_ROWS or len(row) > MAX_COLUMNS:
                 accepted = f"at most {MAX_ROWS:,} rows and {MAX_COLUMNS:,} columns"
                 reason = Reason("sheet_too_large", None, None, accepted, "save it as CSV")
-                raise RefusedFile(path.name, reason, place=f"sheet {sheet!r}, row {number}")
+                raise RefusedFile(content.name, reason, place=f"sheet {sheet!r}, row {number}")
             cells = []
             for position, cell in enumerate(row):
                 value = cell.value
@@ -132,18 +135,18 @@ def rows(
                 yield number, cells
 
 
-def formulas_without_result(path: Path, sheet: str) -> Formulas:
+def formulas_without_result(content: Content, sheet: str) -> Formulas:
     """Returns the sheet's formulas without a stored result, as programs write them. Raises RefusedFile.
 
     Reads the sheet only if the workbook has a formula.
     """
     found: Formulas = {}
-    with _refusing(path):
-        if not _has_formulas(path):
+    with _refusing(content):
+        if not _has_formulas(content):
             return {}
         with (
-            _sheet(path, sheet, data_only=True) as results,
-            _sheet(path, sheet, data_only=False) as formulas,
+            _sheet(content, sheet, data_only=True) as results,
+            _sheet(content, sheet, data_only=False) as formulas,
         ):
             for number, (computed, written) in enumerate(
                 zip(results.iter_rows(), formulas.iter_rows(), strict=True), start=1
@@ -160,12 +163,12 @@ def formulas_without_result(path: Path, sheet: str) -> Formulas:
 
 
 @contextmanager
-def _open(path: Path, *, data_only: bool) -> Iterator[Any]:
+def _open(content: Content, *, data_only: bool) -> Iterator[Any]:
     # as long to import as a small CSV file takes to load, and most files are CSV
     from openpyxl import load_workbook
 
     # Given a path, the library refuses names that do not end like a workbook's.
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         workbook = load_workbook(file, read_only=True, data_only=data_only)
         try:
             yield workbook
@@ -174,8 +177,8 @@ def _open(path: Path, *, data_only: bool) -> Iterator[Any]:
 
 
 @contextmanager
-def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
-    with _open(path, data_only=data_only) as workbook:
+def _sheet(content: Content, sheet: str, *, data_only: bool) -> Iterator[Any]:
+    with _open(content, data_only=data_only) as workbook:
         worksheet = workbook[sheet]
         # The declared size may be wrong.
         worksheet.reset_dimensions()
@@ -185,8 +188,8 @@ def _sheet(path: Path, sheet: str, *, data_only: bool) -> Iterator[Any]:
 _FORMULA = re.compile(rb"<(\w{1,20}:)?f[\s/>]")
 
 
-def _has_formulas(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
+def _has_formulas(content: Content) -> bool:
+    with content.open("rb") as file, zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             if not name.endswith(".xml"):
                 continue
