@@ -26,7 +26,7 @@ from crm_analytics.analytics.ingest.storage.local_folder import LocalFolder
 from crm_analytics.core import locks
 from crm_analytics.core.settings import Settings
 from crm_analytics_tests.analytics.connectors.conftest import NOW, Pulling, identities, once, read
-from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN, Workiz, job, serving
+from crm_analytics_tests.analytics.connectors.workiz_server import Workiz, job, serving
 from crm_analytics_tests.chance import generator
 from crm_analytics_tests.conftest import PATIENCE, wait_until_blocked
 from crm_analytics_tests.object_storage import Prefix
@@ -317,10 +317,9 @@ def test_pace_of_a_year(pulling: Pulling) -> None:
 def test_pull_into_a_bucket(pulling: Pulling, workiz: Workiz, prefix: Prefix) -> None:
     """In object storage a file is one object, which is there whole; the last one there tells that nothing is new."""
     bucket = prefix.landing()
-    pulling.config = Settings(
-        landing_url=prefix.url, crm_analytics_home=pulling.config.crm_analytics_home, workiz_token=TOKEN,
-        workiz_url=workiz.url, **prefix.access,
-    )  # fmt: skip
+    home, token = pulling.config.crm_analytics_home, pulling.config.workiz_token
+    values: dict[str, Any] = {**prefix.access, "crm_analytics_home": home, "workiz_token": token}
+    pulling.config = Settings(landing_url=prefix.url, workiz_url=workiz.url, **values)
     (name,) = pulling(WORKIZ_JOBS).files
     (file,) = bucket.scan().files
     assert file.name == name
