@@ -423,7 +423,7 @@ def pull(name: str | None, first: date | None, last: date | None, config: Settin
       crm-analytics pull workiz_jobs --from 2024-01-01
 
     The file appears when its last page has come, or not at all. A pull that was interrupted goes on where it was if you
-    repeat it within twelve hours. No file is written when nothing has changed since the last pull. Some services take no
+    repeat it within a quarter of an hour. No file is written when nothing has changed since the last pull. Some services take no
     last day: leave out --to there. Files are loaded as if you had dropped them, by the daemon or `crm-analytics refresh`.
 
     Exit code 1 if a variable is missing or the service refuses.

@@ -17,9 +17,11 @@ from pydantic import SecretStr
 from werkzeug import Response
 
 from crm_analytics.analytics.connectors.workiz import WORKIZ_JOBS, WORKIZ_LEADS
+from crm_analytics.core.settings import Settings
 from crm_analytics.orchestration import retries
 from crm_analytics.orchestration.analytics import pulls
-from crm_analytics.orchestration.analytics.pulls import PULLED, landing_key
+from crm_analytics.orchestration.analytics.franchise import Franchise
+from crm_analytics.orchestration.analytics.pulls import PULLED, landing_key, pull_definitions
 from crm_analytics_tests.analytics.connectors.conftest import identities, read
 from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN, Workiz, job, serving
 from crm_analytics_tests.conftest import PATIENCE
@@ -267,3 +269,20 @@ def test_children_get_the_token_and_nobody_sees_it(platform: Platform, workiz: W
         platform.settings.model_dump(mode="json")
     )
     assert platform.settings.environment()["WORKIZ_TOKEN"] == TOKEN
+
+
+def test_franchises_have_accounts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token for all would load one account's jobs into every franchise: each has its own, and its own assets and jobs."""
+    monkeypatch.setenv("WORKIZ_TOKEN", "common")
+    monkeypatch.setenv("NORTH_WORKIZ_TOKEN", "of north")
+    common = Settings(franchises="north,south")
+    north, south = common.of_franchises()
+    assert north.workiz_token == SecretStr("of north") and south.workiz_token is None
+    assert pull_definitions(Franchise(south)).resolve_all_asset_keys() == []
+    found = pull_definitions(Franchise(north))
+    assert {key.to_user_string() for key in found.resolve_all_asset_keys()} == {
+        "north/landing/workiz_jobs",
+        "north/landing/workiz_leads",
+    }
+    assert {sensor.name for sensor in found.sensors or []} == {"north__pull_connectors"}  # type: ignore[union-attr]
+    assert common.environment()["NORTH_WORKIZ_TOKEN"] == "of north"

@@ -160,7 +160,7 @@ def _read_all(
     try:
         page = next(pages)
         while True:
-            added = spool.add(page, connector.identity)
+            added = spool.add(page, connector.identity, clock.now())
             report(f"{connector.name}: {spool.records:,} records in {spool.pages:,} pages")
             page = pages.send(added)
     except StopIteration as end:

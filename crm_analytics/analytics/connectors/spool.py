@@ -25,12 +25,12 @@ from crm_analytics.analytics.connectors.connector import (
 )
 
 SUFFIX = ".spool"
-#: A pull that was killed longer ago begins anew: its pages have become too old to go on from.
-OLDEST = timedelta(hours=12)
+#: A pull whose last page is older begins anew: too much may have moved for going on in the middle of a list.
+OLDEST = timedelta(minutes=15)
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS pull (one INTEGER PRIMARY KEY CHECK (one = 1), began TEXT NOT NULL, pages INTEGER NOT NULL,
-    resume TEXT);
+CREATE TABLE IF NOT EXISTS pull (one INTEGER PRIMARY KEY CHECK (one = 1), began TEXT NOT NULL, kept TEXT NOT NULL,
+    pages INTEGER NOT NULL, resume TEXT);
 CREATE TABLE IF NOT EXISTS records (identity TEXT PRIMARY KEY, body TEXT NOT NULL, pass_no INTEGER NOT NULL)
     WITHOUT ROWID;
 """
@@ -50,7 +50,7 @@ class Spool:
         self._path = path
         try:
             self._open(now)
-            if now - self.began > OLDEST:
+            if now - self._kept > OLDEST:
                 self.discard()
                 self._open(now)
         except sqlite3.DatabaseError:
@@ -66,11 +66,14 @@ class Spool:
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.executescript(_TABLES)
         self._database.execute(
-            "INSERT INTO pull VALUES (1, ?, 0, NULL) ON CONFLICT DO NOTHING", [now.isoformat()]
+            "INSERT INTO pull VALUES (1, ?1, ?1, 0, NULL) ON CONFLICT DO NOTHING", [now.isoformat()]
         )
-        began, self.pages, resume = self._database.execute("SELECT began, pages, resume FROM pull").fetchone()
+        began, kept, self.pages, resume = self._database.execute(
+            "SELECT began, kept, pages, resume FROM pull"
+        ).fetchone()
         #: When the first page was asked for, UTC.
         self.began = datetime.fromisoformat(began)
+        self._kept = datetime.fromisoformat(kept)
         #: Where to go on; None at the beginning.
         self.resume: Mapping[str, Any] | None = json.loads(resume) if resume else None
         if self.resume is None:
@@ -83,8 +86,8 @@ class Spool:
             dict(self._database.execute("SELECT pass_no, count(*) FROM records GROUP BY pass_no"))
         )
 
-    def add(self, page: Page, identity: Callable[[Record], str]) -> Added:
-        """Keeps a page; of a record that was there before, what came later counts."""
+    def add(self, page: Page, identity: Callable[[Record], str], now: datetime) -> Added:
+        """Keeps a page that came now (UTC); of a record that was there before, what came later counts."""
         rows = [(identity(record), _text(record), page.pass_no) for record in page.records]
         new = repeated = 0
         counts = Counter(self._counts)
@@ -100,7 +103,7 @@ class Spool:
                     counts[before[0]] -= 1
                 counts[page.pass_no] += 1
                 database.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row)
-            database.execute("UPDATE pull SET pages = pages + 1")
+            database.execute("UPDATE pull SET pages = pages + 1, kept = ?", [now.isoformat()])
             if page.resume is not None:
                 database.execute("UPDATE pull SET resume = ?", [json.dumps(page.resume)])
         self._counts = counts

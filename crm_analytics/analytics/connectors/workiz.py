@@ -96,7 +96,8 @@ class WorkizConnector(RecordConnector):
 
     def pages(self, client: Client, window: Window, resume: Mapping[str, Any] | None) -> Pages:
         """Reads the list from its start to its end, at most three times, until a reading proves complete."""
-        place = _Place() if resume is None else _Place(**resume)
+        # whether the last page that was kept had news isn't
+        place = _Place() if resume is None else replace(_Place(**resume), news=True)
         while True:
             place, proven = yield from self._pass(client, window, place)
             if proven:
@@ -129,10 +130,6 @@ class WorkizConnector(RecordConnector):
                 place = self._measured(place, first, probe, ids)
             elif again and ids[:1] != [place.last]:
                 place = replace(place, still=False)
-            if more and not ids:
-                # more were promised
-                place = replace(place, still=False)
-            more = answer.more
             if place.counts == "records":
                 place = replace(place, done=offset + len(ids))
             elif place.counts == "pages":
@@ -144,6 +141,10 @@ class WorkizConnector(RecordConnector):
                 answer.records, None if place.counts is None else asdict(place), pass_no=place.pass_no
             )
             place = replace(place, news=place.news or added.new > 0)
+            if more and added.repeated == len(ids):
+                # more were promised
+                place = replace(place, still=False)
+            more = answer.more
             if self._ended(answer, added.repeated, offset):
                 break
         alone = place.counts is None
@@ -231,8 +232,9 @@ class WorkizConnector(RecordConnector):
         if answer.more is False or not answer.records:
             return True
         nothing_new = repeated == len(answer.records) and offset > 1
-        if answer.more is None:
-            return len(answer.records) < ASKED or nothing_new
+        is_short = len(answer.records) < ASKED
+        if answer.more is None or is_short:
+            return nothing_new or (is_short and answer.more is None)
         if nothing_new:
             raise ConnectorError(
                 f"Workiz says that there are more {self.entity}s, but sends the same ones again (offset {offset}); nothing was"

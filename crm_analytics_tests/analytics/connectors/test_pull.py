@@ -120,7 +120,7 @@ def test_a_pull_goes_on_from_a_kill_in_another_reading(pulling: Pulling, workiz:
         pulling(WORKIZ_JOBS)
     del workiz.jobs[5]
     workiz.token, workiz.before = "api_k3y with/odd+signs", lambda number: None
-    pulling.clock.now += timedelta(hours=1)
+    pulling.clock.now += timedelta(minutes=10)
     result = pulling(WORKIZ_JOBS)
     assert pulling.reports[3] == "workiz_jobs: going on after page 3 of a pull that was interrupted"
     assert len(identities(pulling.files[0])) == 345 and result.covers is not None
@@ -130,7 +130,7 @@ def test_a_pull_goes_on_from_a_kill_in_another_reading(pulling: Pulling, workiz:
 
 
 def test_spool_of_long_ago_is_not_gone_on_from(pulling: Pulling, workiz: Workiz) -> None:
-    """Half a day later the pages have become too old, and other windows' spools are swept away."""
+    """After a quarter of an hour too much may have moved; other windows' spools are swept away."""
     workiz.before = once((4, lambda: setattr(workiz, "token", "x")))
     for window in (None, JULY):
         with pytest.raises(ConnectorError):
@@ -139,7 +139,7 @@ def test_spool_of_long_ago_is_not_gone_on_from(pulling: Pulling, workiz: Workiz)
     for spool in pulling.spools:
         os.utime(spool, (old, old))
     workiz.token, workiz.before = "api_k3y with/odd+signs", lambda number: None
-    pulling.clock.now += timedelta(hours=13)
+    pulling.clock.now += timedelta(minutes=16)
     pulling(WORKIZ_JOBS)
     assert pulling.spools == [] and len(pulling.files) == 1
     assert not any("going on" in report for report in pulling.reports)

@@ -160,6 +160,18 @@ def test_service_that_gives_less_than_asked_for(pulling: Pulling) -> None:
     assert identities(pulling.files[0]) == ids(120)
 
 
+@pytest.mark.parametrize("count", [100, 120, 345])
+@pytest.mark.parametrize("counts", ["records", "pages"])
+def test_promise_of_more_that_is_not_kept(pulling: Pulling, counts: str, count: int) -> None:
+    """A service that always says that there are more has its list read again, and is believed when nothing more comes."""
+    with serving(jobs(count), counts=counts) as workiz:
+        wrapped = workiz._wrapped
+        workiz._wrapped = lambda page, end: {**wrapped(page, end), "has_more": True}  # type: ignore[method-assign]
+        result = pulling(WORKIZ_JOBS, workiz_url=workiz.url)
+    assert identities(pulling.files[0]) == ids(count)
+    assert result.covers is not None
+
+
 def test_service_that_ignores_the_offset_is_refused(pulling: Pulling) -> None:
     """The same page again and again, with the promise of more, must not pass for the whole list."""
     with serving(jobs(345)) as workiz:
