@@ -18,10 +18,10 @@ from werkzeug import Response
 
 from crm_analytics.analytics.connectors.workiz import WORKIZ_JOBS, WORKIZ_LEADS
 from crm_analytics.core.settings import Settings
+from crm_analytics.definitions import build_defs
 from crm_analytics.orchestration import retries
 from crm_analytics.orchestration.analytics import pulls
-from crm_analytics.orchestration.analytics.franchise import Franchise
-from crm_analytics.orchestration.analytics.pulls import PULLED, landing_key, pull_definitions
+from crm_analytics.orchestration.analytics.pulls import PULLED, landing_key
 from crm_analytics_tests.analytics.connectors.conftest import identities, read
 from crm_analytics_tests.analytics.connectors.workiz_server import TOKEN, Workiz, job, serving
 from crm_analytics_tests.conftest import PATIENCE
@@ -278,11 +278,14 @@ def test_franchises_have_accounts_of_their_own(monkeypatch: pytest.MonkeyPatch) 
     common = Settings(franchises="north,south")
     north, south = common.of_franchises()
     assert north.workiz_token == SecretStr("of north") and south.workiz_token is None
-    assert pull_definitions(Franchise(south)).resolve_all_asset_keys() == []
-    found = pull_definitions(Franchise(north))
-    assert {key.to_user_string() for key in found.resolve_all_asset_keys()} == {
-        "north/landing/workiz_jobs",
-        "north/landing/workiz_leads",
+    defs = build_defs(common)
+    keys = {
+        key.to_user_string()
+        for key in defs.resolve_asset_graph().get_all_asset_keys()
+        if "landing" in key.path
     }
-    assert {sensor.name for sensor in found.sensors or []} == {"north__pull_connectors"}  # type: ignore[union-attr]
+    assert keys == {"north/landing/workiz_jobs", "north/landing/workiz_leads"}
+    assert [sensor.name for sensor in defs.sensors or [] if "pull" in sensor.name] == [
+        "north__pull_connectors"
+    ]
     assert common.environment()["NORTH_WORKIZ_TOKEN"] == "of north"
