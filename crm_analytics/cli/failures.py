@@ -53,7 +53,8 @@ def _print_settings(error: ValidationError) -> None:
         if problem["type"] == "default_factory_not_called":
             continue
         name = "_".join(str(part) for part in problem["loc"]).upper()
-        # a franchise's own has its name before it
-        found = "" if name.endswith(SECRET) or problem["input"] is None else f" (found {problem['input']!r})"
+        # what concerns several settings has all of them as its input; a franchise's own has its name before it
+        is_shown = name and not name.endswith(SECRET) and problem["input"] is not None
+        found = f" (found {problem['input']!r})" if is_shown else ""
         text = problem["msg"].removeprefix("Value error, ")
-        errors.print(f"[red]{name}[/]: {escape(text + found)}", highlight=False)
+        errors.print(f"[red]{name or 'settings'}[/]: {escape(text + found)}", highlight=False)

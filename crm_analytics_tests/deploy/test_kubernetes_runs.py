@@ -140,8 +140,23 @@ def deployment(
         cluster.close()
 
 
+def assert_that_a_run_without_a_pod_lives(instance: dg.DagsterInstance) -> None:
+    """A command typed in a pod has no Job; Dagster's own launcher would fail its run at the first look."""
+    seen: list[Any] = []
+
+    @dg.asset
+    def table() -> None:
+        run = instance.get_run_by_id(dg.AssetExecutionContext.get().run_id)
+        assert run is not None
+        seen.append(instance.run_launcher.check_run_worker_health(run).status.value)
+
+    assert dg.materialize([table], instance=instance).success
+    assert seen == ["RUNNING"]
+
+
 def test_runs_are_pods_that_may_die(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's pod has its location's image, variables, Secrets and resources; a pod that is killed fails its run."""
+    """A run's pod has its location's image, variables, Secrets and resources; only a run whose process is gone fails."""
+    assert_that_a_run_without_a_pod_lives(deployment.workspace.instance)
     run, pod = deployment.launch("check_history")
     deployment.wait(run, dg.DagsterRunStatus.SUCCESS, pod)
     assert deployment.cluster.pods[pod].wait(PATIENCE) == 0
@@ -170,18 +185,3 @@ def test_runs_are_pods_that_may_die(deployment: Deployment, monkeypatch: pytest.
         assert not any(execute_run_monitoring_iteration(deployment.workspace, logging.getLogger("daemon")))
         deployment.cluster.kill(pod)
         deployment.wait(run, dg.DagsterRunStatus.FAILURE, pod, monitored=True)
-
-
-def test_a_run_without_a_pod_lives(deployment: Deployment) -> None:
-    """A command typed in a pod has no Job; Dagster's own launcher would fail it at the first look."""
-    instance = deployment.workspace.instance
-    seen: list[Any] = []
-
-    @dg.asset
-    def table() -> None:
-        run = instance.get_run_by_id(dg.AssetExecutionContext.get().run_id)
-        assert run is not None
-        seen.append(instance.run_launcher.check_run_worker_health(run).status.value)
-
-    assert dg.materialize([table], instance=instance).success
-    assert seen == ["RUNNING"]

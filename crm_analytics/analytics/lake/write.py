@@ -110,7 +110,7 @@ def require_own(connection: psycopg.Connection[Any], lake: Lake) -> None:
         if mark and (mark.database != database or mark.write_id > known):
             raise LakeError(
                 f"the lake's table {dataset.name} has the franchise {lake.franchise} from another database, or from a later"
-                " state of this one. If another installation writes the same lake, give each its FRANCHISE; if this"
+                " state of this one. If another installation writes the same lake, give each its name in FRANCHISES; if this"
                 " database was restored, run: crm-analytics lake --rewrite"
             )
 

@@ -252,12 +252,12 @@ def test_franchises_write_at_once(new_database: Callable[..., str], lake: LakeLa
 def test_another_database_does_not_write_the_same_franchise(
     analytics: Connection, new_database: Callable[..., str], lake: LakeLab
 ) -> None:
-    """Two installations that forgot FRANCHISE would replace each other's months; the second one is refused, and told."""
+    """Two installations that forgot FRANCHISES would replace each other's months; the second one is refused, and told."""
     put(analytics, "A", MAY, "10.00")
     lake.write(analytics)
     with psycopg.connect(new_database("analytics"), autocommit=True) as other:
         put(other, "B", MAY, "1.00")
-        with pytest.raises(LakeError, match="give each its FRANCHISE"):
+        with pytest.raises(LakeError, match="give each its name in FRANCHISES"):
             lake.write(other)
         assert revenue(lake) == [("main", MAY, Decimal("10.00"))]
         lake.write(other, rewrite=True)
