@@ -1,7 +1,7 @@
 """The Definitions: the page from which everything in the platform can be reached.
 
-- Analytics, in `orchestration/analytics/`: `raw_assets` (files into raw tables), `fact_assets` (the rules, in SQL),
-  `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`; `lake`, if there is one.
+- Analytics, in `orchestration/analytics/`: `pulls` (services into files), `raw_assets` (files into raw tables), `fact_assets`
+  (the rules, in SQL), `metric_assets` (daily and monthly metrics), `checks`, `jobs`, `automation`; `lake`, if there is one.
 - CRM, in `orchestration/crm/`: `assets` (migrations and seals), `checks` (the proof), `automation`.
 - Operation, in `orchestration/`: `alerts`, `maintenance`.
 """
@@ -21,6 +21,7 @@ from crm_analytics.orchestration.analytics.franchise import Franchise
 from crm_analytics.orchestration.analytics.freshness_checks import freshness_checks
 from crm_analytics.orchestration.analytics.lake import lake_definitions
 from crm_analytics.orchestration.analytics.metric_assets import metrics
+from crm_analytics.orchestration.analytics.pulls import after_pulls, pull_definitions
 from crm_analytics.orchestration.analytics.raw_assets import raw_assets
 from crm_analytics.orchestration.crm.assets import crm_assets
 from crm_analytics.orchestration.crm.automation import crm_jobs, crm_schedules, crm_sensors
@@ -47,7 +48,7 @@ def _franchise(franchise: Franchise) -> dg.Definitions:
     return dg.Definitions.merge(
         dg.Definitions(
             assets=[
-                *raw_assets(franchise),
+                *after_pulls(raw_assets(franchise), franchise),
                 *fact_specs(franchise),
                 metrics(franchise),
                 alerts_sent(franchise),
@@ -57,6 +58,7 @@ def _franchise(franchise: Franchise) -> dg.Definitions:
             resources={key: _resource(value) for key, value in franchise.resources.items()},
         ),
         analytics_automation(franchise, freshness),
+        pull_definitions(franchise),
         lake_definitions(franchise),
     )
 

@@ -17,6 +17,16 @@ from crm_analytics.core.settings import PROJECT_DIR
 PACKAGE = "crm_analytics"
 #: Modules and packages that import nothing after them in their line, except what is inside them.
 ORDERS = {
+    "crm_analytics.analytics": ["connectors", "ingest"],
+    "crm_analytics.analytics.connectors": [
+        "registry",
+        "pull",
+        "spool",
+        "publishing",
+        "connector",
+        "client",
+        "errors",
+    ],
     "crm_analytics.analytics.ingest": [
         "dry_run",
         "loading",

@@ -6,16 +6,18 @@ import psycopg
 from pydantic import ValidationError
 from rich.markup import escape
 
+from crm_analytics.analytics.connectors.errors import ConnectorError
 from crm_analytics.analytics.ingest.storage.landing import LandingUnavailable
 from crm_analytics.analytics.lake.errors import LakeError
 from crm_analytics.cli.terminal import errors
 from crm_analytics.core import locks, migrations
-from crm_analytics.core.settings import NoFranchise
+from crm_analytics.core.settings import NoFranchise, Settings
 
+#: Settings whose values aren't quoted: addresses that may have a password, and what is a secret by its type.
 SECRET = (
     "ANALYTICS_DATABASE_URL", "CRM_DATABASE_URL", "DAGSTER_POSTGRES_URL", "ADMIN_DATABASE_URL", "LAKE_CATALOG_URL",
-    "ALERT_WEBHOOK_URL", "GRAFANA_READER_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL", "LANDING_URL",
+    "ALERT_WEBHOOK_URL", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "LANDING_URL",
+    *(name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)),
 )  # fmt: skip
 #: What the line begins with; the first kind that fits is the error's.
 KINDS = {
@@ -25,6 +27,7 @@ KINDS = {
     migrations.MigrationError: "migration refused",
     LakeError: "the lake",
     locks.LockHeld: "busy",
+    ConnectorError: "not pulled",
     psycopg.errors.LockNotAvailable: "busy",
     psycopg.errors.QueryCanceled: "took too long",
     psycopg.OperationalError: "no connection to the database",

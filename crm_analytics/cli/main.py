@@ -35,6 +35,21 @@ class Month(click.ParamType[date]):
             self.fail(str(error), param, ctx)
 
 
+class Day(click.ParamType[date]):
+    """A day written YYYY-MM-DD."""
+
+    name = "YYYY-MM-DD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        """Returns the day, or raises a usage error that says how to write it."""
+        if isinstance(value, date):
+            return value
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a day: write it as 2024-10-31", param, ctx)
+
+
 def _landing_option(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the option that names another landing folder than the settings'."""
     return click.option(
@@ -90,6 +105,7 @@ def main() -> None:
       crm-analytics check FILE...            what would happen to an export
       crm-analytics diff FILE...             which numbers it would change
       crm-analytics refresh --from 2024-01   load new files and compute the months
+      crm-analytics pull                     services that can be asked for their data
       crm-analytics up                       Dagster UI with sensors and schedules
       crm-analytics explain 2024-10 repairs  the rows behind a number
       crm-analytics status                   what needs a person
@@ -385,6 +401,44 @@ def explain(
         config, month, metric, source=source, segment=segment, day=day, as_csv=as_csv, console=console
     )
     sys.exit(0 if done else 1)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--from", "first", type=Day(), help="First day; see below.")
+@click.option("--to", "last", type=Day(), help="Last day, included; today by default.")
+@of_one_business
+def pull(name: str | None, first: date | None, last: date | None, config: Settings) -> None:
+    """Ask a service for its data, and write what it returns into the landing folder.
+
+    Without NAME, lists the connectors: which are on, and which variables the others need (docs/connectors.md). The platform
+    pulls all that are on by itself, every hour, while `crm-analytics up` or the daemon runs.
+
+    
+    What can be pulled?
+      crm-analytics pull
+    Pull the recent days now, as every hour:
+      crm-analytics pull workiz_jobs
+    Pull everything since a day:
+      crm-analytics pull workiz_jobs --from 2024-01-01
+
+    The file appears when its last page has come, or not at all. A pull that was interrupted goes on where it was if you
+    repeat it within a quarter of an hour. No file is written when nothing has changed since the last pull. Some services take no
+    last day: leave out --to there. Files are loaded as if you had dropped them, by the daemon or `crm-analytics refresh`.
+
+    Exit code 1 if a variable is missing or the service refuses.
+    """
+    from crm_analytics.cli.pull import list_connectors, pull_by_hand
+    from crm_analytics.cli.terminal import console
+
+    if name is None:
+        if first or last:
+            raise click.UsageError(
+                "name the connector, e.g. crm-analytics pull workiz_jobs --from 2024-01-01"
+            )
+        list_connectors(config, console)
+        return
+    pull_by_hand(config, name, first, last, console)
 
 
 @main.command("status")

@@ -81,6 +81,11 @@ def load(source: str) -> str:
     return f"analytics:load:{source}"
 
 
+def pull(connector: str) -> str:
+    """Returns the lock of a connector's pulls: one at a time."""
+    return f"analytics:pull:{connector}"
+
+
 def month(month: date) -> str:
     """Returns the lock of a month's metrics: one refresh at a time."""
     return f"analytics:month:{month:%Y-%m}"

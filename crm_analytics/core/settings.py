@@ -43,7 +43,7 @@ SAMPLE_FOLDER = "sample_landing"
 FRANCHISES_FOLDER = Path("franchises")
 FRANCHISES_FILE = "franchises.env"
 #: First parts of the keys of assets that belong to no franchise.
-RESERVED = ("analytics", "crm", "lake", "operation", "raw")
+RESERVED = ("analytics", "crm", "lake", "landing", "operation", "raw")
 #: What an instance, a server or a process has once, whatever franchises there are.
 COMMON = (
     "franchise", "franchises", "crm_enabled", "maintenance_enabled", "admin_database_url", "crm_database_url",
@@ -52,8 +52,8 @@ COMMON = (
     "dagster_webserver_path_prefix", "dagster_url", "lake_url", "lake_catalog_url",
 )  # fmt: skip
 _TWO_LANDINGS = "LANDING_DIR and LANDING_URL are both set, and there is one landing folder: unset one of them"
-#: What would mix two franchises' rows, or let one read the other's.
-NEVER_SHARED = ("analytics_database_url", "grafana_reader_password")
+#: What would mix two franchises' rows, or let one read the other's: databases, and accounts of services.
+NEVER_SHARED = ("analytics_database_url", "grafana_reader_password", "workiz_token")
 
 
 def _default_landing_dir(values: dict[str, Any]) -> Path:
@@ -149,6 +149,8 @@ class Settings(BaseSettings):
     crm_app_members: str = Field(
         "", description="roles of trusted servers, separated by commas: only they may hold crm_app"
     )
+    workiz_token: SecretStr | None = Field(None, description="of Workiz's API: its jobs and leads are pulled")
+    workiz_url: str = Field("https://api.workiz.com/api/v1", description="Workiz's API; tests have their own")
     grafana_reader_password: SecretStr | None = Field(None, description="set for the role grafana_reader")
     dagster_webserver_path_prefix: str = Field(
         "",
@@ -498,7 +500,11 @@ class Settings(BaseSettings):
         }
         if self.landing_url is not None:
             values["landing_dir"] = ""
-        return {name.upper(): str(value) for name, value in values.items()}
+        return {name.upper(): _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def settings(franchise: str = "") -> Settings:

@@ -19,13 +19,15 @@ OWNERS = ["team:data"]
 
 def definition_metadata(schema: str, table: str, *code: str) -> dict[str, Any]:
     """Returns what is known before a run: the table's name and the files that have its rules."""
+    return {"dagster/table_name": f"{schema}.{table}", **code_references(*code)}
+
+
+def code_references(*code: str) -> dict[str, Any]:
+    """Returns the links to files of the project."""
     references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
         dg.LocalFileCodeReference(file_path=str(PROJECT_DIR / path), line_number=1) for path in code
     ]
-    return {
-        "dagster/table_name": f"{schema}.{table}",
-        "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references),
-    }
+    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references)}
 
 
 def table_metadata(connection: psycopg.Connection[Any], schema: str, table: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import psycopg
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._utils.error import SerializableErrorInfo
 
+from crm_analytics.analytics.connectors.errors import TransientError
+
 #: What Dagster writes before the message of such an exception.
 FAILURE = f"{dg.Failure.__module__}.{dg.Failure.__qualname__}: "
 #: What PostgreSQL writes after its message: where in its work it was, with the record that it was reading.
@@ -22,7 +24,7 @@ TRANSIENT_SQLSTATES = ("08", "53", "40001", "40P01", "55P03", "57P01", "57P02", 
 #: OSError is a disk that is full or fails.
 TRANSIENT_EXCEPTIONS = (
     "OperationalError", "OSError", "TimeoutError", "ConnectionError", "ConnectionRefusedError", "ConnectionResetError",
-    "BrokenPipeError", "MemoryError", "DagsterUserCodeUnreachableError", "LandingUnreachable",
+    "BrokenPipeError", "MemoryError", "DagsterUserCodeUnreachableError", "LandingUnreachable", TransientError.__name__,
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_every_lock_of_the_migrations_is_listed() -> None:
 def test_lock_names_differ() -> None:
     """Python's locks do not share names with each other."""
     names = [
-        locks.MIGRATION, locks.DEMO_ACTIVITY, locks.load("jobs"), locks.load("calls"),
+        locks.MIGRATION, locks.DEMO_ACTIVITY, locks.load("jobs"), locks.load("calls"), locks.pull("jobs"),
         locks.month(date(2024, 1, 1)), locks.month(date(2024, 11, 1)), locks.month(date(2023, 11, 1)),
     ]  # fmt: skip
     assert len(set(names)) == len(names)

@@ -79,6 +79,7 @@ def test_no_secret_has_a_default(raw):
         "DAGSTER_WEBSERVER_PATH_PREFIX",
         "LAKE_CATALOG_URL",
         "LAKE_URL",
+        "WORKIZ_TOKEN",
     }
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
     assert used == set(example), "the example must name every variable, and no other"
@@ -172,9 +173,13 @@ def test_landing_folder_goes_to_the_code_server(raw):
     for name, service in found.items():
         has_landing = any(":/landing" in volume for volume in service.get("volumes", []))
         assert has_landing == (name == "code")
-    assert "./landing:/landing:ro" in found["code"]["volumes"], (
-        "landing files are never changed by the platform"
-    )
+    assert "./landing:/landing" in found["code"]["volumes"], "connectors add files"
+
+
+def test_secrets_of_services_go_to_the_code_server_only():
+    """Pulls run in the code server, so no other service has the tokens."""
+    found = services({**SECRETS, "WORKIZ_TOKEN": "t0ken"})
+    assert [name for name, service in found.items() if "t0ken" in json.dumps(service)] == ["code"]
 
 
 def test_grafana_and_the_ui_have_no_owner_password():

@@ -15,7 +15,7 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 from crm_analytics.analytics.ingest.storage.landing import (
     LandingFile,
@@ -209,6 +209,20 @@ class Bucket:
         """See `Landing`."""
         return Bucket(f"{self.url}/{folder}", self.access, self.patience)
 
+    def publish(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+        """See `Landing`. It is written into a temporary file, because a request that fails is sent again."""
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            file.seek(0)
+            with self._asking() as obstore:
+                try:
+                    obstore.put(self._store, name, file)
+                except FileNotFoundError:
+                    raise LandingUnavailable(self.missing()) from None
+
+    def sweep(self, folder: str, beginning: str) -> None:
+        """See `Landing`. Of an object that didn't become whole there is nothing."""
+
     @property
     def uri(self) -> str:
         """See `Landing`."""
@@ -319,6 +333,7 @@ class Bucket:
             return LandingUnavailable(
                 f"{self}{self._where} refuses these credentials ({cause}): set AWS_ACCESS_KEY_ID and"
                 " AWS_SECRET_ACCESS_KEY to those of a user who may list this bucket and read its objects"
+                " (with connectors, write them, too)"
             )
         if "invalid path" in told:
             return LandingUnavailable(

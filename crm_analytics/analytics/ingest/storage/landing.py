@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from crm_analytics.analytics.ingest.sources.registry import SOURCES
 
@@ -151,6 +151,18 @@ class Landing(Protocol):
 
     def below(self, folder: str) -> Landing:
         """Returns one of its subfolders as a landing folder."""
+
+    def publish(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+        """Puts a file at a path below it once `write` has written all of it: at any moment it is there whole, or not at all.
+
+        Raises OSError, or LandingUnavailable.
+        """
+
+    def sweep(self, folder: str, beginning: str) -> None:
+        """Removes what a killed `publish` left of files in a subfolder whose names begin so.
+
+        Raises OSError, or LandingUnavailable.
+        """
 
     @property
     def uri(self) -> str:

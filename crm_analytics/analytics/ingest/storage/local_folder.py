@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat as modes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from crm_analytics.analytics.ingest.errors import Reason, cannot_be_read
 from crm_analytics.analytics.ingest.storage.landing import (
@@ -20,6 +21,8 @@ from crm_analytics.analytics.ingest.storage.landing import (
     moment,
 )
 
+#: Begins the name of a file that is being published; scans ignore it.
+_PUBLISHING = ".publishing-"
 _FOR_ALL = modes.S_IRUSR | modes.S_IRGRP | modes.S_IROTH
 
 
@@ -105,6 +108,27 @@ class LocalFolder:
         """See `Landing`."""
         return LocalFolder(self.path / folder)
 
+    def publish(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+        """See `Landing`. It is written under a name that scans ignore, and renamed."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        writing = path.with_name(f"{_PUBLISHING}{path.name}.part")
+        try:
+            with writing.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            writing.replace(path)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+    def sweep(self, folder: str, beginning: str) -> None:
+        """See `Landing`."""
+        for left in (self.path / folder).glob(f"{_PUBLISHING}{glob.escape(beginning)}*.part"):
+            left.unlink(missing_ok=True)
+
     @property
     def uri(self) -> str:
         """See `Landing`."""
@@ -112,6 +136,15 @@ class LocalFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _local_file(location: str, relative: str, status: os.stat_result) -> LocalFile:
