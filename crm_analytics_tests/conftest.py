@@ -59,7 +59,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 #: They mostly wait for daemons. Started last, one of them would keep the run going alone.
-_LONGEST = ("test_dead_runs.py", "test_silence_served.py", "test_end_to_end.py", "test_compose.py")
+_LONGEST = (
+    "test_hosts.py",
+    "test_dead_runs.py",
+    "test_silence_served.py",
+    "test_end_to_end.py",
+    "test_compose.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
