@@ -48,12 +48,21 @@ $$;
 COMMENT ON FUNCTION crm_private.trimmed IS
     'The text without white space and invisible characters at its ends; NULL if nothing is left.';
 
+CREATE FUNCTION crm_private.is_own_key(p_reference text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT p_reference OPERATOR(pg_catalog.~) '^[!-~]+$'
+        AND pg_catalog.length(p_reference) OPERATOR(pg_catalog.<=) 255
+$$;
+COMMENT ON FUNCTION crm_private.is_own_key IS
+    'Tells whether a reference is at most 255 visible ASCII characters, as almost all are: it is accepted, and compared, '
+    'as it is. A shortcut, which takes a fifth of the time of the rule.';
+
 CREATE FUNCTION crm_private.reference_key(p_reference text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
     SELECT CASE
-        -- almost every reference is its own key, which a simple pattern tells at a third of the cost
-        WHEN p_reference OPERATOR(pg_catalog.~) '^[!-~]+$' THEN p_reference
+        WHEN crm_private.is_own_key(p_reference) THEN p_reference
         ELSE pg_catalog.substring(
             pg_catalog.normalize(p_reference, 'NFKC'),
             pg_catalog.replace('^[<>]*([^<>]+(?: [^<>]+)*)[<>]*$', '<>', crm_private.blank_characters())
@@ -236,10 +245,11 @@ CREATE TABLE public.audit_log (
     entity text NOT NULL,
     entity_id uuid NULL,
     payload jsonb NOT NULL DEFAULT '{}'::jsonb,
-    "session_user" text NOT NULL DEFAULT SESSION_USER,
-    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    client_address inet NULL DEFAULT inet_client_addr(),
-    application_name text NULL DEFAULT current_setting('application_name'),
+    -- these four are filled by a trigger, whatever an INSERT says (0010)
+    "session_user" text NOT NULL,
+    transaction_id xid8 NOT NULL,
+    client_address inet NULL,
+    application_name text NULL,
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_log_pkey PRIMARY KEY (id),
     CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)

@@ -260,13 +260,8 @@ LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_key text := crm_private.reference_key(p_value);
-    v_text text;
+    v_text text := crm_private.short_text(p_field, p_value);
 BEGIN
-    -- almost every reference is its own key
-    IF v_key = p_value AND length(v_key) <= 255 THEN
-        RETURN p_value;
-    END IF;
-    v_text := crm_private.short_text(p_field, p_value);
     IF v_text IS NOT NULL AND v_key IS NULL THEN
         PERFORM crm_private.invalid(
             p_field, crm_private.visible(v_text),
@@ -832,7 +827,7 @@ COMMENT ON FUNCTION crm_private.set_order_status IS
 -- returns a table, because only such a function in SQL becomes part of the statement that calls it
 CREATE FUNCTION crm_private.client_money(
     p_order_id uuid, p_currency public.currency_enum
-) RETURNS TABLE (paid numeric, refunded numeric, refunds_open numeric)
+) RETURNS TABLE (paid numeric, refunded numeric, refunds_open numeric, net numeric)
 LANGUAGE sql STABLE ROWS 1
 AS $$
     SELECT
@@ -840,15 +835,20 @@ AS $$
             FILTER (WHERE p.role = 'client_payment' AND p.status = 'completed'), 0),
         coalesce(sum(CASE WHEN p.reverses IS NULL THEN p.amount ELSE -p.amount END)
             FILTER (WHERE p.role = 'refund' AND p.status = 'completed'), 0),
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0)
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0),
+        -- paid less refunded; who needs no more has only this sum computed
+        coalesce(sum(CASE p.direction WHEN 'incoming' THEN p.amount ELSE -p.amount END)
+            FILTER (WHERE p.status = 'completed'), 0)
     FROM public.payments p
     WHERE p.order_id = p_order_id AND p.currency = p_currency AND p.amount <> 'NaN'
-        AND p.role IN ('client_payment', 'refund')
-        AND (p.role = 'client_payment') = ((p.direction = 'incoming') = (p.reverses IS NULL))
+        AND p.role = CASE
+            WHEN (p.direction = 'incoming') = (p.reverses IS NULL) THEN 'client_payment'::public.payment_role_enum
+            ELSE 'refund'
+        END
 $$;
 COMMENT ON FUNCTION crm_private.client_money IS
-    'Returns an order''s client money in a currency: completed client payments, completed refunds, open refunds; '
-    'without what was reversed.';
+    'Returns an order''s client money in a currency: completed client payments, completed refunds, open refunds, and '
+    'net client money; without what was reversed.';
 
 CREATE FUNCTION crm_private.payouts(p_order_id uuid, p_currency public.currency_enum) RETURNS numeric
 LANGUAGE plpgsql STABLE

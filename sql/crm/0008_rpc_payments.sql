@@ -266,7 +266,7 @@ DECLARE
     v_net numeric;
 BEGIN
     SELECT * INTO v_order FROM public.orders o WHERE o.id = p_payment.order_id;
-    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(v_order.id, v_order.currency) m;
+    SELECT m.net INTO v_net FROM crm_private.client_money(v_order.id, v_order.currency) m;
     RETURN crm_private.payment_result(p_payment, true, v_order, v_net);
 END
 $$;
@@ -280,14 +280,15 @@ DECLARE
     v_order public.orders := p_order;
     v_net numeric;
 BEGIN
-    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(p_order.id, p_order.currency) m;
+    SELECT m.net INTO v_net FROM crm_private.client_money(p_order.id, p_order.currency) m;
     -- a reversed refund is client money again
     IF p_payment.status = 'completed' AND p_order.status IN ('created', 'awaiting_payment')
-        AND p_payment.role IN ('client_payment', 'refund')
-        AND (p_payment.role = 'client_payment') = (p_payment.reverses IS NULL)
+        AND p_payment.role = (
+            CASE WHEN p_payment.reverses IS NULL THEN 'client_payment'::public.payment_role_enum ELSE 'refund' END
+        )
     THEN
         v_order.status := CASE
-            WHEN v_net >= p_order.total_amount THEN 'paid'
+            WHEN v_net >= p_order.total_amount THEN 'paid'::public.order_status_enum
             ELSE 'awaiting_payment'
         END;
         IF v_order.status <> p_order.status THEN
@@ -545,8 +546,8 @@ AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id);
     v_status text := coalesce(p_status, 'completed');
-    v_reference text;
-    v_key text;
+    v_reference text := p_external_reference;
+    v_key text := p_external_reference;
     v_reason text;
     v_from_client boolean;
     v_detail jsonb;
@@ -559,9 +560,13 @@ BEGIN
     IF crm_private.is_amount(p_amount) IS NOT TRUE THEN
         PERFORM crm_private.amount('p_amount', p_amount);
     END IF;
-    v_reference := crm_private.reference('p_external_reference', p_external_reference);
-    v_key := crm_private.reference_key(v_reference);
-    v_reason := crm_private.note('p_reason', p_reason);
+    IF crm_private.is_own_key(p_external_reference) IS NOT TRUE THEN
+        v_reference := crm_private.reference('p_external_reference', p_external_reference);
+        v_key := crm_private.reference_key(v_reference);
+    END IF;
+    IF p_reason IS NOT NULL THEN
+        v_reason := crm_private.note('p_reason', p_reason);
+    END IF;
     IF p_order_id IS NULL THEN
         PERFORM crm_private.required_id('p_order_id', p_order_id);
     END IF;
