@@ -245,11 +245,10 @@ CREATE TABLE public.audit_log (
     entity text NOT NULL,
     entity_id uuid NULL,
     payload jsonb NOT NULL DEFAULT '{}'::jsonb,
-    -- these four are filled by a trigger, whatever an INSERT says (0010)
-    "session_user" text NOT NULL,
-    transaction_id xid8 NOT NULL,
-    client_address inet NULL,
-    application_name text NULL,
+    "session_user" text NOT NULL DEFAULT SESSION_USER,
+    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    client_address inet NULL DEFAULT inet_client_addr(),
+    application_name text NULL DEFAULT current_setting('application_name'),
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT audit_log_pkey PRIMARY KEY (id),
     CONSTRAINT audit_log_actor_id_fkey FOREIGN KEY (actor_id) REFERENCES public.users (id)

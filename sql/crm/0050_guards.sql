@@ -306,7 +306,7 @@ BEGIN
                 HINT = 'Book it with record_generic_payment_safe.';
         END IF;
         -- asked first, because PostgreSQL starts a query for a condition with EXISTS even when the rest of it is false
-        IF num_nonnulls(NEW.reverses, NEW.rebooks) = 0 THEN
+        IF NEW.reverses IS NULL AND NEW.rebooks IS NULL THEN
             RETURN NEW;
         END IF;
         IF NEW.reverses IS NOT NULL AND NOT EXISTS (
