@@ -570,6 +570,7 @@ BEGIN
     IF p_order_id IS NULL THEN
         PERFORM crm_private.required_id('p_order_id', p_order_id);
     END IF;
+    -- a cast tells a label at a third of the cost of pg_input_is_valid; label says what is wrong with the others
     BEGIN
         v_new.direction := p_direction;
         v_new.role := p_role;
@@ -607,7 +608,7 @@ BEGIN
         PERFORM crm_private.check_reference_given(p_direction, p_method, v_status, v_reference);
     END IF;
     v_order := crm_private.locked_order(p_order_id);
-    -- a client may always pay for an order in its currency
+    -- A client may always pay for an order in its currency. Whether the reference was booked already, the INSERT tells.
     IF NOT v_from_client OR v_new.currency IS DISTINCT FROM v_order.currency OR p_related_payment_id IS NOT NULL
         OR v_reason IS NOT NULL
     THEN
@@ -620,7 +621,7 @@ BEGIN
         IF v_new.role = 'refund' THEN
             PERFORM crm_private.require_admin(v_actor, 'a refund');
         END IF;
-        -- a repeat is answered whatever the order allows now
+        -- a repeat is answered, whatever the order allows now
         SELECT * INTO v_payment FROM public.payments p WHERE p.reference_key = v_key;
         IF NOT FOUND THEN
             IF v_related.order_id IS DISTINCT FROM p_order_id AND p_related_payment_id IS NOT NULL THEN
@@ -633,11 +634,9 @@ BEGIN
                     'Relate payments of one order only.'
                 );
             END IF;
-            IF NOT v_from_client OR v_new.currency IS DISTINCT FROM v_order.currency THEN
-                PERFORM crm_private.check_payment_state(v_order, v_new, v_status, v_actor, v_reason);
-                IF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' THEN
-                    PERFORM crm_private.check_money_back(v_new, v_related);
-                END IF;
+            PERFORM crm_private.check_payment_state(v_order, v_new, v_status, v_actor, v_reason);
+            IF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' THEN
+                PERFORM crm_private.check_money_back(v_new, v_related);
             END IF;
             v_detail := crm_private.booking_detail(v_order, v_new, v_reason);
         END IF;
