@@ -46,9 +46,11 @@ FOREIGN_OPERATOR = (
     "CREATE FUNCTION public.never(name, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';"
     " CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = text, FUNCTION = public.never); "
 )
-#: Functions that are not emptied: the first two are for migrations only, and the third has a test of its own at the end,
-#: because an attack runs in a transaction, whose isolation is given.
-NOT_EMPTIED = ("close_functions", "revoke_others", "wrong_isolation", *WAITS)
+#: What refuses the wrong isolation has a test of its own at the end, because an attack runs in a transaction, whose
+#: isolation is given.
+REFUSES_ISOLATION = "wrong_isolation"
+#: Functions that are not emptied: the first two are for migrations only.
+NOT_EMPTIED = ("close_functions", "revoke_others", REFUSES_ISOLATION, *WAITS)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def grant_mutations() -> Iterator[Mutation]:
         if what == "schema public":
             continue  # PUBLIC has USAGE of it by PostgreSQL's default
         if grantee not in ("crm_rpc", "crm_app") or any(
-            f"crm_private.{name}(" in what for name in UNUSED_GRANTS
+            f"crm_private.{name}(" in what for name in (*UNUSED_GRANTS, REFUSES_ISOLATION)
         ):
             continue
         if what.startswith("function public.") and grantee == "crm_rpc" and not _calls_another(what):
@@ -652,13 +654,16 @@ def test_removing_the_isolation_check_is_noticed(new_database: Callable[..., str
     with psycopg.connect(new_database("crm"), autocommit=True) as connection:
         sample = attacks.prepare(connection).sample
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        revoke = f"REVOKE EXECUTE ON FUNCTION crm_private.{REFUSES_ISOLATION} FROM crm_rpc"
         for call in calls:
-            with pytest.raises(psycopg.Error) as refused, connection.transaction(force_rollback=True):
-                connection.execute(call, sample)
-            assert refused.value.sqlstate == "25001"
+            for change, sqlstate in (("", "25001"), (revoke, "42501")):
+                with pytest.raises(psycopg.Error) as refused, connection.transaction(force_rollback=True):
+                    connection.execute(change.encode())
+                    connection.execute(call, sample)
+                assert refused.value.sqlstate == sqlstate
         for function, text, weaker in (
             ("at_read_committed", "= 'read committed'", "IS NOT NULL"),
-            ("wrong_isolation", "BEGIN", "BEGIN RETURN;"),
+            (REFUSES_ISOLATION, "BEGIN", "BEGIN RETURN;"),
         ):
             definition = connection.execute(
                 "SELECT pg_get_functiondef(%s::regproc)", [f"crm_private.{function}"]
