@@ -72,9 +72,9 @@ computations and queries of checks, called directly. It is measured four times, 
 a run with the same assets, checks and months that reports the same metadata and does nothing: what is left is what Dagster
 itself costs for a graph of this size.""",
     "CRM RPCs": """A payment by the RPC, beside the same call at the commit before versions, reversals, erasure, the
-feed and the audit's origin came (all are on in ours), and beside an INSERT of the same row, as durable, into a table of the
-same shape: what ours adds is rules, guards, events and audit. Then the audit log is sealed while clients pay and a
-transaction stays open, and last, references repeat and what is booked is counted.""",
+feed and the audit's origin came (all are on in ours), neither waiting for the disk; then beside an INSERT of the same row
+into a table of the same shape, both durable: what ours adds is rules, guards, events and audit. Then the audit log is
+sealed while clients pay and a transaction stays open, and last, references repeat and what is booked is counted.""",
     "Grafana panels": """Every dashboard query as `grafana_reader`, for twelve months out of ten years of daily data with 20
 sources: the fastest of seven runs after a first one.""",
 }

@@ -41,14 +41,16 @@ NOTHING_TO_LOOK_UP = ("payments_ledger", "order_numbers", "require_actor", "audi
 #: for itself.
 WAITS = ("lock_user", "wait_for_calls")
 #: What lets the RPCs pass without calling the guard, and an operator that looks the same and lets everybody pass.
-BY_OTHERS = "CURRENT_USER <> 'crm_rpc'::name"
+BY_OTHERS = "CURRENT_USER <> 'crm_rpc'::text"
 FOREIGN_OPERATOR = (
-    "CREATE FUNCTION public.never(name, name) RETURNS boolean LANGUAGE sql AS 'SELECT false';"
-    " CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = name, FUNCTION = public.never); "
+    "CREATE FUNCTION public.never(name, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';"
+    " CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = text, FUNCTION = public.never); "
 )
-#: Functions that are not emptied: the first two are for migrations only, and the third has a test of its own at the end,
-#: because an attack runs in a transaction, whose isolation is given.
-NOT_EMPTIED = ("close_functions", "revoke_others", "require_read_committed", *WAITS)
+#: What refuses the wrong isolation has a test of its own at the end, because an attack runs in a transaction, whose
+#: isolation is given.
+REFUSES_ISOLATION = "wrong_isolation"
+#: Functions that are not emptied: the first two are for migrations only.
+NOT_EMPTIED = ("close_functions", "revoke_others", REFUSES_ISOLATION, *WAITS)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def grant_mutations() -> Iterator[Mutation]:
         if what == "schema public":
             continue  # PUBLIC has USAGE of it by PostgreSQL's default
         if grantee not in ("crm_rpc", "crm_app") or any(
-            f"crm_private.{name}(" in what for name in UNUSED_GRANTS
+            f"crm_private.{name}(" in what for name in (*UNUSED_GRANTS, REFUSES_ISOLATION)
         ):
             continue
         if what.startswith("function public.") and grantee == "crm_rpc" and not _calls_another(what):
@@ -605,7 +607,7 @@ LOCKS = (
     Lock("order row", "locked_order", "FOR NO KEY UPDATE", "", _PAYOUT, _PAYOUT),
     Lock("customer's phone", "create_lead_safe", "crm_private.claim_contact(v_kind, v_key, v_new_id)", "v_new_id", _LEAD, _LEAD),
     Lock("actor", "actor", "FOR KEY SHARE", "", _REPEAT, _DEACTIVATE),
-    Lock("assignee", "actor", "u.id = p_assignee FOR KEY SHARE", "u.id = p_assignee", _ASSIGN, _DEACTIVATE),
+    Lock("assignee", "actor", "ORDER BY u.id FOR KEY SHARE", "ORDER BY u.id", _ASSIGN, _DEACTIVATE),
     Lock("user whom an admin changes", "lock_user", "FOR UPDATE", "", _RENAME, _REPEAT),
     Lock("user whom the owner changes", "wait_for_calls", "FOR UPDATE", "", _REPEAT, _BY_HAND),
     *(
@@ -652,20 +654,28 @@ def test_removing_the_isolation_check_is_noticed(new_database: Callable[..., str
     with psycopg.connect(new_database("crm"), autocommit=True) as connection:
         sample = attacks.prepare(connection).sample
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        revoke = f"REVOKE EXECUTE ON FUNCTION crm_private.{REFUSES_ISOLATION} FROM crm_rpc"
         for call in calls:
-            with pytest.raises(psycopg.Error) as refused, connection.transaction(force_rollback=True):
-                connection.execute(call, sample)
-            assert refused.value.sqlstate == "25001"
-        definition = connection.execute(
-            "SELECT pg_get_functiondef('crm_private.require_read_committed'::regproc)"
-        ).fetchone()
-        assert definition and "<> 'read committed'" in definition[0]
-        connection.execute(definition[0].replace("<> 'read committed'", "IS NULL").encode())
-        for call in calls:
-            with connection.transaction(force_rollback=True):
-                connection.execute(call, sample)
-        [difference] = manifest.compare(connection, {"function"}).differences
-        assert difference.object.startswith("function crm_private.require_read_committed(")
+            for change, sqlstate in (("", "25001"), (revoke, "42501")):
+                with pytest.raises(psycopg.Error) as refused, connection.transaction(force_rollback=True):
+                    connection.execute(change.encode())
+                    connection.execute(call, sample)
+                assert refused.value.sqlstate == sqlstate
+        for function, text, weaker in (
+            ("at_read_committed", "= 'read committed'", "IS NOT NULL"),
+            (REFUSES_ISOLATION, "BEGIN", "BEGIN RETURN;"),
+        ):
+            definition = connection.execute(
+                "SELECT pg_get_functiondef(%s::regproc)", [f"crm_private.{function}"]
+            ).fetchone()
+            assert definition and text in definition[0]
+            connection.execute(definition[0].replace(text, weaker).encode())
+            for call in calls:
+                with connection.transaction(force_rollback=True):
+                    connection.execute(call, sample)
+            [difference] = manifest.compare(connection, {"function"}).differences
+            assert difference.object.startswith(f"function crm_private.{function}(")
+            connection.execute(definition[0].encode())
 
 
 def test_setting_a_sequence_to_its_end_is_noticed(new_database: Callable[..., str]) -> None:

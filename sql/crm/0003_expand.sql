@@ -48,13 +48,26 @@ $$;
 COMMENT ON FUNCTION crm_private.trimmed IS
     'The text without white space and invisible characters at its ends; NULL if nothing is left.';
 
+CREATE FUNCTION crm_private.is_own_key(p_reference text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT p_reference OPERATOR(pg_catalog.~) '^[!-~]+$'
+        AND pg_catalog.length(p_reference) OPERATOR(pg_catalog.<=) 255
+$$;
+COMMENT ON FUNCTION crm_private.is_own_key IS
+    'Tells whether a reference is at most 255 visible ASCII characters, as almost all are: it is accepted and compared '
+    'as it is. A shortcut, which takes a third of the time of the rule.';
+
 CREATE FUNCTION crm_private.reference_key(p_reference text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
-    SELECT pg_catalog.substring(
-        pg_catalog.normalize(p_reference, 'NFKC'),
-        pg_catalog.replace('^[<>]*([^<>]+(?: [^<>]+)*)[<>]*$', '<>', crm_private.blank_characters())
-    )
+    SELECT CASE
+        WHEN crm_private.is_own_key(p_reference) THEN p_reference
+        ELSE pg_catalog.substring(
+            pg_catalog.normalize(p_reference, 'NFKC'),
+            pg_catalog.replace('^[<>]*([^<>]+(?: [^<>]+)*)[<>]*$', '<>', crm_private.blank_characters())
+        )
+    END
 $$;
 COMMENT ON FUNCTION crm_private.reference_key IS
     'The form in which references are compared: NFKC, trimmed. NULL if nothing is left, or if there is white space '

@@ -15,23 +15,27 @@ COMMENT ON FUNCTION crm_private.refuse IS
 
 -- actors and roles -----------------------------------------------------------------------------------------
 
-CREATE FUNCTION crm_private.require_read_committed(p_what text) RETURNS void
+CREATE FUNCTION crm_private.at_read_committed() RETURNS boolean
+LANGUAGE sql STABLE
+AS $$ SELECT current_setting('transaction_isolation') = 'read committed' $$;
+COMMENT ON FUNCTION crm_private.at_read_committed IS
+    'Tells whether each statement sees what the lock that it waited for protects. At other isolation levels the '
+    'snapshot may be older than the lock.';
+
+CREATE FUNCTION crm_private.wrong_isolation(p_what text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM crm_private.refuse(
-            '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(current_setting('transaction_isolation'))),
-            jsonb_build_object(
-                'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
-            ),
-            'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
-        );
-    END IF;
+    PERFORM crm_private.refuse(
+        '25001', format('%s at READ COMMITTED, not at %s', p_what, upper(current_setting('transaction_isolation'))),
+        jsonb_build_object(
+            'rule', 'isolation', 'found', current_setting('transaction_isolation'), 'accepted', 'read committed'
+        ),
+        'Start the transaction with ISOLATION LEVEL READ COMMITTED.'
+    );
 END
 $$;
-COMMENT ON FUNCTION crm_private.require_read_committed IS
-    'Refuses (25001) a transaction whose snapshot may be older than the lock that it has just waited for.';
+COMMENT ON FUNCTION crm_private.wrong_isolation IS 'Refuses (25001) a transaction that is not at_read_committed.';
 
 CREATE FUNCTION crm_private.not_an_actor(p_user_id uuid) RETURNS void
 LANGUAGE plpgsql
@@ -54,24 +58,21 @@ CREATE FUNCTION crm_private.actor(
 LANGUAGE plpgsql
 AS $$
 DECLARE
+    v_id uuid := coalesce(p_user_id, CASE WHEN p_or_system THEN crm_private.system_user_id() END);
     v_user public.users;
 BEGIN
     -- The rules read rows after waiting for a lock; an older snapshot would not see what the lock waited for.
-    PERFORM crm_private.require_read_committed('the RPCs run');
-    IF p_assignee < p_user_id THEN
-        PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
+    IF NOT crm_private.at_read_committed() THEN
+        PERFORM crm_private.wrong_isolation('the RPCs run');
+    END IF;
+    IF p_assignee IS NOT NULL THEN
+        PERFORM FROM public.users u WHERE u.id IN (v_id, p_assignee) ORDER BY u.id FOR KEY SHARE;
     END IF;
     -- Locked until commit: whoever takes this user's rights away (crm_private.lock_user) waits for this call, whatever
     -- it waits for itself. Without the lock a user deactivated in the meantime would still book.
-    SELECT * INTO v_user FROM public.users u
-    WHERE u.id = coalesce(p_user_id, CASE WHEN p_or_system THEN crm_private.system_user_id() END)
-        AND (u.active OR p_user_id IS NULL)
-    FOR KEY SHARE;
-    IF NOT FOUND THEN
+    v_user := (SELECT u FROM public.users u WHERE u.id = v_id AND (u.active OR p_user_id IS NULL) FOR KEY SHARE);
+    IF v_user.id IS NULL THEN
         PERFORM crm_private.not_an_actor(p_user_id);
-    END IF;
-    IF p_assignee > v_user.id THEN
-        PERFORM FROM public.users u WHERE u.id = p_assignee FOR KEY SHARE;
     END IF;
     RETURN v_user;
 END
@@ -259,13 +260,8 @@ LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_key text := crm_private.reference_key(p_value);
-    v_text text;
+    v_text text := crm_private.short_text(p_field, p_value);
 BEGIN
-    -- almost every reference is its own key
-    IF v_key = p_value AND length(v_key) <= 255 THEN
-        RETURN p_value;
-    END IF;
-    v_text := crm_private.short_text(p_field, p_value);
     IF v_text IS NOT NULL AND v_key IS NULL THEN
         PERFORM crm_private.invalid(
             p_field, crm_private.visible(v_text),
@@ -367,14 +363,20 @@ COMMENT ON FUNCTION crm_private.contacts IS
     'phone number, an e-mail address, @name (of the channel, telegram if none is given) and t.me/name are recognized; '
     'other text is nobody''s contact.';
 
+CREATE FUNCTION crm_private.is_amount(p_value numeric, p_or_zero boolean DEFAULT false) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+-- NaN is greater than every number
+AS $$
+    SELECT p_value >= CASE WHEN p_or_zero THEN 0 ELSE 0.01 END AND p_value < 10000000000 AND p_value = round(p_value, 2)
+$$;
+COMMENT ON FUNCTION crm_private.is_amount IS
+    'Tells whether a number is positive, finite, below ten billions and has at most two decimals; NULL of NULL.';
+
 CREATE FUNCTION crm_private.amount(p_field text, p_value numeric, p_or_zero boolean DEFAULT false) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-    -- NaN is greater than every number, so it needs a condition of its own
-    IF p_value IS NULL OR p_value = 'NaN' OR p_value >= 10000000000 OR p_value < 0
-        OR (p_value = 0 AND NOT p_or_zero) OR p_value <> round(p_value, 2)
-    THEN
+    IF crm_private.is_amount(p_value, p_or_zero) IS NOT TRUE THEN
         PERFORM crm_private.invalid(
             p_field, p_value::text,
             CASE WHEN p_or_zero THEN 'zero or more' ELSE 'more than zero' END
@@ -385,7 +387,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION crm_private.amount IS
-    'Returns the amount if it is positive, finite and has at most two decimals; otherwise PT422.';
+    'Returns the amount if it is one (is_amount); otherwise PT422.';
 
 CREATE FUNCTION crm_private.json_of_type(p_field text, p_value jsonb, p_type text) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
@@ -549,9 +551,10 @@ AS $$
 DECLARE
     v_order public.orders;
 BEGIN
-    -- locked first, and not FOR UPDATE, which deadlocks with the foreign-key locks of child inserts
-    SELECT * INTO v_order FROM public.orders o WHERE o.id = p_order_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
+    -- Locked first, and not FOR UPDATE, which deadlocks with the foreign-key locks of child inserts. Read as one value,
+    -- which takes a third of the time of as many columns.
+    v_order := (SELECT o FROM public.orders o WHERE o.id = p_order_id FOR NO KEY UPDATE);
+    IF v_order.id IS NULL THEN
         PERFORM crm_private.not_found('orders', 'p_order_id', p_order_id);
     END IF;
     RETURN v_order;
@@ -749,7 +752,7 @@ COMMENT ON FUNCTION crm_private.not_erased IS 'Refuses (PT409) to give an erased
 
 -- plpgsql, because a function in SQL would be planned again in every call
 CREATE FUNCTION crm_private.audit(
-    p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row jsonb, p_detail jsonb DEFAULT '{}'
+    p_actor uuid, p_action text, p_entity text, p_entity_id uuid, p_row anyelement, p_detail jsonb DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -757,15 +760,16 @@ BEGIN
     INSERT INTO public.audit_log (actor_id, action, entity, entity_id, payload)
     VALUES (
         p_actor, p_action, p_entity, p_entity_id,
-        CASE p_detail
-            WHEN '{}' THEN jsonb_build_object('row', p_row)
+        CASE
+            WHEN p_detail IS NULL THEN jsonb_build_object('row', p_row)
             ELSE p_detail || jsonb_build_object('row', p_row)
         END
     );
 END
 $$;
 COMMENT ON FUNCTION crm_private.audit IS
-    'Writes one row of audit_log: the row after the change, and the details of the action.';
+    'Writes one row of audit_log: the row after the change (a row of the table, or its JSON), and the details of the '
+    'action.';
 
 CREATE FUNCTION crm_private.audit_update(
     p_actor uuid, p_entity text, p_entity_id uuid, p_old jsonb, p_new jsonb, p_detail jsonb DEFAULT '{}'
@@ -808,7 +812,7 @@ BEGIN
         v_order.updated_at
     FROM public.order_status_events e WHERE e.order_id = p_order_id;
     PERFORM crm_private.audit(
-        p_actor, 'status_change', 'orders', p_order_id, to_jsonb(v_order),
+        p_actor, 'status_change', 'orders', p_order_id, v_order,
         jsonb_build_object('old', v_old, 'new', p_new_status, 'reason', p_reason, 'notes', p_notes) || p_detail
     );
 END
@@ -823,7 +827,7 @@ COMMENT ON FUNCTION crm_private.set_order_status IS
 -- returns a table, because only such a function in SQL becomes part of the statement that calls it
 CREATE FUNCTION crm_private.client_money(
     p_order_id uuid, p_currency public.currency_enum
-) RETURNS TABLE (paid numeric, refunded numeric, refunds_open numeric)
+) RETURNS TABLE (paid numeric, refunded numeric, refunds_open numeric, net numeric)
 LANGUAGE sql STABLE ROWS 1
 AS $$
     SELECT
@@ -831,15 +835,20 @@ AS $$
             FILTER (WHERE p.role = 'client_payment' AND p.status = 'completed'), 0),
         coalesce(sum(CASE WHEN p.reverses IS NULL THEN p.amount ELSE -p.amount END)
             FILTER (WHERE p.role = 'refund' AND p.status = 'completed'), 0),
-        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0)
+        coalesce(sum(p.amount) FILTER (WHERE p.role = 'refund' AND p.status IN ('planned', 'pending')), 0),
+        -- paid less refunded; who needs no more has only this sum computed
+        coalesce(sum(CASE p.direction WHEN 'incoming' THEN p.amount ELSE -p.amount END)
+            FILTER (WHERE p.status = 'completed'), 0)
     FROM public.payments p
     WHERE p.order_id = p_order_id AND p.currency = p_currency AND p.amount <> 'NaN'
-        AND p.role IN ('client_payment', 'refund')
-        AND (p.role = 'client_payment') = ((p.direction = 'incoming') = (p.reverses IS NULL))
+        AND p.role = CASE
+            WHEN (p.direction = 'incoming') = (p.reverses IS NULL) THEN 'client_payment'::public.payment_role_enum
+            ELSE 'refund'
+        END
 $$;
 COMMENT ON FUNCTION crm_private.client_money IS
-    'Returns an order''s client money in a currency: completed client payments, completed refunds, open refunds; '
-    'without what was reversed.';
+    'Returns an order''s client money in a currency: completed client payments, completed refunds, open refunds, and '
+    'net client money; without what was reversed.';
 
 CREATE FUNCTION crm_private.payouts(p_order_id uuid, p_currency public.currency_enum) RETURNS numeric
 LANGUAGE plpgsql STABLE

@@ -16,7 +16,7 @@ BEGIN
         VALUES (p_provider, p_external_id, p_crm_user_id) ON CONFLICT DO NOTHING RETURNING * INTO v_identity;
         IF FOUND THEN
             PERFORM crm_private.audit(
-                p_actor, 'map_identity', 'user_identity_map', p_crm_user_id, to_jsonb(v_identity),
+                p_actor, 'map_identity', 'user_identity_map', p_crm_user_id, v_identity,
                 jsonb_build_object('by', p_by)
             );
             RETURN p_crm_user_id;
@@ -199,7 +199,7 @@ BEGIN
             'Use the existing user (set_user_active_safe if inactive).'
         );
     END IF;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'users', v_user.id, to_jsonb(v_user));
+    PERFORM crm_private.audit(v_actor.id, 'create', 'users', v_user.id, v_user);
     RETURN jsonb_build_object('id', v_user.id, 'name', v_user.name, 'email', v_user.email, 'role', v_user.role);
 END
 $$;
@@ -402,7 +402,7 @@ BEGIN
         );
     END IF;
     DELETE FROM public.user_identity_map m WHERE m.provider = v_provider AND m.external_id = v_external_id;
-    PERFORM crm_private.audit(v_actor.id, 'unmap_identity', 'user_identity_map', v_mapped, to_jsonb(v_identity));
+    PERFORM crm_private.audit(v_actor.id, 'unmap_identity', 'user_identity_map', v_mapped, v_identity);
     RETURN jsonb_build_object('id', v_mapped, 'provider', v_provider, 'external_id', v_external_id);
 END
 $$;

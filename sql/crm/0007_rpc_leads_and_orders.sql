@@ -98,7 +98,7 @@ BEGIN
             v_country
         )
         RETURNING * INTO v_customer;
-        PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, to_jsonb(v_customer));
+        PERFORM crm_private.audit(v_actor.id, 'create', 'customers', v_customer.id, v_customer);
     ELSE
         -- what the customer has not told before is kept
         UPDATE public.customer_contacts c SET customer_id = v_customer.id WHERE c.id = ANY (v_new_contacts);
@@ -121,7 +121,7 @@ BEGIN
             );
         END IF;
     END IF;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'customer_contacts', c.id, to_jsonb(c))
+    PERFORM crm_private.audit(v_actor.id, 'create', 'customer_contacts', c.id, c)
     FROM public.customer_contacts c WHERE c.id = ANY (v_new_contacts) ORDER BY c.kind, c.key;
     INSERT INTO public.leads (
         source, customer_id, contact, bike_url, bike_snapshot, customer_comment, estimated_budget_eur, status
@@ -130,7 +130,7 @@ BEGIN
         v_source, v_customer.id, v_told, v_bike_url, v_bike_snapshot, v_comment, p_estimated_budget_eur, 'new'
     )
     RETURNING * INTO v_lead;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, to_jsonb(v_lead));
+    PERFORM crm_private.audit(v_actor.id, 'create', 'leads', v_lead.id, v_lead);
     PERFORM crm_private.keep_result('create_lead_safe', v_idempotency_key, v_lead.id);
     RETURN jsonb_build_object(
         'id', v_lead.id, 'duplicate', false, 'customer_id', v_lead.customer_id, 'status', v_lead.status
@@ -204,7 +204,7 @@ BEGIN
         updated_at = clock_timestamp()
     WHERE l.id = v_old.id RETURNING * INTO v_new;
     PERFORM crm_private.audit(
-        v_actor.id, 'status_change', 'leads', v_new.id, to_jsonb(v_new),
+        v_actor.id, 'status_change', 'leads', v_new.id, v_new,
         jsonb_build_object('old', v_old.status, 'new', v_new.status, 'notes', v_note)
     );
     RETURN jsonb_build_object(
@@ -402,13 +402,13 @@ BEGIN
     END LOOP;
     INSERT INTO public.order_status_events (order_id, old_status, new_status, changed_by, seq, reason, created_at)
     VALUES (v_order.id, NULL, 'created', v_actor.id, 1, 'created', v_order.created_at);
-    PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, to_jsonb(v_order));
+    PERFORM crm_private.audit(v_actor.id, 'create', 'orders', v_order.id, v_order);
     IF v_lead.id IS NOT NULL THEN
         v_old_lead_status := v_lead.status;
         UPDATE public.leads l SET status = 'converted', customer_id = v_customer_id, updated_at = clock_timestamp()
         WHERE l.id = v_lead.id RETURNING * INTO v_lead;
         PERFORM crm_private.audit(
-            v_actor.id, 'status_change', 'leads', v_lead.id, to_jsonb(v_lead),
+            v_actor.id, 'status_change', 'leads', v_lead.id, v_lead,
             jsonb_build_object('old', v_old_lead_status, 'new', v_lead.status, 'order_id', v_order.id)
         );
     END IF;

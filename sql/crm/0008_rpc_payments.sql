@@ -266,7 +266,7 @@ DECLARE
     v_net numeric;
 BEGIN
     SELECT * INTO v_order FROM public.orders o WHERE o.id = p_payment.order_id;
-    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(v_order.id, v_order.currency) m;
+    SELECT m.net INTO v_net FROM crm_private.client_money(v_order.id, v_order.currency) m;
     RETURN crm_private.payment_result(p_payment, true, v_order, v_net);
 END
 $$;
@@ -280,14 +280,15 @@ DECLARE
     v_order public.orders := p_order;
     v_net numeric;
 BEGIN
-    SELECT m.paid - m.refunded INTO v_net FROM crm_private.client_money(p_order.id, p_order.currency) m;
+    SELECT m.net INTO v_net FROM crm_private.client_money(p_order.id, p_order.currency) m;
     -- a reversed refund is client money again
     IF p_payment.status = 'completed' AND p_order.status IN ('created', 'awaiting_payment')
-        AND p_payment.role IN ('client_payment', 'refund')
-        AND (p_payment.role = 'client_payment') = (p_payment.reverses IS NULL)
+        AND p_payment.role = (
+            CASE WHEN p_payment.reverses IS NULL THEN 'client_payment'::public.payment_role_enum ELSE 'refund' END
+        )
     THEN
         v_order.status := CASE
-            WHEN v_net >= p_order.total_amount THEN 'paid'
+            WHEN v_net >= p_order.total_amount THEN 'paid'::public.order_status_enum
             ELSE 'awaiting_payment'
         END;
         IF v_order.status <> p_order.status THEN
@@ -406,7 +407,7 @@ BEGIN
         );
     ELSE
         PERFORM crm_private.audit(
-            p_actor.id, 'status_change', 'payments', v_payment.id, to_jsonb(v_payment),
+            p_actor.id, 'status_change', 'payments', v_payment.id, v_payment,
             jsonb_build_object('old', p_payment.status, 'new', v_payment.status)
         );
     END IF;
@@ -544,115 +545,133 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_actor public.users := crm_private.actor(p_user_id);
-    v_amount numeric := crm_private.amount('p_amount', p_amount);
     v_status text := coalesce(p_status, 'completed');
-    v_reference text := crm_private.reference('p_external_reference', p_external_reference);
-    v_key text := crm_private.reference_key(v_reference);
-    v_reason text := crm_private.note('p_reason', p_reason);
+    v_reference text := p_external_reference;
+    v_key text := p_external_reference;
+    v_reason text;
+    v_from_client boolean;
+    v_detail jsonb;
     v_order public.orders;
     v_new public.payments;
     v_payment public.payments;
     v_related public.payments;
 BEGIN
     -- helpers that only refuse are called when they will: a call costs time even if it refuses nothing
+    IF crm_private.is_amount(p_amount) IS NOT TRUE THEN
+        PERFORM crm_private.amount('p_amount', p_amount);
+    END IF;
+    IF crm_private.is_own_key(p_external_reference) IS NOT TRUE THEN
+        v_reference := crm_private.reference('p_external_reference', p_external_reference);
+        v_key := crm_private.reference_key(v_reference);
+    END IF;
+    IF p_reason IS NOT NULL THEN
+        v_reason := crm_private.note('p_reason', p_reason);
+    END IF;
     IF p_order_id IS NULL THEN
         PERFORM crm_private.required_id('p_order_id', p_order_id);
-    ELSIF pg_input_is_valid(p_direction, 'public.payment_direction_enum') IS NOT TRUE THEN
+    END IF;
+    -- a cast tells a label at a third of the cost of pg_input_is_valid; label says what is wrong with the others
+    BEGIN
+        v_new.direction := p_direction;
+        v_new.role := p_role;
+        v_new.method := p_method;
+        v_new.currency := p_currency;
+        v_new.status := v_status;
+    EXCEPTION WHEN invalid_text_representation THEN
+        NULL;
+    END;
+    IF v_new.direction IS NULL OR v_new.role IS NULL OR v_new.method IS NULL OR v_new.currency IS NULL
+        OR v_new.status IS NULL
+    THEN
         PERFORM crm_private.label('p_direction', p_direction, 'public.payment_direction_enum', true);
-    ELSIF pg_input_is_valid(p_role, 'public.payment_role_enum') IS NOT TRUE THEN
         PERFORM crm_private.label('p_role', p_role, 'public.payment_role_enum', true);
-    ELSIF pg_input_is_valid(p_method, 'public.payment_method_enum') IS NOT TRUE THEN
         PERFORM crm_private.label('p_method', p_method, 'public.payment_method_enum', true);
-    ELSIF pg_input_is_valid(p_currency, 'public.currency_enum') IS NOT TRUE THEN
         PERFORM crm_private.label('p_currency', p_currency, 'public.currency_enum', true);
-    ELSIF pg_input_is_valid(v_status, 'public.payment_status_enum') IS NOT TRUE THEN
         PERFORM crm_private.label('p_status', v_status, 'public.payment_status_enum', true);
     END IF;
     v_new.order_id := p_order_id;
-    v_new.direction := p_direction;
-    v_new.role := p_role;
-    v_new.method := p_method;
-    v_new.amount := v_amount;
-    v_new.currency := p_currency;
-    v_new.status := v_status;
+    v_new.amount := p_amount;
     v_new.related_payment_id := p_related_payment_id;
-    IF v_new.role = 'client_payment' AND v_new.direction <> 'incoming' THEN
-        PERFORM crm_private.invalid('p_direction', p_direction, 'incoming for client_payment');
-    ELSIF v_new.role = 'refund' AND v_new.direction <> 'outgoing' THEN
-        PERFORM crm_private.invalid('p_direction', p_direction, 'outgoing for refund');
-    ELSIF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' AND p_related_payment_id IS NULL THEN
-        PERFORM crm_private.invalid(
-            'p_related_payment_id', NULL, 'the supplier payment that the money comes back from'
-        );
+    v_from_client := v_new.role = 'client_payment' AND v_new.direction = 'incoming';
+    IF NOT v_from_client THEN
+        IF v_new.role = 'client_payment' THEN
+            PERFORM crm_private.invalid('p_direction', p_direction, 'incoming for client_payment');
+        ELSIF v_new.role = 'refund' AND v_new.direction <> 'outgoing' THEN
+            PERFORM crm_private.invalid('p_direction', p_direction, 'outgoing for refund');
+        ELSIF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' AND p_related_payment_id IS NULL THEN
+            PERFORM crm_private.invalid(
+                'p_related_payment_id', NULL, 'the supplier payment that the money comes back from'
+            );
+        END IF;
     END IF;
     IF v_reference IS NULL THEN
         PERFORM crm_private.check_reference_given(p_direction, p_method, v_status, v_reference);
     END IF;
     v_order := crm_private.locked_order(p_order_id);
-    IF p_related_payment_id IS NOT NULL THEN
-        SELECT * INTO v_related FROM public.payments p WHERE p.id = p_related_payment_id;
+    -- A client may always pay for an order in its currency. Whether the reference was booked already, the INSERT tells.
+    IF NOT v_from_client OR v_new.currency IS DISTINCT FROM v_order.currency OR p_related_payment_id IS NOT NULL
+        OR v_reason IS NOT NULL
+    THEN
+        IF p_related_payment_id IS NOT NULL THEN
+            SELECT * INTO v_related FROM public.payments p WHERE p.id = p_related_payment_id;
+            IF NOT FOUND THEN
+                PERFORM crm_private.not_found('payments', 'p_related_payment_id', p_related_payment_id);
+            END IF;
+        END IF;
+        IF v_new.role = 'refund' THEN
+            PERFORM crm_private.require_admin(v_actor, 'a refund');
+        END IF;
+        -- a repeat is answered, whatever the order allows now
+        SELECT * INTO v_payment FROM public.payments p WHERE p.reference_key = v_key;
         IF NOT FOUND THEN
-            PERFORM crm_private.not_found('payments', 'p_related_payment_id', p_related_payment_id);
+            IF v_related.order_id IS DISTINCT FROM p_order_id AND p_related_payment_id IS NOT NULL THEN
+                PERFORM crm_private.conflict(
+                    'related_payment', 'the related payment belongs to another order',
+                    jsonb_build_object(
+                        'field', 'p_related_payment_id', 'found', v_related.order_id, 'accepted', p_order_id,
+                        'id', v_related.id
+                    ),
+                    'Relate payments of one order only.'
+                );
+            END IF;
+            PERFORM crm_private.check_payment_state(v_order, v_new, v_status, v_actor, v_reason);
+            IF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' THEN
+                PERFORM crm_private.check_money_back(v_new, v_related);
+            END IF;
+            v_detail := crm_private.booking_detail(v_order, v_new, v_reason);
         END IF;
     END IF;
-    IF v_new.role = 'refund' THEN
-        PERFORM crm_private.require_admin(v_actor, 'a refund');
-    END IF;
 
-    IF EXISTS (SELECT FROM public.payments p WHERE p.reference_key = v_key) THEN
+    IF v_payment.id IS NULL THEN
+        INSERT INTO public.payments (
+            order_id, direction, role, method, amount, currency, status, external_reference, reference_key,
+            related_payment_id, created_by
+        )
+        VALUES (
+            v_new.order_id, v_new.direction, v_new.role, v_new.method, v_new.amount, v_new.currency, v_new.status,
+            v_reference, v_key, v_new.related_payment_id, v_actor.id
+        )
+        ON CONFLICT (reference_key) DO NOTHING RETURNING * INTO v_payment;
+        IF FOUND THEN
+            PERFORM crm_private.audit(v_actor.id, 'create', 'payments', v_payment.id, v_payment, v_detail);
+            RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
+        END IF;
+        -- only a new statement sees what was booked on another order a moment ago
         SELECT * INTO STRICT v_payment FROM public.payments p WHERE p.reference_key = v_key;
-        PERFORM crm_private.refuse_different_repeat(v_payment, crm_private.payment_facts(v_new));
-        IF v_status = 'completed' AND v_payment.status IN ('failed', 'cancelled') THEN
-            PERFORM crm_private.conflict(
-                'reference_taken', 'this external reference belongs to a payment that is ' || v_payment.status,
-                jsonb_build_object(
-                    'field', 'status', 'found', v_status, 'accepted', v_payment.status, 'id', v_payment.id
-                ),
-                'That payment is final. Use a new reference for a new attempt.'
-            );
-        ELSIF v_status = 'completed' AND v_payment.status <> 'completed' THEN
-            RETURN crm_private.move_payment(v_order, v_payment, v_status, v_reference, v_actor);
-        END IF;
-        RETURN crm_private.repeated_payment(v_payment);
     END IF;
-
-    IF v_related.order_id IS DISTINCT FROM p_order_id AND p_related_payment_id IS NOT NULL THEN
+    PERFORM crm_private.refuse_different_repeat(v_payment, crm_private.payment_facts(v_new));
+    IF v_status = 'completed' AND v_payment.status IN ('failed', 'cancelled') THEN
         PERFORM crm_private.conflict(
-            'related_payment', 'the related payment belongs to another order',
+            'reference_taken', 'this external reference belongs to a payment that is ' || v_payment.status,
             jsonb_build_object(
-                'field', 'p_related_payment_id', 'found', v_related.order_id, 'accepted', p_order_id, 'id', v_related.id
+                'field', 'status', 'found', v_status, 'accepted', v_payment.status, 'id', v_payment.id
             ),
-            'Relate payments of one order only.'
+            'That payment is final. Use a new reference for a new attempt.'
         );
+    ELSIF v_status = 'completed' AND v_payment.status <> 'completed' THEN
+        RETURN crm_private.move_payment(v_order, v_payment, v_status, v_reference, v_actor);
     END IF;
-    -- a client may always pay for an order in its currency
-    IF v_new.role <> 'client_payment' OR v_new.currency IS DISTINCT FROM v_order.currency THEN
-        PERFORM crm_private.check_payment_state(v_order, v_new, v_status, v_actor, v_reason);
-        IF v_new.role = 'supplier_payment' AND v_new.direction = 'incoming' THEN
-            PERFORM crm_private.check_money_back(v_new, v_related);
-        END IF;
-    END IF;
-
-    INSERT INTO public.payments (
-        order_id, direction, role, method, amount, currency, status, external_reference, reference_key,
-        related_payment_id, created_by
-    )
-    VALUES (
-        v_new.order_id, v_new.direction, v_new.role, v_new.method, v_new.amount, v_new.currency, v_new.status,
-        v_reference, v_key, v_new.related_payment_id, v_actor.id
-    )
-    ON CONFLICT (reference_key) DO NOTHING RETURNING * INTO v_payment;
-    IF NOT FOUND THEN
-        -- booked on another order a moment ago, so with other facts; only a new statement sees it
-        SELECT * INTO STRICT v_payment FROM public.payments p WHERE p.reference_key = v_key;
-        PERFORM crm_private.refuse_different_repeat(v_payment, crm_private.payment_facts(v_new));
-        RETURN crm_private.repeated_payment(v_payment);
-    END IF;
-    PERFORM crm_private.audit(
-        v_actor.id, 'create', 'payments', v_payment.id, to_jsonb(v_payment),
-        crm_private.booking_detail(v_order, v_payment, v_reason)
-    );
-    RETURN crm_private.apply_payment(v_order, v_payment, v_actor.id);
+    RETURN crm_private.repeated_payment(v_payment);
 END
 $$;
 COMMENT ON FUNCTION public.record_generic_payment_safe IS

@@ -92,7 +92,7 @@ BEGIN
     END IF;
     INSERT INTO public.documents (order_id, lead_id, type, file_url, uploaded_by)
     VALUES (p_order_id, p_lead_id, v_type::public.document_type_enum, v_url, v_actor.id) RETURNING * INTO v_document;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'documents', v_document.id, to_jsonb(v_document));
+    PERFORM crm_private.audit(v_actor.id, 'create', 'documents', v_document.id, v_document);
     PERFORM crm_private.keep_result('attach_document_safe', v_key, v_document.id);
     RETURN jsonb_build_object(
         'id', v_document.id, 'duplicate', false, 'order_id', v_document.order_id, 'lead_id', v_document.lead_id
@@ -133,7 +133,7 @@ BEGIN
     )
     RETURNING * INTO v_new;
     PERFORM crm_private.audit(
-        v_actor.id, 'create', 'documents', v_new.id, to_jsonb(v_new), jsonb_build_object('reason', v_reason)
+        v_actor.id, 'create', 'documents', v_new.id, v_new, jsonb_build_object('reason', v_reason)
     );
     RETURN jsonb_build_object(
         'id', v_new.id, 'replaces', v_old.id, 'order_id', v_new.order_id, 'lead_id', v_new.lead_id
@@ -165,7 +165,7 @@ BEGIN
     UPDATE public.documents d SET withdrawn_at = clock_timestamp()
     WHERE d.id = v_document.id RETURNING * INTO v_document;
     PERFORM crm_private.audit(
-        v_actor.id, 'withdraw', 'documents', v_document.id, to_jsonb(v_document),
+        v_actor.id, 'withdraw', 'documents', v_document.id, v_document,
         jsonb_build_object('reason', v_reason)
     );
     RETURN jsonb_build_object(
@@ -224,7 +224,7 @@ BEGIN
         p_order_id, p_lead_id, v_title, v_description, p_due_at, p_assignee_id, v_actor.id, false
     )
     RETURNING * INTO v_task;
-    PERFORM crm_private.audit(v_actor.id, 'create', 'tasks', v_task.id, to_jsonb(v_task));
+    PERFORM crm_private.audit(v_actor.id, 'create', 'tasks', v_task.id, v_task);
     PERFORM crm_private.keep_result('create_task_safe', v_key, v_task.id);
     RETURN jsonb_build_object('id', v_task.id, 'duplicate', false, 'status', v_task.status);
 END
@@ -363,7 +363,7 @@ BEGIN
             v_ruspost_update, v_actor.id
         )
         RETURNING * INTO v_new;
-        PERFORM crm_private.audit(v_actor.id, 'create', 'shipments', v_new.id, to_jsonb(v_new));
+        PERFORM crm_private.audit(v_actor.id, 'create', 'shipments', v_new.id, v_new);
     ELSE
         UPDATE public.shipments s SET
             provider = coalesce(v_provider::public.shipment_provider_enum, s.provider),

@@ -118,7 +118,9 @@ DECLARE
     v_oldest xid8;
     v_next xid8;
 BEGIN
-    PERFORM crm_private.require_read_committed('numbering runs');
+    IF NOT crm_private.at_read_committed() THEN
+        PERFORM crm_private.wrong_isolation('numbering runs');
+    END IF;
     -- Transactions that drew an id up to v_seen began before this one, if this one gets its own id only afterwards.
     IF pg_current_xact_id_if_assigned() IS NULL THEN
         SELECT max(a.id) INTO v_seen FROM public.audit_log a;
@@ -224,7 +226,7 @@ BEGIN
         );
     END IF;
     IF TG_OP = 'INSERT' THEN
-        PERFORM crm_private.audit(NULL, 'create', TG_TABLE_NAME, NEW.id, to_jsonb(NEW));
+        PERFORM crm_private.audit(NULL, 'create', TG_TABLE_NAME, NEW.id, NEW);
     ELSE
         PERFORM crm_private.audit_update(NULL, TG_TABLE_NAME, NEW.id, to_jsonb(OLD), to_jsonb(NEW));
     END IF;

@@ -84,7 +84,7 @@ BEGIN
         UPDATE public.customer_contacts c SET customer_id = v_old.id WHERE c.id = v_contact.id
         RETURNING * INTO STRICT v_moved;
         IF v_contact.customer_id = v_new_id THEN
-            PERFORM crm_private.audit(v_actor.id, 'create', 'customer_contacts', v_moved.id, to_jsonb(v_moved));
+            PERFORM crm_private.audit(v_actor.id, 'create', 'customer_contacts', v_moved.id, v_moved);
         ELSE
             PERFORM crm_private.audit_update(
                 v_actor.id, 'customer_contacts', v_moved.id, to_jsonb(v_contact), to_jsonb(v_moved)
@@ -230,7 +230,7 @@ BEGIN
     END LOOP;
     UPDATE public.customers c SET merged_into = v_into.id WHERE c.id = v_from.id RETURNING * INTO STRICT v_from;
     PERFORM crm_private.audit(
-        v_actor.id, 'merge', 'customers', v_from.id, to_jsonb(v_from),
+        v_actor.id, 'merge', 'customers', v_from.id, v_from,
         jsonb_build_object('merged_into', v_into.id, 'reason', v_reason)
     );
     SELECT * INTO STRICT v_old FROM public.customers c WHERE c.id = v_into.id;
@@ -303,7 +303,7 @@ BEGIN
             );
         END IF;
         IF v_claimed AND v_holder = v_id THEN
-            PERFORM crm_private.audit(NULL, 'create', 'customer_contacts', c.id, to_jsonb(c))
+            PERFORM crm_private.audit(NULL, 'create', 'customer_contacts', c.id, c)
             FROM public.customer_contacts c WHERE c.kind = v_kind AND c.key = v_key;
         END IF;
     END LOOP;

@@ -83,7 +83,7 @@ BEGIN
     )
     RETURNING * INTO v_new;
     PERFORM crm_private.audit(
-        p_actor.id, 'create', 'payments', v_new.id, to_jsonb(v_new),
+        p_actor.id, 'create', 'payments', v_new.id, v_new,
         crm_private.booking_detail(p_order, v_new, p_reason)
     );
     RETURN crm_private.apply_payment(p_order, v_new, p_actor.id);
@@ -203,7 +203,7 @@ BEGIN
         PERFORM crm_private.check_covered(v_order);
     END IF;
     PERFORM crm_private.audit(
-        v_actor.id, 'create', 'payments', v_reversal.id, to_jsonb(v_reversal), jsonb_build_object('reason', v_reason)
+        v_actor.id, 'create', 'payments', v_reversal.id, v_reversal, jsonb_build_object('reason', v_reason)
     );
     v_result := crm_private.apply_payment(v_order, v_reversal, v_actor.id);
     RETURN v_result || jsonb_build_object(

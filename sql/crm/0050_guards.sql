@@ -306,7 +306,7 @@ BEGIN
                 HINT = 'Book it with record_generic_payment_safe.';
         END IF;
         -- asked first, because PostgreSQL starts a query for a condition with EXISTS even when the rest of it is false
-        IF num_nonnulls(NEW.reverses, NEW.rebooks) = 0 THEN
+        IF NEW.reverses IS NULL AND NEW.rebooks IS NULL THEN
             RETURN NEW;
         END IF;
         IF NEW.reverses IS NOT NULL AND NOT EXISTS (
@@ -439,12 +439,13 @@ DECLARE
     v_trigger record;
 BEGIN
     FOR v_trigger IN
-        -- what the RPCs write never enters the function
+        -- What the RPCs write never enters the function. A text, because PostgreSQL reads the condition's constants for
+        -- every statement, and a name always has 64 bytes.
         SELECT
             t.tab, 'guard_rows' AS name,
             CASE t.mode WHEN 'append_only' THEN 'BEFORE INSERT' ELSE 'BEFORE INSERT OR UPDATE OR DELETE' END AS event,
             CASE
-                WHEN t.mode IN ('rpc', 'append_only') THEN 'ROW WHEN (CURRENT_USER <> ''crm_rpc'')'
+                WHEN t.mode IN ('rpc', 'append_only') THEN 'ROW WHEN (CURRENT_USER <> ''crm_rpc''::text)'
                 ELSE 'ROW'
             END AS level,
             format('guard_rows(%L)', t.mode) AS call
@@ -480,15 +481,15 @@ BEGIN
             ),
             (
                 'public.customers', 'claim_written_contacts', 'AFTER INSERT OR UPDATE',
-                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'claim_written_contacts()'
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc''::text)', 'claim_written_contacts()'
             ),
             (
                 'public.users', 'audit_owner_write', 'AFTER INSERT OR UPDATE',
-                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'audit_owner_write()'
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc''::text)', 'audit_owner_write()'
             ),
             (
                 'public.customers', 'audit_owner_write', 'AFTER INSERT OR UPDATE',
-                'ROW WHEN (CURRENT_USER <> ''crm_rpc'')', 'audit_owner_write()'
+                'ROW WHEN (CURRENT_USER <> ''crm_rpc''::text)', 'audit_owner_write()'
             )
     LOOP
         -- ALWAYS, because session_replication_role = replica skips plain triggers
