@@ -68,6 +68,7 @@ CREATE TABLE raw.source_files (
     declaration_version int,
     exported_at timestamptz NOT NULL,
     exported_at_from text NOT NULL CHECK (exported_at_from IN ('name', 'mtime')),
+    connector text,
     status text NOT NULL CHECK (
         status IN ('loaded', 'refused', 'unrecognized', 'same_content', 'withdrawn', 'missing')
     ),
@@ -119,13 +120,14 @@ SELECT analytics.describe('{raw.source_files}', $$
     exported_at: When the export was made; frozen when the content was first seen, and never earlier than that of the
         content it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).
     exported_at_from: name: a date-time in the file's name; mtime: the modification time.
+    connector: The connector that wrote the file, as its first line says; NULL for a file that a person put there.
     status: loaded; refused (unreadable as this source: nothing of it was loaded); unrecognized (no source fits);
         same_content (same bytes as another file, which was loaded); withdrawn (taken back by a person: this content
         isn't loaded under any name); missing (no longer in the landing folder when its source was rebuilt).
     same_as: For same_content: the entry with these bytes.
     message: Why the file was not loaded, and the remedy.
     encoding: Encoding found.
-    delimiter: Delimiter found; NULL for a workbook.
+    delimiter: Delimiter found; NULL for a workbook and for JSON Lines.
     mapping: The header found for each column name.
     unknown_columns: Headers that match no column.
     warnings: What a person should know although the file was accepted.

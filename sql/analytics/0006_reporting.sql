@@ -138,7 +138,7 @@ COMMENT ON FUNCTION reporting.target_of IS
 
 CREATE VIEW reporting.files AS
 SELECT
-    f.file_id, f.source, f.path, f.status, f.message, f.exported_at, f.first_seen_at, f.finished_at,
+    f.file_id, f.source, f.path, f.connector, f.status, f.message, f.exported_at, f.first_seen_at, f.finished_at,
     f.records_read, f.inserted, f.updated, f.unchanged, f.duplicates, f.superseded, f.quarantined, f.summary_lines,
     f.first_date, f.last_date, cardinality(f.warnings) AS warnings, f.run_id,
     f.file_id = first_value(f.file_id) OVER newest_first AS is_current
@@ -149,6 +149,7 @@ SELECT analytics.describe('{reporting.files}', $$
     file_id: Number of the ledger entry.
     source: Kind of export; NULL if unrecognized.
     path: Path below the landing folder.
+    connector: The connector that wrote it; NULL for a file that a person put there.
     status: loaded, refused, unrecognized, same_content, withdrawn or missing.
     message: Why it was not loaded, and the remedy.
     exported_at: When the export was made.
