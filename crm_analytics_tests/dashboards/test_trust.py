@@ -79,7 +79,7 @@ def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
     """Freshness names the newest file and last day of each source, so that a stopped export shows."""
     found = {row["source"]: row for row in rows(grafana, "freshness", choice)}
     assert set(found) == {
-        "jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend", "targets",
+        "jobs", "payments", "calls", "elocals_leads", "proref_leads", "workiz_leads", "google_spend", "targets",
     }  # fmt: skip
     assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", "2024-03-04")
     assert (found["calls"]["last_file"], found["calls"]["last_row"]) == (None, "2024-03-07")

@@ -66,7 +66,8 @@ COMMENT ON FUNCTION analytics.is_proref_lead IS
 CREATE FUNCTION analytics.is_workiz_lead(status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN raw.fold(status) <> 'passed';
 COMMENT ON FUNCTION analytics.is_workiz_lead IS
-    'Rule workiz_leads: a row of raw.workiz_leads with the channel''s source that is not Passed; a blank status counts.';
+    'Rule workiz_leads: a row of raw.workiz_leads with the channel''s source that is not Passed; a blank status '
+    'counts.';
 
 CREATE FUNCTION analytics.lead_words(lead_rule text, source text, has_status boolean, price numeric) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE

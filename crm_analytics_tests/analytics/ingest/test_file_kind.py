@@ -300,7 +300,7 @@ def test_reasons_of_the_three_lists(landing: Landing) -> None:
         landing.write(name, "\n".join(NO_EXPORTS[name]) + "\n")
     landing.load("jobs")
     messages = dict(landing.rows("SELECT path, message FROM raw.source_files"))
-    folders = "jobs, payments, calls, elocals_leads, proref_leads, google_spend, targets"
+    folders = ", ".join(SOURCES)
     assert messages == {
         "bank statement.csv": reason(SOURCES["google_spend"], "Description"),
         "purchases.csv": '"Lead ID | Date | Cost": neither name nor header tells the source; accepted: a name that tells'

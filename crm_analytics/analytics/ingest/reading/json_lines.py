@@ -159,6 +159,8 @@ def _lines(content: Content, encoding: str) -> Iterator[_Line]:
         *lines, pending = (pending + block).split(b"\n")
         for text in lines:
             number += 1
+            if len(text) > MAX_RECORD:
+                raise RecordTooLong(number, number)
             if text.strip():
                 yield _Line(number, text, ended=True)
         if len(pending) > MAX_RECORD:

@@ -10,9 +10,10 @@ from datetime import date
 from typing import Any
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
-from crm_analytics.analytics.ingest.reading.unpacking import unpacked
+from crm_analytics.analytics.ingest.reading.unpacking import beginning
 from crm_analytics.analytics.ingest.sources.declaration import Source
 from crm_analytics.analytics.ingest.storage.landing import Content
+from crm_analytics.core.wording import counted
 
 #: The only key of the line's object.
 KEY = "crm_analytics_pull"
@@ -88,8 +89,8 @@ def require_records(content: Content, pull: Pull, records: int) -> None:
     if records != pull.records:
         reason = Reason(
             "not_the_records_that_were_pulled",
-            found=f"{records:,}",
-            accepted=f"{pull.records:,} records, as the first line says",
+            found=counted(records, "record"),
+            accepted=f"{counted(pull.records, 'record')}, as the first line says",
             remedy=f"the file was cut off or changed: {_PULL_AGAIN}",
         )
         raise RefusedFile(content.name, reason)
@@ -124,12 +125,12 @@ def connector_of(content: Content) -> str | None:
 
     Raises OSError where the file cannot be read.
     """
+    line = beginning(content, _LONGEST).split(b"\n", 1)[0]
+    if not line.startswith(b"{"):
+        return None
     try:
-        with unpacked(content).open("rb") as file:
-            if file.peek(1)[:1] != b"{":
-                return None
-            record = json.loads(file.readline(_LONGEST))
+        record = json.loads(line)
         pull = read_pull(record) if isinstance(record, dict) else None
-    except (RefusedFile, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return pull.connector if pull else None

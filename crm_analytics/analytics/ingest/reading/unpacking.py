@@ -23,6 +23,18 @@ def unpacked(content: Content) -> Content:
         return Unpacked(content) if file.read(len(_MAGIC)) == _MAGIC else content
 
 
+def beginning(content: Content, size: int) -> bytes:
+    """Returns at most so many first bytes of what is in a content, as far as they can be unpacked. Raises OSError."""
+    with content.open("rb") as file:
+        start = file.read(size)
+    if not start.startswith(_MAGIC):
+        return start
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, size)
+    except zlib.error:
+        return b""
+
+
 @dataclass(frozen=True)
 class Unpacked:
     """The content of a gzip archive, unpacked anew whenever it is opened: it needs no room, however large it is."""
