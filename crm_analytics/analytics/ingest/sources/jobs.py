@@ -61,9 +61,10 @@ JOBS = Source(
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),
+    # leads of the API have a SerialId and a SubStatus, too
     own_headers=(
-        *("Job #", "Job Date", "Job End", "Sub-Status", "Invoiced", "Profit", "Profit Margin", "Job Status"),
-        *("Job Number", "SerialId", "JobDateTime", "JobEndDateTime", "JobTotalPrice", "JobAmountDue"),
+        *("Job #", "Job Date", "Job End", "Invoiced", "Profit", "Profit Margin", "Job Status", "Job Number"),
+        *("JobDateTime", "JobEndDateTime", "JobTotalPrice", "JobAmountDue"),
     ),
     # the same tool's other exports have a UUID, type, source, status and date, too, and often the number of the job
     foreign_headers=(
