@@ -319,7 +319,7 @@ def test_the_same_records_as_csv_and_as_json_lines(landing: Landing) -> None:
     landing.write("jobs/1.csv", text(JOBS, rows), day=1)
     assert landing.load_one("jobs").counts.inserted == 7
     before = landing.table("raw.jobs")
-    lines = lines_of(*(dict(zip(JOBS, row, strict=True)) for row in rows))
+    lines = lines_of(*(json.dumps(dict(zip(JOBS, row, strict=True))) for row in rows))
     landing.write("jobs/2.jsonl.gz", gzip.compress(lines.encode()), day=2)
     loaded = landing.load_one("jobs")
     assert (loaded.counts.records_read, loaded.counts.unchanged, loaded.warnings) == (7, 7, [])
