@@ -332,7 +332,12 @@ def test_the_same_records_as_csv_and_as_json_lines(landing: Landing) -> None:
 
 def test_quarantine_of_packed_lines_shows_what_was_found(landing: Landing) -> None:
     """Records that only a comparison refuses are read once more for their cells, from the archive, too."""
-    twice = [changed(JobTotalPrice=1), changed(JobTotalPrice=2), changed(UUID="OK", SerialId=1), "{oops"]
+    twice: list[Any] = [
+        changed(JobTotalPrice=1),
+        changed(JobTotalPrice=2),
+        changed(UUID="OK", SerialId=1),
+        "{oops",
+    ]
     landing.write("jobs/1.jsonl.gz", gzip.compress(lines_of(*twice).encode()), day=1)
     counts = landing.load_one("jobs").counts
     assert (counts.inserted, counts.quarantined) == (1, 3)
