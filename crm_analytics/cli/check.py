@@ -61,12 +61,19 @@ def check_files(
 def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
     console.print()
     console.rule(escape(report.name), align="left")
+    console.print(_origin(report), highlight=False)
     if report.refusal is not None:
         console.print(f"[red]would be refused:[/] {escape(report.refusal)}", highlight=False)
         return
     file, exported_at = report.file, report.exported_at
     assert file is not None and exported_at is not None
-    how = f"{file.encoding}, delimiter {file.delimiter!r}" if file.delimiter else "workbook"
+    how = (
+        f"{file.encoding}, JSON Lines"
+        if file.json_lines
+        else f"{file.encoding}, delimiter {file.delimiter!r}"
+        if file.delimiter
+        else "workbook"
+    )
     console.print(
         f"source [bold]{file.source.name}[/], exported {exported_at.astimezone(timezone):%Y-%m-%d %H:%M}, {how}"
     )
@@ -81,6 +88,17 @@ def _print(report: FileReport, console: Console, timezone: ZoneInfo) -> None:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     if report.quarantined:
         _print_quarantine(report, console)
+
+
+def _origin(report: FileReport) -> str:
+    """Tells where a file came from, and of a pulled one which rows it has completely."""
+    if report.connector is None:
+        return "exported by a person"
+    pull = report.file.pull if report.file else None
+    if pull is None:
+        return f"pulled by {report.connector}"
+    complete = f"all rows {pull.covers}" if pull.covers else "proves nothing about rows that it lacks"
+    return f"pulled by {report.connector}, {complete}"
 
 
 def _print_counts(report: FileReport, records: Records, console: Console) -> None:

@@ -229,6 +229,15 @@ def funnel() -> dashboard.Dashboard:
         ), 24, 6,
     )  # fmt: skip
     layout.add(
+        table_panel(
+            "Leads in the field-service system",
+            "For the months in the time range, by their own source, whatever the filters. They are leads in the metrics "
+            "only where a channel has the rule workiz_leads. " + rule_text("is_workiz_lead"),
+            query("workiz_leads"),
+            ("source", "crm_leads", "passed", "converted", "counted"),
+        ), 24, 6,
+    )  # fmt: skip
+    layout.add(
         lines_panel(
             "Calls by month and source",
             f"{MEASURES['calls']} All calls are in the segment OTHER. From monthly_metrics.",
@@ -300,7 +309,7 @@ def data_trust() -> dashboard.Dashboard:
             "Files not loaded",
             "Refused and unrecognized files, judged by their current content, with the reason and the remedy.",
             query("files_not_loaded"),
-            ("path", "status", "message", "first_seen_at", "run_id"),
+            ("path", "connector", "status", "message", "first_seen_at", "run_id"),
         ), 24, 7,
     )  # fmt: skip
     layout.add(
@@ -341,10 +350,10 @@ def data_trust() -> dashboard.Dashboard:
     layout.add(
         table_panel(
             "Files read last",
-            "The 100 files read most recently. Records read = new + changed + unchanged + duplicate + superseded + "
+            "The 100 files read most recently, and the connector that pulled each, if one did. Records read = new + changed + unchanged + duplicate + superseded + "
             "quarantined + totals lines.",
             query("recent_files"),
-            ("finished_at", "path", "source", "status", "records_read", "inserted", "updated", "unchanged",
+            ("finished_at", "path", "source", "connector", "status", "records_read", "inserted", "updated", "unchanged",
              "duplicates", "superseded", "quarantined", "summary_lines", "warnings", "run_id"),
         ), 24, 9,
     )  # fmt: skip

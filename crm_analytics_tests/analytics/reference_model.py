@@ -61,6 +61,14 @@ class ProrefLead:
 
 
 @dataclass(frozen=True)
+class WorkizLead:
+    lead_id: str
+    lead_date: date
+    status: str | None
+    source: str | None
+
+
+@dataclass(frozen=True)
 class Spend:
     month: date
     campaign: str
@@ -87,6 +95,7 @@ class Warehouse:
     calls: Sequence[Call] = ()
     elocals_leads: Sequence[ElocalsLead] = ()
     proref_leads: Sequence[ProrefLead] = ()
+    workiz_leads: Sequence[WorkizLead] = ()
     google_spend: Sequence[Spend] = ()
     channels: Sequence[ChannelRule] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +130,11 @@ def shown_names(warehouse: Warehouse) -> dict[str, str]:
     The database knows which row came first and this model does not, so comparisons fold names.
     """
     typed = [*(channel.source for channel in warehouse.channels), *warehouse.aliases.values()]
-    given = [*(job.source for job in warehouse.jobs), *(call.flow for call in warehouse.calls)]
+    given = [
+        *(job.source for job in warehouse.jobs),
+        *(call.flow for call in warehouse.calls),
+        *(lead.source for lead in warehouse.workiz_leads),
+    ]
     names = {"": "Unattributed", "unattributed": "Unattributed"}
     for name in [*typed, *given]:
         names.setdefault(folded(name), " ".join((name or "").split()))
@@ -289,6 +302,12 @@ def daily_metrics(warehouse: Warehouse) -> Metrics:
         if folded(referral.current_status) != "passed":
             for rule in _rules_with("proref_not_passed", referral.lead_date, channels):
                 _count_lead(table, referral.lead_date, rule, Decimal(0))
+
+    for entered in warehouse.workiz_leads:
+        own = source_name(entered.source, aliases, names)
+        for rule in _rules_with("workiz_leads", entered.lead_date, channels):
+            if rule.source == own and folded(entered.status) != "passed":
+                _count_lead(table, entered.lead_date, rule, Decimal(0))
 
     for day, cost in daily_spend(warehouse.google_spend).items():
         for source in {rule.source for rule in channels}:

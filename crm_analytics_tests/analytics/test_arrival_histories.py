@@ -35,6 +35,7 @@ from crm_analytics_tests.analytics.reference_model import (
     Job,
     ProrefLead,
     Spend,
+    WorkizLead,
     table_after,
 )
 from crm_analytics_tests.analytics.test_correction_histories import FIRST, LAST, Model, PaymentRow, Step
@@ -152,6 +153,18 @@ def proref_line(lead_id: str, day: date, status: str | None, bad: bool) -> Line:
     return Line(tuple(cells.items()), None if bad else kept)
 
 
+def workiz_line(lead_id: str, day: date, status: str | None, source: str | None, bad: bool) -> Line:
+    cells = {
+        "Lead #": f"00{ord(lead_id)}",
+        "Status": status or "",
+        "Source": source or "",
+        "Created": "Someday" if bad else f"{day:%a %b %d %Y}",
+        "Converted": "0",
+        "UUID": lead_id,
+    }
+    return Line(tuple(cells.items()), None if bad else WorkizLead(lead_id, day, tidy(status), tidy(source)))
+
+
 rarely = st.sampled_from([False] * 7 + [True])
 job_lines = st.builds(job_line, corrections.jobs, st.booleans(), rarely)
 payment_lines = st.builds(payment_line, corrections.payments, st.integers(0, 2), rarely)
@@ -166,6 +179,16 @@ proref_lines = st.builds(
     st.sampled_from("abcd"),
     corrections.days,
     st.sampled_from(["Accepted", "PASSED", None]),
+    rarely,
+)
+
+
+workiz_lines = st.builds(
+    workiz_line,
+    st.sampled_from("abcd"),
+    corrections.days,
+    st.sampled_from(["Open", "PASSED", None]),
+    st.sampled_from(corrections.SOURCES),
     rarely,
 )
 
@@ -206,6 +229,7 @@ def arrivals(draw: st.DrawFn) -> list[Written]:
         *draw(st.lists(files_of("calls", call_lines, 4), max_size=2)),
         *draw(st.lists(files_of("elocals_leads", elocals_lines, 4), min_size=1, max_size=3)),
         *draw(st.lists(files_of("proref_leads", proref_lines, 4), max_size=2)),
+        *draw(st.lists(files_of("workiz_leads", workiz_lines, 4), max_size=2)),
         *draw(st.lists(spend_files(), min_size=1, max_size=3)),
     ]
     for copied in draw(st.lists(st.sampled_from(files), max_size=3)):
@@ -233,7 +257,15 @@ def with_occurrence(file: ExportFile[Any]) -> ExportFile[Any]:
 def model_of(files: list[Written]) -> Model:
     exports = {
         source: [file.export() for file in files if file.source == source]
-        for source in ("jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend")
+        for source in (
+            "jobs",
+            "payments",
+            "calls",
+            "elocals_leads",
+            "proref_leads",
+            "workiz_leads",
+            "google_spend",
+        )
     }
     calls = table_after(map(with_occurrence, exports["calls"]), lambda row: row[0])
     tables: dict[str, Any] = {
@@ -242,6 +274,7 @@ def model_of(files: list[Written]) -> Model:
         "calls": {str(key): row[1] for key, row in calls.items()},
         "elocals": table_after(exports["elocals_leads"], lambda row: row.lead_id),
         "proref": table_after(exports["proref_leads"], lambda row: row.lead_id),
+        "workiz": table_after(exports["workiz_leads"], lambda row: row.lead_id),
         "spend": reference_model.spend_after(exports["google_spend"]),
     }
     return Model(**tables)
@@ -268,6 +301,9 @@ def assert_raw(connection: psycopg.Connection[Any], model: Model) -> None:
     )
     assert rows("SELECT lead_id, lead_date, current_status FROM raw.proref_leads") == Counter(
         (lead.lead_id, lead.lead_date, lead.current_status) for lead in warehouse.proref_leads
+    )
+    assert rows("SELECT lead_id, lead_date, status, source FROM raw.workiz_leads") == Counter(
+        (lead.lead_id, lead.lead_date, lead.status, lead.source) for lead in warehouse.workiz_leads
     )
     assert rows("SELECT month, campaign, amount, covered_to FROM raw.google_spend") == Counter(
         (s.month, s.campaign, s.amount, s.covered_to) for s in warehouse.google_spend

@@ -32,6 +32,7 @@ from crm_analytics_tests.analytics.reference_model import (
     ProrefLead,
     Spend,
     Warehouse,
+    WorkizLead,
 )
 from crm_analytics_tests.chance import examples
 
@@ -74,6 +75,7 @@ class Model:
     calls: dict[str, Call] = field(default_factory=dict)
     elocals: dict[str, ElocalsLead] = field(default_factory=dict)
     proref: dict[str, ProrefLead] = field(default_factory=dict)
+    workiz: dict[str, WorkizLead] = field(default_factory=dict)
     spend: dict[tuple[date, str], Spend] = field(default_factory=dict)
     channels: dict[tuple[str, date], ChannelRule] = field(
         default_factory=lambda: {(rule.source, rule.valid_from): rule for rule in SEED_CHANNELS}
@@ -97,6 +99,7 @@ class Model:
             calls=list(self.calls.values()),
             elocals_leads=list(self.elocals.values()),
             proref_leads=list(self.proref.values()),
+            workiz_leads=list(self.workiz.values()),
             google_spend=list(self.spend.values()),
             channels=list(self.channels.values()),
             aliases=self.aliases,
@@ -171,6 +174,19 @@ def put_leads(table: str, lead_id: str, day: date, cost: Decimal | None, text: s
             f"INSERT INTO raw.{table} (lead_id, lead_at, lead_date, {column}) VALUES (%s, %s, %s, %s)"
             f" ON CONFLICT (lead_id) DO UPDATE SET lead_date = excluded.lead_date, {column} = excluded.{column}",
             [lead_id, day, day, value],
+        )
+
+    return step
+
+
+def put_workiz_lead(lead_id: str, day: date, status: str | None, source: str | None) -> Step:
+    def step(connection: Connection, model: Model) -> None:
+        model.workiz[lead_id] = WorkizLead(lead_id, day, status, source)
+        connection.execute(
+            "INSERT INTO raw.workiz_leads (lead_id, created_at, lead_date, status, source) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (lead_id) DO UPDATE SET lead_date = excluded.lead_date, status = excluded.status,"
+            " source = excluded.source",
+            [lead_id, day, day, status, source],
         )
 
     return step
@@ -303,9 +319,12 @@ COMMON_RULES: list[tuple[str, str, Decimal | None]] = [
     ("none", "none", None),
     ("jobs", "per_lead", Decimal("12.50")),
     ("units", "per_lead", Decimal("0.00")),
+    ("workiz_leads", "none", None),
+    ("workiz_leads", "per_lead", Decimal("7.25")),
 ]
 OWN_RULES: dict[str, list[tuple[str, str, Decimal | None]]] = {
-    "Google": [("jobs", "google_spend", None), ("units", "google_spend", None), ("none", "google_spend", None)],
+    "Google": [("jobs", "google_spend", None), ("units", "google_spend", None), ("none", "google_spend", None),
+               ("workiz_leads", "google_spend", None)],
     "eLocals": [("elocals_paid", "sum_cost", None), ("elocals_paid", "per_lead", Decimal("9.99")),
                 ("elocals_paid", "none", None)],
     "Pro Referral": [("proref_not_passed", "per_lead", Decimal("20.00")), ("proref_not_passed", "none", None)],
@@ -323,6 +342,8 @@ rule_steps = channel_names.flatmap(
     )
 )
 ids = st.sampled_from(["a", "b", "c"])
+workiz_ids = st.sampled_from("abcdefgh")
+lead_statuses = st.sampled_from(["Accepted", " PASSED", "passed", None, "Not passed"])
 
 #: Changes that affect some months only; the others affect every month, and would hide what these forget.
 local_steps = st.one_of(
@@ -331,14 +352,15 @@ local_steps = st.one_of(
     st.builds(change_all_jobs, st.sampled_from(["Rely", "Thumbtack", "Google"]), days),
     st.builds(put_jobs, st.lists(jobs, min_size=1, max_size=4)),
     st.builds(put_payments, st.lists(payments, min_size=1, max_size=6)),
-    st.builds(put_leads, st.sampled_from(["elocals_leads", "proref_leads"]), ids, days, costs,
-              st.sampled_from(["Accepted", " PASSED", "passed", None, "Not passed"])),
+    st.builds(put_leads, st.sampled_from(["elocals_leads", "proref_leads"]), ids, days, costs, lead_statuses),
+    st.builds(put_workiz_lead, workiz_ids, days, lead_statuses, st.sampled_from(SOURCES)),
     st.builds(put_call, ids, days, st.sampled_from(["eLocals", "GoogleAds", "Forward to Dispatch", None])),
     st.builds(put_spend, spends),
     st.builds(delete, st.just("payments"), st.just("payment_id"), st.just("payments"), st.sampled_from(["P0", "P1"])),
     st.builds(delete, st.just("calls"), st.just("call_id"), st.just("calls"), ids),
     st.builds(delete, st.just("elocals_leads"), st.just("lead_id"), st.just("elocals"), ids),
     st.builds(delete, st.just("proref_leads"), st.just("lead_id"), st.just("proref"), ids),
+    st.builds(delete, st.just("workiz_leads"), st.just("lead_id"), st.just("workiz"), workiz_ids),
     st.builds(refresh_one, st.integers(0, 3)),
 )  # fmt: skip
 global_steps = st.one_of(
@@ -349,6 +371,7 @@ global_steps = st.one_of(
     st.sampled_from([
         truncate("raw.jobs, raw.payments", ("jobs", "payments")), truncate("raw.payments", ("payments",)),
         truncate("raw.google_spend", ("spend",)), truncate("raw.elocals_leads, raw.calls", ("elocals", "calls")),
+        truncate("raw.workiz_leads", ("workiz",)),
         truncate("analytics.channel_aliases", ("aliases",)),
     ]),
 )  # fmt: skip
@@ -367,6 +390,7 @@ filling = st.tuples(
         put_leads, st.just("proref_leads"), ids, days, st.none(), st.sampled_from(["Accepted", "passed"])
     ),
     st.builds(put_spend, spends),
+    st.builds(put_workiz_lead, workiz_ids, days, lead_statuses, st.sampled_from(SOURCES)),
 )
 
 
@@ -379,7 +403,8 @@ def connection(new_database: Callable[..., str]) -> Iterator[Connection]:
 def empty(connection: Connection) -> None:
     """Empties the database: no rows, the first migration's channels."""
     connection.execute(
-        "TRUNCATE raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend,"
+        "TRUNCATE raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.workiz_leads,"
+        " raw.google_spend,"
         " analytics.lead_channels, analytics.channel_aliases, analytics.daily_metrics, analytics.monthly_metrics"
     )
     for rule in SEED_CHANNELS:

@@ -155,7 +155,7 @@ def _warehouse(today: date) -> model.Warehouse:
     if today.day > 1:
         spend.append(model.Spend(first, "all", Decimal("500.01"), today - timedelta(1)))
     return model.Warehouse(
-        jobs, payments, calls, elocals, proref, spend, model.SEED_CHANNELS, model.SEED_ALIASES
+        jobs, payments, calls, elocals, proref, (), spend, model.SEED_CHANNELS, model.SEED_ALIASES
     )
 
 

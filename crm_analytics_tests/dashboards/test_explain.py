@@ -123,6 +123,7 @@ MARKED: dict[str, list[dict[str, str]]] = {
     "calls": [{"started_at": "2024-10-05 10:00", "duration_seconds": "60", "flow": "Google"}],
     "elocals_leads": [{"lead_id": "L1", "lead_at": "2024-10-05", "cost": "65.25"}],
     "proref_leads": [{"lead_id": "R1", "lead_at": "2024-10-05"}],
+    "workiz_leads": [{"lead_id": "W1", "created_at": "2024-10-05", "source": "Thumbtack"}],
     "google_spend": [{"month": "2024-10", "amount": "310.00"}],
     "targets": [{"month": "2024-10", "segment": "ALL", "target_repairs": "3"}],
 }
@@ -150,6 +151,9 @@ def test_words_quote_no_text_of_exports(analytics: Connection, analytics_url: st
         assert loaded.counts.inserted == len(rows_of), loaded
         marked = landing.rows(f"SELECT t::text FROM {source.table} t")
         assert all(MARK.casefold() in row.casefold() for (row,) in marked), marked
+    analytics.execute(
+        "INSERT INTO lead_channels (source, lead_rule, cost_rule) VALUES ('Thumbtack', 'workiz_leads', 'none')"
+    )
     refresh_stale(analytics)
     shown = []
     with as_reader(analytics_url, "analytics") as reader:
@@ -162,6 +166,7 @@ def test_words_quote_no_text_of_exports(analytics: Connection, analytics_url: st
     assert {kind for kind, _ in shown} == {"job", "payment", "lead", "call", "spend"}
     assert [row for _, row in shown if MARK.casefold() in row.casefold()] == []
     assert any("COD Service with 120.00 paid" in row for _, row in shown)
+    assert any("lead of Thumbtack in the field-service system, with another" in row for _, row in shown)
 
 
 # -- links --------------------------------------------------------------------------------------------------------

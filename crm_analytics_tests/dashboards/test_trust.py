@@ -79,7 +79,7 @@ def test_freshness_names_the_newest_file_and_the_last_day(grafana, choice):
     """Freshness names the newest file and last day of each source, so that a stopped export shows."""
     found = {row["source"]: row for row in rows(grafana, "freshness", choice)}
     assert set(found) == {
-        "jobs", "payments", "calls", "elocals_leads", "proref_leads", "google_spend", "targets",
+        "jobs", "payments", "calls", "elocals_leads", "proref_leads", "workiz_leads", "google_spend", "targets",
     }  # fmt: skip
     assert (found["jobs"]["last_file"], found["jobs"]["last_row"]) == ("jobs/new.csv", "2024-03-04")
     assert (found["calls"]["last_file"], found["calls"]["last_row"]) == (None, "2024-03-07")
@@ -96,6 +96,35 @@ def test_files_not_loaded_are_judged_by_their_current_content(grafana, choice):
     }
     assert rows(grafana, "recent_files", choice)[0]["path"] == "payments/p.csv"
     assert len(rows(grafana, "recent_files", choice)) == 6
+
+
+def test_files_are_told_by_who_brought_them(grafana, world, choice):
+    """A connector is named; NULL is a person."""
+    world.execute(
+        "UPDATE raw.source_files SET connector = 'workiz_jobs' WHERE path IN ('jobs/new.csv', 'calls/a.csv')"
+    )
+    brought = {row["path"]: row["connector"] for row in rows(grafana, "recent_files", choice)}
+    assert (brought["jobs/new.csv"], brought["jobs/old.csv"]) == ("workiz_jobs", None)
+    refused = {row["path"]: row["connector"] for row in rows(grafana, "files_not_loaded", choice)}
+    assert refused == {"calls/a.csv": "workiz_jobs", "notes.txt": None}
+
+
+def test_leads_of_the_field_service_system_are_shown(grafana, world, choice):
+    """By source, for the months of the time range; those in the metrics are counted apart."""
+    world.execute(
+        """
+        INSERT INTO raw.workiz_leads (lead_id, created_at, lead_date, status, source, converted)
+        VALUES
+            ('1', '2024-03-04', '2024-03-04', 'Open', 'pro referral', true), ('2', '2024-03-04', '2024-03-04', 'Passed', 'Rely', false),
+            ('3', '2024-03-31', '2024-03-31', NULL, 'Rely', NULL), ('4', '2024-04-01', '2024-04-01', 'Open', 'Rely', true),
+            ('5', '2024-03-04', '2024-03-04', 'Open', 'Yet Unknown', NULL)
+        """
+    )
+    world.execute("UPDATE lead_channels SET lead_rule = 'workiz_leads' WHERE source = 'Rely'")
+    found = [tuple(row.values()) for row in rows(grafana, "workiz_leads", choice)]
+    assert found == [
+        ("Total", 4, 1, 1, 1), ("Pro Referral", 1, 0, 1, 0), ("Rely", 2, 1, 0, 1), ("Yet Unknown", 1, 0, 0, 0),
+    ]  # fmt: skip
 
 
 def test_quarantine_counts_open_records(grafana, choice):

@@ -79,7 +79,7 @@ def test_names_of_the_only_business_have_no_prefix() -> None:
         "call_facts", "channel_aliases", "daily_metrics", "daily_spend", "job_facts", "lead_channels", "lead_facts",
         "monthly_metrics", "orphan_payments", "source_names", "targets",
     )  # fmt: skip
-    raw = ("calls", "elocals_leads", "google_spend", "jobs", "payments", "proref_leads")
+    raw = ("calls", "elocals_leads", "google_spend", "jobs", "payments", "proref_leads", "workiz_leads")
     assert names.assets == {
         "crm/audit_seals", "crm/schema", "operation/alerts",
         *(f"analytics/{name}" for name in analytics), *(f"raw/{name}" for name in raw),

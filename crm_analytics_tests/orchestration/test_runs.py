@@ -17,7 +17,8 @@ from crm_analytics_tests.orchestration.conftest import JOBS_HEADER, PAYMENTS_HEA
 
 OCTOBER, NOVEMBER = date(2024, 10, 1), date(2024, 11, 1)
 TABLES = [
-    "raw.jobs", "raw.payments", "raw.calls", "raw.elocals_leads", "raw.proref_leads", "raw.google_spend",
+    "raw.jobs", "raw.payments", "raw.calls", "raw.elocals_leads", "raw.proref_leads", "raw.workiz_leads",
+    "raw.google_spend",
     "analytics.targets", "analytics.daily_metrics", "analytics.monthly_metrics",
 ]  # fmt: skip
 

@@ -68,6 +68,7 @@ CREATE TABLE raw.source_files (
     declaration_version int,
     exported_at timestamptz NOT NULL,
     exported_at_from text NOT NULL CHECK (exported_at_from IN ('name', 'mtime')),
+    connector text,
     status text NOT NULL CHECK (
         status IN ('loaded', 'refused', 'unrecognized', 'same_content', 'withdrawn', 'missing')
     ),
@@ -107,7 +108,8 @@ COMMENT ON TABLE raw.source_files IS
     'Nothing is lost silently: records_read equals the sum of the counts.';
 SELECT analytics.describe('{raw.source_files}', $$
     file_id: Number of the ledger entry; raw rows refer to it.
-    source: jobs, payments, calls, elocals_leads, proref_leads, google_spend or targets; NULL if unrecognized.
+    source: jobs, payments, calls, elocals_leads, proref_leads, workiz_leads, google_spend or targets; NULL if
+        unrecognized.
     path: Path below the landing folder.
     sha256: Hash of the content. Together with declaration_version it tells whether the file is new.
     size_bytes: Size when read, in bytes.
@@ -119,13 +121,14 @@ SELECT analytics.describe('{raw.source_files}', $$
     exported_at: When the export was made; frozen when the content was first seen, and never earlier than that of the
         content it replaced at its path. Files apply in the order (exported_at, path, first_seen_at).
     exported_at_from: name: a date-time in the file's name; mtime: the modification time.
+    connector: The connector that wrote the file, as its first line says; NULL for a file that a person put there.
     status: loaded; refused (unreadable as this source: nothing of it was loaded); unrecognized (no source fits);
         same_content (same bytes as another file, which was loaded); withdrawn (taken back by a person: this content
         isn't loaded under any name); missing (no longer in the landing folder when its source was rebuilt).
     same_as: For same_content: the entry with these bytes.
     message: Why the file was not loaded, and the remedy.
     encoding: Encoding found.
-    delimiter: Delimiter found; NULL for a workbook.
+    delimiter: Delimiter found; NULL for a workbook and for JSON Lines.
     mapping: The header found for each column name.
     unknown_columns: Headers that match no column.
     warnings: What a person should know although the file was accepted.
@@ -402,6 +405,46 @@ SELECT analytics.describe('{raw.proref_leads}', $$
     zip: Postal code as given.
 $$);
 
+CREATE TABLE raw.workiz_leads (
+    lead_id text COLLATE "C" PRIMARY KEY CHECK (lead_id <> ''),
+    lead_number text COLLATE "C",
+    created_at timestamptz NOT NULL,
+    lead_date date NOT NULL CHECK (lead_date BETWEEN '2000-01-01' AND '2100-12-31'),
+    status text,
+    source text,
+    job_type text,
+    scheduled_at timestamptz,
+    assigned text,
+    converted boolean,
+    converted_at timestamptz,
+    zip text,
+    service_area text,
+    source_folded text NOT NULL GENERATED ALWAYS AS (raw.fold(source)) STORED,
+    file_id bigint,
+    record_no int,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX workiz_leads_lead_date ON raw.workiz_leads (lead_date);
+COMMENT ON TABLE raw.workiz_leads IS
+    'Leads of the field-service system, one row each. They change no metric, unless a channel has the rule '
+    'workiz_leads.';
+SELECT analytics.describe('{raw.workiz_leads}', $$
+    lead_id: The lead's UUID, verbatim.
+    lead_number: The number that people use, without zero padding.
+    created_at: When the lead was created.
+    lead_date: Local date of created_at.
+    status: Status as given.
+    source: Where the lead came from, as given (trimmed, white space collapsed).
+    job_type: The type of job that is asked for, as given.
+    scheduled_at: Appointment, if there is one.
+    assigned: Who is assigned, as given.
+    converted: Whether the lead became a job; NULL if the file doesn't say.
+    converted_at: When it became a job, as given.
+    zip: Postal code as given.
+    service_area: Service area as given.
+    source_folded: The source in the form in which analytics.spellings has it.
+$$);
+
 CREATE TABLE raw.google_spend (
     month date NOT NULL CHECK (month BETWEEN '2000-01-01' AND '2100-12-01' AND extract(day FROM month) = 1),
     campaign text NOT NULL DEFAULT 'all',
@@ -419,7 +462,7 @@ COMMENT ON TABLE raw.google_spend IS
     'Google Ads spend by month and campaign. The newest file that covers a month replaces all of its rows. Campaigns '
     'of one name have a row each where the file has their ids; the metrics add them up.';
 SELECT analytics.describe(
-    '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend}', $$
+    '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.workiz_leads, raw.google_spend}', $$
     file_id: raw.source_files entry that last changed the row; NULL for a row written by hand.
     record_no: Record in that file.
     updated_at: When a load last changed the row.

@@ -4,7 +4,9 @@
 CREATE TABLE analytics.lead_channels (
     source varchar NOT NULL CHECK (source <> ''),
     valid_from date NOT NULL DEFAULT '2000-01-01' CHECK (extract(day FROM valid_from) = 1),
-    lead_rule text NOT NULL CHECK (lead_rule IN ('elocals_paid', 'proref_not_passed', 'jobs', 'units', 'none')),
+    lead_rule text NOT NULL CHECK (
+        lead_rule IN ('elocals_paid', 'proref_not_passed', 'workiz_leads', 'jobs', 'units', 'none')
+    ),
     cost_rule text NOT NULL CHECK (cost_rule IN ('sum_cost', 'per_lead', 'google_spend', 'none')),
     cost_per_lead numeric(10, 2) CHECK (cost_per_lead >= 0 AND cost_per_lead <> 'NaN'),
     lead_segment varchar NOT NULL DEFAULT 'OTHER' CHECK (lead_segment IN ('COD', 'INS', 'OTHER')),
@@ -14,7 +16,7 @@ CREATE TABLE analytics.lead_channels (
             -- only eLocals' rows carry a cost
             WHEN 'sum_cost' THEN lead_rule = 'elocals_paid'
             WHEN 'per_lead' THEN lead_rule <> 'none'
-            WHEN 'google_spend' THEN lead_rule IN ('jobs', 'units', 'none')
+            WHEN 'google_spend' THEN lead_rule IN ('workiz_leads', 'jobs', 'units', 'none')
             ELSE true
         END
     ),
@@ -38,7 +40,8 @@ SELECT analytics.describe('{analytics.lead_channels, analytics.channel_rules}', 
     valid_from: First day on which the rule is in force, always the first of a month.
     valid_to: First day on which it is no longer in force; NULL while it still is.
     lead_rule: elocals_paid: rows of raw.elocals_leads, by analytics.is_elocals_lead; proref_not_passed: rows of
-        raw.proref_leads, by analytics.is_proref_lead; jobs: jobs of this source; units: units of this source; none.
+        raw.proref_leads, by analytics.is_proref_lead; workiz_leads: rows of raw.workiz_leads with this source, by
+        analytics.is_workiz_lead; jobs: jobs of this source; units: units of this source; none.
     cost_rule: sum_cost: the leads' own cost; per_lead: cost_per_lead each; google_spend: the month's Google spend;
         none: free.
     cost_per_lead: Dollars per lead, for per_lead; else NULL.
@@ -133,6 +136,43 @@ COMMENT ON FUNCTION analytics.one_channel_per_shared_rule IS
     'Trigger: refuses a second channel for elocals_paid, proref_not_passed or google_spend.';
 CREATE TRIGGER one_channel_per_shared_rule AFTER INSERT OR UPDATE ON analytics.lead_channels
     FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_channel_per_shared_rule();
+
+-- The field-service system has the leads of Pro Referral, too. One channel has one rule for a month; but two channels
+-- could be the same one, by an alias or by a name that is written in another way.
+CREATE FUNCTION analytics.one_count_per_lead() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    twice record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('analytics:channel_rules', 0));
+    SELECT p.source AS exported, w.source AS entered INTO twice
+    FROM analytics.channel_rules p
+    JOIN analytics.channel_rules w
+        ON w.lead_rule = 'workiz_leads' AND w.valid_from < coalesce(p.valid_to, 'infinity')
+            AND p.valid_from < coalesce(w.valid_to, 'infinity')
+    JOIN analytics.spellings s
+        ON s.source = w.source
+            AND regexp_replace(s.folded, '[^[:alnum:]]', '', 'g')
+            = regexp_replace(raw.fold(p.source), '[^[:alnum:]]', '', 'g')
+    WHERE p.lead_rule = 'proref_not_passed'
+    ORDER BY p.source, w.source
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'leads would count twice: % counts them by proref_not_passed, and % by workiz_leads',
+            twice.exported, twice.entered
+            USING ERRCODE = 'check_violation',
+                HINT = 'Give both rules to one channel, each for its own months (valid_from), or only one of them.';
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION analytics.one_count_per_lead IS
+    'Trigger: refuses a channel that counts by workiz_leads the leads which another one counts by proref_not_passed in '
+    'the same months.';
+CREATE TRIGGER one_count_per_lead AFTER INSERT OR UPDATE OR DELETE ON analytics.lead_channels
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_count_per_lead();
+CREATE TRIGGER one_count_per_lead AFTER INSERT OR UPDATE OR DELETE ON analytics.channel_aliases
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_count_per_lead();
+CREATE TRIGGER one_count_per_lead AFTER UPDATE ON analytics.source_names
+    FOR EACH STATEMENT EXECUTE FUNCTION analytics.one_count_per_lead();
 
 -- Names that differ only in their spelling would be two sources in every table and chart, and rules apply by name.
 -- Loads cannot cause this: what people typed comes before what a file has.

@@ -63,6 +63,12 @@ RETURN raw.fold(status) <> 'passed';
 COMMENT ON FUNCTION analytics.is_proref_lead IS
     'Rule proref_not_passed: a row of raw.proref_leads that is not Passed; a blank status counts.';
 
+CREATE FUNCTION analytics.is_workiz_lead(status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN raw.fold(status) <> 'passed';
+COMMENT ON FUNCTION analytics.is_workiz_lead IS
+    'Rule workiz_leads: a row of raw.workiz_leads with the channel''s source that is not Passed; a blank status '
+    'counts.';
+
 CREATE FUNCTION analytics.lead_words(lead_rule text, source text, has_status boolean, price numeric) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE lead_rule
@@ -71,6 +77,9 @@ RETURN CASE lead_rule
     WHEN 'elocals_paid' THEN 'lead with a price of ' || price || ', above 0'
     WHEN 'proref_not_passed'
         THEN CASE WHEN has_status THEN 'lead with another status than Passed' ELSE 'lead without a status' END
+    WHEN 'workiz_leads'
+        THEN 'lead of ' || source || ' in the field-service system, '
+            || CASE WHEN has_status THEN 'with another status than Passed' ELSE 'without a status' END
 END;
 COMMENT ON FUNCTION analytics.lead_words IS 'Why a row is a lead, from its lead_rule.';
 
@@ -191,6 +200,16 @@ RETURNS TABLE (
     WHERE analytics.is_proref_lead(r.current_status) AND r.lead_date >= p_from AND r.lead_date < p_to
     UNION ALL
     SELECT
+        w.lead_id, 'workiz_leads', w.lead_date, analytics.month_of(w.lead_date), c.source, c.lead_segment, w.status,
+        NULL, c.lead_rule, c.cost_rule, coalesce(c.cost_per_lead, 0), w.file_id, w.record_no
+    FROM raw.workiz_leads w
+    LEFT JOIN analytics.spellings s ON s.folded = w.source_folded
+    JOIN analytics.channel_rules c
+        ON c.lead_rule = 'workiz_leads' AND c.source = analytics.source_name(s.source, w.source_folded)
+            AND analytics.in_force(w.lead_date, c.valid_from, c.valid_to)
+    WHERE analytics.is_workiz_lead(w.status) AND w.lead_date >= p_from AND w.lead_date < p_to
+    UNION ALL
+    SELECT
         j.job_id, 'jobs', j.job_date, j.month, j.source, j.segment, j.status, NULL, j.lead_rule, j.cost_rule,
         j.lead_cost, j.file_id, j.record_no
     FROM analytics.job_facts_between(p_from, p_to) j
@@ -284,8 +303,8 @@ SELECT analytics.describe(
     repair_rule: The rule that makes the job a repair, by analytics.repair_rule: repair_type or paid_service; NULL if it
         is none.
     is_lead: Whether the job is a lead, by analytics.channel_of.
-    lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid
-        or proref_not_passed for a row of another table; NULL if it is none.
+    lead_rule: The lead_rule in analytics.lead_channels by which this is a lead: jobs or units for a job, elocals_paid,
+        proref_not_passed or workiz_leads for a row of another table; NULL if it is none.
     cost_rule: The cost_rule of the same row of analytics.lead_channels; NULL if this is no lead.
     lead_cost: Dollars that the lead costs, if the channel pays per lead; else 0.
     paid_total: Dollars: sum of the job's counted payments, 0 if none.
@@ -294,7 +313,7 @@ SELECT analytics.describe(
     file_id: raw.source_files entry that the row came from.
     record_no: Record in that file.
     lead_id: Id in the table that origin names.
-    origin: The raw table that has the lead: elocals_leads, proref_leads or jobs.
+    origin: The raw table that has the lead: elocals_leads, proref_leads, workiz_leads or jobs.
     lead_date: Local date of the lead.
     price: Dollars: the lead's own price as exported; NULL if its table has none.
     cost: Dollars.

@@ -115,6 +115,7 @@ CREATE FUNCTION analytics.every_month() RETURNS SETOF date LANGUAGE sql STABLE A
             UNION ALL SELECT min(call_date), max(call_date) FROM raw.calls
             UNION ALL SELECT min(lead_date), max(lead_date) FROM raw.elocals_leads
             UNION ALL SELECT min(lead_date), max(lead_date) FROM raw.proref_leads
+            UNION ALL SELECT min(lead_date), max(lead_date) FROM raw.workiz_leads
             UNION ALL SELECT min(month), max(month) FROM raw.google_spend
             UNION ALL SELECT min(month), max(month) FROM analytics.monthly_metrics
         ) AS d
@@ -126,6 +127,7 @@ CREATE FUNCTION analytics.every_month() RETURNS SETOF date LANGUAGE sql STABLE A
         OR EXISTS (SELECT FROM raw.calls WHERE call_date >= m.month AND call_date < n.next)
         OR EXISTS (SELECT FROM raw.elocals_leads WHERE lead_date >= m.month AND lead_date < n.next)
         OR EXISTS (SELECT FROM raw.proref_leads WHERE lead_date >= m.month AND lead_date < n.next)
+        OR EXISTS (SELECT FROM raw.workiz_leads WHERE lead_date >= m.month AND lead_date < n.next)
         OR EXISTS (SELECT FROM raw.google_spend g WHERE g.month = m.month)
         OR EXISTS (SELECT FROM analytics.monthly_metrics c WHERE c.month = m.month)
 $$;
@@ -173,6 +175,8 @@ CREATE FUNCTION analytics.rows_that_matter(relation regclass, rows_from text) RE
         ('raw.calls', 'r.call_id', 'r.call_date', 'r.flow_folded', '', 'true'),
         ('raw.elocals_leads', 'r.lead_id', 'r.lead_date', 'r.cost', '', 'analytics.is_elocals_lead(r.cost)'),
         ('raw.proref_leads', 'r.lead_id', 'r.lead_date', 'true', '', 'analytics.is_proref_lead(r.current_status)'),
+        -- whether a channel counts them or not: its rule may come at the same time
+        ('raw.workiz_leads', 'r.lead_id', 'r.lead_date', 'r.source_folded', '', 'analytics.is_workiz_lead(r.status)'),
         ('raw.google_spend', 'r.campaign_id, r.campaign', 'r.month', 'r.amount, r.covered_to', '', 'true')
     ) AS source (relation, row_key, day, matters, day_join, filter)
     WHERE source.relation = rows_that_matter.relation
@@ -529,7 +533,8 @@ SELECT analytics.after_statement(
     relation, 'b_stale', 'analytics.note_stale_months()', '{INSERT, UPDATE, DELETE, TRUNCATE}'
 )
 FROM unnest(
-    '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.google_spend}'::regclass[]
+    '{raw.jobs, raw.payments, raw.calls, raw.elocals_leads, raw.proref_leads, raw.workiz_leads,
+    raw.google_spend}'::regclass[]
 ) AS relation;
 
 SELECT analytics.after_statement(

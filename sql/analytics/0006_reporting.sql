@@ -138,7 +138,7 @@ COMMENT ON FUNCTION reporting.target_of IS
 
 CREATE VIEW reporting.files AS
 SELECT
-    f.file_id, f.source, f.path, f.status, f.message, f.exported_at, f.first_seen_at, f.finished_at,
+    f.file_id, f.source, f.path, f.connector, f.status, f.message, f.exported_at, f.first_seen_at, f.finished_at,
     f.records_read, f.inserted, f.updated, f.unchanged, f.duplicates, f.superseded, f.quarantined, f.summary_lines,
     f.first_date, f.last_date, cardinality(f.warnings) AS warnings, f.run_id,
     f.file_id = first_value(f.file_id) OVER newest_first AS is_current
@@ -149,6 +149,7 @@ SELECT analytics.describe('{reporting.files}', $$
     file_id: Number of the ledger entry.
     source: Kind of export; NULL if unrecognized.
     path: Path below the landing folder.
+    connector: The connector that wrote it; NULL for a file that a person put there.
     status: loaded, refused, unrecognized, same_content, withdrawn or missing.
     message: Why it was not loaded, and the remedy.
     exported_at: When the export was made.
@@ -349,6 +350,32 @@ SELECT analytics.describe('{reporting.revisions}', $$
     causes: The tables that changed, how, by which file or login, and in how many rows.
 $$);
 
+-- Shown beside the metrics, which count them only where a channel's rule says so.
+CREATE VIEW reporting.workiz_leads AS
+SELECT
+    analytics.month_of(w.lead_date) AS month,
+    analytics.source_name(coalesce(min(s.source), nullif(min(raw.tidy(w.source)), '')), '') AS source,
+    count(*) AS leads,
+    count(*) FILTER (WHERE NOT analytics.is_workiz_lead(w.status)) AS passed,
+    count(*) FILTER (WHERE w.converted) AS converted,
+    count(*) FILTER (WHERE analytics.is_workiz_lead(w.status) AND c.source IS NOT NULL) AS counted
+FROM raw.workiz_leads w
+LEFT JOIN analytics.spellings s ON s.folded = w.source_folded
+LEFT JOIN analytics.channel_rules c
+    ON c.lead_rule = 'workiz_leads' AND c.source = analytics.source_name(s.source, w.source_folded)
+        AND analytics.in_force(w.lead_date, c.valid_from, c.valid_to)
+GROUP BY analytics.month_of(w.lead_date), analytics.source_name(s.source, w.source_folded);
+COMMENT ON VIEW reporting.workiz_leads IS
+    'Leads of the field-service system by month of creation and source, whether metrics count them or not.';
+SELECT analytics.describe('{reporting.workiz_leads}', $$
+    month: First day of the month.
+    source: Name of the source, by analytics.spellings; else as given.
+    leads: Leads.
+    passed: Those of them that are Passed.
+    converted: Those that became a job.
+    counted: Those that are leads in the metrics, because a channel has the rule workiz_leads.
+$$);
+
 CREATE VIEW reporting.sources_without_rule AS
 SELECT m.source, sum(m.jobs)::bigint AS jobs, min(m.month) AS first_month, max(m.month) AS last_month
 FROM analytics.monthly_metrics m
@@ -460,6 +487,6 @@ GRANT SELECT ON analytics.business, analytics.daily_metrics, analytics.monthly_m
     TO grafana_reader;
 GRANT SELECT ON reporting.deployment, reporting.sources, reporting.months, reporting.files, reporting.freshness,
     reporting.quarantine, reporting.quarantined_records, reporting.month_status, reporting.revisions,
-    reporting.sources_without_rule
+    reporting.sources_without_rule, reporting.workiz_leads
     TO grafana_reader;
 GRANT EXECUTE ON FUNCTION reporting.newest_days(), reporting.reconciliation(date) TO grafana_reader;

@@ -21,6 +21,7 @@ from crm_analytics.analytics.ingest.loading.landing import PendingFile
 from crm_analytics.analytics.ingest.loading.ledger import Connection, Counts
 from crm_analytics.analytics.ingest.loading.load import try_file
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
+from crm_analytics.analytics.ingest.reading.pull_line import connector_of
 from crm_analytics.analytics.ingest.reading.source_detection import detect_source, export_time
 from crm_analytics.analytics.ingest.reading.totals import compare
 from crm_analytics.analytics.ingest.sources.declaration import Source
@@ -51,6 +52,7 @@ class FileReport:
     refusal: str | None = None
     file: OpenFile | None = None  #: read to its end; None if it cannot be opened
     exported_at: datetime | None = None  #: UTC
+    connector: str | None = None  #: who pulled it; None for a person's export
     warnings: list[str] = field(default_factory=list)
     months: dict[date, int] = field(default_factory=dict)  #: acceptable records by month
     quarantined: list[Quarantined] = field(default_factory=list)
@@ -80,10 +82,12 @@ def examine(
         report.refusal = why_ignored(file.name)
         if report.refusal is not None:
             return report
+        content = file.content
+        report.connector = connector_of(content)
         source = detect_source(file)
         report.exported_at, exported_at_from = export_time(file, timezone)
         report.file = open_file(
-            file.content,
+            content,
             source,
             exported_at=report.exported_at,
             timezone=timezone,

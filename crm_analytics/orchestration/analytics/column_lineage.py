@@ -45,20 +45,26 @@ _COLUMNS = {
         record_no: integer <- raw/jobs.record_no
     """,
     "lead_facts": """
-        lead_id: text <- raw/elocals_leads.lead_id raw/proref_leads.lead_id analytics/job_facts.job_id
+        lead_id: text <- raw/elocals_leads.lead_id raw/proref_leads.lead_id raw/workiz_leads.lead_id
+            analytics/job_facts.job_id
         origin: text
-        lead_date: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date analytics/job_facts.job_date
-        month: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date analytics/job_facts.month
-        source: text <- analytics/lead_channels.source analytics/job_facts.source
+        lead_date: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date raw/workiz_leads.lead_date
+            analytics/job_facts.job_date
+        month: date <- raw/elocals_leads.lead_date raw/proref_leads.lead_date raw/workiz_leads.lead_date
+            analytics/job_facts.month
+        source: text <- analytics/lead_channels.source raw/workiz_leads.source_folded analytics/job_facts.source
         segment: text <- analytics/lead_channels.lead_segment analytics/job_facts.segment
-        status: text <- raw/elocals_leads.status raw/proref_leads.current_status analytics/job_facts.status
+        status: text <- raw/elocals_leads.status raw/proref_leads.current_status raw/workiz_leads.status
+            analytics/job_facts.status
         price: numeric <- raw/elocals_leads.cost
         lead_rule: text <- analytics/lead_channels.lead_rule analytics/job_facts.lead_rule
         cost_rule: text <- analytics/lead_channels.cost_rule analytics/job_facts.cost_rule
         cost: numeric <- raw/elocals_leads.cost analytics/lead_channels.cost_rule
             analytics/lead_channels.cost_per_lead analytics/job_facts.lead_cost
-        file_id: bigint <- raw/elocals_leads.file_id raw/proref_leads.file_id analytics/job_facts.file_id
-        record_no: integer <- raw/elocals_leads.record_no raw/proref_leads.record_no analytics/job_facts.record_no
+        file_id: bigint <- raw/elocals_leads.file_id raw/proref_leads.file_id raw/workiz_leads.file_id
+            analytics/job_facts.file_id
+        record_no: integer <- raw/elocals_leads.record_no raw/proref_leads.record_no raw/workiz_leads.record_no
+            analytics/job_facts.record_no
     """,
     "daily_spend": """
         date: date <- raw/google_spend.month raw/google_spend.covered_to

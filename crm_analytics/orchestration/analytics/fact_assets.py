@@ -51,6 +51,7 @@ _FACTS: list[tuple[str, ...]] = [
         "One row per lead with its cost, by the channel rule in force for its month.",
         "raw/elocals_leads",
         "raw/proref_leads",
+        "raw/workiz_leads",
         "analytics/job_facts",
         "analytics/lead_channels",
     ),

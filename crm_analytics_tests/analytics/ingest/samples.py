@@ -98,6 +98,13 @@ SAMPLES: dict[str, str] = {
             ["L2", "12/06/2025", "Bob Example", "Oven", "01235", ""],
         ]
     ),
+    "workiz_leads": csv_text(
+        [
+            ["Lead #", "Status", "Tags", "Source", "Client", "City", "Job Type", "Created", "Assigned", "Scheduled", "Zip Code", "Service Area", "Converted", "Conversion Date", "UUID"],
+            ["0807", "in progress", "", "Pro  Referral", "Ann", "Boston", "COD Service", "Tue Dec 16 2025", "", "", "2420", "North", "0", "", "LAAAA1"],
+            ["803", "Passed", "", "", "Bob", "Boston", "Repair", "Sun Dec 14 2025", "Tess", "Mon Dec 15 2025 10:00 AM", "1867", "", "1", "Tue Dec 16 2025", "LAAAA2"],
+        ]
+    ),
     "google_spend": csv_text(
         [
             ["Campaign report"],

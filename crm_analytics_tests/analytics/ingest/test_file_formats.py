@@ -56,7 +56,7 @@ def test_strict_open_xml_workbook(landing: Landing):
     landing.write("payments/saved again.xlsx", workbook_bytes(ROWS))
     results = {file.path: file for file in landing.load("payments").files}
     assert results["payments/strict.xlsx"].message == (
-        "strict open xml workbook; accepted: CSV text or an XLSX workbook; save it as Excel Workbook (*.xlsx), not Strict"
+        "strict open xml workbook; accepted: CSV text, JSON Lines, or an XLSX workbook; save it as Excel Workbook (*.xlsx), not Strict"
         " Open XML, or as CSV"
     )
     assert results["payments/saved again.xlsx"].counts.inserted == 2
@@ -94,7 +94,7 @@ def test_formats_that_are_not_read(tmp_path: Path, name: str, content: bytes, me
     path.write_bytes(content)
     with pytest.raises(RefusedFile) as refusal:
         read(path, "jobs")
-    assert str(refusal.value).replace("; accepted: CSV text or an XLSX workbook", "").startswith(f"{name}: {message}") or (
+    assert str(refusal.value).replace("; accepted: CSV text, JSON Lines, or an XLSX workbook", "").startswith(f"{name}: {message}") or (
         message == "damaged workbook" and message in str(refusal.value)
     )  # fmt: skip
     path = path.rename(tmp_path / "export (3).bin")

@@ -63,6 +63,7 @@ def call(caller: str, minute: int) -> tuple[str, ...]:
     return ("", caller, "", "(718) 555-0100", f"2025-01-06 15:{minute:02}:00", "eLocals", "Ann", "01:00")
 
 
+WORKIZ = ("Lead #", "UUID", "Created", "Status", "Source")
 #: By source: three files in order. The second has new rows, changed rows, and lacks rows; the third changes some again.
 FILES: dict[str, list[str]] = {
     "jobs": [
@@ -89,6 +90,12 @@ FILES: dict[str, list[str]] = {
         text(PROREF, [("L1", "12/05/2025", "", "Oven", "10001", "Open"), ("L2", "12/06/2025", "", "", "", "")]),
         text(PROREF, [("L1", "12/05/2025", "", "Oven", "10001", "Passed"), ("L3", "11/06/2025", "", "", "", "")]),
         text(PROREF, [("L3", "11/07/2025", "", "", "", "Passed")]),
+    ],
+    "workiz_leads": [
+        text(WORKIZ, [("1", "A", "12/05/2025", "Open", "Rely"), ("2", "B", "12/06/2025", "Open", "Pro Referral")]),
+        text(WORKIZ, [("1", "A", "12/05/2025", "Passed", "Rely"), ("3", "C", "11/06/2025", "Open", ""),
+                      ("4", "D", "11/31/2025", "Open", "")]),
+        text(WORKIZ, [("3", "C", "11/07/2025", "Canceled", "")]),
     ],
     "google_spend": [
         spend(("2025-08", "A", "1"), ("2025-08", "B", "2"), ("2025-07", "A", "9")),

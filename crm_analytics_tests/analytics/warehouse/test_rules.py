@@ -13,7 +13,7 @@ Connection = psycopg.Connection[Any]
 
 #: Scalar functions that facts and metrics call for every row.
 RULES = (
-    "is_unit", "is_repair", "repair_rule", "segment_of", "is_elocals_lead", "is_proref_lead", "source_name", "revenue40", "ratio",
+    "is_unit", "is_repair", "repair_rule", "segment_of", "is_elocals_lead", "is_proref_lead", "is_workiz_lead", "source_name", "revenue40", "ratio",
     "month_of", "in_force",
 )  # fmt: skip
 

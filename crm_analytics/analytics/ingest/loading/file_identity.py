@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from crm_analytics.analytics.ingest.loading.known_files import KnownFiles
 from crm_analytics.analytics.ingest.loading.ledger import Content, Entry, Order
+from crm_analytics.analytics.ingest.reading.pull_line import connector_of
 from crm_analytics.analytics.ingest.reading.source_detection import export_time
 from crm_analytics.analytics.ingest.storage.landing import LandingFile, fingerprint
 
@@ -33,9 +34,18 @@ class IdentifiedFile:
 
 def read_content(file: LandingFile, timezone: ZoneInfo) -> Content:
     """Reads what identifies a file's content. Raises OSError where the file cannot be read."""
-    sha256 = fingerprint(file.content)
+    content = file.content
     exported_at, exported_at_from = export_time(file, timezone)
-    return Content(file.name, sha256, file.size, file.modified_at, file.etag, exported_at, exported_at_from)
+    return Content(
+        file.name,
+        fingerprint(content),
+        file.size,
+        file.modified_at,
+        file.etag,
+        exported_at,
+        exported_at_from,
+        connector_of(content),
+    )
 
 
 def identify(file: LandingFile, timezone: ZoneInfo, known: KnownFiles) -> IdentifiedFile:

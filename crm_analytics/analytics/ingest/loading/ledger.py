@@ -81,6 +81,8 @@ class Content:
     etag: str | None
     exported_at: datetime
     exported_at_from: str
+    #: The connector that wrote it; None for one that a person put there.
+    connector: str | None = None
     #: Known content that is at its path again, which makes its entry the path's last once more.
     returned: bool = False
 
@@ -230,9 +232,9 @@ def identify(connection: Connection, source: str | None, content: Content, versi
             RETURNING file_id
         ), added AS (
             INSERT INTO raw.source_files (source, path, sha256, size_bytes, modified_at, etag, declaration_version,
-                exported_at, exported_at_from, status)
+                exported_at, exported_at_from, connector, status)
             SELECT %(source)s, %(path)s, %(sha256)s, %(size_bytes)s, %(modified_at)s, %(etag)s, %(version)s,
-                %(exported_at)s, %(exported_at_from)s, 'loaded'
+                %(exported_at)s, %(exported_at_from)s, %(connector)s, 'loaded'
             WHERE NOT EXISTS (SELECT FROM known)
             -- loads of two sources at once may both meet a file that no source recognizes
             ON CONFLICT ON CONSTRAINT source_files_content DO UPDATE

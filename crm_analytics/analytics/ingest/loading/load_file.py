@@ -49,7 +49,7 @@ from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile, open_file
 from crm_analytics.analytics.ingest.reading.totals import Verdict
-from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile
+from crm_analytics.analytics.ingest.storage.landing import Landing, LandingFile, is_larger
 from crm_analytics.core.wording import counted, listed
 
 #: Bytes of a file whose reading is announced, whose joins get more memory, and which may fill its table while it is read.
@@ -193,7 +193,6 @@ class FileLoader(SourceSession):
         source, connection = self.source, self.connection
         if file.size > LARGE:
             self.report(f"{content.path}: reading {file.size / 1_000_000:,.0f} MB")
-            connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         file_id = ledger.identify(connection, source.name, content, source.version)
         # a new entry has no quarantine yet
         dismissed = quarantine.forget_quarantine(connection, file_id) if item.entry else []
@@ -238,6 +237,9 @@ class FileLoader(SourceSession):
         if item.file.size > min(SMALL, LARGE):
             return None
         opened = self._open(item)
+        if is_larger(opened.content, SMALL):
+            # once it is unpacked
+            return None
         return ReadFile(opened, encode_whole(opened))
 
     def _open(self, item: IdentifiedFile) -> OpenFile:
@@ -254,8 +256,11 @@ class FileLoader(SourceSession):
     ) -> tuple[Staged, bool]:
         """Stages the file's records; returns whether all of them are rows of the table already, by a bulk load."""
         opened = read.opened if read else self._open(item)
+        is_large = is_larger(opened.content, LARGE)
+        if is_large:
+            self.connection.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         in_bulk = self.may_lock and not newer.entries and not self.source.month_totals
-        if in_bulk and item.file.size > LARGE and self._may_fill_in_place(opened):
+        if in_bulk and is_large and self._may_fill_in_place(opened):
             staged = self._fill_in_place(opened, file_id)
             if staged is not None:
                 return staged, True

@@ -67,7 +67,9 @@ def merge_rows(staged: Staged, newer: NewerFiles, *, may_lock: bool) -> Merged:
     merged = _merged(days)
     merged.counts.superseded = superseded
     if _are_all_new(staged, accepted):
-        _insert(staged, "staged", then=[] if newer.entries else [A_FEW_MORE])
+        # what a pulled file says of itself needs no question
+        ask = not newer.entries and staged.open_file.pull is None
+        _insert(staged, "staged", then=[A_FEW_MORE] if ask else [])
         _note_inserted(merged, days)
     else:
         _find_changes(staged, rekeyed)

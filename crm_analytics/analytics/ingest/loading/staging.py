@@ -30,7 +30,7 @@ from crm_analytics.analytics.ingest.reading.csv_records import PIECE
 from crm_analytics.analytics.ingest.reading.open_file import OpenFile
 from crm_analytics.analytics.ingest.reading.totals import Verdict, compare
 from crm_analytics.analytics.ingest.sources.declaration import column_list
-from crm_analytics.analytics.ingest.storage.landing import size_of
+from crm_analytics.analytics.ingest.storage.landing import is_larger
 
 #: With so few records any query plan is good, and statistics cost more than they save.
 FEW = 1000
@@ -310,7 +310,7 @@ def _copy(staged: Staged, batches: Iterable[Encoded] | None = None) -> Staged:
 def _ahead(staged: Staged) -> Iterator[Encoded]:
     """Yields encoded batches; a thread makes the next one while the database takes this one."""
     batches = _encoded(staged.open_file, staged.file_id if staged.in_place else None)
-    if size_of(staged.open_file.content) <= PIECE:
+    if not is_larger(staged.open_file.content, PIECE):
         # one batch, with nothing to do meanwhile
         yield from batches
         return

@@ -70,6 +70,8 @@ class Records:
     facts: FileFacts
     watch: TableWatch
     judging: bool = True  #: whether cells may disprove the file's conventions
+    only_records: bool = False  #: whether there are neither totals nor headers among them, as in JSON Lines
+    pulled: bool = False  #: whether a connector wrote the file, and all of it
     read: int = 0
     accepted: int = 0
     summary_lines: int = 0
@@ -91,7 +93,11 @@ class Records:
         """
         blank, first = first_texts(block)
         numbers = self._number(blank)
-        summary = self.totals.judge(block, first, numbers)
+        summary = (
+            np.zeros(block.length, dtype=np.bool_)
+            if self.only_records
+            else self.totals.judge(block, first, numbers)
+        )
         self.summary_lines += int(summary.sum())
 
         kept = np.flatnonzero(~(blank | summary))
@@ -117,15 +123,17 @@ class Records:
         refused = {
             row: self._as_found(block, int(kept[row]), numbers) for row in np.flatnonzero(~accepted).tolist()
         }
-        headers = self.watch.find_repeated_headers(
-            block,
-            blank | summary,
-            len(kept),
-            [
-                RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
-                for row, as_found in refused.items()
-            ],
-        )
+        headers: set[int] = set()
+        if not self.only_records:
+            headers = self.watch.find_repeated_headers(
+                block,
+                blank | summary,
+                len(kept),
+                [
+                    RefusedRow(row, int(kept[row]), as_found.line_no, list(as_found.record.values()))
+                    for row, as_found in refused.items()
+                ],
+            )
         self.summary_lines += len(headers)
         if self.judging:
             for column in cells:
@@ -239,13 +247,17 @@ class Records:
     @property
     def probably_cut_off(self) -> bool:
         """Returns whether there are exactly as many records as the tool exports at most."""
-        return self.source.suspicious_record_count == self.read
+        return self.source.suspicious_record_count == self.read and not self.pulled
 
     def warnings(self) -> list[str]:
         """Returns warnings about the file as a whole, after the last block."""
         found = []
         if self.read == 0:
-            found.append("the file has a header but no records")
+            found.append(
+                "the service had no records to return"
+                if self.pulled
+                else "the file has a header but no records"
+            )
         if self.probably_cut_off:
             found.append(
                 f"exactly {self.read:,} records: the export was probably cut off at its limit; "

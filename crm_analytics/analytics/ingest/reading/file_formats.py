@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import replace
 
 from crm_analytics.analytics.ingest.errors import Reason, RefusedFile, cannot_be_read
+from crm_analytics.analytics.ingest.reading.unpacking import Unpacked
 from crm_analytics.analytics.ingest.storage.landing import Content
 
-_ACCEPTED = "CSV text or an XLSX workbook"
+_ACCEPTED = "CSV text, JSON Lines, or an XLSX workbook"
 _SAVE = "open it in a spreadsheet program and save it as Excel Workbook (*.xlsx) or CSV"
 _EXPORT = "export it again as CSV"
 _UNPACK = "unpack it, and keep the file that was in it"
@@ -47,6 +49,8 @@ _MARKUP = (
     b"mime-version:",
 )
 
+_JSON_ARRAY = re.compile(rb"\[\s*[{\]]")
+
 
 def is_workbook(content: Content) -> bool:
     """Returns whether the content is an `.xlsx` workbook, and otherwise text. Raises RefusedFile for other formats."""
@@ -58,12 +62,15 @@ def is_workbook(content: Content) -> bool:
         raise RefusedFile(content.name, cannot_be_read(error)) from error
     if not start.strip(b"\x00 \r\n\t\xef\xbb\xbf\xff\xfe") and is_all:
         raise RefusedFile(
-            content.name, Reason("empty_file", accepted="a CSV or XLSX export with a header row")
+            content.name,
+            Reason("empty_file", accepted="a CSV or XLSX export with a header row, or JSON Lines"),
         )
     archive = start.startswith(b"PK\x03\x04")
     reason = _other_archive(content) if archive else _other_format(start)
     if reason:
         raise RefusedFile(content.name, replace(reason, accepted=_ACCEPTED))
+    if archive and isinstance(content, Unpacked):
+        raise RefusedFile(content.name, Reason("workbook_in_a_gzip_archive", None, None, _ACCEPTED, _UNPACK))
     return archive
 
 
@@ -72,6 +79,10 @@ def _other_format(start: bytes) -> Reason | None:
         if start.startswith(first):
             return reason
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if _JSON_ARRAY.match(text):
+        return Reason(
+            "json_array", found="[", remedy="write one object per line (JSON Lines), without brackets"
+        )
     if not text.startswith(_MARKUP):
         return None
     if b"urn:schemas-microsoft-com:office:spreadsheet" in text:

@@ -1,10 +1,10 @@
-"""Finds a source's header in a file: its row, its delimiter or sheet, and which cell is which column."""
+"""Finds a source's header in a file: its row, its delimiter or sheet (or JSON's keys), and which cell is which column."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -17,6 +17,8 @@ from crm_analytics.analytics.ingest.reading.encoding import (
 )
 from crm_analytics.analytics.ingest.reading.file_formats import is_workbook
 from crm_analytics.analytics.ingest.reading.file_kind import Evidence, weigh
+from crm_analytics.analytics.ingest.reading.json_lines import JsonLines, survey
+from crm_analytics.analytics.ingest.reading.unpacking import unpacked
 from crm_analytics.analytics.ingest.sources.declaration import Source, fold_header
 from crm_analytics.analytics.ingest.storage.landing import Content
 
@@ -27,7 +29,7 @@ ENGLISH = "export the file in English"
 
 @dataclass(frozen=True)
 class Beginning:
-    """The first rows of a sheet, or of a text read with one delimiter."""
+    """The first rows of a sheet, or of a text read with one delimiter; of JSON Lines, the keys as the only row."""
 
     delimiter: str
     sheet: str | None
@@ -44,6 +46,7 @@ class Beginnings:
     encoding: str  #: `xlsx` for a workbook
     warnings: list[str]
     readings: list[Beginning]
+    json_lines: JsonLines | None = None
 
     @property
     def header_row(self) -> str | None:
@@ -150,14 +153,23 @@ class Located:
 
 
 def read_beginnings(content: Content) -> Beginnings:
-    """Reads the first rows of a file with every delimiter, or of every visible sheet. Raises RefusedFile."""
+    """Reads the first rows of a file with every delimiter, or of every visible sheet, or the keys of JSON Lines.
+
+    Raises RefusedFile.
+    """
     try:
+        content = unpacked(content)
         if is_workbook(content):
             return Beginnings(
                 content, "xlsx", [], [_of_sheet(content, sheet) for sheet in workbook.sheet_names(content)]
             )
         encoding, warnings = sniff_encoding(content)
-        return Beginnings(content, encoding, warnings, _of_text(content, encoding))
+        start = _start(content, encoding)
+        if not start.lstrip().startswith(b"{"):
+            return Beginnings(content, encoding, warnings, _of_text(start))
+        lines = survey(content, encoding)
+        keys = Beginning("", None, [lines.headers], [lines.first_line], [0])
+        return Beginnings(content, encoding, warnings, [keys], lines)
     except (OSError, UnicodeError) as error:
         raise RefusedFile(content.name, cannot_be_read(error)) from error
 
@@ -169,12 +181,16 @@ def _of_sheet(content: Content, sheet: str) -> Beginning:
     )
 
 
-def _of_text(content: Content, encoding: str) -> list[Beginning]:
+def _start(content: Content, encoding: str) -> bytes:
     text = b""
     for block in utf8_blocks(content, encoding):
         text += block
         if len(text) >= HEADER_BYTES:
             break
+    return text
+
+
+def _of_text(text: bytes) -> list[Beginning]:
     start = text[:HEADER_BYTES].decode(errors="ignore")
     lines = [line + "\n" for line in start.split("\n")]
     found = []
@@ -269,6 +285,11 @@ def locate(source: Source, beginnings: Beginnings) -> Located:
 
     Raises RefusedFile if it is not there, lacks a column, or is that of another kind of file.
     """
+    lines = beginnings.json_lines
+    if lines is not None and lines.pull is not None and not lines.keys:
+        # the service had no record, so its file doesn't tell the fields either
+        names = [column.name for column in source.columns]
+        beginnings = replace(beginnings, readings=[replace(beginnings.readings[0], rows=[names])])
     found = best_match(source, beginnings)
     if found is None or not found.fits:
         raise RefusedFile(beginnings.content.name, *why_unfit(source, beginnings, found))

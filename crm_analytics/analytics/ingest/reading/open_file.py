@@ -17,7 +17,9 @@ from crm_analytics.analytics.ingest.reading.batches import AsFound, Batch, Recor
 from crm_analytics.analytics.ingest.reading.conventions import ReadDifferently
 from crm_analytics.analytics.ingest.reading.encoding import utf8_blocks
 from crm_analytics.analytics.ingest.reading.header import Located, locate, read_beginnings, unread_sheets
+from crm_analytics.analytics.ingest.reading.json_lines import JsonLines
 from crm_analytics.analytics.ingest.reading.parts import without_cells
+from crm_analytics.analytics.ingest.reading.pull_line import Pull, require_coverage
 from crm_analytics.analytics.ingest.reading.second_table import SecondTable, TableWatch
 from crm_analytics.analytics.ingest.sources.declaration import FileFacts, Source, fold_header
 from crm_analytics.analytics.ingest.storage.landing import Content
@@ -34,6 +36,12 @@ class OpenFile:
     warnings: list[str]
     located: Located
     records: Records
+    json_lines: JsonLines | None = None
+
+    @property
+    def pull(self) -> Pull | None:
+        """Returns what the connector that wrote the file says of it; None if a person exported it."""
+        return self.json_lines.pull if self.json_lines else None
 
     @property
     def source(self) -> Source:
@@ -42,7 +50,7 @@ class OpenFile:
 
     @property
     def delimiter(self) -> str:
-        """Returns the delimiter, empty for a workbook."""
+        """Returns the delimiter, empty for a workbook and for JSON Lines."""
         return self.located.reading.delimiter
 
     @property
@@ -75,7 +83,7 @@ class OpenFile:
         except ReadDifferently as other:
             self.warnings.append(other.warning)
             facts = replace(self.records.facts, context=other.context)
-            self.records = _unread_records(self.source, self.located, facts)
+            self.records = self._unread_records(facts)
             self.refuse_records_above()
             raise
         if self.source.month_totals and tables:
@@ -99,7 +107,7 @@ class OpenFile:
 
         For faults that only a comparison of cleaned records finds. Raises RefusedFile if the file has changed.
         """
-        again = _unread_records(self.source, self.located, self.records.facts)
+        again = self._unread_records(self.records.facts)
         with self._refusing():
             for block in self._blocks():
                 yield again.as_found(block, wanted)
@@ -112,10 +120,14 @@ class OpenFile:
             if self.sheet is not None:
                 cells = cells + [""] * (width - len(cells))
             row = csv_records.block_of_rows([cells], [line], width, {}, match.named_width)
-            records = _unread_records(self.source, self.located, facts, judging=False)
+            records = self._unread_records(facts, judging=False)
             with self._refusing():
                 if records.clean(row).rows.num_rows:
                     raise RefusedFile(self.content.name, RECORD_ABOVE, place=self._place(line))
+
+    def _unread_records(self, facts: FileFacts, *, judging: bool = True) -> Records:
+        """Returns the records before any is read."""
+        return _unread_records(self.source, self.located, facts, self.json_lines, judging=judging)
 
     def _place(self, line: int) -> str:
         return f"line {line}" if self.sheet is None else f"sheet {self.sheet!r}, row {line}"
@@ -138,10 +150,12 @@ class OpenFile:
         match = self.located.match
         if self.sheet is not None:
             return self._sheet_blocks(self.sheet)
-        start = self.located.first_byte
-        data = _after(utf8_blocks(self.content, self.encoding, plain=start), start)
         # the first column tells blank rows and totals; where a file replaces whole months, every cell may matter
         needed = None if self.source.month_totals else frozenset({0, *match.positions.values()})
+        if self.json_lines is not None:
+            return self.json_lines.blocks(needed)
+        start = self.located.first_byte
+        data = _after(utf8_blocks(self.content, self.encoding, plain=start), start)
         splitter = csv_records.Splitter(
             self.delimiter, len(match.cells), self.located.first_line, match.named_width, needed
         )
@@ -177,10 +191,15 @@ RECORD_ABOVE = Reason(
 )
 
 
-def _unread_records(source: Source, located: Located, facts: FileFacts, *, judging: bool = True) -> Records:
+def _unread_records(
+    source: Source, located: Located, facts: FileFacts, lines: JsonLines | None, *, judging: bool = True
+) -> Records:
     """Returns a file's records before any is read."""
     watch = TableWatch(source, located.match, lines_in_cells=located.reading.sheet is None)
-    return Records(source, located.match, facts, watch, judging)
+    pulled = lines is not None and lines.pull is not None
+    return Records(
+        source, located.match, facts, watch, judging, only_records=lines is not None, pulled=pulled
+    )
 
 
 def _after(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -217,7 +236,10 @@ def open_file(
     if source.check is not None:
         source.check(facts)
     warnings = beginnings.warnings + unread_sheets(source, beginnings, located)
-    records = _unread_records(source, located, facts)
-    opened = OpenFile(content, beginnings.encoding, warnings, located, records)
+    lines = beginnings.json_lines
+    records = _unread_records(source, located, facts, lines)
+    opened = OpenFile(beginnings.content, beginnings.encoding, warnings, located, records, lines)
+    if opened.pull is not None:
+        require_coverage(content, opened.pull, source)
     opened.refuse_records_above()
     return opened

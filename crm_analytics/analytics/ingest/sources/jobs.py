@@ -1,4 +1,4 @@
-"""Jobs of the field-service CRM: the export of its job list."""
+"""Jobs of the field-service CRM: the export of its job list, or what its API returns."""
 
 from __future__ import annotations
 
@@ -51,18 +51,20 @@ JOBS = Source(
         ),
         Column("scheduled_at", When(), ("Job Date", "JobDateTime", "Scheduled")),
         Column("ended_at", When(), ("Job End", "JobEndDateTime")),
-        Column("technician", Text(), ("Tech", "Technician"), personal=True),
+        # the API has a list of people
+        Column("technician", Text(), ("Tech", "Technician", "Team"), personal=True),
         Column("zip", Text(), ("Zip Code", "ZIP", "Postal Code")),
-        Column("total", Money(), ("Total",)),
+        Column("total", Money(), ("Total", "JobTotalPrice")),
     ),
     key=Key("job", ("job_id",), alternate="job_number"),
     date_column="job_date",
     filename_patterns=(r"\bjobs?\b",),
     derive=_require_key,
     needs_one_of=(("job_id", "job_number"),),
+    # leads of the API have a SerialId and a SubStatus, too
     own_headers=(
-        *("Job #", "Job Date", "Job End", "Sub-Status", "Invoiced", "Profit", "Profit Margin", "Job Status"),
-        *("Job Number", "SerialId", "JobDateTime", "JobEndDateTime"),
+        *("Job #", "Job Date", "Job End", "Invoiced", "Profit", "Profit Margin", "Job Status", "Job Number"),
+        *("JobDateTime", "JobEndDateTime", "JobTotalPrice", "JobAmountDue"),
     ),
     # the same tool's other exports have a UUID, type, source, status and date, too, and often the number of the job
     foreign_headers=(

@@ -10,8 +10,18 @@ from crm_analytics.analytics.ingest.sources.jobs import JOBS
 from crm_analytics.analytics.ingest.sources.payments import PAYMENTS
 from crm_analytics.analytics.ingest.sources.proref_leads import PROREF_LEADS
 from crm_analytics.analytics.ingest.sources.targets import TARGETS
+from crm_analytics.analytics.ingest.sources.workiz_leads import WORKIZ_LEADS
 
 SOURCES: dict[str, Source] = {
     source.name: source
-    for source in (JOBS, PAYMENTS, CALLS, ELOCALS_LEADS, PROREF_LEADS, GOOGLE_SPEND, TARGETS)
+    for source in (
+        JOBS,
+        PAYMENTS,
+        CALLS,
+        ELOCALS_LEADS,
+        PROREF_LEADS,
+        WORKIZ_LEADS,
+        GOOGLE_SPEND,
+        TARGETS,
+    )
 }

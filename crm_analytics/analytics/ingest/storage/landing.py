@@ -186,10 +186,11 @@ def fingerprint(content: Content) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def size_of(content: Content) -> int:
-    """Returns the bytes of a content."""
+def is_larger(content: Content, size: int) -> bool:
+    """Returns whether a content has more bytes than this; reads no more of a packed one than that takes."""
     with content.open("rb") as file:
-        return file.seek(0, io.SEEK_END)
+        file.seek(size)
+        return bool(file.read(1))
 
 
 def moment(nanoseconds: int) -> datetime:
