@@ -311,7 +311,7 @@ def test_two_hosts_load_backfill_and_recover(fleet: Fleet) -> None:
     for host in (north, south):
         assert fleet.materialized(host.name, "analytics/monthly_metrics") == months
         times_loaded = "SELECT DISTINCT source, count(*) FROM raw.source_files WHERE status = 'loaded' GROUP BY source, path"
-        exported = sorted(folder.name for folder in host.landing.iterdir())
+        exported = sorted(folder.name for folder in host.exports.iterdir())
         assert sorted(host.query(times_loaded)) == [(source, 1) for source in exported]
         assert {job for (job,) in host.query("SELECT job_id FROM raw.jobs")} == host.jobs()
         counted += host.query("SELECT sum(jobs), count(DISTINCT month) FROM analytics.monthly_metrics")
