@@ -52,6 +52,21 @@ END
 $$;
 COMMENT ON FUNCTION crm_private.not_an_actor IS 'Refuses (42501) an actor who is not an active user.';
 
+CREATE FUNCTION crm_private.creator_missing(p_table text, p_column text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM crm_private.refuse(
+        '23502', format('%s.%s is required: every new row must name its creator', p_table, p_column),
+        jsonb_build_object(
+            'rule', 'actor', 'table', p_table, 'field', p_column, 'found', NULL, 'accepted', 'id of a user'
+        ),
+        'Insert the row with the id of the acting user; only adopted rows have none.'
+    );
+END
+$$;
+COMMENT ON FUNCTION crm_private.creator_missing IS 'Refuses (23502) a new row that does not name its creator.';
+
 CREATE FUNCTION crm_private.actor(
     p_user_id uuid, p_or_system boolean DEFAULT false, p_assignee uuid DEFAULT NULL
 ) RETURNS public.users
