@@ -154,8 +154,13 @@ def _warehouse(today: date) -> model.Warehouse:
     ]
     if today.day > 1:
         spend.append(model.Spend(first, "all", Decimal("500.01"), today - timedelta(1)))
+    # no channel counts them
+    workiz = [
+        model.WorkizLead(f"w-{n}", day, dice.choice(("Passed", "Open", None)), dice.choice(SOURCES))
+        for n, day in enumerate(_days(today))
+    ]
     return model.Warehouse(
-        jobs, payments, calls, elocals, proref, (), spend, model.SEED_CHANNELS, model.SEED_ALIASES
+        jobs, payments, calls, elocals, proref, workiz, spend, model.SEED_CHANNELS, model.SEED_ALIASES
     )
 
 
@@ -181,6 +186,10 @@ def _insert(connection: psycopg.Connection[Any], warehouse: model.Warehouse) -> 
         cursor.executemany(
             "INSERT INTO raw.proref_leads (lead_id, lead_at, lead_date, current_status) VALUES (%s, %s, %s, %s)",
             [(p.lead_id, noon(p.lead_date), p.lead_date, p.current_status) for p in warehouse.proref_leads],
+        )
+        cursor.executemany(
+            "INSERT INTO raw.workiz_leads (lead_id, created_at, lead_date, status, source) VALUES (%s, %s, %s, %s, %s)",
+            [(w.lead_id, noon(w.lead_date), w.lead_date, w.status, w.source) for w in warehouse.workiz_leads],
         )
         cursor.executemany(
             "INSERT INTO raw.google_spend (month, campaign, amount, covered_to) VALUES (%s, %s, %s, %s)",

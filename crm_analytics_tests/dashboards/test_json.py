@@ -50,7 +50,7 @@ def test_a_missing_value_says_why_it_is_missing(boards):
                     )
                     tried.add(text)
     assert tried == {
-        "–", "", "never", "by hand", "no data yet", "no target set", "no target above 0", "no target, or month over",
+        "–", "", "never", "by hand", "a person", "no data yet", "no target set", "no target above 0", "no target, or month over",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ READABLE_ANALYTICS = {
     "reporting.deployment", "reporting.sources", "reporting.revisions",
     "reporting.months", "reporting.files", "reporting.freshness", "reporting.quarantine",
     "reporting.quarantined_records", "reporting.month_status", "reporting.sources_without_rule",
+    "reporting.workiz_leads",
 }  # fmt: skip
 READABLE_CRM = {
     "reporting.leads_by_month", "reporting.orders_by_month", "reporting.age_in_status",

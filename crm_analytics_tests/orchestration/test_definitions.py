@@ -46,7 +46,7 @@ def test_step_order_raw_before_metrics() -> None:
     job = defs.resolve_job_def("refresh")
     steps = [node.name for node in job.graph.nodes_in_topological_order]
     raw = {"__".join(key.path) for key in RAW_KEYS if key.path[0] == "raw"}
-    assert len(raw) == 6
+    assert len(raw) == 7
     assert max(steps.index(step) for step in raw) < steps.index("metrics")
     upstream = GRAPH.get(DAILY).parent_keys
     assert {key for key in RAW_KEYS if key.path[0] == "raw"} <= upstream
