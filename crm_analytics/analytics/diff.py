@@ -192,23 +192,27 @@ def _pending(
 ) -> tuple[list[PendingFile], list[TriedFile]]:
     """Returns the files that a load would read, and what it would say of the others."""
     files: dict[str, PendingFile] = {}
-    named: dict[str, str | Path] = {}
+    named: dict[str, tuple[LandingFile, str | Path]] = {}
     tried: list[TriedFile] = []
     for path in dict.fromkeys(paths):
         try:
             file, _ = named_file(path, landing)
         except OSError as error:
             raise CannotDiff(f"{path}: {cannot_be_read(error)}") from error
+        first, first_path = named.get(file.name, (None, None))
+        # by another path, or by a link
+        if file == first:
+            continue
         ignored = why_ignored(file.name)
         if ignored is not None:
             tried.append(TriedFile(FileResult(file.name, "refused", ignored)))
             continue
         if file.name in files:
             raise CannotDiff(
-                f"{named[file.name]} and {path} would both be {file.name} in the landing folder, where the second"
+                f"{first_path} and {path} would both be {file.name} in the landing folder, where the second"
                 " replaces the first: compare them one after the other"
             )
-        named[file.name] = path
+        named[file.name] = file, path
         # a new modification time of known content is noted in the ledger, which is for loads to do
         with connection.transaction(force_rollback=True):
             found = landing_folder.pending(connection, landing, listing=Listing([file]))

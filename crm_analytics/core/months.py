@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Iterable, Iterator
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 
@@ -29,7 +30,7 @@ def next_month(month: date) -> date:
 
 def end_of_month(month: date) -> date:
     """Returns the month's last day."""
-    return next_month(month) - timedelta(days=1)
+    return month.replace(day=monthrange(month.year, month.month)[1])
 
 
 def months_between(start: date, end: date) -> Iterator[date]:

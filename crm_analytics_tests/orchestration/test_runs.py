@@ -42,7 +42,10 @@ def test_ranged_run_equals_one_run_per_month(platform: Platform) -> None:
     write_landing(platform.landing, months=4, until=date(2024, 11, 20))
     assert platform.run(date(2024, 8, 1), NOVEMBER).success
     ranged = contents(platform)
-    assert all(ranged.values()), "every table has rows, else this compares nothing"
+    filled = {table for table, rows in ranged.items() if rows}
+    assert filled == {*TABLES} - {"raw.workiz_leads"}, (
+        "every table of the sample has rows, else this compares nothing"
+    )
     platform.execute(
         f"TRUNCATE {', '.join(TABLES)}, raw.source_files, raw.rejected_rows, raw.vanished_rows, analytics.stale_months"
     )

@@ -107,7 +107,8 @@ RETURNS TABLE (
         SELECT
             analytics.part_of(p_metric, 'leads'), CASE l.origin WHEN 'jobs' THEN 'job' ELSE 'lead' END, l.lead_id,
             l.lead_date, l.source, l.segment, 1::numeric,
-            analytics.lead_words(l.lead_rule, l.source, l.status IS NOT NULL, l.price), l.file_id, l.record_no, NULL::text
+            analytics.lead_words(l.lead_rule, l.source, l.status IS NOT NULL, l.price), l.file_id, l.record_no,
+            NULL::text
         FROM analytics.lead_facts_between(p_from, p_to) l
         WHERE analytics.part_of(p_metric, 'leads') IS NOT NULL
         UNION ALL

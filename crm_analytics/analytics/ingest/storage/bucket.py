@@ -346,7 +346,7 @@ class Bucket:
 
 
 def _without_markers(files: list[BucketFile]) -> list[BucketFile]:
-    """Leaves out the empty objects that programs make for folders, such as `jobs/`; the library cuts off their slash.
+    """Leaves out the empty objects that programs make for folders, such as `may/`; the library cuts off their slash.
 
     That is every empty object that others lie below, or whose name has no suffix, as an export's has.
     """

@@ -63,7 +63,7 @@ class LandingFile(ABC):
     @property
     @abstractmethod
     def etag(self) -> str | None:
-        """What the storage calls this version of the file: another version has another. None if it has no such name."""
+        """The storage's name of this version of the file: another version has another. None if it has no such name."""
 
     @property
     @abstractmethod
