@@ -307,8 +307,8 @@ def test_metric_of_gives_what_the_tables_generate(october: Connection) -> None:
     ("metric", "tables"),
     [
         ("jobs", {"jobs"}), ("units", {"jobs"}), ("repairs", {"jobs", "payments"}), ("calls", {"calls"}),
-        ("leads", {"elocals_leads", "proref_leads", "jobs"}), ("revenue_gross", {"jobs", "payments"}),
-        ("cost", {"elocals_leads", "proref_leads", "jobs", "google_spend"}), ("conv_u_to_r", {"jobs", "payments"}),
+        ("leads", {"elocals_leads", "proref_leads", "workiz_leads", "jobs"}), ("revenue_gross", {"jobs", "payments"}),
+        ("cost", {"elocals_leads", "proref_leads", "workiz_leads", "jobs", "google_spend"}), ("conv_u_to_r", {"jobs", "payments"}),
     ],
 )  # fmt: skip
 def test_a_month_reads_only_the_rows_of_its_metric(
