@@ -166,7 +166,7 @@ def test_words_quote_no_text_of_exports(analytics: Connection, analytics_url: st
     assert {kind for kind, _ in shown} == {"job", "payment", "lead", "call", "spend"}
     assert [row for _, row in shown if MARK.casefold() in row.casefold()] == []
     assert any("COD Service with 120.00 paid" in row for _, row in shown)
-    assert any("lead of Thumbtack in the field-service system, with another" in row for _, row in shown)
+    assert any("lead of Thumbtack in the field-service system with another" in row for _, row in shown)
 
 
 # -- links --------------------------------------------------------------------------------------------------------

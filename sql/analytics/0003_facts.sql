@@ -75,10 +75,12 @@ RETURN CASE lead_rule
     WHEN 'jobs' THEN 'job of ' || source || ', whose jobs are leads'
     WHEN 'units' THEN 'unit of ' || source || ', whose units are leads'
     WHEN 'elocals_paid' THEN 'lead with a price of ' || price || ', above 0'
-    ELSE CASE lead_rule
-            WHEN 'proref_not_passed' THEN 'lead '
-            WHEN 'workiz_leads' THEN 'lead of ' || source || ' in the field-service system, '
-        END || CASE WHEN has_status THEN 'with another status than Passed' ELSE 'without a status' END
+    WHEN 'proref_not_passed' THEN 'lead '
+    WHEN 'workiz_leads' THEN 'lead of ' || source || ' in the field-service system '
+END || CASE
+    WHEN lead_rule NOT IN ('proref_not_passed', 'workiz_leads') THEN ''
+    WHEN has_status THEN 'with another status than Passed'
+    ELSE 'without a status'
 END;
 COMMENT ON FUNCTION analytics.lead_words IS 'Why a row is a lead, from its lead_rule.';
 

@@ -160,6 +160,17 @@ def test_month_in_the_title_of_a_report_by_day(tmp_path: Path):
         assert {row["covered_to"] for row in rows} == {day("2025-08-04")}
 
 
+@pytest.mark.parametrize("title", ["December 1, 9999 - December 31, 9999", "May 1 - May 31, 1999"])
+def test_year_in_the_title_that_cannot_be_right(title: str, tmp_path: Path):
+    """It is refused with a reason: the month after December 9999 doesn't exist."""
+    with pytest.raises(RefusedFile, match=r'"(9999|1999)-.*": year out of range; accepted: '):
+        read_text(
+            tmp_path,
+            "google_spend",
+            f'Campaign report\n"{title}"\nCampaign,Campaign status,Cost\nA,Enabled,5.00\n',
+        )
+
+
 def test_title_with_several_months_and_no_dates(tmp_path: Path):
     """A title over several months is refused like a range over several months."""
     with pytest.raises(RefusedFile, match=r'"2025-07-01 to 2025-09-30": several months and no date column'):

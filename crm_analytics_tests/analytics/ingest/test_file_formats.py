@@ -81,6 +81,7 @@ CONTENT_TYPES = {"[Content_Types].xml": b"<Types/>"}
         ("jobs.xls", b'<html xmlns:x="urn:schemas-microsoft-com:office:excel"><table>', f"html table saved as a spreadsheet{SAVE}"),
         ("jobs.csv", b"<!DOCTYPE html><html><body><form>Sign in</form>", '"HTML or XML": web page; this may be a login or error page; export it again as CSV'),
         ("jobs.csv", b"%PDF-1.7\n", f"pdf document{AGAIN}"),
+        ("jobs.csv", b"\x1f\x8b\x08\x00", "gzip archive cut off; accepted: a complete gzip archive"),
         ("jobs.csv", b"Rar!\x1a\x07", f"rar archive{UNPACK}"),
         ("jobs.csv", b"PAR1....PAR1", f"parquet file{AGAIN}"),
         ("jobs.csv", b"\x89PNG\r\n", f"picture{AGAIN}"),

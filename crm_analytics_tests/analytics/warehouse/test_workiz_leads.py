@@ -110,8 +110,8 @@ def test_explain_says_why_they_count(leads: Connection) -> None:
     for metric, words in (
         (
             "leads",
-            ["1: lead of Pro Referral in the field-service system, with another status than Passed",
-             "1: lead of Pro Referral in the field-service system, without a status"],
+            ["1: lead of Pro Referral in the field-service system with another status than Passed",
+             "1: lead of Pro Referral in the field-service system without a status"],
         ),
         ("cost", ["15.00: 15.00 per lead of Pro Referral"] * 2),
     ):  # fmt: skip

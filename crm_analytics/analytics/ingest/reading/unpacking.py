@@ -13,7 +13,7 @@ from crm_analytics.analytics.ingest.errors import Reason, RefusedFile
 from crm_analytics.analytics.ingest.storage.landing import Content
 
 _MAGIC = b"\x1f\x8b"
-#: Bytes that are read ahead: in smaller pieces, asking for them would take longer than unpacking.
+#: Bytes that are read ahead: asking for smaller pieces would take longer than unpacking them.
 _AHEAD = 1 << 18
 
 

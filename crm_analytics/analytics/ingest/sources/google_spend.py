@@ -26,8 +26,17 @@ from crm_analytics.analytics.ingest.sources.other_kinds import (
     EXPENSES,
     INVOICES,
 )
-from crm_analytics.analytics.ingest.values.column_types import CalendarDay, Dollars, Label, Micros, Money
+from crm_analytics.analytics.ingest.values.column_types import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    CalendarDay,
+    Dollars,
+    Label,
+    Micros,
+    Money,
+)
 from crm_analytics.analytics.ingest.values.date_ranges import ConflictingRanges, read_range
+from crm_analytics.analytics.ingest.values.dates import accepted_days
 from crm_analytics.core.months import end_of_month
 
 #: What splits a campaign's spend into parts that add up. Left out are conversions and assets, for each of which Google
@@ -65,18 +74,21 @@ def _report_range(facts: FileFacts) -> tuple[date, date] | None:
     """Returns the first and last day of the report, from the lines above the header.
 
     Where the file has a date column, a month in the title says nothing that the dates don't say better. Raises RefusedFile
-    if two lines differ.
+    if two lines differ, or a year cannot be right.
     """
+    order = facts.context.date_order
     try:
-        return read_range(
-            _lines_above(facts), facts.context.date_order, months=not {"month", "day"} & facts.mapping.keys()
-        )
+        found = read_range(_lines_above(facts), order, months=not {"month", "day"} & facts.mapping.keys())
     except ConflictingRanges as error:
         accepted = "one date range above the header"
         remedy = "remove the line that is wrong, or export the report without a comparison"
         raise RefusedFile(
             facts.file, Reason("different_date_ranges", None, str(error), accepted, remedy)
         ) from error
+    if found and not FIRST_YEAR <= found[0].year <= found[1].year <= LAST_YEAR:
+        days = f"{found[0]} to {found[1]}"
+        raise RefusedFile(facts.file, Reason("year_out_of_range", None, days, accepted_days(order)))
+    return found
 
 
 def _only_month(facts: FileFacts) -> date:
