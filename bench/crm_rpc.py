@@ -126,9 +126,12 @@ def _sealed_meanwhile(server: EmbeddedPostgres, url: str) -> BenchRow:
         psycopg.connect(url) as idle,
         psycopg.connect(url, autocommit=True) as connection,
     ):
+        # what the rounds before left, however many they were; then as many changes as there are in one
+        audit_seals.seal(connection)
+        _pgbench(server, url, _DISTINCT_ORDERS, ["-T", str(SECONDS), "-D", f"i={8 * PER_ROUND}"])
         idle.execute("SELECT public.create_lead_safe('bench', 'Idle', p_contact => 'idle')")
         highest = connection.execute("SELECT max(id) FROM public.audit_log").fetchone()
-        arguments = ["-T", str(SECONDS), "-D", f"i={5 * PER_ROUND}", "-l", "--log-prefix", f"{folder}/calls"]
+        arguments = ["-T", str(SECONDS), "-D", f"i={9 * PER_ROUND}", "-l", "--log-prefix", f"{folder}/calls"]
         paying = pool.submit(_pgbench, server, url, _DISTINCT_ORDERS, arguments)
         time.sleep(SECONDS / 4)
         start = time.perf_counter()
