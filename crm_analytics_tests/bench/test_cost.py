@@ -50,4 +50,4 @@ def test_cpu_is_told_apart(environment: Environment):
     server = environment.measure(in_the_server)
     client = environment.measure(lambda: subprocess.run([sys.executable, "-c", BURN], check=True))
     assert server.server > 0.1 > server.client
-    assert client.client >= 0.29  # of 0.3: the kernel counts ticks of 0.01
+    assert client.client >= 0.28  # of 0.3: the kernel counts ticks of 0.01
